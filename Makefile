@@ -1,0 +1,49 @@
+# make demo, make test: each does its own set-up on a machine with Python 3.11 or newer.
+#
+#   PYTHON=python3.12   the interpreter to build .venv with
+#   PIP_FLAGS=...       passed to pip; on a Linux machine without a GPU
+#                       PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#                       takes torch's CPU build and saves gigabytes
+#   WORKERS=2           processes that share the tests
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := cpu,dev,report,notebook,lora
+WORKERS ?= 2
+PIP_FLAGS ?=
+
+# The first interpreter that runs and is new enough; empty where there is none.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.PHONY: demo test format lint clean
+.DEFAULT_GOAL := test
+
+demo: $(STAMP)
+	$(BIN)/memplug demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "memplug needs Python 3.11 or newer, and '$(PYTHON)' is not that." >&2; \
+		echo "Install one and name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,61 @@
+"""Packaging of memplug. Tool settings (ruff, mypy, pytest) live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "torch>=2.6,<3",
+    "transformers>=5.0,<6",
+    "safetensors>=0.5",
+    "tokenizers>=0.22",
+    "numpy>=1.26",
+    "tqdm>=4.66",
+    "rich>=13.7",
+    "typer>=0.15",
+]
+
+EXTRAS = {
+    "cpu": ["faiss-cpu>=1.15,<2"],
+    "gpu": ['faiss-gpu>=1.15,<2; sys_platform == "linux" and platform_machine == "x86_64"'],
+    "eval": ["lm-eval>=0.4.8"],
+    "data": ["datasets>=3.0"],
+    "lora": ["peft>=0.18"],
+    "report": ["jinja2>=3.1", "matplotlib>=3.8"],
+    "notebook": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "matplotlib>=3.8"],
+    "dev": [
+        "ruff>=0.15",
+        "mypy>=1.18",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "accelerate>=1.2",
+    ],
+}
+
+README = Path(__file__).parent / "README.md"
+
+setup(
+    name="memplug",
+    version="0.1.0",
+    description="Gives any Hugging Face language model an editable memory.",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["memplug", "memplug.*"]),
+    package_data={"memplug": ["py.typed"], "memplug.world": ["model/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["memplug = memplug.cli:app"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

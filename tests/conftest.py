@@ -1,0 +1,71 @@
+"""Shared by all tests: one thread, the gpu marker, and tiny models built from configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``, its merges learned from the texts given."""
+
+    def make(texts: Iterable[str], vocab_size: int = 400, *, add_bos: bool = True) -> PreTrainedTokenizerFast:
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<pad>", "<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator(texts, trainer)
+        if add_bos:
+            inner.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+            )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_llama() -> Callable[..., LlamaForCausalLM]:
+    """A seeded random Llama in eval mode: 4 layers, width 32 and 4 heads unless told otherwise."""
+
+    def make(vocab_size: int, *, seed: int = 0, **config: Any) -> LlamaForCausalLM:
+        settings: dict[str, Any] = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(settings | config))).eval()
+
+    return make
