@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``, its merges learned from the texts given."""
+    """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``; its merges come from the texts."""
 
     def make(texts: Iterable[str], vocab_size: int = 400, *, add_bos: bool = True) -> PreTrainedTokenizerFast:
         inner = Tokenizer(models.BPE())
