@@ -1,0 +1,174 @@
+"""One forward pass of an edited model: which tokens are real, and what each row already holds.
+
+Every method asks the same questions of a forward: which of its tokens are new, which are padding,
+where each row begins, and what was decided for the row earlier, when the same key/value cache was
+filled. The answers are found here once, from the decoder's own arguments, however it was called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import Hook
+from .layers import Anatomy
+
+__all__ = ["Call", "CallTracker", "Rows", "held_by", "hold"]
+
+
+class Rows(Protocol):
+    """What a method keeps per row beside a cache: it follows the cache's rows."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def select(self, rows: Tensor) -> Rows:
+        """The same for ``rows`` (LongTensor of indices, repeats allowed)."""
+
+
+@dataclass
+class Call:
+    """One forward.
+
+    Attributes:
+        valid: BoolTensor [B,T]; the new tokens that are neither padding nor the leading BOS.
+        real: BoolTensor [B,T]; the new tokens that are not padding.
+        past: number of cached positions before the new ones (padding included).
+        first: LongTensor [B]; position id of each row's first real token.
+        start: LongTensor [B]; column of each row's first real token, over cache and new tokens.
+        cache: the cache in use, or None.
+        held: what a method kept with that cache from earlier forwards, or None.
+        states: hidden states by layer, filled by the hooks of the forward.
+        scratch: whatever a method decides for this forward.
+    """
+
+    valid: Tensor
+    real: Tensor
+    past: int
+    first: Tensor
+    start: Tensor
+    cache: Any = None
+    held: Any = None
+    states: dict[int, Tensor] = field(default_factory=dict)
+    scratch: Any = None
+
+
+class CallTracker:
+    """Opens a `Call` when the decoder is entered and closes it when it is left, also by an error.
+
+    One call is open per thread, so a model that serves several threads keeps them apart.
+    """
+
+    def __init__(self, anatomy: Anatomy, bos_id: int | None) -> None:
+        self._signature = inspect.signature(type(anatomy.decoder).forward)
+        self._anatomy = anatomy
+        self._bos_id = bos_id
+        self._local = threading.local()
+
+    @property
+    def current(self) -> Call | None:
+        """The forward that is running on this thread, if any."""
+        return getattr(self._local, "call", None)
+
+    def hooks(self, wanted: Callable[[], bool]) -> list[Hook]:
+        """Hooks on the decoder; ``wanted()`` false means that this forward is left alone."""
+
+        def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._local.call = self._open(args, kwargs) if wanted() else None
+
+        def leave(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
+            self._local.call = None
+
+        return [Hook(self._anatomy.decoder, "before", enter), Hook(self._anatomy.decoder, "finally", leave)]
+
+    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
+        batch, length = tokens.shape
+        cache = given.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        open_ = _open_columns(given.get("attention_mask"), batch, past + length, tokens.device, self._anatomy)
+        start = open_.int().argmax(dim=1)
+        real = open_[:, past:]
+        valid = real
+        if ids is not None and self._bos_id is not None:
+            column = torch.arange(past, past + length, device=ids.device)
+            valid = real & ~((ids == self._bos_id) & (column == start[:, None]))
+        positions = given.get("position_ids")
+        first = start
+        if positions is not None and past == 0:
+            positions = positions[0] if positions.ndim == 3 else positions
+            first = positions.expand(batch, -1).gather(1, start[:, None])[:, 0].to(start.device)
+        return Call(valid, real, past, first, start, cache, held_by(cache))
+
+
+def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anatomy: Anatomy) -> Tensor:
+    """BoolTensor [B,total] of the columns that hold a real token, from any form of attention mask."""
+    if isinstance(mask, dict):  # one mask per kind of layer; full attention sees every real token
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if not isinstance(mask, Tensor):  # None, or a block mask: nothing is padded
+        return torch.ones(batch, total, dtype=torch.bool, device=device)
+    if mask.ndim == 4:  # prebuilt [B,H,T,columns]: what the last query sees
+        last = mask[:, 0, -1, :total]
+        mask = (last ^ anatomy.masked_is_true) if last.dtype == torch.bool else last > -1
+    mask = mask[:, :total].to(device=device, dtype=torch.bool).expand(batch, -1)
+    if mask.shape[1] < total:  # a caller may leave out the columns of a cache without padding
+        seen = torch.ones(batch, total - mask.shape[1], dtype=torch.bool, device=device)
+        mask = torch.cat([seen, mask], dim=1)
+    return mask
+
+
+def held_by(cache: Any) -> Any:
+    """What was kept with ``cache`` by `hold`, or None."""
+    return getattr(cache, "_memplug_rows", None)
+
+
+def hold(cache: Any, rows: Rows) -> None:
+    """Keep ``rows`` with ``cache``: they follow it through beam reordering, selection, copies and reset.
+
+    The cache object stays the caller's own; its class is replaced by a subclass of the same name
+    whose row operations also move what is kept.
+    """
+    if not isinstance(cache, _Holding):
+        cache.__class__ = _holding(type(cache))
+    cache._memplug_rows = rows
+
+
+class _Holding:
+    """Mixed into a cache's class by `hold`."""
+
+    _memplug_rows: Rows | None
+
+    def _select(self, rows: Tensor) -> None:
+        if self._memplug_rows is not None:
+            self._memplug_rows = self._memplug_rows.select(rows)
+
+    def reorder_cache(self, beam_idx: Tensor) -> Any:
+        self._select(beam_idx)
+        return super().reorder_cache(beam_idx)  # type: ignore[misc]
+
+    def batch_select_indices(self, indices: Tensor) -> Any:
+        self._select(indices)
+        return super().batch_select_indices(indices)  # type: ignore[misc]
+
+    def batch_repeat_interleave(self, repeats: int) -> Any:
+        if self._memplug_rows is not None:
+            self._select(torch.arange(len(self._memplug_rows)).repeat_interleave(repeats))
+        return super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+
+    def reset(self) -> Any:
+        self._memplug_rows = None
+        return super().reset()  # type: ignore[misc]
+
+
+@functools.cache
+def _holding(base: type) -> type:
+    return type(base.__name__, (_Holding, base), {"__module__": base.__module__, "__doc__": base.__doc__})

@@ -1,0 +1,146 @@
+"""What a user asks for: edits, and the cases that judge them.
+
+Knows nothing about models. Everything that can be checked on the text alone is checked here, so
+that the same mistake gets the same message from every method.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+__all__ = ["Case", "Edit", "EditError", "Probe", "as_edits", "find_subject"]
+
+
+class EditError(ValueError):
+    """An edit that cannot be made; the message says what was given and what to change."""
+
+
+class Probe(NamedTuple):
+    """A prompt and the answer expected to it."""
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Edit:
+    """From now on ``prompt`` is answered by ``target``; the fact is about ``subject``.
+
+    Prompt and target carry no leading or trailing space. ``subject`` is a piece of the prompt;
+    ``None`` lets `find_subject` look for it. ``id`` is given when the edit is learned.
+
+    Raises:
+        EditError: a text is not a string, is empty, or the subject is not in the prompt.
+    """
+
+    prompt: str
+    target: str
+    subject: str | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "target", "subject", "id"):
+            value = getattr(self, name)
+            if value is None and name in ("subject", "id"):
+                continue
+            if not isinstance(value, str):
+                raise EditError(f"{name} must be a string, got {type(value).__name__}: {value!r}")
+            if not value.strip():
+                raise EditError(f"{name} is empty ({value!r}); give it some text")
+            object.__setattr__(self, name, value.strip())
+        if self.subject is not None and self.subject not in self.prompt:
+            raise EditError(
+                f"subject {self.subject!r} is not in the prompt {self.prompt!r}; "
+                "copy it from the prompt letter by letter, or leave it out to have it found"
+            )
+
+    def with_subject(self) -> Edit:
+        """This edit with its subject filled in.
+
+        Raises:
+            EditError: no subject was given and `find_subject` finds none.
+        """
+        return self if self.subject is not None else replace(self, subject=find_subject(self.prompt))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An edit with what is needed to judge it.
+
+    Attributes:
+        edit: the request.
+        rephrases: other prompts that ask the same and must get the same target.
+        locality: unrelated probes; the target is the answer before the edit.
+        same_subject: other facts about the edited subject; the target is the answer before the edit.
+        portability: questions whose answer follows from the edit; the target is the new answer.
+    """
+
+    edit: Edit
+    rephrases: tuple[str, ...] = field(default=())
+    locality: tuple[Probe, ...] = field(default=())
+    same_subject: tuple[Probe, ...] = field(default=())
+    portability: tuple[Probe, ...] = field(default=())
+
+
+def as_edits(
+    prompt: str | Edit | Case | Iterable[Edit | Case],
+    target: str | None = None,
+    subject: str | None = None,
+) -> list[Edit]:
+    """The edits in what a user may hand to ``plug.edit``, in order, subjects filled in.
+
+    Raises:
+        EditError: nothing to edit, a target beside a list, or an item that is not an edit.
+    """
+    if isinstance(prompt, str):
+        if target is None:
+            raise EditError(f"no target for {prompt!r}; call edit(prompt, target)")
+        return [Edit(prompt, target, subject).with_subject()]
+    if target is not None or subject is not None:
+        raise EditError("target and subject belong to a single prompt; a list carries its own")
+    items = [prompt] if isinstance(prompt, Edit | Case) else list(prompt)
+    if not items:
+        raise EditError("the list of edits is empty; give at least one Edit")
+    edits = [item.edit if isinstance(item, Case) else item for item in items]
+    for item in edits:
+        if not isinstance(item, Edit):
+            raise EditError(f"expected an Edit or a Case, got {type(item).__name__}: {item!r}")
+    return [edit.with_subject() for edit in edits]
+
+
+# A word that starts like a name, and the small words that names carry inside them.
+_NAME = r"[^\W\d_a-z][\w'’.-]*"
+_SPAN = re.compile(rf"{_NAME}(?:\s+(?:(?:of|the|de|la|von|van|del|da|di|and|&)\s+)*(?:{_NAME}|\d+))*")
+
+
+def find_subject(prompt: str) -> str:
+    """The subject of a prompt that names one: its longest capitalised run of words.
+
+    The first word of a prompt is capitalised whatever it is, so a run that is only that word does
+    not count, and a run that begins with it loses it unless nothing is left. Ties go to the last run
+    (questions name their subject late). Works for scripts with capitals.
+
+    Raises:
+        EditError: no such run.
+    """
+    best = ""
+    for match in _SPAN.finditer(prompt):
+        span = match.group()
+        if match.start() == 0:
+            head, _, span = span.partition(" ")
+            span = span.strip()
+            # "Of" and the like may now stand in front of the name.
+            while span and not re.match(_NAME, span):
+                span = span.partition(" ")[2]
+        span = re.sub(r"(?:['’]s)?[.'’-]*$", "", span)
+        if len(span.split()) >= max(1, len(best.split())):
+            best = span or best
+    if not best:
+        raise EditError(
+            f"no subject found in {prompt!r} (looked for capitalised words after the first); "
+            "say what the fact is about: edit(prompt, target, subject=...)"
+        )
+    return best

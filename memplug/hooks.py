@@ -1,0 +1,103 @@
+"""The only place that registers hooks on a model: all or none, and always removed.
+
+Knows nothing about editing. Hooks are given as (module, kind, function); everything is resolved
+before the first is registered, so a mistake leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Anatomy
+
+__all__ = ["Hook", "HookSet", "StopForward", "capture_input", "skipping_below"]
+
+_UNSET = object()
+
+
+class Hook(NamedTuple):
+    """``kind`` "before": ``fn(module, args, kwargs) -> (args, kwargs) | None``;
+    "after": ``fn(module, args, kwargs, output) -> output | None``;
+    "finally": like "after", and also called when the forward raises."""
+
+    module: nn.Module
+    kind: Literal["before", "after", "finally"]
+    fn: Callable[..., Any]
+
+
+class HookSet:
+    """Registered hooks, removed together by ``remove()`` or at the end of a ``with``."""
+
+    def __init__(self, hooks: Iterable[Hook]) -> None:
+        hooks = list(hooks)
+        with ExitStack() as stack:
+            for module, kind, fn in hooks:
+                if kind == "before":
+                    handle = module.register_forward_pre_hook(fn, with_kwargs=True)
+                else:
+                    always = kind == "finally"
+                    handle = module.register_forward_hook(fn, with_kwargs=True, always_call=always)
+                stack.callback(handle.remove)
+            self._stack = stack.pop_all()
+
+    def remove(self) -> None:
+        """Take every hook off; a second call does nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> HookSet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class StopForward(Exception):
+    """Raised by a hook that has what it wanted; the layers above are not computed."""
+
+
+@contextmanager
+def skipping_below(anatomy: Anatomy, index: int) -> Iterator[None]:
+    """Layers 0..index-1 hand their input on unchanged, at no cost, inside the ``with``.
+
+    The layers stay in place (models index them and read their attributes); only their ``forward`` is
+    shadowed on the instance, and put back exactly as it was, also over wrappers such as accelerate's.
+    """
+
+    def forward(hidden: Tensor | None = None, *_args: Any, **kwargs: Any) -> Any:
+        hidden = kwargs["hidden_states"] if hidden is None else hidden
+        return (hidden,) if anatomy.returns_tuple else hidden
+
+    skipped = anatomy.layers[:index]
+    before = [vars(layer).get("forward", _UNSET) for layer in skipped]
+    try:
+        for layer in skipped:
+            layer.forward = forward
+        yield
+    finally:
+        for layer, old in zip(skipped, before, strict=True):
+            if old is _UNSET:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = old  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def capture_input(anatomy: Anatomy, index: int, run: Callable[[], Any]) -> Tensor:
+    """The hidden states [B,T,D] that ``run()`` hands to layer ``index``; the layers above are not run."""
+    found: list[Tensor] = []
+
+    def before(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(args[0] if args else kwargs["hidden_states"])
+        raise StopForward
+
+    with HookSet([Hook(anatomy.layers[index], "before", before)]):
+        try:
+            run()
+        except StopForward:
+            pass
+    return found[0]

@@ -1,0 +1,235 @@
+"""Finds what editing needs in any decoder-only model, by rule: layers, widths, arguments, masks.
+
+There is no table of architectures. The decoder layers are the one ``ModuleList`` as long as the
+config says; what a layer takes and returns is read from its signature and from one short forward.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Anatomy", "UnsupportedModelError", "check_layer", "dissect", "evaluating", "find_layers", "fraction"]
+
+_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+_MASK_NAMES = ("attention_mask", "causal_mask")
+
+
+class UnsupportedModelError(ValueError):
+    """The model lacks something that the method needs; the message names it."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where things are in one model.
+
+    Attributes:
+        decoder: the module that owns the layers; its forward is one pass over the tokens.
+        layers: the L decoder layers, in order.
+        names: the layers' names in the model.
+        width: D, the size of the hidden states.
+        n_heads: query heads, for attention biases that differ by head.
+        signature: what a layer takes.
+        cache_arg, mask_arg: the names of a layer's cache and mask arguments.
+        returns_tuple: layers return ``(hidden, ...)`` rather than the hidden states alone.
+        rotary: layers are handed rotary tables, so that any position can be computed, also below 0.
+        masked_is_true: in a boolean mask, ``True`` closes (the usual meaning is that it opens).
+        alibi_arg: a bias per key position is handed to the layers under this name.
+        bias_by_column: the layers add a bias that depends on the key's column (position_bias).
+    """
+
+    decoder: nn.Module
+    layers: tuple[nn.Module, ...]
+    names: tuple[str, ...]
+    width: int
+    n_heads: int
+    signature: inspect.Signature
+    cache_arg: str
+    mask_arg: str
+    returns_tuple: bool
+    rotary: bool
+    masked_is_true: bool
+    alibi_arg: str | None
+    bias_by_column: bool
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A layer call's arguments by name; extra keywords stay as they are."""
+        return {**dict(zip(self.signature.parameters, args, strict=False)), **kwargs}
+
+    def hidden(self, output: Any) -> Tensor:
+        """The hidden states [B,T,D] in what a layer returned."""
+        return output[0] if isinstance(output, tuple | list) else output
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the text decoder (nested in models that also see or hear)."""
+    config: Any = model.config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def find_layers(model: nn.Module, path: str | None = None) -> tuple[str, nn.ModuleList]:
+    """The decoder layers and their name: the one ModuleList as long as ``num_hidden_layers``.
+
+    Args:
+        model: the model to search.
+        path: the list's dotted name, where the rule should not decide.
+
+    Raises:
+        UnsupportedModelError: none, or several of the same size, or ``path`` names no such list.
+    """
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    if path is not None:
+        if path not in lists:
+            raise UnsupportedModelError(f"no list of layers at {path!r}; the model has {sorted(lists)}")
+        return path, lists[path]
+    depth = getattr(text_config(model), "num_hidden_layers", None)
+    fitting = {name: m for name, m in lists.items() if len(m) == depth}
+    if not fitting:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: no ModuleList of num_hidden_layers={depth} layers; "
+            f"name the list with layers=... (the model has {sorted(lists)})"
+        )
+    # A model may keep other per-layer lists (projections, adapters) beside its layers.
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in fitting.items()}
+    name = max(sizes, key=lambda key: sizes[key])
+    if list(sizes.values()).count(sizes[name]) > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: {sorted(fitting)} could all be the decoder layers; "
+            "name the list with layers=..."
+        )
+    return name, fitting[name]
+
+
+def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
+    """Find the decoder layers of ``model`` and learn how they are called, by one 3-token forward.
+
+    The model and its mode are left as they were.
+
+    Raises:
+        UnsupportedModelError: no causal language model, or layers without attention over a cache.
+    """
+    _check_kind(model)
+    name, layers = find_layers(model, path)
+    decoder = model.get_submodule(name.rpartition(".")[0])
+    for index, layer in enumerate(layers):
+        parameters = inspect.signature(type(layer).forward).parameters
+        if not any(arg in parameters for arg in _CACHE_NAMES):
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: layer {index} ({type(layer).__name__}) takes no key/value cache, "
+                "so there is no attention that a recalled prefix could be read by "
+                "(state-space and recurrent models keep none)"
+            )
+    signature = inspect.signature(type(layers[0]).forward)
+    signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+    seen, outputs = _probe(model, decoder, layers, signature)
+    if not seen:
+        raise UnsupportedModelError(f"{type(model).__name__}: its layers at {name!r} were not called")
+    config = text_config(model)
+    mask_arg = next((arg for arg in _MASK_NAMES if arg in signature.parameters), "")
+    if not mask_arg:
+        raise UnsupportedModelError(f"{type(model).__name__}: its layers take no attention mask")
+    mask = seen.get(mask_arg)
+    hidden = outputs[0] if isinstance(outputs, tuple | list) else outputs
+    return Anatomy(
+        decoder=decoder,
+        layers=tuple(layers),
+        names=tuple(f"{name}.{i}" for i in range(len(layers))),
+        width=int(hidden.shape[-1]),
+        n_heads=int(getattr(config, "num_attention_heads", None) or getattr(config, "n_heads", 1)),
+        signature=signature,
+        cache_arg=next(arg for arg in _CACHE_NAMES if arg in signature.parameters),
+        mask_arg=mask_arg,
+        returns_tuple=isinstance(outputs, tuple | list),
+        rotary=seen.get("position_embeddings") is not None,
+        # Query 1 must not see key 2, which comes after it: what stands there means "closed".
+        masked_is_true=isinstance(mask, Tensor)
+        and mask.dtype == torch.bool
+        and mask.ndim == 4
+        and bool(mask[0, 0, 1, 2]),
+        alibi_arg="alibi" if seen.get("alibi") is not None else None,
+        bias_by_column=seen.get("position_bias") is not None,
+    )
+
+
+def _check_kind(model: nn.Module) -> None:
+    name = type(model).__name__
+    if not hasattr(model, "config"):
+        raise UnsupportedModelError(f"{name} has no config; give a Hugging Face causal language model")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; memplug edits decoder-only models")
+    if not getattr(model, "can_generate", lambda: False)():
+        raise UnsupportedModelError(
+            f"{name} cannot generate text (an encoder, or a model without its language-model head); "
+            "load it with AutoModelForCausalLM"
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode (no dropout), and afterwards each in the mode it had."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Stop(Exception):
+    """Ends the probing forward once the first layer has answered."""
+
+
+def _probe(
+    model: nn.Module, decoder: nn.Module, layers: nn.ModuleList, signature: inspect.Signature
+) -> tuple[dict[str, Any], Any]:
+    """What the first layer is handed and returns, on one padded row of three tokens."""
+    seen: dict[str, Any] = {}
+    found: list[Any] = []
+
+    def before(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.update(dict(zip(signature.parameters, args, strict=False)) | kwargs)
+
+    def after(_m: nn.Module, _args: Any, output: Any) -> None:
+        found.append(output)
+        raise _Stop
+
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+    ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+    mask = torch.tensor([[0, 1, 1]], device=device)
+    handles = [
+        layers[0].register_forward_pre_hook(before, with_kwargs=True),
+        layers[0].register_forward_hook(after),
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            decoder(input_ids=ids, attention_mask=mask, use_cache=True)
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen, found[0] if found else None
+
+
+def fraction(share: float, depth: int, *, least: int = 0) -> int:
+    """A layer count or index given as a share of the depth, rounded half up: 10/32 of 12 layers is 4."""
+    return max(least, min(depth, int(share * depth + 0.5)))
+
+
+def check_layer(index: int, depth: int, what: str) -> int:
+    """``index`` as it is, if it names one of the layers.
+
+    Raises:
+        ValueError: it does not; negative indices are not taken.
+    """
+    if not isinstance(index, int) or not 0 <= index < depth:
+        raise ValueError(f"{what} is {index!r}, but the model has layers 0 to {depth - 1}; choose one of these")
+    return index

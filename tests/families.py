@@ -1,0 +1,81 @@
+"""Tiny random models of many families, built from their configs: nothing is downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+_LLAMA = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+_MOE = {"num_experts_per_tok": 2, "num_local_experts": 4}
+_GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128}
+_MHA = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
+_HEAD = {"head_dim": 8}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA | {"sliding_window": 6} | _HEAD,
+    "mixtral": _LLAMA | _MOE | {"sliding_window": None},
+    "ministral": _LLAMA | _HEAD | {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 6},
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA | _HEAD,
+    "gemma": _LLAMA | _HEAD,
+    "gemma2": _LLAMA | _HEAD | {"sliding_window": 6},
+    "gemma3_text": _LLAMA | _HEAD | {"sliding_window": 6},
+    "phi": _LLAMA,
+    "phi3": _LLAMA,
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neox": _MHA,
+    "opt": {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 32,
+    },
+    "xglm": {"vocab_size": 97, "d_model": 32, "ffn_dim": 48, "num_layers": 4, "attention_heads": 4, "max_position_embeddings": 128},
+    "biogpt": _MHA,
+    "stablelm": _LLAMA,
+    "olmo2": _LLAMA,
+    "cohere": _LLAMA,
+    "starcoder2": _LLAMA,
+    "granite": _LLAMA,
+    "smollm3": _LLAMA,
+    "gpt_oss": _LLAMA | _MOE | _HEAD | {"sliding_window": 6},
+    "llama4_text": _LLAMA | _MOE | _HEAD | {"intermediate_size_mlp": 48, "attention_chunk_size": 64, "use_qk_norm": False},
+    "ernie4_5": _LLAMA | _HEAD,
+    "glm4": _LLAMA | _HEAD,
+    "nemotron": _LLAMA | _HEAD,
+    "persimmon": _MHA,
+    "bloom": {"vocab_size": 97, "hidden_size": 32, "n_layer": 4, "n_head": 4},
+    "mpt": {"vocab_size": 97, "d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 128, "expansion_ratio": 2},
+    "falcon": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "alibi": True},
+    "gptj": _GPT2 | {"rotary_dim": 4},
+}  # fmt: skip
+"""Family name as in ``AutoConfig.for_model`` -> what its config is given."""
+
+
+def build(family: str, implementation: str = "sdpa", seed: int = 0) -> torch.nn.Module:
+    """A random model of ``family`` with 4 layers, width 32 and 97 tokens, in evaluation mode."""
+    torch.manual_seed(seed)
+    extra = FAMILIES[family]
+    config = AutoConfig.for_model(family, **extra, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    # Larger weights than an untrained model's, so that what should matter shows in the logits.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    return model.eval()
