@@ -1,0 +1,390 @@
+"""KeyMemory: which stored subject, if any, a row of hidden states speaks of.
+
+Holds keys only; knows nothing about models, texts, edits or values. An entry is a subject, its key a
+*span*: the hidden states of the subject's S tokens in each of R think layers. The published method (LLP)
+is the case S = 1, the subject's last token.
+
+    similarity(row, layer r, entry) = max over positions t of
+                                      min over i < S of cos(query[r, t - S + 1 + i], key[r, i])
+
+where every position of the window is a token. A layer votes for its `top_k` most similar entries among
+those whose similarity exceeds their threshold; a row recalls the entry with the most votes if they reach
+the quorum. LLP: threshold 0.7, top_k 3, half of the layers.
+
+The record is float16 keys. Scans are derived from it and only propose matches by the last token of a
+span; every proposal is checked on the record before the top_k are taken, so that entries which share
+their last word with many others are not crowded out. Results therefore do not depend on the scan, on the
+rows beside a row, or on padding.
+
+Letters: R think layers, B rows, T tokens, D width, E entries, S tokens of a subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memplug.record import KeyRecord, checked_threshold, unit_rows
+from memplug.search import ExactScan, Scan
+from memplug.spans import check_spans, window_cosines
+from memplug.votes import Found, Hits, MatchState, Order, merge, tally, voting
+
+__all__ = ["Hits", "KeyMemory", "MatchState", "Scores"]
+
+_ELEMENTS = 1 << 21  # held at once where work is done in pieces
+
+
+class Scores(NamedTuple):
+    """Every entry's similarity to one row, for those who want to see why.
+
+    Attributes:
+        ids: int64 (E,), in order of insertion.
+        similarity: float32 (R, E); -1 where no window of the entry's length fits.
+        position: int64 (R, E), where the most similar window ends; -1 where none fits.
+        voted: bool (R, E), whether the layer votes for the entry.
+    """
+
+    ids: Tensor
+    similarity: Tensor
+    position: Tensor
+    voted: Tensor
+
+
+class KeyMemory:
+    """Entries of keys, found by the hidden states that resemble them.
+
+    Args:
+        n_layers: R, think layers; an entry has a key in each.
+        dim: D, width of a hidden state.
+        threshold: cosine that a similarity has to exceed, for entries added without their own.
+        top_k: how many entries a layer votes for at most.
+        quorum: votes that a winner needs; None is half of the layers, rounded up.
+        scan: how matches are proposed; the results are the same.
+        order: how ties of votes are broken, see `memplug.votes.tally`.
+        device: where the keys are held and compared.
+        seed: of the random projections of the sign scan.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        dim: int,
+        *,
+        threshold: float = 0.7,
+        top_k: int = 3,
+        quorum: int | None = None,
+        scan: Literal["auto", "exact", "sign"] = "auto",
+        order: Order = "similarity",
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ):
+        quorum = (n_layers + 1) // 2 if quorum is None else quorum
+        for name, value in (("n_layers", n_layers), ("dim", dim), ("top_k", top_k), ("quorum", quorum)):
+            if value < 1:
+                raise ValueError(f"{name} is {value!r}; give a whole number of at least 1")
+        if quorum > n_layers:
+            raise ValueError(f"quorum is {quorum}, but only {n_layers} layers vote; give 1..{n_layers}")
+        for name, choice, choices in (
+            ("scan", scan, ("auto", "exact", "sign")),
+            ("order", order, ("similarity", "paper")),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name} is {choice!r}; choose one of {', '.join(map(repr, choices))}")
+        self.n_layers, self.dim = n_layers, dim
+        self.threshold, self.top_k, self.quorum = checked_threshold(threshold), top_k, quorum
+        self.scan, self.order, self.seed = scan, order, seed
+        self.version = 0
+        self._record = KeyRecord(n_layers, dim, torch.device(device))
+        self._forget_derived()
+
+    def _forget_derived(self) -> None:
+        self._scan: Scan | None = None
+        self._dirty: set[int] = set()  # slots in which the scan is behind the record
+        self._floor: float | None = None
+
+    # ---------------------------------------------------------------- what it holds
+
+    def __len__(self) -> int:
+        return len(self._record)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._record.slot
+
+    def __repr__(self) -> str:
+        return (
+            f"KeyMemory({len(self)} entries, {self.n_layers} layers, dim {self.dim}, threshold "
+            f"{self.threshold}, top_k {self.top_k}, quorum {self.quorum}, {self._record.device})"
+        )
+
+    def ids(self) -> list[int]:
+        """The ids, in order of insertion."""
+        return self._record.id[self._record.slots()].tolist()
+
+    def enabled(self, id: int) -> bool:
+        """Whether the entry takes part in searches."""
+        return bool(self._record.on[self._record.at(id)])
+
+    def get(self, id: int) -> Tensor:
+        """The entry's key as it is compared: float32 (R, S, D), unit rows to float16 rounding."""
+        return self._record.span(self._record.at(id)).float()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and of the scan's copy of them."""
+        derived = 0 if self._scan is None else self._scan.nbytes
+        return self._record.last.nbytes + self._record.pool.nbytes + derived
+
+    # ---------------------------------------------------------------- changing it
+
+    def add(self, id: int, key: Tensor, *, threshold: float | None = None) -> None:
+        """Add an entry.
+
+        Args:
+            id: the caller's number for it, an integer from 0.
+            key: (R, S, D), any float dtype, S >= 1 tokens; scaled to unit length here.
+            threshold: its own threshold; None takes the memory's.
+
+        Raises:
+            ValueError: the id is in use or negative; the key has another shape, is not finite or has a
+                zero row; the threshold is out of range. Nothing is changed then.
+        """
+        limit = self.threshold if threshold is None else checked_threshold(threshold)
+        self._changed(self._record.add(id, key, limit))
+
+    def remove(self, id: int) -> None:
+        """Remove an entry.
+
+        Raises:
+            ValueError: no entry has this id.
+        """
+        self._changed(self._record.remove(id))
+        self._dirty.discard(len(self))
+
+    def set_enabled(self, id: int, on: bool) -> None:
+        """Switch an entry on or off; an entry that is off is found by no search.
+
+        Raises:
+            ValueError: no entry has this id.
+        """
+        slot = self._record.at(id)
+        if self._record.on[slot] != on:
+            self._record.on[slot] = on
+            self._changed(slot)
+
+    def _changed(self, slot: int) -> None:
+        self.version += 1
+        self._floor = None
+        if self._scan is not None:
+            self._dirty.add(slot)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The entries as plain tensors on the CPU, see `KeyRecord.tensors`."""
+        return self._record.tensors()
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold what `state_dict` gave, and nothing else; settings such as the quorum stay.
+
+        Raises:
+            ValueError: a tensor is missing, of another dtype or shape, or holds impossible values.
+                Nothing is changed then.
+        """
+        self._record = self._record.loaded(tensors)
+        self._forget_derived()
+        self.version += 1
+
+    # ---------------------------------------------------------------- searching it
+
+    @torch.no_grad()
+    def search(
+        self,
+        queries: Tensor | Sequence[Tensor],
+        valid: Tensor | None = None,
+        state: MatchState | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Hits, MatchState]:
+        """Which entry each row recalls, from the tokens given now and those `state` has seen.
+
+        A text given in pieces, each with the state that the piece before it returned, is matched as in
+        one search. An entry removed between two pieces loses what was found of it. An entry added or
+        switched on is matched from the next piece on; switching off and on keeps what was found before.
+
+        Args:
+            queries: (R, B, T, D), any float dtype, or R tensors (B, T, D). Rows that are zero or not
+                finite match nothing.
+            valid: bool (B, T), False for padding and tokens that are not to be matched; None is all
+                True. No window reaches across such a position.
+            state: None at the beginning of the texts. It is not changed.
+            rows: bool (B,), False for rows that need no search; to them this piece counts as padding.
+
+        Returns:
+            The hits, and the state to hand over with the next piece.
+
+        Raises:
+            ValueError: shapes that do not fit the memory, each other or the state.
+        """
+        n_rows, length = self._check(queries, valid, state)
+        if valid is None:
+            valid = torch.ones(n_rows, length, dtype=torch.bool, device=queries[0].device)
+        if rows is not None:
+            valid = valid & rows.to(valid.device)[:, None]
+        found = Found.empty() if state is None else state.found
+        if len(self) and bool(valid.any()):
+            found = self._match(queries, valid, state, found)
+        found, slots = self._known(found)
+        active = found.keep(self._record.on[slots]) if len(slots) else found
+        hits = tally(active, n_rows, quorum=self.quorum, top_k=self.top_k, order=self.order)
+        return hits, self._next_state(queries, valid, state, found)
+
+    def _check(
+        self, queries: Tensor | Sequence[Tensor], valid: Tensor | None, state: MatchState | None
+    ) -> tuple[int, int]:
+        wanted = f"({self.n_layers}, B, T, {self.dim})"
+        shapes = [tuple(q.shape) for q in queries]
+        if (
+            len(shapes) != self.n_layers
+            or len(set(shapes)) != 1
+            or len(shapes[0]) != 3
+            or shapes[0][2] != self.dim
+        ):
+            raise ValueError(
+                f"queries are {len(shapes)} layers of shape {set(shapes)}; give (R, B, T, D) = {wanted}"
+            )
+        if not queries[0].is_floating_point():
+            raise ValueError(f"queries are {queries[0].dtype}; give hidden states, floats {wanted}")
+        n_rows, length, _ = shapes[0]
+        if valid is not None and (tuple(valid.shape) != (n_rows, length) or valid.dtype != torch.bool):
+            raise ValueError(
+                f"valid is {valid.dtype} of shape {tuple(valid.shape)}; give bool of shape {(n_rows, length)}"
+            )
+        if state is not None and (state.n_rows != n_rows or len(state.tail) != self.n_layers):
+            raise ValueError(
+                f"the state has {state.n_rows} rows and {len(state.tail)} layers, the queries {n_rows} and "
+                f"{self.n_layers}; take state.select(rows) where rows were dropped, repeated or reordered"
+            )
+        return n_rows, length
+
+    def _match(
+        self, queries: Tensor | Sequence[Tensor], valid: Tensor, state: MatchState | None, found: Found
+    ) -> Found:
+        """What was found before and what is found now."""
+        scan, floor = self._synced()
+        device = self._record.device
+        tokens = None if bool(valid.all()) else torch.nonzero(valid.flatten()).squeeze(1).to(device)
+        parts = [found]
+        for layer in range(self.n_layers):
+            flat = queries[layer].to(device).flatten(0, 1)
+            flat = flat if tokens is None else flat.index_select(0, tokens)
+            pairs = scan.candidates(layer, unit_rows(flat), len(self), floor)
+            if pairs is not None:
+                token = pairs[0] if tokens is None else tokens[pairs[0]]
+                parts.append(self._checked(layer, queries[layer], valid, state, token, pairs[1]))
+        return merge(Found.join(parts)) if len(parts) > 1 else found
+
+    def _synced(self) -> tuple[Scan, float]:
+        """The scan brought up to date with the record, and the lowest threshold in use."""
+        record = self._record
+        if self._scan is None:
+            self._scan = ExactScan(self.n_layers, self.dim, record.device)
+            self._dirty = set(range(len(self)))
+        if self._dirty:
+            self._scan.resize(record.last.shape[1])
+            pieces = 1 + len(self._dirty) * self.n_layers * self.dim // _ELEMENTS
+            for part in np.array_split(sorted(self._dirty), pieces):
+                slots = torch.from_numpy(part).to(record.device)
+                # An entry that is off becomes a zero row, which resembles nothing.
+                on = torch.from_numpy(record.on[part]).to(record.device)
+                self._scan.write(slots, record.last[:, slots].float() * on[:, None])
+            self._dirty.clear()
+        if self._floor is None:
+            limits = record.limit[: len(self)][record.on[: len(self)]]
+            self._floor = float(limits.min(initial=1.0))
+        return self._scan, self._floor
+
+    def _checked(
+        self,
+        layer: int,
+        queries: Tensor,
+        valid: Tensor,
+        state: MatchState | None,
+        token: Tensor,
+        slot: Tensor,
+    ) -> Found:
+        """The proposed matches (flat position, slot) that hold, best position of each (row, entry)."""
+        text, ok, seen = queries.to(self._record.device), valid, 0
+        if state is not None:
+            seen = state.tail_valid.shape[1]
+            text = torch.cat([state.tail[layer].to(text.device, text.dtype), text], dim=1)
+            ok = torch.cat([state.tail_valid.to(ok.device), ok], dim=1)
+        row, position = np.divmod(token.cpu().numpy(), valid.shape[1])
+        slots = slot.cpu().numpy()
+        place, sim = check_spans(self._record, layer, text, ok.cpu().numpy(), row, position + seen, slots)
+        row, slots = row[place], slots[place]
+        layers = np.full(len(place), layer, np.int64)
+        return merge(Found(row, layers, self._record.id[slots], self._record.seq[slots], sim))
+
+    def _known(self, found: Found) -> tuple[Found, np.ndarray]:
+        """What was found of the entries that are still held, and their slots."""
+        if not len(found.row):
+            return found, found.row
+        slot = np.array([self._record.slot.get(id, -1) for id in found.id.tolist()], np.int64)
+        held = slot >= 0
+        held[held] = self._record.seq[slot[held]] == found.seq[held]
+        return found.keep(held), slot[held]
+
+    def _next_state(
+        self, queries: Tensor | Sequence[Tensor], valid: Tensor, state: MatchState | None, found: Found
+    ) -> MatchState:
+        keep = self._record.rest.shape[1]  # a window reaches so far back
+        if state is None or valid.shape[1] >= keep:
+            start = max(0, valid.shape[1] - keep)
+            # Clones, so that the state does not hold on to all of the caller's hidden states.
+            return MatchState(tuple(q[:, start:].clone() for q in queries), valid[:, start:].clone(), found)
+        pairs = zip(state.tail, queries, strict=True)
+        joined = [torch.cat([old.to(new.device, new.dtype), new], dim=1) for old, new in pairs]
+        ok = torch.cat([state.tail_valid.to(valid.device), valid], dim=1)
+        start = max(0, ok.shape[1] - keep)
+        return MatchState(tuple(t[:, start:].clone() for t in joined), ok[:, start:].clone(), found)
+
+    @torch.no_grad()
+    def scores(self, queries: Tensor | Sequence[Tensor], valid: Tensor | None = None) -> Scores:
+        """Every entry's similarity to one row, by brute force: slow, for explanations.
+
+        Args:
+            queries: (R, T, D) or R tensors (T, D), any float dtype.
+            valid: bool (T,), as in `search`; None is all True.
+
+        Raises:
+            ValueError: shapes that do not fit the memory.
+        """
+        _, length = self._check([q[None] for q in queries], None if valid is None else valid[None], None)
+        ok = np.ones(length, bool) if valid is None else valid.cpu().numpy()
+        slots = self._record.slots()
+        best = np.full((self.n_layers, len(slots)), -1.0, np.float32)
+        position = np.full((self.n_layers, len(slots)), -1, np.int64)
+        step = max(1, _ELEMENTS // max(self.dim, length))
+        for layer in range(self.n_layers if length else 0):
+            text = queries[layer].to(self._record.device)
+            for start in range(0, len(slots), step):
+                part = slice(start, start + step)
+                cos = window_cosines(self._record, layer, text, ok, slots[part])
+                at = cos.argmax(axis=0)
+                top = np.take_along_axis(cos, at[None], axis=0)[0]
+                best[layer, part] = np.maximum(top, -1.0)
+                position[layer, part] = np.where(top >= -1.5, at, -1)
+        layers, entries = np.nonzero((best > self._record.limit[slots]) & self._record.on[slots])
+        passing = Found(
+            np.zeros_like(layers), layers, entries, self._record.seq[slots[entries]], best[layers, entries]
+        )
+        voted = np.zeros(best.shape, bool)
+        if len(layers):
+            ballots = voting(passing, self.top_k)
+            voted[ballots.layer, ballots.id] = True
+        ids = self._record.id[slots]
+        return Scores(*(torch.from_numpy(array) for array in (ids, best, position, voted)))
