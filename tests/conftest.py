@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``; its merges come from the texts."""
 
@@ -48,7 +48,7 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_llama() -> Callable[..., LlamaForCausalLM]:
     """A seeded random Llama in eval mode: 4 layers, width 32 and 4 heads unless told otherwise."""
 

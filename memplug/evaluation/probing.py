@@ -1,0 +1,263 @@
+"""Puts prompts to a model in batches: what it answers, and what it thinks of a given answer.
+
+Takes any causal language model as it is, edited or not. Rows are sorted by length, equal ones are run
+once, and a row's result does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..edits import Probe
+from ..layers import evaluating
+from .encoding import at_least_one, batches, check_room, encode, encode_joined, end_ids, pad_id, pad_rows
+from .metrics import positionwise_preference, sequence_preference
+
+__all__ = ["Forced", "Preference", "answer", "prefer", "teacher_force"]
+
+
+class Forced(NamedTuple):
+    """A target under teacher forcing: at position i the model has read the prompt and y_<i.
+
+    Attributes:
+        target: token ids y_1..y_n.
+        predicted: the model's first choices a_1..a_n.
+        log_probs: log p(y_i), nats.
+        stopped: after y_n the first choice is an end token.
+        rival_log_probs: log p of a rival target's i-th token at the same positions, up to the shorter
+            of the two; None where no rival was given.
+    """
+
+    target: tuple[int, ...]
+    predicted: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    stopped: bool
+    rival_log_probs: tuple[float, ...] | None = None
+
+
+class Preference(NamedTuple):
+    """A new target against the true one on one prompt; see the metrics of the same names.
+
+    Attributes:
+        sequence: `sequence_preference`, as in ROME and MEMIT.
+        positionwise: `positionwise_preference`, as in RLEdit and HiEdit.
+    """
+
+    sequence: bool
+    positionwise: float
+
+
+@torch.no_grad()
+def answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    progress: bool = False,
+) -> list[str]:
+    """The model's own answers: plain greedy decoding until the model stops by itself.
+
+    Penalties, sampling and minimum lengths of the model's generation config are set aside.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's tokenizer; its padding settings are not used and not changed.
+        prompts: texts without a blank at the end.
+        batch_size: B, rows run at once (left padded).
+        max_new_tokens: where a model that does not stop is stopped; one number for all prompts.
+        progress: show a bar.
+
+    Returns:
+        One text a prompt, in their order, without special tokens, blanks at both ends taken off.
+
+    Raises:
+        ValueError: ``batch_size`` or ``max_new_tokens`` below 1, an empty prompt, or a prompt that
+            leaves no room for ``max_new_tokens`` in the model's context.
+    """
+    at_least_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    unique = list(dict.fromkeys(prompts))
+    rows = encode(tokenizer, unique)
+    check_room(model, [len(ids) + max_new_tokens for ids in rows], unique)
+    settings = _greedy(model, tokenizer, max_new_tokens)
+    texts = [""] * len(rows)
+    with evaluating(model):
+        for batch in batches(rows, batch_size, "answers", progress):
+            ids, mask = pad_rows([rows[i] for i in batch], settings.pad_token_id, model, left=True)
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+                texts[i] = tokenizer.decode(
+                    new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                ).strip()
+    found = dict(zip(unique, texts, strict=True))
+    return [found[prompt] for prompt in prompts]
+
+
+@torch.no_grad()
+def teacher_force(
+    model: Any,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    *,
+    rivals: Sequence[str] | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[Forced]:
+    """What the model thinks of each probe's target, one forward a batch (right padded).
+
+    The model reads prompt and target together, as everywhere in the field; a method that matches its
+    memory against the whole text therefore sees the target as well.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's tokenizer; its padding settings are not used and not changed.
+        probes: prompt and target, without blanks at their ends.
+        rivals: another target for each probe, scored at the probe's own positions.
+        batch_size: B, rows run at once.
+        progress: show a bar.
+
+    Returns:
+        One result a probe, in their order.
+
+    Raises:
+        ValueError: ``batch_size`` below 1, an empty prompt or target, not one rival a probe, or a text
+            longer than the model's context.
+    """
+    at_least_one(batch_size=batch_size)
+    if rivals is not None and len(rivals) != len(probes):
+        raise ValueError(f"{len(rivals)} rivals for {len(probes)} probes; give one rival each")
+    paired: Sequence[str | None] = [None] * len(probes) if rivals is None else rivals
+    keys = [(*probe, rival) for probe, rival in zip(probes, paired, strict=True)]
+    unique = list(dict.fromkeys(keys))
+    heads, tails = encode_joined(tokenizer, [key[0] for key in unique], [key[1] for key in unique])
+    others: list[list[int]] = [[] for _ in unique]
+    if rivals is not None:
+        others = encode_joined(tokenizer, [key[0] for key in unique], [key[2] or "" for key in unique])[1]
+    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+    check_room(model, [len(row) for row in rows], [key[0] for key in unique])
+    ends, pad = end_ids(model, tokenizer), pad_id(model, tokenizer)
+    found: dict[tuple[str, str, str | None], Forced] = {}
+    with evaluating(model):
+        for batch in batches(rows, batch_size, "targets", progress):
+            ids, mask = pad_rows([rows[i] for i in batch], pad, model, left=False)
+            spans = [(len(heads[i]), len(rows[i])) for i in batch]
+            logits = _at_targets(model, ids, mask, spans)
+            predicted = _split(logits.argmax(dim=-1), spans)
+            scores = _split(_log_probs(logits, spans, [tails[i] for i in batch]), spans)
+            there = _split(_log_probs(logits, spans, [others[i] for i in batch]), spans)
+            for i, first, mine, theirs in zip(batch, predicted, scores, there, strict=True):
+                length = len(tails[i])
+                found[unique[i]] = Forced(
+                    target=tuple(tails[i]),
+                    predicted=tuple(first[:length]),
+                    log_probs=tuple(mine[:length]),
+                    stopped=first[length] in ends,
+                    rival_log_probs=None if rivals is None else tuple(theirs[: min(length, len(others[i]))]),
+                )
+    return [found[key] for key in keys]
+
+
+def prefer(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    new: Sequence[str],
+    true: Sequence[str],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[Preference]:
+    """CounterFact's comparison of each prompt's new target with its true one, in both senses.
+
+    For neighbourhood prompts, whose right answer is the true one, exchange ``new`` and ``true``.
+
+    Args:
+        model, tokenizer, batch_size, progress: as for `teacher_force`.
+        prompts, new, true: one of each a sample.
+
+    Raises:
+        ValueError: lists of different length, or as for `teacher_force`.
+    """
+    if not len(prompts) == len(new) == len(true):
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(new)} new and {len(true)} true targets; give one of each a sample"
+        )
+    probes = [Probe(*pair) for pair in zip((*prompts, *prompts), (*new, *true), strict=True)]
+    forced = teacher_force(
+        model, tokenizer, probes, rivals=[*true, *new], batch_size=batch_size, progress=progress
+    )
+    return [
+        Preference(
+            sequence_preference(mine.log_probs, theirs.log_probs),
+            positionwise_preference(mine.log_probs, mine.rival_log_probs or ()),
+        )
+        for mine, theirs in zip(forced[: len(prompts)], forced[len(prompts) :], strict=True)
+    ]
+
+
+def _at_targets(model: Any, ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Float32 logits [N,V] of every row's target (columns first to last, last excluded), row by row; each
+    row's are followed by those of the token after its target."""
+    skipped = 0
+    options: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
+        # Logits over a large vocabulary cost more than the rest of a small model: leave out the prompts'.
+        skipped = min(first for first, _ in spans) - 1
+        options["logits_to_keep"] = ids.shape[1] - skipped
+    logits = model(input_ids=ids, attention_mask=mask, **options).logits
+    row = torch.cat([torch.full((last - first + 1,), b) for b, (first, last) in enumerate(spans)])
+    column = torch.cat([torch.arange(first - 1, last) for first, last in spans]) - skipped
+    return logits[row.to(logits.device), column.to(logits.device)].float()
+
+
+def _log_probs(logits: Tensor, spans: Sequence[tuple[int, int]], tokens: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probability [N] of each row's tokens at its target's positions; 0 where a row has no token left.
+
+    A model whose logits are no numbers gives its target no probability.
+    """
+    wanted: list[int] = []
+    for (first, last), row in zip(spans, tokens, strict=True):
+        size = last - first + 1
+        wanted += [*row, *[-1] * size][:size]
+    index = torch.tensor(wanted, device=logits.device)
+    found = logits.gather(1, index.clamp(min=0)[:, None])[:, 0] - logits.logsumexp(dim=-1)
+    return found.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf).masked_fill(index < 0, 0.0)
+
+
+def _split(values: Tensor, spans: Sequence[tuple[int, int]]) -> list[list[Any]]:
+    """Values [N] of `_at_targets` as one list a row."""
+    return [part.tolist() for part in values.split([last - first + 1 for first, last in spans])]
+
+
+def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+    """Generation settings of plain greedy decoding.
+
+    `generate` fills what is left open from the model's own settings, so the neutral values are spelled out.
+    """
+    from transformers import GenerationConfig
+
+    ends = sorted(end_ids(model, tokenizer))
+    least = {"min_new_tokens": 0} if model.generation_config.min_new_tokens else {}  # unset, it would warn
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        **least,
+        min_length=0,
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        typical_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        return_dict_in_generate=False,
+        pad_token_id=pad_id(model, tokenizer),
+        eos_token_id=ends or None,
+    )

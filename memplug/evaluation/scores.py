@@ -1,0 +1,210 @@
+"""What an evaluation gives back: one `Answer` a probe, and the means over them with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from .metrics import Score, answer_agreement, bootstrap, generated_exact, generated_start
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Answer", "Group", "Measures", "Scores"]
+
+Group = Literal["efficacy", "generalization", "specificity", "same_subject", "portability"]
+_MEASURES = {"tokens": "tokens", "whole": "whole answer", "generated": "generated", "starts": "begins with"}
+_LABELS = {
+    "specificity": "specificity, as base",
+    "specificity_gold": "specificity, right answer",
+    "same_subject": "same subject, as base",
+    "same_subject_gold": "same subject, right answer",
+}
+_NONE = "–"
+
+
+class Answer(NamedTuple):
+    """One probe of one case, put to the edited model.
+
+    Attributes:
+        case: the case's index in the list that was evaluated.
+        group: what the probe tests.
+        prompt, target: the probe. For specificity and same_subject the target is the answer before the edit.
+        tokens: `token_accuracy` against the target.
+        whole: `whole_answer` against the target, the stop token aside.
+        perplexity: of the target.
+        text: the model's own answer; None if nothing was generated.
+        base_text: the base model's own answer, for the probes that an edit must not change.
+        agreement: `token_agreement` with the base model, for the same probes.
+    """
+
+    case: int
+    group: Group
+    prompt: str
+    target: str
+    tokens: float
+    whole: bool
+    perplexity: float
+    text: str | None = None
+    base_text: str | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One property of an editor, measured in four ways that are never mixed; None where nothing was asked.
+
+    Attributes:
+        tokens: token by token under teacher forcing (`token_accuracy`, or `token_agreement` with the base).
+        whole: the whole answer under teacher forcing (`whole_answer`, or full token agreement).
+        generated: the whole answer as the model generates it (`generated_exact`, or `answer_agreement`).
+        starts: the generated answer begins with the target (`generated_start`).
+    """
+
+    tokens: Score | None = None
+    whole: Score | None = None
+    generated: Score | None = None
+    starts: Score | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well edits hold, and what they left alone. Every score is a mean over cases, of each case's mean.
+
+    Attributes:
+        efficacy: the edits' own prompts, against the new answer.
+        generalization: rephrased prompts, against the new answer.
+        specificity: unrelated prompts, against the base model (1 means nothing changed).
+        specificity_gold: the same prompts, against the right answer (the base model need not know it).
+        same_subject: other facts about the edited subjects, against the base model.
+        same_subject_gold: the same prompts, against the right answer.
+        portability: questions whose answer follows from the edit, against the new answer.
+        perplexity: of the new answers to the edits' own prompts (`perplexity`; lower is better).
+        answers: what the scores were made from, in the order of the cases.
+    """
+
+    efficacy: Measures
+    generalization: Measures
+    specificity: Measures
+    specificity_gold: Measures
+    same_subject: Measures
+    same_subject_gold: Measures
+    portability: Measures
+    perplexity: Score | None
+    answers: tuple[Answer, ...] = ()
+
+    @classmethod
+    def from_answers(cls, answers: Iterable[Answer], *, level: float = 0.95, seed: int = 0) -> Scores:
+        """The scores of any answers, of some cases only if only theirs are given.
+
+        Args:
+            answers: rows of one or more evaluations.
+            level, seed: of the `bootstrap` intervals, drawn over cases.
+        """
+        rows = tuple(answers)
+
+        def mean(group: Group, value: Callable[[Answer], float | None]) -> Score | None:
+            by_case: dict[int, list[float]] = defaultdict(list)
+            for row in rows:
+                found = value(row) if row.group == group else None
+                if found is not None:
+                    by_case[row.case].append(found)
+            return bootstrap([sum(v) / len(v) for v in by_case.values()], level=level, seed=seed)
+
+        def against_target(group: Group) -> Measures:
+            return Measures(
+                mean(group, lambda row: row.tokens),
+                mean(group, lambda row: row.whole),
+                mean(group, lambda row: None if row.text is None else generated_exact(row.text, row.target)),
+                mean(group, lambda row: None if row.text is None else generated_start(row.text, row.target)),
+            )
+
+        def against_base(group: Group) -> Measures:
+            return Measures(
+                mean(group, lambda row: row.agreement),
+                mean(group, lambda row: None if row.agreement is None else row.agreement == 1),
+                mean(group, _same_text),
+            )
+
+        return cls(
+            efficacy=against_target("efficacy"),
+            generalization=against_target("generalization"),
+            specificity=against_base("specificity"),
+            specificity_gold=against_target("specificity"),
+            same_subject=against_base("same_subject"),
+            same_subject_gold=against_target("same_subject"),
+            portability=against_target("portability"),
+            perplexity=mean("efficacy", lambda row: row.perplexity),
+            answers=rows,
+        )
+
+    def items(self) -> list[tuple[str, Measures]]:
+        """The properties by name, in order."""
+        return [(f.name, value) for f in fields(self) if isinstance(value := getattr(self, f.name), Measures)]
+
+    def table(self, title: str | None = None) -> Table:
+        """A rich table: percent, the interval in brackets; an en dash where nothing was asked."""
+        from rich.table import Table
+
+        table = Table(title=title, caption=_caption(self), caption_justify="left")
+        table.add_column("%")
+        for heading in _MEASURES.values():
+            table.add_column(heading, justify="right")
+        table.add_column("cases", justify="right")
+        for name, measures in self.items():
+            found = [getattr(measures, key) for key in _MEASURES]
+            cases = next((str(score.n) for score in found if score is not None), _NONE)
+            table.add_row(_LABELS.get(name, name), *(_percent(score) for score in found), cases)
+        return table
+
+    def to_dict(self, *, answers: bool = False) -> dict[str, Any]:
+        """Plain values for JSON. A score is value, low, high and n; one that is not finite has None there.
+
+        Args:
+            answers: put the answers in as well.
+        """
+        out: dict[str, Any] = {
+            name: {key: _plain(getattr(measures, key)) for key in _MEASURES}
+            for name, measures in self.items()
+        }
+        out["perplexity"] = _plain(self.perplexity)
+        if answers:
+            out["answers"] = [{k: _finite(v) for k, v in row._asdict().items()} for row in self.answers]
+        return out
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{name}={score.value:.3f}"
+            for name, m in self.items()
+            if (score := m.generated or m.tokens) is not None
+        ]
+        return f"Scores({', '.join(parts)}; {len(self.answers)} answers)"
+
+
+def _same_text(row: Answer) -> bool | None:
+    if row.text is None or row.base_text is None:
+        return None
+    return answer_agreement(row.text, row.base_text)
+
+
+def _caption(scores: Scores) -> str:
+    score = scores.perplexity
+    found = _NONE if score is None else f"{score.value:.2f} ({score.low:.2f}–{score.high:.2f})"
+    return f"perplexity of the new answers: {found}"
+
+
+def _percent(score: Score | None) -> str:
+    if score is None:
+        return _NONE
+    return f"{100 * score.value:.1f} ({100 * score.low:.1f}–{100 * score.high:.1f})"
+
+
+def _plain(score: Score | None) -> dict[str, Any] | None:
+    return None if score is None else {key: _finite(value) for key, value in score._asdict().items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
