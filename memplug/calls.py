@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,11 +78,22 @@ class CallTracker:
         """The forward that is running on this thread, if any."""
         return getattr(self._local, "call", None)
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Forwards of this thread inside the ``with`` are the base model's."""
+        before = getattr(self._local, "off", False)
+        self._local.off = True
+        try:
+            yield
+        finally:
+            self._local.off = before
+
     def hooks(self, wanted: Callable[[], bool]) -> list[Hook]:
         """Hooks on the decoder; ``wanted()`` false means that this forward is left alone."""
 
         def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._local.call = self._open(args, kwargs) if wanted() else None
+            off = getattr(self._local, "off", False)
+            self._local.call = self._open(args, kwargs) if not off and wanted() else None
 
         def leave(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
             self._local.call = None
@@ -138,7 +150,7 @@ def hold(cache: Any, rows: Rows) -> None:
     whose row operations also move what is kept.
     """
     if not isinstance(cache, _Holding):
-        cache.__class__ = _holding(type(cache))
+        cache.__class__ = _holding(type(cache))  # type: ignore[arg-type]
     cache._memplug_rows = rows
 
 

@@ -6,6 +6,7 @@ before the first is registered, so a mistake leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
@@ -83,7 +84,7 @@ def skipping_below(anatomy: Anatomy, index: int) -> Iterator[None]:
             if old is _UNSET:
                 vars(layer).pop("forward", None)
             else:
-                layer.forward = old  # type: ignore[assignment]
+                layer.forward = old
 
 
 @torch.no_grad()
@@ -95,9 +96,6 @@ def capture_input(anatomy: Anatomy, index: int, run: Callable[[], Any]) -> Tenso
         found.append(args[0] if args else kwargs["hidden_states"])
         raise StopForward
 
-    with HookSet([Hook(anatomy.layers[index], "before", before)]):
-        try:
-            run()
-        except StopForward:
-            pass
+    with HookSet([Hook(anatomy.layers[index], "before", before)]), contextlib.suppress(StopForward):
+        run()
     return found[0]

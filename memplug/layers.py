@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Anatomy", "UnsupportedModelError", "check_layer", "dissect", "evaluating", "find_layers", "fraction"]
+__all__ = [
+    "Anatomy",
+    "UnsupportedModelError",
+    "check_layer",
+    "dissect",
+    "evaluating",
+    "find_layers",
+    "fraction",
+]
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
 _MASK_NAMES = ("attention_mask", "causal_mask")
@@ -141,7 +149,7 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
         layers=tuple(layers),
         names=tuple(f"{name}.{i}" for i in range(len(layers))),
         width=int(hidden.shape[-1]),
-        n_heads=int(getattr(config, "num_attention_heads", None) or getattr(config, "n_heads", 1)),
+        n_heads=_heads(config),
         signature=signature,
         cache_arg=next(arg for arg in _CACHE_NAMES if arg in signature.parameters),
         mask_arg=mask_arg,
@@ -155,6 +163,13 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
         alibi_arg="alibi" if seen.get("alibi") is not None else None,
         bias_by_column=seen.get("position_bias") is not None,
     )
+
+
+def _heads(config: Any) -> int:
+    for name in ("num_attention_heads", "n_head", "n_heads"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    return 1
 
 
 def _check_kind(model: nn.Module) -> None:
@@ -201,7 +216,7 @@ def _probe(
         found.append(output)
         raise _Stop
 
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     ids = torch.zeros(1, 3, dtype=torch.long, device=device)
     mask = torch.tensor([[0, 1, 1]], device=device)
     handles = [
@@ -231,5 +246,7 @@ def check_layer(index: int, depth: int, what: str) -> int:
         ValueError: it does not; negative indices are not taken.
     """
     if not isinstance(index, int) or not 0 <= index < depth:
-        raise ValueError(f"{what} is {index!r}, but the model has layers 0 to {depth - 1}; choose one of these")
+        raise ValueError(
+            f"{what} is {index!r}, but the model has layers 0 to {depth - 1}; choose one of these"
+        )
     return index

@@ -127,6 +127,30 @@ class Recall:
         finally:
             self._local.busy, self._local.forced = before
 
+    def resume(self, hidden: Tensor, run: Callable[[], Any], prefix: Prefix | None, flat: Tensor) -> Tensor:
+        """Logits [P,V] of a forward that starts at ``layer``, with ``prefix`` recalled by its rows.
+
+        Args:
+            hidden: [B,T,D] inputs of layer ``layer``, known from an earlier forward of the same tokens.
+            run: calls the model on these tokens, right-padded and without a cache.
+            prefix: what the rows recall, or None.
+            flat: [P] the positions whose logits are wanted, as row * T + position; the head sees no others.
+        """
+        head = self._model.get_output_embeddings()  # type: ignore[operator]
+
+        def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            bound = self._anatomy.bind(args, kwargs)
+            del bound[next(iter(bound))]
+            return (hidden,), bound
+
+        def narrow(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+            return (args[0].flatten(0, 1)[flat.to(args[0].device)][None],), {}
+
+        hooks = [Hook(self._anatomy.layers[self.layer], "before", enter), Hook(head, "before", narrow)]
+        with skipping_below(self._anatomy, self.layer), self.forced(prefix), HookSet(hooks):
+            logits: Tensor = run().logits
+        return logits[0]
+
     def project(self, values: Tensor, first: Tensor) -> KV:
         """The keys and values that ``values`` have in each layer from ``layer`` on; differentiable.
 
@@ -140,7 +164,7 @@ class Recall:
             UnsupportedModelError: a layer does not keep keys and values of its own for each token.
         """
         anatomy, count, length = self._anatomy, values.shape[0], values.shape[1]
-        device = self._model.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+        device = self._model.get_input_embeddings().weight.device  # type: ignore[operator]
         positions = first.to(device)[:, None] - length + torch.arange(length, device=device)
         if not anatomy.rotary:
             positions = positions.clamp(min=0)
@@ -171,8 +195,8 @@ class Recall:
             keys = getattr(layer, "keys", None)
             if keys is None or keys.ndim != 4 or keys.shape[-2] != length:
                 raise UnsupportedModelError(
-                    f"layer {index} ({type(self._anatomy.layers[index]).__name__}) keeps no keys and values of "
-                    "its own for each token, so it cannot read a recalled prefix; choose a model whose "
+                    f"layer {index} ({type(self._anatomy.layers[index]).__name__}) keeps no keys and values "
+                    "of its own for each token, so it cannot read a recalled prefix; choose a model whose "
                     "layers all have attention"
                 )
             pairs.append((keys, layer.values))  # type: ignore[union-attr]

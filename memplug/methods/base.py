@@ -1,0 +1,88 @@
+"""What a method is handed and what it must do. A new method is one module and one line in the table.
+
+Methods never register hooks and never write weights themselves: they say which hooks they want.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..calls import CallTracker
+from ..edits import Edit
+from ..hooks import Hook
+from ..layers import Anatomy
+from ..text import Batch, Text
+
+__all__ = ["Host", "Method", "State"]
+
+
+@dataclass(frozen=True)
+class Host:
+    """The model that a method works on, taken apart once.
+
+    Attributes:
+        model: the user's own model object.
+        text: its tokenizer.
+        anatomy: its layers and how they are called.
+        tracker: the forward that is running, for hooks.
+    """
+
+    model: Any
+    text: Text
+    anatomy: Anatomy
+    tracker: CallTracker
+
+    def forward(self, module: Any, batch: Batch) -> Any:
+        """Run the model or its decoder on right-padded rows counted from position 0, without a cache."""
+        given = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+        if "position_ids" in inspect.signature(type(module).forward).parameters:
+            given["position_ids"] = batch.positions
+        return module(**given)
+
+
+class State(NamedTuple):
+    """What a method needs to be itself again: tensors for safetensors, the rest for JSON."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+class Method(Protocol):
+    """Learns edits, applies them in forwards, forgets them."""
+
+    config: Any
+
+    @property
+    def active(self) -> bool:
+        """Whether a forward could be changed at all; False leaves the model alone."""
+
+    def hooks(self) -> list[Hook]:
+        """The hooks that apply the edits."""
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Raises ValueError for an edit that could not be learned; nothing is computed."""
+
+    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
+        """Learn ``edits`` (with ids) in place of ``replaced``; on any error nothing has changed."""
+
+    def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
+        """Remove edits for good."""
+
+    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
+        """Switch edits off, or on again."""
+
+    def explain(self, prompt: str) -> Any:
+        """What happens to the edits when the model reads ``prompt``; its ``str`` tells a person."""
+
+    def state(self) -> State:
+        """Everything learned."""
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
+    ) -> None:
+        """Take over a saved state; ``ValueError`` where it is not one."""

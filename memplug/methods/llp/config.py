@@ -1,0 +1,181 @@
+"""LLP's constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from ...layers import check_layer, fraction
+
+__all__ = ["PAPER", "LLPConfig"]
+
+
+@dataclass(frozen=True)
+class LLPConfig:
+    """Layer-level prompting: think in the early layers, recall a soft prompt in the later ones.
+
+    Defaults are the best found on the embedded model (``benchmarks/README.md``); the published value is
+    named where it differs, and ``LLPConfig.preset("paper")`` gives all of them.
+
+    Raises:
+        ValueError: a constant out of its range.
+    """
+
+    think_layers: tuple[int, ...] | None = None
+    """Layers whose outputs are matched. None: the first quarter (published: 0 to 7 of 32)."""
+    recall_layer: int | None = None
+    """Layer z from whose input on the value is seen. None: 10/32 of the depth, above the think layers."""
+    n_values: int = 2
+    """b, soft-prompt vectors an edit (published configurations: 1)."""
+    span_keys: bool = True
+    """Match all tokens of the subject, not the last one alone (published: the last)."""
+    threshold: float = 0.7
+    """A key whose cosine is above this gets a layer's vote."""
+    top_k: int = 3
+    """Votes a layer has to give."""
+    quorum: float = 0.5
+    """Share of the think layers that must vote for an edit before it is recalled."""
+    order: Literal["similarity", "paper"] = "similarity"
+    """Ties in votes: by summed similarity, or (published code) by the earliest layer, then the oldest."""
+    think: Literal["always", "prompt"] = "always"
+    """Match every new token, or the prompt's only (no work while decoding)."""
+    n_prefixes: int = 3
+    """Sampled texts put before the prompt in training."""
+    prefix_tokens: int = 14
+    """Longest such text, in tokens."""
+    sample_top_k: int = 5
+    """Top-k of that sampling (a shared constant of prefixes and statements)."""
+    bare_prompt: bool = True
+    """Train on the prompt without a text before it, too (published: no)."""
+    train_stop: bool = True
+    """Train the answer to end with the stop token (published: no)."""
+    value_lr: float = 5e-2
+    """Adam's step for values."""
+    relative_lr: bool = True
+    """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
+    value_steps: int = 64
+    """Most steps for a value."""
+    stop_loss: float = 5e-2
+    """Training of a value ends when its loss is below this."""
+    stop: Literal["worst", "published"] = "worst"
+    """Which loss: that of the row answered worst, or the total (published, tested after the step)."""
+    norm_penalty: float = 0.0
+    """Weight of the published code's penalty on the value's norm (0.1 to 1 there; not in the paper)."""
+    n_statements: int = 8
+    """Sampled statements about the subject that an edit must not change (published: none)."""
+    statement_tokens: int = 24
+    """Longest continuation they are cut from, in tokens."""
+    statement_weight: float = 1.0
+    """Weight of the KL divergence to the base model on these statements."""
+    mean_key: bool = True
+    """A key is the mean over its contexts (as equation 8 says; the published code takes the last)."""
+    key_lr: float = 5e-3
+    """Adam's step for keys."""
+    key_steps: int = 32
+    """Most contrastive steps for a key."""
+    temperature: float = 0.2
+    """Of the contrastive loss."""
+    negatives: int = 1000
+    """Most other keys in it."""
+    batch_size: int = 32
+    """Subjects whose values are trained together."""
+    seed: int = 0
+    """Of all sampling."""
+
+    def __post_init__(self) -> None:
+        if self.think_layers is not None:
+            object.__setattr__(self, "think_layers", tuple(self.think_layers))
+            if not self.think_layers or len(set(self.think_layers)) < len(self.think_layers):
+                raise ValueError(f"think_layers is {self.think_layers}; name each layer once, at least one")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}; choose a value from {low} to {high}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {allowed}")
+        if not (self.n_prefixes or self.bare_prompt):
+            raise ValueError("n_prefixes is 0 and bare_prompt is off: there is nothing to train on")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> LLPConfig:
+        """``"default"``, or ``"paper"`` for the published procedure; fields given by name win.
+
+        Raises:
+            ValueError: no such preset or field.
+        """
+        presets: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
+        if name not in presets:
+            raise ValueError(f"no preset {name!r}; there are {sorted(presets)}")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(overrides) - known)
+        if unknown:
+            raise ValueError(f"LLPConfig has no field {unknown[0]!r}; its fields are {sorted(known)}")
+        return cls(**(presets[name] | overrides))
+
+    def resolve(self, depth: int) -> LLPConfig:
+        """This config with the layers filled in for a model of ``depth`` layers.
+
+        Raises:
+            ValueError: a layer out of range, or think layers that are not all below the recall layer.
+        """
+        if depth < 2:
+            raise ValueError(f"the model has {depth} layer(s); thinking and recalling need at least 2")
+        layers = self.think_layers
+        if layers is None:
+            top = depth - 1 if self.recall_layer is None else self.recall_layer
+            layers = tuple(range(min(fraction(8 / 32, depth, least=1), max(1, top))))
+        recall = self.recall_layer
+        if recall is None:
+            recall = min(depth - 1, max(fraction(10 / 32, depth, least=1), max(layers) + 1))
+        check_layer(recall, depth, "recall_layer")
+        for layer in layers:
+            check_layer(layer, depth, "a think layer")
+            if layer >= recall:
+                raise ValueError(
+                    f"think layer {layer} is not below the recall layer {recall}; "
+                    "what is recalled is decided before it is injected"
+                )
+        return replace(self, think_layers=layers, recall_layer=recall)
+
+
+_CHOICES = {
+    "order": ("similarity", "paper"),
+    "think": ("always", "prompt"),
+    "stop": ("worst", "published"),
+}
+_RANGES = (
+    ("n_values", 1, 64),
+    ("threshold", -1.0, 1.0),
+    ("top_k", 1, 1 << 20),
+    ("quorum", 0.0, 1.0),
+    ("n_prefixes", 0, 64),
+    ("prefix_tokens", 1, 1 << 12),
+    ("sample_top_k", 1, 1 << 20),
+    ("value_lr", 1e-9, 1e3),
+    ("value_steps", 0, 1 << 20),
+    ("stop_loss", 0.0, 1e3),
+    ("norm_penalty", 0.0, 1e3),
+    ("n_statements", 0, 1 << 10),
+    ("statement_tokens", 1, 1 << 12),
+    ("statement_weight", 0.0, 1e3),
+    ("key_lr", 0.0, 1e3),
+    ("key_steps", 0, 1 << 20),
+    ("temperature", 1e-6, 1e3),
+    ("negatives", 1, 1 << 20),
+    ("batch_size", 1, 1 << 20),
+)
+
+PAPER: dict[str, Any] = {
+    "n_values": 1,
+    "span_keys": False,
+    "order": "paper",
+    "bare_prompt": False,
+    "train_stop": False,
+    "relative_lr": False,
+    "norm_penalty": 0.5,
+    "stop": "published",
+    "n_statements": 0,
+    "mean_key": False,
+}
+"""What the published procedure does differently (Llama-3.1-8B's norm penalty)."""

@@ -1,0 +1,136 @@
+"""Keys: how a subject looks to the think layers, made distinct from the other subjects' keys.
+
+A key is a span, the unit hidden states of the subject's tokens in each think layer. Tokenizers write a
+subject in more than one way (at the start of a text, after a space); each way gets a key of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...hooks import Hook, HookSet, StopForward
+from ...layers import evaluating
+from ..base import Host
+from .config import LLPConfig
+
+__all__ = ["contexts_of", "contrast", "subject_states", "think_states"]
+
+
+def contexts_of(
+    subject: str, prompt: str, prefixes: Sequence[str], config: LLPConfig
+) -> list[tuple[str, int]]:
+    """Texts that name the subject, and where in each it begins.
+
+    The published keys come from the prompt behind each sampled text, with no space between; the first
+    occurrence of the subject counts. By default the bare prompt and the subject alone are added.
+    """
+    at = prompt.index(subject)
+    if not config.bare_prompt and prefixes:
+        return [(prefix + prompt, len(prefix) + at) for prefix in prefixes]
+    texts = [(prompt, at), *((f"{p} {prompt}", len(p) + 1 + at) for p in prefixes)]
+    return [*texts, (subject, 0), *((f"{p} {subject}", len(p) + 1) for p in prefixes[:1])]
+
+
+def subject_states(
+    host: Host, subjects: Sequence[str], contexts: Sequence[Sequence[tuple[str, int]]], config: LLPConfig
+) -> list[list[Tensor]]:
+    """For each subject, its states in its contexts, one tensor [J,R,S,D] for each way it tokenizes.
+
+    J is the number of contexts that tokenize it so, S its tokens (1 where keys are of the last token
+    alone). Float32 unit vectors on the CPU.
+    """
+    rows: list[list[int]] = []
+    where: list[tuple[int, range]] = []
+    for index, (subject, texts) in enumerate(zip(subjects, contexts, strict=True)):
+        for text, begin in texts:
+            ids, span = host.text.span(text, begin, begin + len(subject))
+            host.text.check_length(ids, text)
+            rows.append(ids[: span[-1] + 1])  # what comes after cannot matter to a causal model
+            where.append((index, span if config.span_keys else span[-1:]))
+    grouped: list[dict[tuple[int, ...], list[Tensor]]] = [{} for _ in subjects]
+    for at in range(0, len(rows), 128):
+        states = think_states(host, rows[at : at + 128], config.think_layers or ())
+        for k, (index, span) in enumerate(where[at : at + 128]):
+            tokens = tuple(rows[at + k][t] for t in span)
+            state = states[:, k, span[0] : span[-1] + 1].float().cpu()
+            grouped[index].setdefault(tokens, []).append(F.normalize(state, dim=-1))
+    return [[torch.stack(group) for group in groups.values()] for groups in grouped]
+
+
+@torch.no_grad()
+def think_states(host: Host, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> Tensor:
+    """[R,N,T,D]: the outputs of the think layers; the layers above them are not run."""
+    anatomy, found = host.anatomy, {}
+
+    def after(index: int) -> Hook:
+        def take(_m: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+            found[index] = anatomy.hidden(output)
+            if index == max(layers):
+                raise StopForward
+
+        return Hook(anatomy.layers[index], "after", take)
+
+    with evaluating(host.model), HookSet([after(index) for index in layers]):
+        try:
+            host.forward(anatomy.decoder, host.text.batch(rows))
+        except StopForward:
+            pass
+    device = found[layers[0]].device
+    return torch.stack([found[index].to(device) for index in layers])
+
+
+def contrast(states: Tensor, others: Sequence[Tensor], config: LLPConfig) -> Tensor:
+    """The key of a subject: its states' mean, moved away from the other subjects' keys where it must be.
+
+    LLP's contrastive loss in each layer, -log(P / (P + N)), with P the mean over the subject's contexts
+    and N the mean over other keys of exp(similarity / temperature); the similarity of spans is the one
+    that the search uses, the smallest cosine in the window. A layer that starts below the stopping loss
+    of 0.05 is left as it is, and so is the first key of all.
+
+    Args:
+        states: [J,R,S,D] unit states of the subject.
+        others: keys [R,S',D] of other subjects; those shorter than S cannot be mistaken for it.
+
+    Returns:
+        [R,S,D] float32.
+    """
+    key = states.mean(0) if config.mean_key else states[-1]
+    length = key.shape[1]
+    rivals = [other[:, -length:] for other in others if other.shape[1] >= length]
+    if not rivals or not config.key_steps:
+        return key
+    against = F.normalize(torch.stack(rivals, dim=1).float(), dim=-1)  # [R,N,S,D]
+    own = states.transpose(0, 1)  # [R,J,S,D]
+    if bool((_loss(key, own, against, config) < _STOP).all()):
+        return key  # nearly always so with spans
+    key = key.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([key], lr=config.key_lr)
+    for _ in range(config.key_steps):
+        loss = _loss(key, own, against, config)
+        training = loss.detach() >= _STOP
+        if not bool(training.any()):
+            break
+        (gradient,) = torch.autograd.grad(loss[training].sum(), key)
+        before = key.detach().clone()
+        key.grad = gradient
+        optimizer.step()
+        with torch.no_grad():  # a layer that is done stays; Adam's momentum would carry it on
+            key[~training] = before[~training]
+    return key.detach()
+
+
+_STOP = 0.05
+
+
+def _loss(key: Tensor, own: Tensor, against: Tensor, config: LLPConfig) -> Tensor:
+    """[R]: the contrastive loss of each layer."""
+    unit = F.normalize(key, dim=-1)[:, None]
+    positive, negative = (
+        ((unit * states).sum(-1).amin(-1) / config.temperature).exp().mean(1) for states in (own, against)
+    )
+    return -(positive / (positive + negative)).log()

@@ -1,0 +1,372 @@
+"""LLP, think-and-recall editing: a key per subject in the early layers, a soft prompt for the later ones."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...calls import hold
+from ...contexts import Question, sample_prefixes, sample_statements
+from ...edits import Edit
+from ...hooks import Hook
+from ...memory import KeyMemory
+from ...recall import KV, Prefix, Recall
+from ...think import Recalling, match_rows, think_hooks
+from ..base import Host, State
+from .config import LLPConfig
+from .explain import Explanation, explain
+from .keys import contexts_of, contrast, subject_states
+from .values import Job, Learned, train_values
+
+__all__ = ["LLP", "Entry"]
+
+_PREFIXES_KEPT = 1024  # recalled entries whose keys and values per layer stay at hand
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A subject, which shares one key and one value among its edits.
+
+    Attributes:
+        subject: its name.
+        edits: its edits by id, in the order they were learned.
+        off: ids that are switched off.
+        keys: its keys' numbers in the key memory, one for each way the subject tokenizes.
+        values: soft prompts [b,D] by the edits they answer; those in use, and those a switch returns to.
+        stamp: changes with every change of the entry.
+    """
+
+    subject: str
+    edits: dict[str, Edit]
+    off: frozenset[str] = frozenset()
+    keys: tuple[int, ...] = ()
+    values: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    stamp: int = 0
+
+    @property
+    def on(self) -> tuple[str, ...]:
+        """Ids of the edits in force."""
+        return tuple(id for id in self.edits if id not in self.off)
+
+
+class LLP:
+    """Layer-level prompting (LLP) over a base model whose weights never change.
+
+    Args:
+        host: the model.
+        config: constants; layers left open are chosen from the model's depth.
+
+    Raises:
+        ValueError: layers out of range, or think layers not below the recall layer.
+        UnsupportedModelError: the model's attention cannot take a recalled prefix.
+    """
+
+    def __init__(self, host: Host, config: LLPConfig) -> None:
+        self.config = config.resolve(len(host.anatomy.layers))
+        self._layers = self.config.think_layers or ()
+        self._host = host
+        self._recall = Recall(host.model, host.anatomy, self.config.recall_layer or 0)
+        self.memory = KeyMemory(
+            len(self._layers),
+            host.anatomy.width,
+            threshold=self.config.threshold,
+            top_k=self.config.top_k,
+            quorum=max(1, math.ceil(self.config.quorum * len(self._layers))),
+            order=self.config.order,
+            device=str(host.text.device),
+            seed=self.config.seed,
+        )
+        self.entries: dict[str, Entry] = {}
+        self._owner: dict[int, str] = {}  # key number -> subject
+        self._next = 0
+        self._stamp = 0
+        self._prefixes: list[str] | None = None
+        self._kv: OrderedDict[tuple[int, int], KV] = OrderedDict()
+
+    @property
+    def active(self) -> bool:
+        """Whether any edit is in force."""
+        return any(entry.on for entry in self.entries.values())
+
+    # ------------------------------------------------------------------ forwards
+
+    def hooks(self) -> list[Hook]:
+        """Think, decide, recall."""
+        tracker = self._host.tracker
+
+        def current() -> Prefix | None:
+            call = tracker.current
+            return None if call is None else call.scratch
+
+        think = think_hooks(self._host.anatomy, tracker, self._layers)
+        return [*think, *self._recall.hooks(self._decide, current)]
+
+    def _decide(self) -> Prefix | None:
+        call = self._host.tracker.current
+        if call is None:
+            return None
+        prompt_only = self.config.think == "prompt"
+        key, match = match_rows(self.memory, call, self._layers, self._stamp, prompt_only=prompt_only)
+        held = call.held if isinstance(call.held, Recalling) and call.held.owner is self.memory else None
+        first, start = (held.first, held.start) if held else (call.first, call.start)
+        if held and held.version == self._stamp and torch.equal(held.key, key):
+            prefix = held.prefix
+        else:
+            prefix = self._prefix(key, first, start)
+        if call.cache is not None:
+            hold(call.cache, Recalling(self.memory, self._stamp, key, match, first, start, prefix))
+        call.scratch = prefix
+        return prefix
+
+    def _prefix(self, key: Tensor, first: Tensor, start: Tensor) -> Prefix | None:
+        rows = [
+            self._kv_of(k, p) if k >= 0 else None for k, p in zip(key.tolist(), first.tolist(), strict=True)
+        ]
+        return Prefix.stack(rows, start)
+
+    @torch.no_grad()
+    def _kv_of(self, key: int, first: int) -> KV:
+        """Keys and values of an entry per layer; computed alone, so that its bits depend on nothing else."""
+        entry = self.entries[self._owner[key]]
+        name = (entry.stamp, first)
+        if name not in self._kv:
+            with self._host.tracker.off():
+                value = entry.values[entry.on][None].to(self._host.text.device)
+                self._kv[name] = self._recall.project(value, torch.tensor([first]))
+            while len(self._kv) > _PREFIXES_KEPT:
+                self._kv.popitem(last=False)
+        return self._kv[name]
+
+    # ------------------------------------------------------------------ edits
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
+        for edit in edits:
+            self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
+
+    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
+        """Train keys and values; several edits of one subject share both, as published."""
+        gone = {edit.id for edit in replaced}
+        drafts = self._without(gone)
+        for edit in edits:
+            subject = str(edit.subject)
+            draft = drafts.get(subject) or self.entries.get(subject) or Entry(subject, {})
+            drafts[subject] = _changed(draft, {**draft.edits, str(edit.id): edit}, draft.off)
+        self._apply(drafts, progress)
+
+    def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
+        """Drop keys and values; where a subject keeps other edits, its value is trained anew from these."""
+        self._apply(self._without({edit.id for edit in edits}), progress)
+
+    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
+        """Switch edits; a subject with others in force gets the value of just these."""
+        drafts: dict[str, Entry] = {}
+        for edit in edits:
+            entry = drafts.get(str(edit.subject)) or self.entries[str(edit.subject)]
+            off = entry.off - {str(edit.id)} if on else entry.off | {str(edit.id)}
+            drafts[entry.subject] = _changed(entry, entry.edits, off)
+        self._apply(drafts, progress)
+
+    def _without(self, ids: Iterable[str | None]) -> dict[str, Entry]:
+        gone = set(ids)
+        drafts = {}
+        for subject, entry in self.entries.items():
+            if gone & entry.edits.keys():
+                edits = {id: edit for id, edit in entry.edits.items() if id not in gone}
+                drafts[subject] = _changed(entry, edits, entry.off - gone)
+        return drafts
+
+    def _apply(self, drafts: Mapping[str, Entry], progress: bool) -> None:
+        """Train what the drafts lack, then put them in place: nothing is changed before all is computed."""
+        lacking = [draft for draft in drafts.values() if draft.on and draft.on not in draft.values]
+        learned = self._train(lacking, progress)
+        for draft, result in zip(lacking, learned, strict=True):
+            draft.values[draft.on] = result.value
+        fresh = [draft for draft in drafts.values() if draft.edits and not draft.keys]
+        keys = self._keys(fresh)
+        for draft in drafts.values():
+            self._put(draft, keys.get(draft.subject, []))
+        _warn_unlearned(lacking, learned)
+
+    def _put(self, draft: Entry, new_keys: Sequence[Tensor]) -> None:
+        self._stamp += 1
+        if not draft.edits:
+            for number in draft.keys:
+                self.memory.remove(number)
+                del self._owner[number]
+            del self.entries[draft.subject]
+            return
+        numbers = list(draft.keys)
+        for key in new_keys:
+            self.memory.add(self._next, key)
+            self._owner[self._next] = draft.subject
+            numbers.append(self._next)
+            self._next += 1
+        for number in numbers:
+            self.memory.set_enabled(number, bool(draft.on))
+        self.entries[draft.subject] = Entry(
+            draft.subject, draft.edits, draft.off, tuple(numbers), draft.values, self._stamp
+        )
+
+    def _train(self, drafts: Sequence[Entry], progress: bool) -> list[Learned]:
+        if not drafts:
+            return []
+        config = self.config
+        with (
+            self._host.tracker.off(),
+            tqdm(
+                total=len(drafts),
+                desc="learning",
+                unit="subject",
+                disable=not progress or len(drafts) < 2,
+                leave=False,
+            ) as bar,
+        ):
+            jobs = self._jobs(drafts)
+            return train_values(self._host, self._recall, config, jobs, self._contexts(), bar.update)
+
+    def _jobs(self, drafts: Sequence[Entry]) -> list[Job]:
+        """What each subject's value has to answer, and what it has to leave alone."""
+        config, text = self.config, self._host.text
+        groups = [tuple(draft.edits[id] for id in draft.on) for draft in drafts]
+        if not config.n_statements:
+            return [
+                Job(draft.subject, group, (), ("",) * len(group))
+                for draft, group in zip(drafts, groups, strict=True)
+            ]
+        flat = [edit for group in groups for edit in group]
+        answers = []
+        for at in range(0, len(flat), 64):
+            part = [text.encode(edit.prompt) for edit in flat[at : at + 64]]
+            answers += [text.decode(row).split("\n")[0] for row in text.generate(part, 12)]
+        questions = [
+            Question(str(edit.subject), edit.prompt, answer)
+            for edit, answer in zip(flat, answers, strict=True)
+        ]
+        found = sample_statements(
+            text, questions, config.n_statements, config.statement_tokens, config.sample_top_k, config.seed
+        )
+        jobs, at = [], 0
+        for draft, group in zip(drafts, groups, strict=True):
+            mine = slice(at, at + len(group))
+            statements = [s for some in found[mine] for s in some]
+            kept = tuple(dict.fromkeys(statements))[: config.n_statements]
+            jobs.append(Job(draft.subject, group, kept, tuple(answers[mine])))
+            at += len(group)
+        return jobs
+
+    def _contexts(self) -> list[str]:
+        """Sampled texts to stand before prompts; drawn once, so that they do not depend on the edits."""
+        if self._prefixes is None:
+            config = self.config
+            self._prefixes = sample_prefixes(
+                self._host.text, config.n_prefixes, config.prefix_tokens, config.sample_top_k, config.seed
+            )
+        return self._prefixes
+
+    def _keys(self, drafts: Sequence[Entry]) -> dict[str, list[Tensor]]:
+        if not drafts:
+            return {}
+        config = self.config
+        with self._host.tracker.off():
+            prefixes = self._contexts()
+            contexts = [
+                contexts_of(draft.subject, next(iter(draft.edits.values())).prompt, prefixes, config)
+                for draft in drafts
+            ]
+            states = subject_states(self._host, [draft.subject for draft in drafts], contexts, config)
+        stored = self.memory.ids()
+        if len(stored) > config.negatives:
+            stored = random.Random(config.seed + len(stored)).sample(stored, config.negatives)
+        others = [self.memory.get(number) for number in stored]
+        keys: dict[str, list[Tensor]] = {}
+        for draft, groups in zip(drafts, states, strict=True):
+            keys[draft.subject] = [contrast(group, others[-config.negatives :], config) for group in groups]
+            others += keys[draft.subject]
+        return keys
+
+    # ------------------------------------------------------------------ looking, saving
+
+    def explain(self, prompt: str) -> Explanation:
+        """Per think layer the best-matching token, similarity and vote; what is recalled, and why."""
+        subjects = {}
+        for key, subject in self._owner.items():
+            entry = self.entries[subject]
+            if entry.on:
+                subjects[key] = subject, tuple(entry.edits[id] for id in entry.on)
+        return explain(self._host, self.memory, self.config, subjects, prompt)
+
+    def state(self) -> State:
+        """Keys, values, and which edit they belong to."""
+        tensors = {f"key.{name}": tensor for name, tensor in self.memory.state_dict().items()}
+        entries: list[dict[str, Any]] = []
+        for entry in self.entries.values():
+            names: list[dict[str, Any]] = []
+            for ids, value in entry.values.items():
+                name = f"value.{len(entries)}.{len(names)}"
+                names.append({"edits": list(ids), "tensor": name})
+                tensors[name] = value
+            entries.append(
+                {
+                    "subject": entry.subject,
+                    "edits": list(entry.edits),
+                    "off": sorted(entry.off),
+                    "keys": list(entry.keys),
+                    "values": names,
+                }
+            )
+        return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
+    ) -> None:
+        """Take over what `state` gave."""
+        keys = {name.removeprefix("key."): t for name, t in tensors.items() if name.startswith("key.")}
+        entries: dict[str, Entry] = {}
+        for stamp, item in enumerate(meta["entries"], start=1):
+            values = {tuple(v["edits"]): tensors[v["tensor"]] for v in item["values"]}
+            for value in values.values():
+                if value.ndim != 2 or value.shape[1] != self._host.anatomy.width:
+                    raise ValueError(
+                        f"the value of {item['subject']!r} is {tuple(value.shape)}, "
+                        f"the model's width is {self._host.anatomy.width}"
+                    )
+            entries[item["subject"]] = Entry(
+                item["subject"],
+                {id: edits[id] for id in item["edits"]},
+                frozenset(item["off"]),
+                tuple(item["keys"]),
+                values,
+                stamp,
+            )
+        self.memory.load_state_dict(keys)
+        self.entries = entries
+        self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
+        self._next, self._stamp = int(meta["next"]), len(entries)
+        self._kv.clear()
+
+
+def _changed(entry: Entry, edits: dict[str, Edit], off: frozenset[str]) -> Entry:
+    """``entry`` with other edits; values that answer a removed edit are dropped."""
+    values = {ids: value for ids, value in entry.values.items() if set(ids) <= edits.keys()}
+    return Entry(entry.subject, edits, off, entry.keys, values, entry.stamp)
+
+
+def _warn_unlearned(drafts: Sequence[Entry], learned: Sequence[Learned]) -> None:
+    poor = [(d, r) for d, r in zip(drafts, learned, strict=True) if r.loss > 1.0]
+    if poor:
+        names = ", ".join(repr(draft.subject) for draft, _ in poor[:3])
+        warnings.warn(
+            f"{len(poor)} of {len(drafts)} subjects were not learned well (loss above 1: {names}"
+            f"{', ...' if len(poor) > 3 else ''}); raise value_steps, or check that prompt and target fit the model",
+            stacklevel=5,
+        )

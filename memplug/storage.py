@@ -1,0 +1,204 @@
+"""Saving and loading a plug: safetensors and JSON in a folder, one atomic switch, nothing unpickled.
+
+The folder holds ``plug.json``, which names the tensor file it belongs to with its SHA-256. A save writes
+a new tensor file under a new name, then replaces ``plug.json`` in one step, then removes what is left
+over, so that a crash at any moment leaves the earlier or the later save, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from .edits import Edit
+
+if TYPE_CHECKING:
+    from .plugin import Plug
+
+__all__ = ["FORMAT", "LoadError", "SaveError", "Saved", "fill", "fingerprint", "read", "save"]
+
+FORMAT = 1
+"""Version of the files; a newer one is refused."""
+
+_MANIFEST = "plug.json"
+_PROBES = 64  # elements of each tensor that go into a fingerprint
+
+
+class LoadError(ValueError):
+    """A folder that is not a saved plug, or not one for this model."""
+
+
+class SaveError(ValueError):
+    """A folder that a plug cannot be saved into."""
+
+
+class Saved(NamedTuple):
+    """A saved plug, read and checked, not yet attached."""
+
+    method: str
+    config: dict[str, Any]
+    layers: str
+    edits: dict[str, Edit]
+    off: list[str]
+    learned: int
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def fingerprint(model: Any) -> str:
+    """A name for a base model: its class, its parameters' names, shapes and types, and a sample of each.
+
+    Takes `_PROBES` evenly spaced elements of each parameter, so that it costs milliseconds on a large
+    model and still tells any two that were trained, quantised or cast differently.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.device.type != "meta" and tensor.numel():
+            flat = tensor.detach().reshape(-1)
+            at = torch.linspace(0, flat.numel() - 1, min(_PROBES, flat.numel()), dtype=torch.float64).long()
+            digest.update(flat[at.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(folder: Path, plug: Plug) -> None:
+    """Write ``plug`` into ``folder``, made if it is not there.
+
+    Raises:
+        SaveError: ``folder`` is a file, or has other things in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SaveError(f"{folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
+        raise SaveError(f"{folder} has files that are not a saved plug; name an empty or a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, meta = plug.method.state()
+    data = dump_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    manifest = {
+        "format": FORMAT,
+        "method": plug.name,
+        "config": asdict(plug.method.config),
+        "layers": plug.layers,
+        "model": {"class": type(plug.model).__name__, "fingerprint": fingerprint(plug.model)},
+        "edits": [asdict(edit) for edit in plug.edits.values()],
+        "off": [id for id in plug.edits if not plug.edits.enabled(id)],
+        "count": plug.count,
+        "meta": meta,
+        "tensors": {"file": f"tensors-{digest[:16]}.safetensors", "sha256": digest},
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+    _write(folder / f"tensors-{digest[:16]}.safetensors", data)
+    _write(folder / _MANIFEST, text)
+    for left in folder.glob("tensors-*.safetensors"):
+        if left.name != f"tensors-{digest[:16]}.safetensors":
+            left.unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write all of ``data`` beside ``path`` and move it there in one step, flushed to the disk before."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read(folder: Path, model: Any) -> Saved:
+    """Read and check a saved plug for ``model``.
+
+    Raises:
+        LoadError: see `memplug.load`.
+    """
+    manifest = _manifest(folder)
+    try:
+        theirs = manifest["model"]
+        named = manifest["tensors"]
+        saved = Saved(
+            manifest["method"],
+            manifest["config"],
+            manifest["layers"],
+            {item["id"]: Edit(**item) for item in manifest["edits"]},
+            list(manifest["off"]),
+            int(manifest["count"]),
+            manifest["meta"],
+            {},
+        )
+        print_, file, digest = theirs["fingerprint"], folder / Path(named["file"]).name, named["sha256"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LoadError(f"{folder / _MANIFEST} is damaged ({error!r}); take a copy that is whole") from error
+    ours = fingerprint(model)
+    if print_ != ours:
+        raise LoadError(
+            f"{folder} was saved on a {theirs.get('class')} with the fingerprint {print_}; this model, a "
+            f"{type(model).__name__} in {getattr(model, 'dtype', '?')}, has {ours}. Load the same base model "
+            "in the same dtype"
+        )
+    return saved._replace(tensors=_tensors(file, digest))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    if not path.is_file():
+        raise LoadError(
+            f"{folder} is not a saved plug (no {_MANIFEST} in it); give the folder that save() wrote"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+        version = manifest["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise LoadError(f"{path} is damaged ({error}); take a copy that is whole") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise LoadError(f"{path} has format {version}, this memplug reads up to {FORMAT}; upgrade memplug")
+    return dict(manifest)
+
+
+def _tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read ({error.strerror}); take a copy that is whole") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise LoadError(
+            f"{path} is not the file that was saved ({len(data)} bytes, wrong SHA-256); take a copy"
+        )
+    try:
+        return dict(load_tensors(data))
+    except SafetensorError as error:
+        raise LoadError(f"{path} is no safetensors file ({error})") from error
+
+
+def fill(plug: Plug, saved: Saved) -> None:
+    """Give an attached plug what was saved.
+
+    Raises:
+        LoadError: tensors and edits do not fit together.
+    """
+    try:
+        plug.method.restore(saved.tensors, saved.meta, saved.edits)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(f"the saved plug is damaged: {error}") from error
+    plug.take_over(saved.edits, saved.off, saved.learned)

@@ -1,0 +1,223 @@
+"""Text to tokens, the same way everywhere: prompts, answers, subjects, padding, sampled contexts.
+
+Knows the tokenizer and nothing of editing. Prompts and targets carry no space at their ends; the
+one between them is put here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from .layers import text_config
+
+__all__ = ["Batch", "Pair", "Text", "TokenizerError", "TopKSampler"]
+
+
+class TokenizerError(ValueError):
+    """The tokenizer does not fit the model, or a text does not fit the tokenizer."""
+
+
+class Pair(NamedTuple):
+    """Token ids of a prompt and its answer; the answer starts at ``ids[start]``."""
+
+    ids: list[int]
+    start: int
+
+
+class Batch(NamedTuple):
+    """Right-padded ``ids`` and ``mask``, LongTensors [B,T]; ``positions`` [B,T] count each row from 0."""
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenizer with the model it speaks for.
+
+    Raises:
+        TokenizerError: the tokenizer has more tokens than the model has embeddings.
+    """
+
+    model: Any
+    tokenizer: Any
+
+    def __post_init__(self) -> None:
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if len(self.tokenizer) > rows:
+            raise TokenizerError(
+                f"the tokenizer has {len(self.tokenizer)} tokens, the model only {rows} embeddings; load the "
+                "model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer))"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids belong."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that starts a text, if the tokenizer puts one there."""
+        bos: int | None = self.tokenizer.bos_token_id
+        return bos if bos is not None and self.encode("a")[:1] == [bos] else None
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """The ids at which the model stops by itself."""
+        eos = getattr(self.model.generation_config, "eos_token_id", None)
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        return [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill with; it is always masked."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else (self.eos_ids or [0])[0]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that fit into the model's context."""
+        config: Any = text_config(self.model)
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if isinstance(getattr(config, name, None), int):
+                return int(getattr(config, name))
+        return 1 << 20
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text with the tokenizer's special tokens in front, none behind."""
+        return self._with_offsets(text)[0]
+
+    def pair(self, prompt: str, target: str, *, stop: bool = False) -> Pair:
+        """Ids of ``prompt``, a space, ``target``, and the stop token where ``stop`` is set.
+
+        The prompt's ids are those of the prompt alone (what a user's ``generate`` is given) wherever
+        the tokenizer's ids of both together begin with them.
+
+        Raises:
+            TokenizerError: the target adds no token, or the text is longer than the model's context.
+        """
+        space = "" if prompt[-1:].isspace() else " "
+        ids, offsets = self._with_offsets(prompt + space + target)
+        alone = self.encode(prompt)
+        start = len(alone)
+        if ids[:start] != alone:  # a token spans the seam: the first one that reaches into the target
+            start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+        if start >= len(ids):
+            raise TokenizerError(
+                f"the target {target!r} tokenizes to nothing; give it text the tokenizer knows"
+            )
+        self.check_length(ids, prompt)
+        return Pair(ids + self.eos_ids[:1] if stop else ids, start)
+
+    def check_length(self, ids: Sequence[int], text: str) -> None:
+        """Raises TokenizerError where ``ids`` do not fit into the model's context."""
+        if len(ids) >= self.max_length:
+            raise TokenizerError(
+                f"{text[:60]!r}... is {len(ids)} tokens long, the model's context holds {self.max_length}; "
+                "shorten the prompt"
+            )
+
+    def span(self, text: str, begin: int, end: int) -> tuple[list[int], range]:
+        """Ids of ``text`` and the indices of the tokens that lie in ``text[begin:end]``.
+
+        A token that reaches past the end (")" merged with "?") is left out unless it is all there is.
+        """
+        ids, offsets = self._with_offsets(text)
+        # A token's own leading space counts with it: " Lyon" lies in "Lyon".
+        touching = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin and b > a]
+        inside = [i for i in touching if offsets[i][1] <= end] or touching[:1]
+        return ids, range(inside[0], inside[-1] + 1)
+
+    def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Right-padded tensors on the model's device."""
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([[*row, *[self.pad_id] * (longest - len(row))] for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        choose: LogitsProcessor | None = None,
+    ) -> list[list[int]]:
+        """Continuations of token rows without the stop token; greedy unless ``choose`` is given."""
+        longest = max(len(row) for row in prompts)
+        padded = [[*[self.pad_id] * (longest - len(row)), *row] for row in prompts]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.pad_id,
+            eos_token_id=self.eos_ids or None,
+        )
+        out = self.model.generate(
+            torch.tensor(padded, device=self.device),
+            attention_mask=torch.tensor(mask, device=self.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([choose] if choose else []),
+        )
+        rows = []
+        for row in out[:, longest:].tolist():
+            ends = [i for i, token in enumerate(row) if token in self.eos_ids or token == self.pad_id]
+            rows.append(row[: ends[0]] if ends else row)
+        return rows
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out, ends stripped."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def _with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        if getattr(self.tokenizer, "is_fast", False):
+            out = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=True)
+            ids, offsets = list(out["input_ids"]), [(int(a), int(b)) for a, b in out["offset_mapping"]]
+        else:
+            ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+            offsets = self._aligned(ids, text)
+        special = set(self.tokenizer.all_special_ids)
+        while ids and ids[-1] in special and offsets[-1][0] == offsets[-1][1]:
+            ids, offsets = ids[:-1], offsets[:-1]  # an end-of-text token would end the prompt
+        return ids, offsets
+
+    def _aligned(self, ids: list[int], text: str) -> list[tuple[int, int]]:
+        """Character offsets for tokenizers that give none: where each token's text is found next."""
+        offsets, at = [], 0
+        for token in ids:
+            piece = self.tokenizer.decode([token], skip_special_tokens=True).strip()
+            found = text.find(piece, at) if piece else -1
+            offsets.append((at, at) if found < 0 else (found, found + len(piece)))
+            at = offsets[-1][1]
+        return offsets
+
+
+class TopKSampler(LogitsProcessor):
+    """Top-k sampling in which a row's draws come from its own seed, whatever rows lie beside it.
+
+    Works by leaving the drawn token alone, so that greedy search picks it; no global generator is
+    touched. ``seeds`` holds one integer a row.
+    """
+
+    def __init__(self, seeds: Sequence[int], steps: int, top_k: int) -> None:
+        draws = [torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        self._draws, self._top_k, self._step = torch.stack(draws), top_k, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        top = scores.float().topk(min(self._top_k, scores.shape[-1]), dim=-1)
+        draw = self._draws[:, self._step, None].to(scores.device)
+        self._step += 1
+        # Inverse transform: the first of the k whose cumulated probability exceeds the draw.
+        cumulated = top.values.softmax(-1).cumsum(-1)
+        place = (cumulated <= draw).sum(-1, keepdim=True).clamp(max=top.indices.shape[-1] - 1)
+        chosen = torch.full_like(scores, -torch.inf)
+        return chosen.scatter(-1, top.indices.gather(-1, place), 0.0)
