@@ -139,8 +139,8 @@ def _reason(best: Candidate | None, other: Candidate | None, quorum: int, thresh
         if other is None:
             return "nothing is recalled; no edit is in force"
         return (
-            f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes of the {quorum} "
-            f"needed (similarity above {threshold:g})"
+            f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes "
+            f"of the {quorum} needed (similarity above {threshold:g})"
         )
     text = f"{best.subject} is recalled with {best.votes} votes ({quorum} needed)"
     if other is None:
@@ -149,7 +149,8 @@ def _reason(best: Candidate | None, other: Candidate | None, quorum: int, thresh
         return f"{text}; the runner-up, {other.subject}, has {other.votes}"
     if other.votes < best.votes:
         return f"{text}; the runner-up, {other.subject}, has fewer ({other.votes})"
-    return f"{text}; {other.subject} has as many, but is less similar ({other.similarity:.3f} < {best.similarity:.3f})"
+    gap = f"{other.similarity:.3f} < {best.similarity:.3f}"
+    return f"{text}; {other.subject} has as many, but is less similar ({gap})"
 
 
 class _Maker(NamedTuple):

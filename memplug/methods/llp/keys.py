@@ -6,6 +6,7 @@ subject in more than one way (at the start of a text, after a space); each way g
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,10 +77,8 @@ def think_states(host: Host, rows: Sequence[Sequence[int]], layers: Sequence[int
         return Hook(anatomy.layers[index], "after", take)
 
     with evaluating(host.model), HookSet([after(index) for index in layers]):
-        try:
+        with contextlib.suppress(StopForward):
             host.forward(anatomy.decoder, host.text.batch(rows))
-        except StopForward:
-            pass
     device = found[layers[0]].device
     return torch.stack([found[index].to(device) for index in layers])
 
