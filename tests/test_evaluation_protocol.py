@@ -251,7 +251,7 @@ def test_bad_input_is_refused(plug):
     unknown = Case(Edit("Where was Ada Lum born?", "Quill", "Ada Lum"))
     with pytest.raises(ValueError, match=r"1 of 2 cases ask for edits that the plug does not hold .*Ada Lum"):
         evaluate(plug, [CASES[0], unknown])
-    with pytest.raises(ValueError, match="the token that ends it take 2; raise it to at least 2"):
+    with pytest.raises(ValueError, match="the token that ends it take 2; raise it to 2 or more"):
         evaluate(plug, [Case(CASES[0].edit)], max_new_tokens=1)
     with pytest.raises(ValueError, match="max_new_tokens is -1"):
         evaluate(plug, CASES, max_new_tokens=-1)

@@ -99,7 +99,7 @@ def pad_id(model: Any, tokenizer: Any) -> int:
 
 
 def check_room(model: Any, lengths: Sequence[int], prompts: Sequence[str]) -> None:
-    """Raise ValueError if the longest of the rows, prompt and answer together, is beyond the model's context."""
+    """Raise ValueError if the longest row, prompt and answer together, is beyond the model's context."""
     room = getattr(text_config(model), "max_position_embeddings", None)
     worst = max(range(len(lengths)), key=lengths.__getitem__, default=None)
     if room is not None and worst is not None and lengths[worst] > room:

@@ -222,7 +222,7 @@ def _check_targets(tokenizer: Any, cases: Sequence[Case], max_new_tokens: int) -
     if 0 < max_new_tokens < needed:
         raise ValueError(
             f"max_new_tokens is {max_new_tokens}, but the target {shorten(probes[longest].target)!r} and "
-            f"the token that ends it take {needed}; raise it to at least {needed}, or give 0 to generate nothing"
+            f"the token that ends it take {needed}; raise it to {needed} or more (0 generates nothing)"
         )
 
 

@@ -1,0 +1,209 @@
+"""From a row of a known data set to a case. A new format is one function and one line in `FORMATS`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ..edits import Case, Edit, Probe
+
+__all__ = ["FORMATS", "Record", "detect", "parse"]
+
+
+class Record(NamedTuple):
+    """A case with what its data set knows beside it.
+
+    Attributes:
+        case: the edit and its probes.
+        true_targets: the answers before the edit; empty where the data set gives none.
+        empty_probes: probes that were left out because their prompt or answer is empty.
+    """
+
+    case: Case
+    true_targets: tuple[str, ...]
+    empty_probes: int
+
+
+class _Fields:
+    """Reads the fields of one row; every complaint names the field."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        self.values = values
+        self.prefix = prefix
+        self.empty = 0
+
+    def text(self, *names: str, optional: bool = False) -> str:
+        """The first of the fields that is there, blanks at both ends taken off; "" if it may be absent."""
+        for name in names:
+            value = self.values.get(name)
+            if value is None:
+                continue
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                value = str(value)
+            if not isinstance(value, str):
+                raise ValueError(f"{self.prefix}{name} must be text, got {type(value).__name__}")
+            if value.strip():
+                return value.strip()
+            if not optional:
+                raise ValueError(f"{self.prefix}{name} is empty")
+        if optional:
+            return ""
+        raise ValueError(f"no field {' or '.join(repr(self.prefix + name) for name in names)}")
+
+    def texts(self, *names: str) -> tuple[str, ...]:
+        """A text or a list of texts; empty ones are left out, and so is an absent field."""
+        found: list[str] = []
+        for name in names:
+            value = self.values.get(name)
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if item is not None and not isinstance(item, str):
+                    raise ValueError(f"{self.prefix}{name} must hold texts, got {type(item).__name__}")
+                if item and item.strip():
+                    found.append(item.strip())
+        return tuple(found)
+
+    def probes(self, name: str) -> tuple[Probe, ...]:
+        """A list of objects with prompt and target."""
+        value = self.values.get(name) or []
+        if not isinstance(value, list | tuple):
+            raise ValueError(
+                f"{self.prefix}{name} must be a list of {{prompt, target}}, got {type(value).__name__}"
+            )
+        found: list[Probe] = []
+        for item in value:
+            if not isinstance(item, Mapping):
+                raise ValueError(
+                    f"{self.prefix}{name} must hold {{prompt, target}}, got {type(item).__name__}"
+                )
+            inner = _Fields(item, f"{self.prefix}{name}.")
+            found += self.probe(inner.text("prompt", optional=True), inner.text("target", optional=True))
+        return tuple(found)
+
+    def probe(self, prompt: str, target: str) -> tuple[Probe, ...]:
+        """One probe, or none (and counted) if one of its texts is empty."""
+        if prompt and target:
+            return (Probe(prompt, target),)
+        self.empty += 1
+        return ()
+
+
+def plain(values: Mapping[str, Any]) -> Record:
+    """memplug's own rows, flat ones from a table, and SelfCheckGPT edits as WISE and LLP use them.
+
+    Fields: prompt; target (or target_new); subject, found in the prompt if it is not given;
+    target_true; rephrases (or rephrase, rephrase_prompt); locality, same_subject and portability as
+    lists of {prompt, target}; or one locality_prompt with its locality_target (locality_ground_truth).
+    """
+    row = _Fields(values)
+    locality = row.probes("locality")
+    if row.text("locality_prompt", optional=True):
+        answer = row.text("locality_target", "locality_ground_truth", optional=True)
+        locality += row.probe(row.text("locality_prompt"), answer)
+    case = Case(
+        _edit(row.text("prompt"), row.text("target", "target_new"), row.text("subject", optional=True)),
+        rephrases=row.texts("rephrases", "rephrase", "rephrase_prompt"),
+        locality=locality,
+        same_subject=row.probes("same_subject"),
+        portability=row.probes("portability"),
+    )
+    return Record(case, row.texts("target_true", "target_true_all", "ground_truth"), row.empty)
+
+
+def zsre(values: Mapping[str, Any]) -> Record:
+    """ZsRE as MEND, MALMEN, RLEdit and LLP ship it: src, subject, rephrase, alt, answers, loc, loc_ans.
+
+    The edit's target is ``alt``; ``answers`` are then the true ones. Where there is no ``alt`` the right
+    answer itself is edited in (``answers`` or ``ans``). The locality question loses its "nq question: "
+    and gets its question mark, as in all of these works.
+    """
+    row = _Fields(values)
+    prompt = row.text("src", "prompt")
+    answers = row.texts("answers", "ans")
+    target = row.text("alt", optional=True)
+    if not target and not answers:
+        raise ValueError("no field 'alt' or 'answers'")
+    question = re.sub(r"^nq question:\s*", "", row.text("loc", optional=True))
+    answer = (*row.texts("loc_ans"), "")[0]
+    locality = row.probe(_asked(question), answer) if question else ()
+    case = Case(
+        _edit(prompt, target or answers[0], row.text("subject", optional=True)),
+        rephrases=row.texts("rephrase", "rephrase_prompt"),
+        locality=locality,
+    )
+    return Record(case, answers if target else (), row.empty)
+
+
+def counterfact(values: Mapping[str, Any]) -> Record:
+    """CounterFact as ROME and MEMIT ship it: requested_rewrite, paraphrase_prompts, neighborhood_prompts.
+
+    Neighbourhood prompts are about other subjects with the same true answer, so that answer is their
+    target. Attribute and generation prompts have no single answer and are not read.
+    """
+    row = _Fields(values)
+    rewrite = values.get("requested_rewrite")
+    if not isinstance(rewrite, Mapping):
+        raise ValueError("no field 'requested_rewrite' that holds an object")
+    inner = _Fields(rewrite, "requested_rewrite.")
+    subject, template = inner.text("subject"), inner.text("prompt")
+    if "{}" not in template:
+        raise ValueError(f"requested_rewrite.prompt has no {{}} for the subject: {template!r}")
+    new, true = (_named(rewrite, name) for name in ("target_new", "target_true"))
+    if not new:
+        raise ValueError("no field 'requested_rewrite.target_new.str'")
+    neighbours = row.texts("neighborhood_prompts")
+    case = Case(
+        Edit(template.replace("{}", subject), new, subject),
+        rephrases=row.texts("paraphrase_prompts"),
+        locality=tuple(probe for prompt in neighbours for probe in row.probe(prompt, true)),
+    )
+    return Record(case, (true,) if true else (), row.empty)
+
+
+FORMATS: dict[str, Callable[[Mapping[str, Any]], Record]] = {
+    "zsre": zsre,
+    "counterfact": counterfact,
+    "selfcheckgpt": plain,
+    "plain": plain,
+}
+
+
+def detect(values: Mapping[str, Any]) -> str:
+    """The format whose own fields a row has."""
+    if "requested_rewrite" in values:
+        return "counterfact"
+    return "zsre" if "src" in values else "plain"
+
+
+def parse(values: Mapping[str, Any], format: str | None = None) -> Record:
+    """The case in one row.
+
+    Args:
+        values: the row's fields.
+        format: a name in `FORMATS`; None tells it by the fields.
+
+    Raises:
+        ValueError: a field is missing, empty or of the wrong type, or the edit cannot be made.
+    """
+    return FORMATS[format or detect(values)](values)
+
+
+def _edit(prompt: str, target: str, subject: str) -> Edit:
+    """The edit, with its subject spelled as in the prompt or found there."""
+    if not subject:
+        return Edit(prompt, target).with_subject()
+    if subject not in prompt and (found := re.search(re.escape(subject), prompt, re.IGNORECASE)):
+        subject = found.group()
+    return Edit(prompt, target, subject)
+
+
+def _named(rewrite: Mapping[str, Any], name: str) -> str:
+    """The text of a CounterFact target, which is an object with a text and an identifier."""
+    value = rewrite.get(name)
+    if isinstance(value, Mapping):
+        return _Fields(value, f"requested_rewrite.{name}.").text("str")
+    return _Fields(rewrite, "requested_rewrite.").text(name, optional=True)
+
+
+def _asked(question: str) -> str:
+    return question if not question or question[-1] in ".?!" else f"{question}?"
