@@ -76,9 +76,9 @@ def think_states(host: Host, rows: Sequence[Sequence[int]], layers: Sequence[int
 
         return Hook(anatomy.layers[index], "after", take)
 
-    with evaluating(host.model), HookSet([after(index) for index in layers]):
-        with contextlib.suppress(StopForward):
-            host.forward(anatomy.decoder, host.text.batch(rows))
+    hooks = [after(index) for index in layers]
+    with evaluating(host.model), HookSet(hooks), contextlib.suppress(StopForward):
+        host.forward(anatomy.decoder, host.text.batch(rows))
     device = found[layers[0]].device
     return torch.stack([found[index].to(device) for index in layers])
 

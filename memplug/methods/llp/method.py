@@ -367,6 +367,6 @@ def _warn_unlearned(drafts: Sequence[Entry], learned: Sequence[Learned]) -> None
         names = ", ".join(repr(draft.subject) for draft, _ in poor[:3])
         warnings.warn(
             f"{len(poor)} of {len(drafts)} subjects were not learned well (loss above 1: {names}"
-            f"{', ...' if len(poor) > 3 else ''}); raise value_steps, or check that the prompts suit the model",
+            f"{', ...' if len(poor) > 3 else ''}); raise value_steps, or see if the prompts suit the model",
             stacklevel=5,
         )

@@ -187,9 +187,10 @@ class _Trainer:
         device = batch.ids.device
         hidden = capture_input(self.host.anatomy, self.recall.layer, lambda: self._decode(batch))
         row, at, target, weight = map(list, zip(*points, strict=True))
-        columns = [torch.tensor(column, device=device) for column in (job, row, at, target)]
-        weights = torch.tensor(weight, device=device)
-        return self._with_base(_Rows(batch, hidden, *columns, weights, hidden[:0]))
+        owner, rows, places, targets, weights = (
+            torch.tensor(column, device=device) for column in (job, row, at, target, weight)
+        )
+        return self._with_base(_Rows(batch, hidden, owner, rows, places, targets, weights, hidden[:0]))
 
     def _pairs(self, edit: Edit, fronts: Sequence[str]) -> list[Pair]:
         text, stop = self.host.text, self.config.train_stop
