@@ -7,8 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from memplug.edits import Probe
-from memplug.evaluation.encoding import encode_joined, end_ids
 from memplug.evaluation.probing import answer, prefer, teacher_force
+from memplug.text import Text
 
 PROMPTS = [
     "Who leads Tilden?",
@@ -70,7 +70,6 @@ def test_answer_stops_at_the_models_own_end_token(model, tokenizer):
     assert third not in _greedy_ids(model, tokenizer, prompt, 2)
     tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(third)]})
     model.generation_config.eos_token_id = [2, third]
-    assert end_ids(model, tokenizer) == {2, third}
     assert answer(model, tokenizer, [prompt], max_new_tokens=6) == [
         _greedy_by_hand(model, tokenizer, prompt, 2)
     ]
@@ -157,11 +156,14 @@ def test_rivals_are_scored_after_the_targets_own_beginning(model, tokenizer):
     rivals = ["Mara Voss and others", "Fisk", "a clock"]
     found = teacher_force(model, tokenizer, PROBES, rivals=rivals)
     for probe, rival, forced in zip(PROBES, rivals, found, strict=True):
-        (head,), (tail,) = encode_joined(tokenizer, [probe.prompt], [probe.target])
-        (_,), (other,) = encode_joined(tokenizer, [probe.prompt], [rival])
-        logits = model(torch.tensor([head + tail])).logits[0].log_softmax(dim=-1)
+        text = Text(model, tokenizer)
+        ids, start = text.pair(*probe)
+        tail = ids[start:]
+        other = text.pair(probe.prompt, rival)
+        other = other.ids[other.start :]
+        logits = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
         common = min(len(tail), len(other))
-        expected = [float(logits[len(head) + i - 1, other[i]]) for i in range(common)]
+        expected = [float(logits[start + i - 1, other[i]]) for i in range(common)]
         assert forced.rival_log_probs == pytest.approx(expected, abs=1e-5)
 
 
@@ -187,28 +189,6 @@ def test_a_broken_model_gives_no_probability(model, tokenizer):
     assert all(value == float("-inf") for forced in found for value in forced.log_probs)
 
 
-def test_a_tokenizer_that_closes_every_text_is_opened_again(tokenizer, make_llama):
-    from tokenizers import processors
-
-    plain = encode_joined(tokenizer, PROMPTS, TARGETS)
-    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    assert tokenizer("a")["input_ids"][-1] == 2
-    assert encode_joined(tokenizer, PROMPTS, TARGETS) == plain
-
-
-def test_a_target_that_would_merge_with_the_prompt_is_encoded_alone():
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {"<unk>": 0, "a": 1, " ": 2, "b": 3, "a ": 4, "a b": 5, " b": 6}
-    inner = Tokenizer(models.BPE(vocab, [("a", " "), ("a ", "b"), (" ", "b")], unk_token="<unk>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
-    assert tokenizer("a b")["input_ids"] == [5]
-    assert encode_joined(tokenizer, ["a"], ["b"]) == ([[1]], [[6]])
-
-
 def test_bad_input_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         answer(model, tokenizer, ["Who?", " "])
@@ -216,9 +196,9 @@ def test_bad_input_is_refused(model, tokenizer):
         answer(model, tokenizer, PROMPTS, batch_size=0)
     with pytest.raises(ValueError, match="max_new_tokens is 0"):
         answer(model, tokenizer, PROMPTS, max_new_tokens=0)
-    with pytest.raises(ValueError, match="the model's context is"):
+    with pytest.raises(ValueError, match="leaves no room for 1000 more in the model's context"):
         answer(model, tokenizer, PROMPTS, max_new_tokens=1000)
-    with pytest.raises(ValueError, match="the target of 'Who\\?' is empty"):
+    with pytest.raises(ValueError, match="the target of .'Who\\?', ''. is empty"):
         teacher_force(model, tokenizer, [Probe("Who?", "")])
     with pytest.raises(ValueError, match="1 rivals for 3 probes"):
         teacher_force(model, tokenizer, PROBES, rivals=["x"])

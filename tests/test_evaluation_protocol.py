@@ -12,7 +12,7 @@ from rich.console import Console
 
 from memplug.edits import Case, Edit, Probe
 from memplug.evaluation import Answer, Scores, evaluate, refer, score
-from memplug.evaluation.encoding import encode_joined, pad_rows
+from memplug.text import Text
 
 PEOPLE = ["Mara Voss", "Oren Fisk", "Tilde Brack", "Juno Hale"]
 BIRTH = ["Tilden", "Marrow", "Quill", "Sedge"]
@@ -58,12 +58,12 @@ CASES = [
 
 def _learn(model, tokenizer, answers, steps):
     """Train until the answers, closed by the end token, come greedily."""
-    heads, tails = encode_joined(tokenizer, list(answers), list(answers.values()))
-    rows = [head + tail + [tokenizer.eos_token_id] for head, tail in zip(heads, tails, strict=True)]
-    ids, mask = pad_rows(rows, tokenizer.pad_token_id, model, left=False)
+    text = Text(model, tokenizer)
+    pairs = [text.pair(prompt, target, stop=True) for prompt, target in answers.items()]
+    ids, mask, _ = text.batch([pair.ids for pair in pairs])
     labels = ids.masked_fill(mask == 0, -100)
-    for row, head in enumerate(heads):
-        labels[row, : len(head)] = -100
+    for row, pair in enumerate(pairs):
+        labels[row, : pair.start] = -100
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss

@@ -1,74 +1,52 @@
-"""Texts to padded batches of token ids: the right token between prompt and target, rows sorted by length.
-
-The tokenizer's padding settings are neither used nor changed.
-"""
+"""Prompts and probes to rows of token ids, and rows to batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..layers import text_config
+from ..text import Pair, Text
 
-__all__ = [
-    "at_least_one",
-    "batches",
-    "check_room",
-    "encode",
-    "encode_joined",
-    "end_ids",
-    "pad_id",
-    "pad_rows",
-    "shorten",
-]
+__all__ = ["at_least_one", "batches", "encode_pairs", "encode_prompts", "pad_left", "shorten"]
 
 
-def end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens at which generation ends: the model's, or else the tokenizer's end-of-text token."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = tokenizer.eos_token_id if ids is None else ids
-    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+def encode_prompts(text: Text, prompts: Sequence[str], room: int) -> list[list[int]]:
+    """Token ids of each prompt.
 
-
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, special tokens in front as the tokenizer puts them, none behind."""
-    empty = next((i for i, text in enumerate(texts) if not text.strip()), None)
-    if empty is not None:
-        raise ValueError(f"prompt {empty} is empty ({texts[empty]!r}); give it some text or leave it out")
-    if not texts:
-        return []
-    rows = [list(ids) for ids in tokenizer(list(texts))["input_ids"]]
-    # Some tokenizers close every text; the model has to go on from here.
-    return [ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids for ids in rows]
-
-
-def encode_joined(
-    tokenizer: Any, prompts: Sequence[str], targets: Sequence[str]
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of prompts, and of targets as they go on after them.
-
-    The prompt's tokens are those of the prompt alone, which is what generation starts from. Where the
-    tokenizer would merge across the border, the target is encoded by itself.
+    Raises:
+        ValueError: an empty prompt, or one that leaves less than ``room`` tokens of the model's context.
     """
-    for prompt, target in zip(prompts, targets, strict=True):
-        if not target.strip():
-            raise ValueError(f"the target of {prompt!r} is empty; give it some text or leave the probe out")
-    heads = encode(tokenizer, prompts)
-    tails = []
-    joined = encode(
-        tokenizer, [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
-    )
-    for head, both, target in zip(heads, joined, targets, strict=True):
-        tail = both[len(head) :] if both[: len(head)] == head else []
-        tail = tail or list(tokenizer(f" {target}", add_special_tokens=False)["input_ids"])
-        if not tail:
-            raise ValueError(f"the target {target!r} has no tokens in this tokenizer; choose another text")
-        tails.append(tail)
-    return heads, tails
+    rows = []
+    for index, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise ValueError(f"prompt {index} is empty ({prompt!r}); give it some text or leave it out")
+        rows.append(text.encode(prompt))
+        if len(rows[-1]) + room > text.max_length:
+            raise ValueError(
+                f"the prompt {shorten(prompt)!r} has {len(rows[-1])} tokens, which leaves no room for {room} "
+                f"more in the model's context of {text.max_length}; shorten it or lower max_new_tokens"
+            )
+    return rows
+
+
+def encode_pairs(text: Text, pairs: Iterable[tuple[str, str]]) -> list[Pair]:
+    """Token ids of prompts with their targets.
+
+    Raises:
+        ValueError: an empty prompt or target, or a text that does not fit into the model's context.
+    """
+    rows = []
+    for prompt, target in pairs:
+        if not prompt.strip() or not target.strip():
+            what = "prompt" if not prompt.strip() else "target"
+            raise ValueError(
+                f"the {what} of {(prompt, target)!r} is empty; give it some text or leave it out"
+            )
+        rows.append(text.pair(prompt, target))
+    return rows
 
 
 def batches(rows: Sequence[Sequence[int]], size: int, what: str, progress: bool) -> Iterator[list[int]]:
@@ -80,33 +58,12 @@ def batches(rows: Sequence[Sequence[int]], size: int, what: str, progress: bool)
             bar.update(len(order[start : start + size]))
 
 
-def pad_rows(rows: Sequence[list[int]], pad: int, model: Any, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Ids and mask, LongTensors [B,T] on the device where the model reads its input."""
+def pad_left(text: Text, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask for generation, LongTensors [B,T] on the model's device."""
     width = max(len(row) for row in rows)
-    gaps = [width - len(row) for row in rows]
-    ids = [[pad] * gap + row if left else row + [pad] * gap for row, gap in zip(rows, gaps, strict=True)]
-    mask = [
-        [0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap
-        for row, gap in zip(rows, gaps, strict=True)
-    ]
-    device = model.get_input_embeddings().weight.device
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def pad_id(model: Any, tokenizer: Any) -> int:
-    """A token to fill gaps with; it is masked, so any will do."""
-    return next((i for i in (tokenizer.pad_token_id, *sorted(end_ids(model, tokenizer))) if i is not None), 0)
-
-
-def check_room(model: Any, lengths: Sequence[int], prompts: Sequence[str]) -> None:
-    """Raise ValueError if the longest row, prompt and answer together, is beyond the model's context."""
-    room = getattr(text_config(model), "max_position_embeddings", None)
-    worst = max(range(len(lengths)), key=lengths.__getitem__, default=None)
-    if room is not None and worst is not None and lengths[worst] > room:
-        raise ValueError(
-            f"the prompt {shorten(prompts[worst])!r} and its answer take up to {lengths[worst]} tokens, the "
-            f"model's context is {room}; shorten the prompt, leave it out or lower max_new_tokens"
-        )
+    ids = [[text.pad_id] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=text.device), torch.tensor(mask, device=text.device)
 
 
 def shorten(text: str, width: int = 60) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..edits import Probe
 from ..layers import evaluating
-from .encoding import at_least_one, batches, check_room, encode, encode_joined, end_ids, pad_id, pad_rows
+from ..text import Batch, Text
+from .encoding import at_least_one, batches, encode_pairs, encode_prompts, pad_left
 from .metrics import positionwise_preference, sequence_preference
 
 __all__ = ["Forced", "Preference", "answer", "prefer", "teacher_force"]
@@ -82,14 +83,14 @@ def answer(
             leaves no room for ``max_new_tokens`` in the model's context.
     """
     at_least_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    text = Text(model, tokenizer)
     unique = list(dict.fromkeys(prompts))
-    rows = encode(tokenizer, unique)
-    check_room(model, [len(ids) + max_new_tokens for ids in rows], unique)
-    settings = _greedy(model, tokenizer, max_new_tokens)
+    rows = encode_prompts(text, unique, max_new_tokens)
+    settings = _greedy(text, max_new_tokens)
     texts = [""] * len(rows)
     with evaluating(model):
         for batch in batches(rows, batch_size, "answers", progress):
-            ids, mask = pad_rows([rows[i] for i in batch], settings.pad_token_id, model, left=True)
+            ids, mask = pad_left(text, [rows[i] for i in batch])
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
             for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
                 texts[i] = tokenizer.decode(
@@ -135,19 +136,19 @@ def teacher_force(
     paired: Sequence[str | None] = [None] * len(probes) if rivals is None else rivals
     keys = [(*probe, rival) for probe, rival in zip(probes, paired, strict=True)]
     unique = list(dict.fromkeys(keys))
-    heads, tails = encode_joined(tokenizer, [key[0] for key in unique], [key[1] for key in unique])
+    text = Text(model, tokenizer)
+    pairs = encode_pairs(text, [(prompt, target) for prompt, target, _ in unique])
+    rows, tails = [pair.ids for pair in pairs], [pair.ids[pair.start :] for pair in pairs]
     others: list[list[int]] = [[] for _ in unique]
     if rivals is not None:
-        others = encode_joined(tokenizer, [key[0] for key in unique], [key[2] or "" for key in unique])[1]
-    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
-    check_room(model, [len(row) for row in rows], [key[0] for key in unique])
-    ends, pad = end_ids(model, tokenizer), pad_id(model, tokenizer)
+        rival_pairs = encode_pairs(text, [(prompt, rival or "") for prompt, _, rival in unique])
+        others = [pair.ids[pair.start :] for pair in rival_pairs]
+    ends = text.eos_ids
     found: dict[tuple[str, str, str | None], Forced] = {}
     with evaluating(model):
         for batch in batches(rows, batch_size, "targets", progress):
-            ids, mask = pad_rows([rows[i] for i in batch], pad, model, left=False)
-            spans = [(len(heads[i]), len(rows[i])) for i in batch]
-            logits = _at_targets(model, ids, mask, spans)
+            spans = [(pairs[i].start, len(rows[i])) for i in batch]
+            logits = _at_targets(model, text.batch([rows[i] for i in batch]), spans)
             predicted = _split(logits.argmax(dim=-1), spans)
             scores = _split(_log_probs(logits, spans, [tails[i] for i in batch]), spans)
             there = _split(_log_probs(logits, spans, [others[i] for i in batch]), spans)
@@ -201,7 +202,7 @@ def prefer(
     ]
 
 
-def _at_targets(model: Any, ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+def _at_targets(model: Any, batch: Batch, spans: Sequence[tuple[int, int]]) -> Tensor:
     """Float32 logits [N,V] of every row's target (columns first to last, last excluded), row by row; each
     row's are followed by those of the token after its target."""
     skipped = 0
@@ -209,8 +210,8 @@ def _at_targets(model: Any, ids: Tensor, mask: Tensor, spans: Sequence[tuple[int
     if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
         # Logits over a large vocabulary cost more than the rest of a small model: leave out the prompts'.
         skipped = min(first for first, _ in spans) - 1
-        options["logits_to_keep"] = ids.shape[1] - skipped
-    logits = model(input_ids=ids, attention_mask=mask, **options).logits
+        options["logits_to_keep"] = batch.ids.shape[1] - skipped
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, **options).logits
     row = torch.cat([torch.full((last - first + 1,), b) for b, (first, last) in enumerate(spans)])
     column = torch.cat([torch.arange(first - 1, last) for first, last in spans]) - skipped
     return logits[row.to(logits.device), column.to(logits.device)].float()
@@ -235,15 +236,16 @@ def _split(values: Tensor, spans: Sequence[tuple[int, int]]) -> list[list[Any]]:
     return [part.tolist() for part in values.split([last - first + 1 for first, last in spans])]
 
 
-def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+def _greedy(text: Text, max_new_tokens: int) -> Any:
     """Generation settings of plain greedy decoding.
 
     `generate` fills what is left open from the model's own settings, so the neutral values are spelled out.
     """
     from transformers import GenerationConfig
 
-    ends = sorted(end_ids(model, tokenizer))
-    least = {"min_new_tokens": 0} if model.generation_config.min_new_tokens else {}  # unset, it would warn
+    least = (
+        {"min_new_tokens": 0} if text.model.generation_config.min_new_tokens else {}
+    )  # unset, it would warn
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         **least,
@@ -258,6 +260,6 @@ def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         return_dict_in_generate=False,
-        pad_token_id=pad_id(model, tokenizer),
-        eos_token_id=ends or None,
+        pad_token_id=text.pad_id,
+        eos_token_id=text.eos_ids or None,
     )

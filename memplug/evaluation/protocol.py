@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..edits import Case, Edit, Probe
-from .encoding import encode_joined, shorten
+from ..text import Text
+from .encoding import encode_pairs, shorten
 from .metrics import perplexity, token_accuracy, token_agreement, whole_answer
 from .probing import answer, teacher_force
 from .scores import Answer, Group, Scores
@@ -112,7 +113,7 @@ def refer(
 ) -> Reference:
     """Ask the base model for the locality and same-subject probes of ``cases``; see `evaluate`."""
     cases = _checked(cases)
-    _check_targets(tokenizer, cases, max_new_tokens)
+    _check_targets(model, tokenizer, cases, max_new_tokens)
     probes = [probe for case in cases for group, probe in _probes(case) if _must_stay(group)]
     forced = teacher_force(model, tokenizer, probes, batch_size=batch_size, progress=progress)
     prompts = [probe.prompt for probe in probes] if max_new_tokens else []
@@ -148,7 +149,7 @@ def score(
         ValueError: as for `evaluate`; whether the model holds the edits is not asked.
     """
     cases = _checked(cases)
-    _check_targets(tokenizer, cases, max_new_tokens)
+    _check_targets(model, tokenizer, cases, max_new_tokens)
     asked = [(index, group, probe) for index, case in enumerate(cases) for group, probe in _probes(case)]
     _check_reference(reference, asked, max_new_tokens)
     probes = [probe for _, _, probe in asked]
@@ -211,14 +212,14 @@ def _checked(cases: Sequence[Case]) -> list[Case]:
     return cases
 
 
-def _check_targets(tokenizer: Any, cases: Sequence[Case], max_new_tokens: int) -> None:
+def _check_targets(model: Any, tokenizer: Any, cases: Sequence[Case], max_new_tokens: int) -> None:
     """A target that cannot be generated in full would score 0 whatever the model does."""
     if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}; give a whole number, 0 to generate nothing")
     probes = list(dict.fromkeys(probe for case in cases for _, probe in _probes(case)))
-    tails = encode_joined(tokenizer, [p.prompt for p in probes], [p.target for p in probes])[1]
-    longest = max(range(len(probes)), key=lambda i: len(tails[i]))
-    needed = len(tails[longest]) + 1
+    pairs = encode_pairs(Text(model, tokenizer), probes)
+    longest = max(range(len(probes)), key=lambda i: len(pairs[i].ids) - pairs[i].start)
+    needed = len(pairs[longest].ids) - pairs[longest].start + 1
     if 0 < max_new_tokens < needed:
         raise ValueError(
             f"max_new_tokens is {max_new_tokens}, but the target {shorten(probes[longest].target)!r} and "
