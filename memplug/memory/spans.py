@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memplug.record import KeyRecord
+from memplug.memory.record import KeyRecord
 
 __all__ = ["check_spans", "window_cosines"]
 
@@ -39,7 +39,7 @@ def check_spans(
     """
     width = valid.shape[1]
     text = text.flatten(0, 1)
-    place = np.flatnonzero(record.on[slot])
+    place = np.arange(len(slot))
     sim = np.full(len(place), np.inf, np.float32)
     # From the last token of the span to its first: most proposals fail at the first few.
     for back in range(int(record.length[slot[place]].max(initial=0))):

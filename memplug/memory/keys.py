@@ -22,18 +22,19 @@ Letters: R think layers, B rows, T tokens, D width, E entries, S tokens of a sub
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memplug.record import KeyRecord, checked_threshold, unit_rows
-from memplug.search import ExactScan, Scan
-from memplug.spans import check_spans, window_cosines
-from memplug.votes import Found, Hits, MatchState, Order, merge, tally, voting
+from memplug.memory.match import Matcher, ScanName
+from memplug.memory.record import KeyRecord, checked_threshold
+from memplug.memory.spans import window_cosines
+from memplug.memory.stream import Block, MatchState
+from memplug.memory.votes import Found, Hits, Order, merge, tally, voting
 
-__all__ = ["Hits", "KeyMemory", "MatchState", "Scores"]
+__all__ = ["KeyMemory", "Scores"]
 
 _ELEMENTS = 1 << 21  # held at once where work is done in pieces
 
@@ -64,7 +65,7 @@ class KeyMemory:
         top_k: how many entries a layer votes for at most.
         quorum: votes that a winner needs; None is half of the layers, rounded up.
         scan: how matches are proposed; the results are the same.
-        order: how ties of votes are broken, see `memplug.votes.tally`.
+        order: how ties of votes are broken, see `memplug.memory.votes.tally`.
         device: where the keys are held and compared.
         seed: of the random projections of the sign scan.
 
@@ -80,7 +81,7 @@ class KeyMemory:
         threshold: float = 0.7,
         top_k: int = 3,
         quorum: int | None = None,
-        scan: Literal["auto", "exact", "sign"] = "auto",
+        scan: ScanName = "auto",
         order: Order = "similarity",
         device: str | torch.device = "cpu",
         seed: int = 0,
@@ -102,12 +103,7 @@ class KeyMemory:
         self.scan, self.order, self.seed = scan, order, seed
         self.version = 0
         self._record = KeyRecord(n_layers, dim, torch.device(device))
-        self._forget_derived()
-
-    def _forget_derived(self) -> None:
-        self._scan: Scan | None = None
-        self._dirty: set[int] = set()  # slots in which the scan is behind the record
-        self._floor: float | None = None
+        self._matcher = Matcher(self._record, scan, seed)
 
     # ---------------------------------------------------------------- what it holds
 
@@ -138,8 +134,7 @@ class KeyMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and of the scan's copy of them."""
-        derived = 0 if self._scan is None else self._scan.nbytes
-        return self._record.last.nbytes + self._record.pool.nbytes + derived
+        return self._record.last.nbytes + self._record.pool.nbytes + self._matcher.nbytes
 
     # ---------------------------------------------------------------- changing it
 
@@ -156,7 +151,8 @@ class KeyMemory:
                 zero row; the threshold is out of range. Nothing is changed then.
         """
         limit = self.threshold if threshold is None else checked_threshold(threshold)
-        self._changed(self._record.add(id, key, limit))
+        self._matcher.changed(self._record.add(id, key, limit))
+        self.version += 1
 
     def remove(self, id: int) -> None:
         """Remove an entry.
@@ -164,8 +160,8 @@ class KeyMemory:
         Raises:
             ValueError: no entry has this id.
         """
-        self._changed(self._record.remove(id))
-        self._dirty.discard(len(self))
+        self._matcher.changed(self._record.remove(id))
+        self.version += 1
 
     def set_enabled(self, id: int, on: bool) -> None:
         """Switch an entry on or off; an entry that is off is found by no search.
@@ -176,13 +172,7 @@ class KeyMemory:
         slot = self._record.at(id)
         if self._record.on[slot] != on:
             self._record.on[slot] = on
-            self._changed(slot)
-
-    def _changed(self, slot: int) -> None:
-        self.version += 1
-        self._floor = None
-        if self._scan is not None:
-            self._dirty.add(slot)
+            self.version += 1
 
     def state_dict(self) -> dict[str, Tensor]:
         """The entries as plain tensors on the CPU, see `KeyRecord.tensors`."""
@@ -196,7 +186,7 @@ class KeyMemory:
                 Nothing is changed then.
         """
         self._record = self._record.loaded(tensors)
-        self._forget_derived()
+        self._matcher = Matcher(self._record, self.scan, self.seed)
         self.version += 1
 
     # ---------------------------------------------------------------- searching it
@@ -212,8 +202,8 @@ class KeyMemory:
         """Which entry each row recalls, from the tokens given now and those `state` has seen.
 
         A text given in pieces, each with the state that the piece before it returned, is matched as in
-        one search. An entry removed between two pieces loses what was found of it. An entry added or
-        switched on is matched from the next piece on; switching off and on keeps what was found before.
+        one search. An entry added between two pieces is matched from the next piece on, one that is
+        removed is forgotten, and switching on or off holds for the whole text so far.
 
         Args:
             queries: (R, B, T, D), any float dtype, or R tensors (B, T, D). Rows that are zero or not
@@ -234,13 +224,49 @@ class KeyMemory:
             valid = torch.ones(n_rows, length, dtype=torch.bool, device=queries[0].device)
         if rows is not None:
             valid = valid & rows.to(valid.device)[:, None]
-        found = Found.empty() if state is None else state.found
-        if len(self) and bool(valid.any()):
-            found = self._match(queries, valid, state, found)
-        found, slots = self._known(found)
+        state = self._matched(queries, valid, state)
+        found, slots = self._known(state.found)
         active = found.keep(self._record.on[slots]) if len(slots) else found
         hits = tally(active, n_rows, quorum=self.quorum, top_k=self.top_k, order=self.order)
-        return hits, self._next_state(queries, valid, state, found)
+        return hits, state._replace(found=found)
+
+    def _matched(
+        self, queries: Tensor | Sequence[Tensor], valid: Tensor, state: MatchState | None
+    ) -> MatchState:
+        """The state after this piece."""
+        first = self.n_layers - self.quorum + 1  # an entry that passes in none of these cannot win
+        layers, seq = tuple(range(self.n_layers)), self._record.next_seq
+        reach = self._record.rest.shape[1]  # a window reaches so far back
+        early = Block(tuple(queries[r] for r in layers[:first]), valid)
+        late = Block(tuple(queries[r] for r in layers[first:]), valid)
+        length = early.length
+        if state is None:
+            state = MatchState(
+                Found.empty(), early.after(length).copy(), (late.after(length).copy(),), 0, seq
+            )
+        found, _ = self._known(state.found)
+        if state.waiting and state.seq != seq:
+            # What waits was seen before some entries were added, and must not count for them.
+            older = self._matcher.match(layers[first:], Block.join(state.late), state.waiting)
+            found = merge(Found.join([found, older.keep(older.seq < state.seq)]))
+            state = state._replace(waiting=0)
+
+        text = Block.join((state.early, early)) if state.early.length else early
+        new = self._matcher.match(layers[:first], text, length)
+        if len(new.row):
+            found = merge(Found.join([found, new]))
+        early = text.after(max(0, text.length - reach)).copy()
+        waiting = state.waiting + length
+        if not (late.layers and len(self)):
+            waiting = 0
+        elif not len(found.row):
+            kept = MatchState.wait((*state.late, late.copy()), waiting, reach)
+            if kept is not None:
+                return MatchState(found, early, kept, waiting, seq)
+        text = Block.join((*state.late, late))
+        if waiting:
+            found = merge(Found.join([found, self._matcher.match(layers[first:], text, waiting)]))
+        return MatchState(found, early, (text.after(max(0, text.length - reach)).copy(),), 0, seq)
 
     def _check(
         self, queries: Tensor | Sequence[Tensor], valid: Tensor | None, state: MatchState | None
@@ -263,71 +289,12 @@ class KeyMemory:
             raise ValueError(
                 f"valid is {valid.dtype} of shape {tuple(valid.shape)}; give bool of shape {(n_rows, length)}"
             )
-        if state is not None and (state.n_rows != n_rows or len(state.tail) != self.n_layers):
+        if state is not None and state.n_rows != n_rows:
             raise ValueError(
-                f"the state has {state.n_rows} rows and {len(state.tail)} layers, the queries {n_rows} and "
-                f"{self.n_layers}; take state.select(rows) where rows were dropped, repeated or reordered"
+                f"the state has {state.n_rows} rows, the queries {n_rows}; take state.select(rows) where "
+                "rows were dropped, repeated or reordered"
             )
         return n_rows, length
-
-    def _match(
-        self, queries: Tensor | Sequence[Tensor], valid: Tensor, state: MatchState | None, found: Found
-    ) -> Found:
-        """What was found before and what is found now."""
-        scan, floor = self._synced()
-        device = self._record.device
-        tokens = None if bool(valid.all()) else torch.nonzero(valid.flatten()).squeeze(1).to(device)
-        parts = [found]
-        for layer in range(self.n_layers):
-            flat = queries[layer].to(device).flatten(0, 1)
-            flat = flat if tokens is None else flat.index_select(0, tokens)
-            pairs = scan.candidates(layer, unit_rows(flat), len(self), floor)
-            if pairs is not None:
-                token = pairs[0] if tokens is None else tokens[pairs[0]]
-                parts.append(self._checked(layer, queries[layer], valid, state, token, pairs[1]))
-        return merge(Found.join(parts)) if len(parts) > 1 else found
-
-    def _synced(self) -> tuple[Scan, float]:
-        """The scan brought up to date with the record, and the lowest threshold in use."""
-        record = self._record
-        if self._scan is None:
-            self._scan = ExactScan(self.n_layers, self.dim, record.device)
-            self._dirty = set(range(len(self)))
-        if self._dirty:
-            self._scan.resize(record.last.shape[1])
-            pieces = 1 + len(self._dirty) * self.n_layers * self.dim // _ELEMENTS
-            for part in np.array_split(sorted(self._dirty), pieces):
-                slots = torch.from_numpy(part).to(record.device)
-                # An entry that is off becomes a zero row, which resembles nothing.
-                on = torch.from_numpy(record.on[part]).to(record.device)
-                self._scan.write(slots, record.last[:, slots].float() * on[:, None])
-            self._dirty.clear()
-        if self._floor is None:
-            limits = record.limit[: len(self)][record.on[: len(self)]]
-            self._floor = float(limits.min(initial=1.0))
-        return self._scan, self._floor
-
-    def _checked(
-        self,
-        layer: int,
-        queries: Tensor,
-        valid: Tensor,
-        state: MatchState | None,
-        token: Tensor,
-        slot: Tensor,
-    ) -> Found:
-        """The proposed matches (flat position, slot) that hold, best position of each (row, entry)."""
-        text, ok, seen = queries.to(self._record.device), valid, 0
-        if state is not None:
-            seen = state.tail_valid.shape[1]
-            text = torch.cat([state.tail[layer].to(text.device, text.dtype), text], dim=1)
-            ok = torch.cat([state.tail_valid.to(ok.device), ok], dim=1)
-        row, position = np.divmod(token.cpu().numpy(), valid.shape[1])
-        slots = slot.cpu().numpy()
-        place, sim = check_spans(self._record, layer, text, ok.cpu().numpy(), row, position + seen, slots)
-        row, slots = row[place], slots[place]
-        layers = np.full(len(place), layer, np.int64)
-        return merge(Found(row, layers, self._record.id[slots], self._record.seq[slots], sim))
 
     def _known(self, found: Found) -> tuple[Found, np.ndarray]:
         """What was found of the entries that are still held, and their slots."""
@@ -337,20 +304,6 @@ class KeyMemory:
         held = slot >= 0
         held[held] = self._record.seq[slot[held]] == found.seq[held]
         return found.keep(held), slot[held]
-
-    def _next_state(
-        self, queries: Tensor | Sequence[Tensor], valid: Tensor, state: MatchState | None, found: Found
-    ) -> MatchState:
-        keep = self._record.rest.shape[1]  # a window reaches so far back
-        if state is None or valid.shape[1] >= keep:
-            start = max(0, valid.shape[1] - keep)
-            # Clones, so that the state does not hold on to all of the caller's hidden states.
-            return MatchState(tuple(q[:, start:].clone() for q in queries), valid[:, start:].clone(), found)
-        pairs = zip(state.tail, queries, strict=True)
-        joined = [torch.cat([old.to(new.device, new.dtype), new], dim=1) for old, new in pairs]
-        ok = torch.cat([state.tail_valid.to(valid.device), valid], dim=1)
-        start = max(0, ok.shape[1] - keep)
-        return MatchState(tuple(t[:, start:].clone() for t in joined), ok[:, start:].clone(), found)
 
     @torch.no_grad()
     def scores(self, queries: Tensor | Sequence[Tensor], valid: Tensor | None = None) -> Scores:

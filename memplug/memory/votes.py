@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Found", "Hits", "MatchState", "Order", "merge", "tally", "voting"]
+__all__ = ["Found", "Hits", "Order", "merge", "tally", "voting"]
 
 Order = Literal["similarity", "paper"]
 
@@ -126,43 +126,3 @@ def tally(found: Found, n_rows: int, *, quorum: int, top_k: int, order: Order) -
         votes[at] = torch.from_numpy(count[best].astype(np.int64))
         similarity[at] = torch.from_numpy((total[best] / count[best]).astype(np.float32))
     return Hits(winner, votes, similarity)
-
-
-class MatchState(NamedTuple):
-    """What matching has to remember of the tokens seen so far; kept beside the caller's KV cache.
-
-    It is never changed in place: a search returns a new one, so that an older state can be taken up
-    again (assisted decoding, beams).
-
-    Attributes:
-        tail: one tensor (B, W, D) per layer, the last query states, for spans that straddle two chunks;
-            W is at most the longest key minus one.
-        tail_valid: bool (B, W), which of them are tokens.
-        found: the entries above their threshold so far.
-    """
-
-    tail: tuple[Tensor, ...]
-    tail_valid: Tensor
-    found: Found
-
-    @property
-    def n_rows(self) -> int:
-        """B."""
-        return int(self.tail_valid.shape[0])
-
-    def select(self, rows: Tensor) -> MatchState:
-        """The state whose row j is this state's row ``rows[j]`` (beam reorder, repeat, subset).
-
-        Args:
-            rows: int64 (B',), values in 0..B-1, repeats allowed.
-        """
-        found = self.found
-        if len(found.row):
-            new_row, item = np.nonzero(rows.cpu().numpy()[:, None] == found.row[None, :])
-            found = found.keep(item)._replace(row=new_row.astype(np.int64))
-        at = rows.to(self.tail_valid.device)
-        return MatchState(
-            tuple(layer.index_select(0, rows.to(layer.device)) for layer in self.tail),
-            self.tail_valid.index_select(0, at),
-            found,
-        )

@@ -1,0 +1,12 @@
+"""The key memory: which stored subject, if any, a row of hidden states speaks of.
+
+One file, one word: `keys` KeyMemory, what others use · `record` the stored keys · `match` from hidden
+states to the entries above their threshold · `products`, `signs` scans that propose · `spans` the check
+that decides · `votes` the election · `stream` texts given in pieces.
+"""
+
+from memplug.memory.keys import KeyMemory, Scores
+from memplug.memory.stream import MatchState
+from memplug.memory.votes import Hits
+
+__all__ = ["Hits", "KeyMemory", "MatchState", "Scores"]
