@@ -189,6 +189,20 @@ def test_a_broken_model_gives_no_probability(model, tokenizer):
     assert all(value == float("-inf") for forced in found for value in forced.log_probs)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_cpu(model, tokenizer):
+    expected = answer(model, tokenizer, PROMPTS, max_new_tokens=8)
+    forced = teacher_force(model, tokenizer, PROBES, rivals=TARGETS[::-1])
+    model.to("cuda")
+    assert answer(model, tokenizer, PROMPTS, max_new_tokens=8) == expected
+    for here, there in zip(
+        forced, teacher_force(model, tokenizer, PROBES, rivals=TARGETS[::-1]), strict=True
+    ):
+        assert here.predicted == there.predicted
+        assert here.log_probs == pytest.approx(there.log_probs, abs=1e-3)
+        assert here.rival_log_probs == pytest.approx(there.rival_log_probs, abs=1e-3)
+
+
 def test_bad_input_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         answer(model, tokenizer, ["Who?", " "])

@@ -18,10 +18,9 @@ __all__ = ["Answer", "Group", "Measures", "Scores"]
 Group = Literal["efficacy", "generalization", "specificity", "same_subject", "portability"]
 _MEASURES = {"tokens": "tokens", "whole": "whole answer", "generated": "generated", "starts": "begins with"}
 _LABELS = {
-    "specificity": "specificity, as base",
-    "specificity_gold": "specificity, right answer",
-    "same_subject": "same subject, as base",
-    "same_subject_gold": "same subject, right answer",
+    "specificity_gold": "  right answer",
+    "same_subject": "same subject",
+    "same_subject_gold": "  right answer",
 }
 _NONE = "–"
 
@@ -146,14 +145,19 @@ class Scores:
         return [(f.name, value) for f in fields(self) if isinstance(value := getattr(self, f.name), Measures)]
 
     def table(self, title: str | None = None) -> Table:
-        """A rich table: percent, the interval in brackets; an en dash where nothing was asked."""
+        """A rich table in percent, intervals in brackets; an en dash where nothing was asked.
+
+        Specificity and same subject are counted against the base model; the line below each against the
+        right answer.
+        """
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title=title, caption=_caption(self), caption_justify="left")
-        table.add_column("%")
+        table = Table(title=title, caption=_caption(self), caption_justify="left", box=SIMPLE_HEAD)
+        table.add_column("%", no_wrap=True)
         for heading in _MEASURES.values():
             table.add_column(heading, justify="right")
-        table.add_column("cases", justify="right")
+        table.add_column("cases", justify="right", no_wrap=True)
         for name, measures in self.items():
             found = [getattr(measures, key) for key in _MEASURES]
             cases = next((str(score.n) for score in found if score is not None), _NONE)
@@ -199,7 +203,7 @@ def _caption(scores: Scores) -> str:
 def _percent(score: Score | None) -> str:
     if score is None:
         return _NONE
-    return f"{100 * score.value:.1f} ({100 * score.low:.1f}–{100 * score.high:.1f})"
+    return f"{100 * score.value:.1f} ({100 * score.low:.0f}–{100 * score.high:.0f})"
 
 
 def _plain(score: Score | None) -> dict[str, Any] | None:
