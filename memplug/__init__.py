@@ -1,8 +1,8 @@
 """memplug: give a loaded Hugging Face language model an editable memory."""
 
-from .edits import Case, Edit, EditError, Probe
+from .edits import Case, Edit, EditError, Probe, UnknownEditError
 from .layers import UnsupportedModelError
-from .plugin import Plug, UnknownEditError, attach, load
+from .plugin import Plug, attach, load
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,6 @@ guards what every method promises: all or nothing, and the model as it was in th
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,65 +15,16 @@ from typing import Any
 
 from . import storage
 from .calls import CallTracker
-from .edits import Case, Edit, EditError, as_edits
+from .edits import Case, Edit, EditError, EditTable, as_edits
 from .hooks import HookSet
 from .layers import dissect
 from .methods import METHODS, Registered, find_method
 from .methods.base import Host
 from .text import Text
 
-__all__ = ["EditTable", "Plug", "UnknownEditError", "attach", "load"]
+__all__ = ["Plug", "attach", "load"]
 
 _MARK = "_memplug_plug"
-
-
-class UnknownEditError(EditError, KeyError):
-    """An id that no edit has."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class EditTable(Mapping[str, Edit]):
-    """The edits by id, in the order they were learned; its ``repr`` is a table."""
-
-    def __init__(self, edits: Mapping[str, Edit], off: Iterable[str] = ()) -> None:
-        self._edits, self._off = dict(edits), frozenset(off)
-
-    def __getitem__(self, id: str) -> Edit:
-        if id not in self._edits:
-            near = difflib.get_close_matches(str(id), self._edits, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {len(self._edits)} edits"
-            raise UnknownEditError(f"no edit has the id {id!r}; {hint}")
-        return self._edits[id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._edits)
-
-    def __len__(self) -> int:
-        return len(self._edits)
-
-    def enabled(self, id: str) -> bool:
-        """Whether the edit is in force."""
-        return self[id].id not in self._off
-
-    def __repr__(self) -> str:
-        rows: list[tuple[str, ...]] = [("id", "", "prompt", "target", "subject")]
-        rows += [
-            (str(e.id), "off" if e.id in self._off else "on", e.prompt, e.target, str(e.subject))
-            for e in self.values()
-        ]
-        rows = [tuple(cell if len(cell) <= 60 else cell[:57] + "..." for cell in row) for row in rows]
-        if len(rows) > 41:
-            rows = [*rows[:21], ("...", "", f"{len(rows) - 41} more", "", ""), *rows[-20:]]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join(
-            [f"{len(self)} edits, {len(self) - len(self._off)} in force", *(lines if len(self) else [])]
-        )
 
 
 class Plug:

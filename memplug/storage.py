@@ -22,12 +22,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from .edits import Edit
+from .edits import Edit, EditTable
 
 if TYPE_CHECKING:
     from .plugin import Plug
 
-__all__ = ["FORMAT", "LoadError", "SaveError", "Saved", "fill", "fingerprint", "read", "save"]
+__all__ = ["FORMAT", "LoadError", "SaveError", "Saved", "fill", "fingerprint", "peek", "read", "save"]
 
 FORMAT = 1
 """Version of the files; a newer one is refused."""
@@ -158,6 +158,20 @@ def read(folder: Path, model: Any) -> Saved:
             "in the same dtype"
         )
     return saved._replace(tensors=_tensors(file, digest))
+
+
+def peek(folder: Path) -> tuple[str, EditTable]:
+    """The method and the edits of a saved plug, without a model.
+
+    Raises:
+        LoadError: ``folder`` is no saved plug, or is damaged.
+    """
+    manifest = _manifest(folder)
+    try:
+        edits = {item["id"]: Edit(**item) for item in manifest["edits"]}
+        return str(manifest["method"]), EditTable(edits, manifest["off"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(f"{folder / _MANIFEST} is damaged ({error!r}); take a copy that is whole") from error
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

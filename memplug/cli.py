@@ -1,0 +1,210 @@
+"""The command line: edit, list, switch, delete and ask on a saved plug; the demo.
+
+Heavy imports are inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .plugin import Plug
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Give a language model an editable memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the saved plug.", show_default=False)]
+Ids = Annotated[list[str], typer.Argument(help="Ids of edits, see `memplug list`.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="The base model: a path, a hub id, or `world`, the embedded one."),
+]
+Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto (as it was saved).")]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Mistakes a user can mend are told in one line; anything else keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """The model and tokenizer called ``name``; ``world`` is the embedded model.
+
+    Raises:
+        ValueError: no such dtype.
+    """
+    import torch
+
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in (*types, "auto"):
+        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(types)}, auto")
+    if name == "world":
+        from . import world
+
+        return world.load(types.get(dtype, torch.float32), device)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=types.get(dtype, "auto"))
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+
+
+def _change(folder: Path, model: str, device: str, dtype: str, change: Callable[[Plug], None]) -> None:
+    """Load a plug, change it, save it, and show what it holds."""
+    from .plugin import load
+
+    plug = load(folder, *load_model(model, device, dtype))
+    change(plug)
+    plug.save(folder)
+    typer.echo(repr(plug.edits))
+
+
+@app.command()
+def edit(
+    folder: Folder,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt to be answered anew.")] = None,
+    target: Annotated[str | None, typer.Argument(help="Its answer from now on.")] = None,
+    subject: Annotated[str | None, typer.Option(help="What the fact is about; found if left out.")] = None,
+    cases: Annotated[
+        str | None,
+        typer.Option("--cases", help="Many edits: FILE.jsonl, FILE.csv, zsre:FILE, ..."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Take the first so many of them.")] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Count broken lines instead of stopping at one.")] = False,
+    model: Model = "world",
+    method: Annotated[str, typer.Option(help="Editing method, for a new plug.")] = "llp",
+    preset: Annotated[str, typer.Option(help="Its constants, for a new plug: default or paper.")] = "default",
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Edit facts into a plug; a new one is made where FOLDER has none."""
+    with _explained():
+        wanted = _wanted(prompt, target, subject, cases, limit, skip_bad)
+        from .plugin import attach, load
+
+        loaded = load_model(model, device, dtype)
+        is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        plug = attach(*loaded, method, preset=preset) if is_new else load(folder, *loaded)
+        plug.edit(wanted)
+        plug.save(folder)
+        typer.echo(repr(plug.edits))
+
+
+def _wanted(
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    cases: str | None,
+    limit: int | None,
+    skip_bad: bool,
+) -> Any:
+    from .edits import Edit
+
+    if cases is None:
+        if prompt is None or target is None:
+            raise ValueError("give a PROMPT and a TARGET, or --cases FILE")
+        return [Edit(prompt, target, subject)]
+    if prompt is not None:
+        raise ValueError("give either a PROMPT or --cases, not both")
+    from .data import load_cases
+
+    read = load_cases(cases, limit=limit, skip_bad=skip_bad)
+    if read.skipped:
+        typer.echo(f"left out {len(read.skipped)} broken rows", err=True)
+    return read.cases
+
+
+@app.command("list")
+def list_(folder: Folder) -> None:
+    """Show the edits of a saved plug; needs no model."""
+    with _explained():
+        from .storage import peek
+
+        method, table = peek(folder)
+        typer.echo(f"method {method}: {table!r}")
+
+
+@app.command()
+def delete(
+    folder: Folder, ids: Ids, model: Model = "world", device: Device = "cpu", dtype: Dtype = "auto"
+) -> None:
+    """Delete edits for good."""
+    with _explained():
+        _change(folder, model, device, dtype, lambda plug: plug.delete(ids))
+
+
+@app.command()
+def disable(
+    folder: Folder, ids: Ids, model: Model = "world", device: Device = "cpu", dtype: Dtype = "auto"
+) -> None:
+    """Switch edits off."""
+    with _explained():
+        _change(folder, model, device, dtype, lambda plug: plug.disable(ids))
+
+
+@app.command()
+def enable(
+    folder: Folder, ids: Ids, model: Model = "world", device: Device = "cpu", dtype: Dtype = "auto"
+) -> None:
+    """Switch edits on again."""
+    with _explained():
+        _change(folder, model, device, dtype, lambda plug: plug.enable(ids))
+
+
+@app.command()
+def ask(
+    folder: Folder,
+    prompts: Annotated[list[str], typer.Argument(help="Prompts to be answered.", show_default=False)],
+    model: Model = "world",
+    explain: Annotated[bool, typer.Option(help="Say which edit was recalled, and why.")] = False,
+    base: Annotated[bool, typer.Option(help="Show the unedited model's answer beside it.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Ask the edited model, greedily."""
+    with _explained():
+        from .evaluation import answer
+        from .plugin import load
+
+        plug = load(folder, *load_model(model, device, dtype))
+
+        def answers() -> list[str]:
+            return answer(plug.model, plug.tokenizer, prompts, max_new_tokens=max_new_tokens)
+
+        edited = answers()
+        with plug.paused():
+            before = answers() if base else [""] * len(prompts)
+        for prompt, new, old in zip(prompts, edited, before, strict=True):
+            typer.echo(f"{prompt} {new}" + (f"   (base model: {old})" if base else ""))
+            if explain:
+                typer.echo(str(plug.explain(prompt)))
+
+
+@app.command()
+def demo(
+    edits: Annotated[int, typer.Option(min=2, max=1000, help="Facts to edit.")] = 100,
+    seed: Annotated[int, typer.Option(help="Which facts.")] = 0,
+) -> None:
+    """Edit facts of the embedded model, look at them, delete one, detach: two minutes on a CPU."""
+    with _explained():
+        from .demo import run
+
+        sys.exit(run(edits, seed))

@@ -1,0 +1,103 @@
+"""The demo: the main job on the embedded model, with every claim checked while it is shown."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import world
+from .edits import Case
+from .evaluation import Scores, answer, evaluate
+from .plugin import Plug, attach
+
+__all__ = ["run"]
+
+_SHOWN = 6
+
+
+def run(edits: int = 100, seed: int = 0) -> int:
+    """Show it all; returns 0 if the model is back to the bit in the end, 1 if not."""
+    console = Console()
+    begin = time.perf_counter()
+    model, tokenizer = world.load()
+    pristine = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    console.print(f"The embedded model: {size:.1f} M parameters, {len(world.facts())} made-up facts.")
+    cases = world.cases(edits, seed)
+    probe = tokenizer(cases[0].edit.prompt, return_tensors="pt")
+    with torch.no_grad():
+        before = model(**probe).logits
+
+    shown = cases[:_SHOWN]
+    old = answer(model, tokenizer, [case.edit.prompt for case in shown])
+    plug = attach(model, tokenizer, method="llp")
+    start = time.perf_counter()
+    learned = plug.edit(cases)
+    seconds = time.perf_counter() - start
+    console.print(f"Learned {len(learned)} edits in {seconds:.1f} s ({seconds / len(learned):.2f} s each).\n")
+    console.print(_changes(plug, shown, old))
+    console.print(_unchanged(plug, shown))
+
+    start = time.perf_counter()
+    scores = evaluate(plug, cases, batch_size=64)
+    console.print(_summary(scores, seconds, time.perf_counter() - start))
+
+    gone = learned[0]
+    console.print(f"\n[bold]plug.explain[/bold] {plug.explain(cases[0].rephrases[0])}")
+    plug.delete(gone)
+    after = answer(model, tokenizer, [gone.prompt])[0]
+    console.print(f"\nDeleted {gone.id}: {gone.prompt} [green]{after}[/green] (as before: {after == old[0]})")
+    plug.detach()
+    with torch.no_grad():
+        same = torch.equal(before, model(**probe).logits)
+    same = same and all(torch.equal(pristine[name], t) for name, t in model.state_dict().items())
+    console.print(f"Detached: weights and logits are the base model's to the bit: {same}")
+    console.print(f"{time.perf_counter() - begin:.0f} s in all.")
+    return 0 if same else 1
+
+
+def _changes(plug: Plug, cases: list[Case], old: list[str]) -> Table:
+    table = Table(title="Edited facts", title_justify="left")
+    for heading in ("prompt", "before", "asked for", "after", "an unseen phrasing", "after"):
+        table.add_column(heading)
+    prompts = [case.edit.prompt for case in cases]
+    phrasings = [case.rephrases[0] for case in cases]
+    new = answer(plug.model, plug.tokenizer, prompts + phrasings)
+    for i, case in enumerate(cases):
+        target = case.edit.target
+        table.add_row(
+            case.edit.prompt,
+            old[i],
+            target,
+            _marked(new[i], target),
+            phrasings[i],
+            _marked(new[len(cases) + i], target),
+        )
+    return table
+
+
+def _unchanged(plug: Plug, cases: list[Case]) -> Table:
+    table = Table(title="Facts that were not edited", title_justify="left")
+    for heading in ("prompt", "base model", "edited model"):
+        table.add_column(heading)
+    prompts = [probe.prompt for case in cases for probe in (case.locality[0], case.same_subject[0])]
+    new = answer(plug.model, plug.tokenizer, prompts)
+    with plug.paused():
+        base = answer(plug.model, plug.tokenizer, prompts)
+    for prompt, was, now in zip(prompts, base, new, strict=True):
+        table.add_row(prompt, was, _marked(now, was))
+    return table
+
+
+def _marked(text: str, wanted: str) -> str:
+    return f"[green]{text}[/green]" if text == wanted else f"[red]{text}[/red]"
+
+
+def _summary(scores: Scores, learning: float, judging: float) -> Any:
+    table = scores.table(title="All edits held at once")
+    table.caption = f"{table.caption or ''}\n{learning:.1f} s to learn, {judging:.1f} s to judge".strip()
+    return table
