@@ -66,16 +66,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Family name as in ``AutoConfig.for_model`` -> what its config is given."""
 
+EAGER_ONLY = {"bloom", "gemma2", "gpt_oss", "gptj", "mpt", "xglm"}
+"""Families whose attention transformers runs eagerly only (soft caps, sinks, or a bias of their own)."""
 
-def build(family: str, implementation: str = "sdpa", seed: int = 0) -> torch.nn.Module:
+CASES = [
+    (family, implementation)
+    for family in FAMILIES
+    for implementation in ("sdpa", "eager")
+    if implementation == "eager" or family not in EAGER_ONLY
+]
+"""Every family with every attention implementation that takes a prefix."""
+
+
+def implementation_of(family: str) -> str:
+    """What ``from_pretrained`` chooses."""
+    return "eager" if family in EAGER_ONLY else "sdpa"
+
+
+def build(family: str, implementation: str | None = None, seed: int = 0, **settings: Any) -> Any:
     """A random model of ``family`` with 4 layers, width 32 and 97 tokens, in evaluation mode."""
-    torch.manual_seed(seed)
-    extra = FAMILIES[family]
-    config = AutoConfig.for_model(family, **extra, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
-    # Larger weights than an untrained model's, so that what should matter shows in the logits.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.15)
+    given = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | FAMILIES[family] | settings
+    implementation = implementation or implementation_of(family)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(family, **given)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+        # Larger weights than an untrained model's, so that what should matter shows in the logits.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.15)
     return model.eval()
