@@ -55,7 +55,8 @@ class LiteralLLP:
         batch = self.text.batch([pair.ids for pair in pairs])
         value = self._initial(edit).requires_grad_(True)
         optimizer = torch.optim.Adam([value], lr=self.config.value_lr)
-        for step in range(1, self.config.value_steps + 1):
+        losses: list[float] = []
+        while len(losses) < self.config.value_steps and (not losses or losses[-1] >= self.config.stop_loss):
             logits = forward(self.model, batch.ids, batch.mask, self.config.recall_layer or 0, value)
             loss = torch.zeros(())
             for row, pair in enumerate(pairs):
@@ -66,11 +67,10 @@ class LiteralLLP:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if float(loss.detach()) < self.config.stop_loss:
-                break
+            losses.append(float(loss.detach()))
         self.values.append(value.detach())
         self._key(edit)
-        return step
+        return len(losses)
 
     def _initial(self, edit: Edit) -> Tensor:
         ids = torch.tensor([self.text.pair(edit.prompt, edit.target).ids])
