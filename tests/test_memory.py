@@ -29,6 +29,7 @@ class Oracle:
     keys: dict[int, np.ndarray] = field(default_factory=dict)  # in order of insertion
     limit: dict[int, float] = field(default_factory=dict)
     off: set[int] = field(default_factory=set)
+    since: dict[int, int] = field(default_factory=dict)  # position from which on windows may end
 
     def add(self, id: int, key: Tensor, threshold: float | None = None) -> None:
         unit = key.float() / key.float().norm(dim=-1, keepdim=True)
@@ -42,7 +43,7 @@ class Oracle:
     def similarity(self, id: int, layer: int, row: Tensor, valid: Tensor) -> tuple[float, int]:
         """Of one row (R, T, D), and where the best window ends."""
         key, best, where = self.keys[id][layer], -1.0, -1
-        for end in range(len(key) - 1, row.shape[1]):
+        for end in range(max(len(key) - 1, self.since.get(id, 0)), row.shape[1]):
             window = range(end - len(key) + 1, end + 1)
             if not all(bool(valid[t]) for t in window):
                 continue
@@ -210,6 +211,45 @@ def test_pieces_are_one_long_search(seed, cuts):
         start, end = end, end + cut
         hits, state = memory.search(queries[:, :, start:end], valid[:, start:end], state)
         oracle.check(hits, queries[:, :, :end], valid[:, :end])
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    pieces=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=8),
+    n_waiting=st.sampled_from([0, 1, 3, 100]),
+    n_bytes=st.sampled_from([0, 200, 1 << 24]),
+)
+@settings(max_examples=60, deadline=None)
+def test_pieces_with_changes_between_them(seed, pieces, n_waiting, n_bytes):
+    """An entry is matched from the piece after its addition on; removed ones are gone; switches hold for
+    the whole text. Whatever waits unsearched, and however much of it, makes no difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memplug.memory.stream._PIECES", n_waiting)
+        patch.setattr("memplug.memory.stream._WAITING", n_bytes)
+        world = World(seed, n_words=4)
+        memory, oracle = both()
+        for id in (1000, 1001):  # the longest span is two tokens from the beginning
+            key = world.states(world.draw(2))
+            memory.add(id, key)
+            oracle.add(id, key)
+        state, text = None, torch.zeros(R, 2, 0, D)
+        for step, (length, change) in enumerate(pieces):
+            ids = list(oracle.keys)
+            if change == 0 and ids:
+                memory.remove(ids[0])
+                oracle.remove(ids[0])
+            elif change == 1 and ids:
+                memory.set_enabled(ids[-1], ids[-1] in oracle.off)
+                oracle.off ^= {ids[-1]}
+            else:
+                key = world.states(world.draw(1 + step % 2))
+                memory.add(step, key)
+                oracle.add(step, key)
+                oracle.since[step] = text.shape[2]
+            piece = torch.stack([world.states(world.draw(length)) for _ in range(2)], dim=1)
+            text = torch.cat([text, piece], dim=2)
+            hits, state = memory.search(piece, None, state)
+            oracle.check(hits, text, torch.ones(text.shape[1:3], dtype=torch.bool))
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it_or_on_padding():

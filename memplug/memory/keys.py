@@ -202,8 +202,9 @@ class KeyMemory:
         """Which entry each row recalls, from the tokens given now and those `state` has seen.
 
         A text given in pieces, each with the state that the piece before it returned, is matched as in
-        one search. An entry added between two pieces is matched from the next piece on, one that is
-        removed is forgotten, and switching on or off holds for the whole text so far.
+        one search. An entry added between two pieces is matched from the next piece on (its window may
+        reach back as far as that of the longest entry before it), one that is removed is forgotten, and
+        switching on or off holds for the whole text so far.
 
         Args:
             queries: (R, B, T, D), any float dtype, or R tensors (B, T, D). Rows that are zero or not
@@ -241,9 +242,7 @@ class KeyMemory:
         late = Block(tuple(queries[r] for r in layers[first:]), valid)
         length = early.length
         if state is None:
-            state = MatchState(
-                Found.empty(), early.after(length).copy(), (late.after(length).copy(),), 0, seq
-            )
+            state = MatchState(Found.empty(), early.tail(0), (), 0, seq)
         found, _ = self._known(state.found)
         if state.waiting and state.seq != seq:
             # What waits was seen before some entries were added, and must not count for them.
@@ -251,11 +250,11 @@ class KeyMemory:
             found = merge(Found.join([found, older.keep(older.seq < state.seq)]))
             state = state._replace(waiting=0)
 
-        text = Block.join((state.early, early)) if state.early.length else early
+        text = Block.join((state.early, early))
         new = self._matcher.match(layers[:first], text, length)
         if len(new.row):
             found = merge(Found.join([found, new]))
-        early = text.after(max(0, text.length - reach)).copy()
+        early = text.tail(reach)
         waiting = state.waiting + length
         if not (late.layers and len(self)):
             waiting = 0
@@ -266,7 +265,7 @@ class KeyMemory:
         text = Block.join((*state.late, late))
         if waiting:
             found = merge(Found.join([found, self._matcher.match(layers[first:], text, waiting)]))
-        return MatchState(found, early, (text.after(max(0, text.length - reach)).copy(),), 0, seq)
+        return MatchState(found, early, (text.tail(reach),), 0, seq)
 
     def _check(
         self, queries: Tensor | Sequence[Tensor], valid: Tensor | None, state: MatchState | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -101,6 +101,16 @@ def _int8_is_exact(dim: int) -> bool:
         return False
 
 
+class _Group(NamedTuple):
+    """Query tokens that share one scale per layer: some layers, rows (None: all), queries (l', N', D) and
+    their largest elements (l', 1, 1)."""
+
+    layers: slice
+    rows: Tensor | None
+    queries: Tensor
+    peak: Tensor
+
+
 class ProductScan:
     """Every cosine of a layer, by a matrix product in low precision.
 
@@ -162,39 +172,42 @@ class ProductScan:
         self, layers: Sequence[int], queries: Tensor, keys: Tensor, floor: float
     ) -> list[Pairs | None]:
         found: list[list[Pairs]] = [[] for _ in layers]
-        for which, rows in self._groups(queries):
-            part = queries[which] if rows is None else queries[which, rows]
-            chosen = range(len(layers))[which]
-            for i, (token, slot) in self._near([layers[c] for c in chosen], part, keys.shape[1], floor):
-                found[chosen[i]].append((token if rows is None else rows[token], slot))
+        for group in self._groups(queries):
+            chosen = range(len(layers))[group.layers]
+            for i, (token, slot) in self._near([layers[c] for c in chosen], group, keys.shape[1], floor):
+                found[chosen[i]].append((token if group.rows is None else group.rows[token], slot))
         return [_joined(pairs) for pairs in found]
 
-    def _groups(self, queries: Tensor) -> list[tuple[slice, Tensor | None]]:
-        """Layers and rows (None: all) of queries (l, N, D) that may share one scale.
+    def _groups(self, queries: Tensor) -> list[_Group]:
+        """Queries (l, N, D) in groups that may share one scale.
 
         Some tokens of large models have a few giant elements. With the scale that these need, the other
         tokens' elements would be rounded to nothing, so rows share a scale with rows that have a largest
         element of about the same size.
         """
-        everything: list[tuple[slice, Tensor | None]] = [(slice(None), None)]
         if self.dtype != torch.int8:
-            return everything
+            return [_Group(slice(None), None, queries, queries.new_ones(len(queries), 1, 1))]
         peaks = queries.abs().amax(dim=-1)
         low, high = torch.aminmax(peaks, dim=1)
-        if not bool((high > 4 * low).any()):
-            return everything
+        if queries.shape[1] == 1 or bool((high <= 4 * low).all()):
+            return [_Group(slice(None), None, queries, high[:, None, None])]
         power = torch.floor(torch.log2(peaks.clamp_min(2.0**-40)) / 2)
-        return [
-            (slice(i, i + 1), torch.nonzero(power[i] == p).squeeze(1))
-            for i in range(len(queries))
-            for p in torch.unique(power[i])
-        ]
+        groups = []
+        for i in range(len(queries)):
+            for p in torch.unique(power[i]):
+                rows = torch.nonzero(power[i] == p).squeeze(1)
+                groups.append(
+                    _Group(
+                        slice(i, i + 1), rows, queries[i : i + 1, rows], peaks[i, rows].amax().view(1, 1, 1)
+                    )
+                )
+        return groups
 
     def _near(
-        self, layers: list[int], queries: Tensor, count: int, floor: float
+        self, layers: list[int], group: _Group, count: int, floor: float
     ) -> Iterator[tuple[int, Pairs]]:
-        codes, scale, error = self._encode(queries, queries.abs().amax(dim=(1, 2), keepdim=True))
-        step = max(1, _BLOCK // queries.shape[1])
+        codes, scale, error = self._encode(group.queries, group.peak)
+        step = max(1, _BLOCK // codes.shape[1])
         factors, errors = scale.flatten().tolist(), error.amax(dim=1).tolist()
         for i, layer in enumerate(layers):
             limit = floor - self.slack - errors[i] * (1 + self.worst)

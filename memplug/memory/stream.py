@@ -60,10 +60,17 @@ class Block(NamedTuple):
         layers = tuple(layer.index_select(0, rows.to(layer.device)) for layer in self.layers)
         return Block(layers, self.valid.index_select(0, rows.to(self.valid.device)))
 
+    def tail(self, length: int) -> Block:
+        """The last `length` positions, or all if there are fewer, in memory of their own."""
+        if length:
+            return self.after(max(0, self.length - length)).copy()
+        return Block((), self.valid[:, :0].clone())  # of no layers, to spare the time
+
     @staticmethod
     def join(blocks: tuple[Block, ...]) -> Block:
         """One block after another, on the device and in the dtype of the last."""
         last = blocks[-1]
+        blocks = (*(block for block in blocks[:-1] if block.length), last)
         if len(blocks) == 1:
             return last
         layers = tuple(
@@ -115,6 +122,5 @@ class MatchState(NamedTuple):
         if sum(block.nbytes for block in late) > _WAITING:
             return None
         if len(late) > _PIECES:
-            joined = Block.join(late)
-            late = (joined.after(max(0, joined.length - waiting - reach)).copy(),)
+            late = (Block.join(late).tail(waiting + reach),)
         return late
