@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -48,6 +48,8 @@ class Call:
         held: what a method kept with that cache from earlier forwards, or None.
         states: hidden states by layer, filled by the hooks of the forward.
         scratch: whatever a method decides for this forward.
+        ids: LongTensor [B,T]; the new tokens, or None where embeddings were given.
+        prompt: LongTensor [B]; real tokens of each row that are its prompt, or None where nobody said.
     """
 
     valid: Tensor
@@ -59,6 +61,18 @@ class Call:
     held: Any = None
     states: dict[int, Tensor] = field(default_factory=dict)
     scratch: Any = None
+    ids: Tensor | None = None
+    prompt: Tensor | None = None
+
+    def prompt_end(self) -> Tensor:
+        """LongTensor [B]: column, among the new tokens, of each row's last prompt token.
+
+        That is the last real token, unless `CallTracker.prompt_lengths` says where the prompt ends. A row
+        without any real token gives column 0.
+        """
+        count = self.real.long().cumsum(1)
+        last = count[:, -1:] if self.prompt is None else self.prompt[:, None].minimum(count[:, -1:])
+        return (count >= last).long().argmax(1)
 
 
 class CallTracker:
@@ -87,6 +101,28 @@ class CallTracker:
             yield
         finally:
             self._local.off = before
+
+    @contextmanager
+    def prompt_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
+        """Forwards of this thread inside the ``with`` that start a text have prompts of these lengths.
+
+        Args:
+            lengths: one number a row: its first so many real tokens (a BOS counts) are the prompt, the
+                rest an answer that is being judged. Rows repeated by ``generate`` share theirs.
+
+        Raises:
+            ValueError: a length below 1; in a forward, rows that the lengths cannot be dealt out to.
+        """
+        if not lengths or min(lengths) < 1:
+            raise ValueError(
+                f"prompt lengths are {list(lengths)[:8]}; give one number of tokens a row, at least 1"
+            )
+        before = getattr(self._local, "lengths", None)
+        self._local.lengths = torch.tensor(list(lengths))
+        try:
+            yield
+        finally:
+            self._local.lengths = before
 
     def hooks(self, wanted: Callable[[], bool]) -> list[Hook]:
         """Hooks on the decoder; ``wanted()`` false means that this forward is left alone."""
@@ -119,7 +155,18 @@ class CallTracker:
         if positions is not None and past == 0:
             positions = positions[0] if positions.ndim == 3 else positions
             first = positions.expand(batch, -1).gather(1, start[:, None])[:, 0].to(start.device)
-        return Call(valid, real, past, first, start, cache, held_by(cache))
+        prompt = self._prompts(batch) if past == 0 else None
+        return Call(valid, real, past, first, start, cache, held_by(cache), ids=ids, prompt=prompt)
+
+    def _prompts(self, batch: int) -> Tensor | None:
+        lengths: Tensor | None = getattr(self._local, "lengths", None)
+        if lengths is None or len(lengths) == batch:
+            return lengths
+        if batch % len(lengths):
+            raise ValueError(
+                f"{len(lengths)} prompt lengths for a batch of {batch} rows; give one for each row"
+            )
+        return lengths.repeat_interleave(batch // len(lengths))
 
 
 def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anatomy: Anatomy) -> Tensor:

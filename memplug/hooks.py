@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .layers import Anatomy
 
-__all__ = ["Hook", "HookSet", "StopForward", "capture_input", "skipping_below"]
+__all__ = ["Hook", "HookSet", "StopForward", "capture_input", "resume", "skipping_below"]
 
 _UNSET = object()
 
@@ -99,3 +99,31 @@ def capture_input(anatomy: Anatomy, index: int, run: Callable[[], Any]) -> Tenso
     with HookSet([Hook(anatomy.layers[index], "before", before)]), contextlib.suppress(StopForward):
         run()
     return found[0]
+
+
+def resume(
+    model: Any, anatomy: Anatomy, index: int, hidden: Tensor, run: Callable[[], Any], flat: Tensor
+) -> Tensor:
+    """Logits [P,V] of a forward that starts at layer ``index``; what lies below is not computed again.
+
+    Args:
+        model: the model with its head.
+        anatomy: its layers.
+        index: the layer to start at.
+        hidden: [B,T,D] inputs of that layer, known from an earlier forward of the same tokens.
+        run: calls the model on these tokens, right-padded and without a cache.
+        flat: [P] positions whose logits are wanted, as row * T + position; the head sees no others.
+    """
+
+    def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        bound = anatomy.bind(args, kwargs)
+        del bound[next(iter(bound))]
+        return (hidden,), bound
+
+    def narrow(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+        return (args[0].flatten(0, 1)[flat.to(args[0].device)][None],), {}
+
+    hooks = [Hook(anatomy.layers[index], "before", enter), Hook(model.get_output_embeddings(), "before", narrow)]
+    with skipping_below(anatomy, index), HookSet(hooks):
+        logits: Tensor = run().logits
+    return logits[0]

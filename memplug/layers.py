@@ -23,6 +23,7 @@ __all__ = [
     "evaluating",
     "find_layers",
     "fraction",
+    "frozen",
 ]
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
@@ -196,6 +197,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of the model takes gradients inside the ``with``; afterwards each is as it was."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 class _Stop(Exception):

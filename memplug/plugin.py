@@ -6,8 +6,9 @@ guards what every method promises: all or nothing, and the model as it was in th
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from .methods import METHODS, Registered, find_method
 from .methods.base import Host
 from .text import Text
 
-__all__ = ["Plug", "attach", "load"]
+__all__ = ["Plug", "attach", "load", "plug_of"]
 
 _MARK = "_memplug_plug"
 
@@ -48,7 +49,7 @@ class Plug:
             )
         text = Text(model, tokenizer)
         anatomy = dissect(model, layers)
-        tracker = CallTracker(anatomy, text.bos_id)
+        tracker = self._tracker = CallTracker(anatomy, text.bos_id)
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         self.method = registered.method(Host(model, text, anatomy, tracker), config)
         self.layers = anatomy.names[0].rpartition(".")[0]
@@ -148,17 +149,31 @@ class Plug:
         """The edits by id, in order, as they are now."""
         return EditTable(self._edits, self._off)
 
-    def delete(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
+    def delete(self, *edits: str | Edit | Iterable[str | Edit], retrain: bool = False) -> Any:
         """Remove edits for good: an `Edit`, an id, or several.
+
+        Args:
+            retrain: learn the kept edits anew; for methods whose edits share parameters, where nothing
+                else removes what was learned.
+
+        Returns:
+            What the method has to say about what is left of them; None where nothing is.
 
         Raises:
             UnknownEditError: there is no such edit; nothing was deleted.
+            ValueError: ``retrain`` for a method whose edits share nothing.
         """
         chosen = self._chosen(edits)
-        self.method.forget(chosen, progress=True)
+        if retrain and "retrain" not in inspect.signature(self.method.forget).parameters:
+            raise ValueError(
+                f"retrain=True: edits of {self.name!r} share no parameters, deleting removes them whole; "
+                "leave it out"
+            )
+        left = self.method.forget(chosen, progress=True, **({"retrain": True} if retrain else {}))
         for edit in chosen:
             del self._edits[str(edit.id)]
             self._off.discard(str(edit.id))
+        return left
 
     def disable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits off; ``enable`` brings them back as they were."""
@@ -192,6 +207,22 @@ class Plug:
             yield
         finally:
             self._paused -= 1
+
+    @contextmanager
+    def prompt_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
+        """Inside the ``with``, plain forwards over prompt and answer know where each prompt ends.
+
+        Methods that decide at the end of the prompt need it where the model is handed the answer as well
+        (teacher forcing); unsaid, a row's last real token counts. ``generate`` needs nothing.
+
+        Args:
+            lengths: tokens of each row's prompt, padding left out, a BOS included.
+
+        Raises:
+            ValueError: a length below 1, or not one for each row.
+        """
+        with self._tracker.prompt_lengths(lengths):
+            yield
 
     def explain(self, prompt: str) -> Any:
         """What happens to the edits when the model reads ``prompt``; print it to read it."""
@@ -231,6 +262,11 @@ class Plug:
     def _check_attached(self) -> None:
         if self._hooks is None:
             raise ValueError("this plug was detached; attach a new one, or memplug.load a saved one")
+
+
+def plug_of(model: Any) -> Plug | None:
+    """The plug that is attached to ``model``, if any."""
+    return getattr(model, _MARK, None)
 
 
 def attach(

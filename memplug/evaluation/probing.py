@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..edits import Probe
 from ..layers import evaluating
+from ..plugin import plug_of
 from ..text import Batch, Text
 from .encoding import at_least_one, batches, encode_pairs, encode_prompts, pad_left
 from .metrics import positionwise_preference, sequence_preference
@@ -113,7 +115,8 @@ def teacher_force(
     """What the model thinks of each probe's target, one forward a batch (right padded).
 
     The model reads prompt and target together, as everywhere in the field; a method that matches its
-    memory against the whole text therefore sees the target as well.
+    memory against the whole text therefore sees the target as well. Methods that decide at the end of the
+    prompt are told where it is (`Plug.prompt_lengths`).
 
     Args:
         model: a causal language model.
@@ -211,7 +214,11 @@ def _at_targets(model: Any, batch: Batch, spans: Sequence[tuple[int, int]]) -> T
         # Logits over a large vocabulary cost more than the rest of a small model: leave out the prompts'.
         skipped = min(first for first, _ in spans) - 1
         options["logits_to_keep"] = batch.ids.shape[1] - skipped
-    logits = model(input_ids=batch.ids, attention_mask=batch.mask, **options).logits
+    plug = plug_of(model)
+    # A method that decides at the end of the prompt must not take the answer for a part of it.
+    known = plug.prompt_lengths([first for first, _ in spans]) if plug else nullcontext()
+    with known:
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask, **options).logits
     row = torch.cat([torch.full((last - first + 1,), b) for b, (first, last) in enumerate(spans)])
     column = torch.cat([torch.arange(first - 1, last) for first, last in spans]) - skipped
     return logits[row.to(logits.device), column.to(logits.device)].float()

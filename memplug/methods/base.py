@@ -70,8 +70,11 @@ class Method(Protocol):
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """Learn ``edits`` (with ids) in place of ``replaced``; on any error nothing has changed."""
 
-    def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
-        """Remove edits for good."""
+    def forget(self, edits: Sequence[Edit], *, progress: bool) -> Any:
+        """Remove edits for good; gives back what is to be said about what is left of them, or None.
+
+        Methods whose edits share parameters also take ``retrain: bool = False``.
+        """
 
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
         """Switch edits off, or on again."""
