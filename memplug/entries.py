@@ -1,0 +1,95 @@
+"""One entry of the ledger: edits that were made together, as rows of keys and values per module.
+
+Letters: n rows (tokens of the edits), d_k and d_v a module's widths, r columns of its factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .solve import solve
+
+__all__ = ["Entry", "Part"]
+
+
+class Part(NamedTuple):
+    """What one entry does to one module in one step.
+
+    Attributes:
+        site: the module's name.
+        keys: float32 [n,d_k].
+        values: float32 [n,d_v].
+        owner: int64 [n], the place in `Entry.ids` of the edit that a row belongs to.
+        ridge: weight of the norm in the joint solve of keys and values; None where the change is the sum of
+            the rows' outer products.
+    """
+
+    site: str
+    keys: Tensor
+    values: Tensor
+    owner: Tensor
+    ridge: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Edits that were made together.
+
+    Attributes:
+        ids: the edits' ids, in order.
+        parts: their changes, steps in order.
+        off: ids that are switched off.
+        notes: what the method wants to tell about them; goes through JSON.
+        solved: factors by module for the ids in force, kept since they take solving.
+    """
+
+    ids: tuple[str, ...]
+    parts: tuple[Part, ...]
+    off: frozenset[str] = frozenset()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    solved: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
+
+    @property
+    def on(self) -> tuple[str, ...]:
+        """Ids in force."""
+        return tuple(id for id in self.ids if id not in self.off)
+
+    def without(self, gone: Iterable[str]) -> Entry | None:
+        """The entry without some of its edits, their rows dropped; None where nothing is left."""
+        left = tuple(id for id in self.ids if id not in set(gone))
+        parts = tuple(_rows(part, self.ids, left) for part in self.parts)
+        off = self.off & frozenset(left)
+        return Entry(left, tuple(p for p in parts if len(p.owner)), off, self.notes) if left else None
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """By module, the change of the edits in force as ``(a [d_k,r], b [r,d_v])``, steps side by side."""
+        on = self.on
+        if on not in self.solved:
+            found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+            for part in (_rows(part, self.ids, on) for part in self.parts):
+                if not len(part.owner):
+                    continue
+                joint = part.ridge is not None
+                pair = solve(part.keys, part.values, part.ridge) if joint else (part.keys.T, part.values)  # type: ignore[arg-type]
+                found.setdefault(part.site, []).append(pair)
+            self.solved.clear()
+            self.solved[on] = {
+                site: (torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs]))
+                for site, pairs in found.items()
+            }
+        return self.solved[on]
+
+
+def _rows(part: Part, ids: Sequence[str], kept: Sequence[str]) -> Part:
+    """The rows of ``part`` that belong to the edits ``kept``."""
+    if len(kept) == len(ids):
+        return part
+    at = {id: place for place, id in enumerate(kept)}
+    owner = torch.tensor([at.get(id, -1) for id in ids], device=part.owner.device)[part.owner]
+    mine = owner >= 0
+    return part._replace(keys=part.keys[mine], values=part.values[mine], owner=owner[mine])

@@ -1,0 +1,282 @@
+"""The ledger of weight edits: pristine weights, ordered entries of low-rank factors, switches.
+
+The live weight of a module is always ``cast(W0 + sum)``, where ``sum`` is the float32 sum of the active
+entries' changes, taken block by block in the entries' order, and cast once. Nothing is ever added to or
+subtracted from a live weight (adding and subtracting in place loses most of a small change in half precision
+and never returns to the same bits).
+
+What holds, to the bit, on one machine with one number of threads:
+
+- The weights follow from the active edits and their order alone, however they were reached. Where a block
+  ends is decided by the edits in it and not by their position, so a deletion disturbs one block only.
+- Every edit off, deleted or paused: the original weights, copied back.
+- An edit that was switched off and on again: the weights from before.
+- An edit taken out of a batch that was solved together: the smaller system, solved again.
+
+What does not hold: that the model were the one in which a deleted edit had never been made. Later entries
+were predicted on weights that held it. Only making the later edits anew gives that
+(``delete(..., replay=True)``).
+
+Letters: d_k and d_v a module's widths, N rows of all entries, R columns of the factors in force.
+Knows nothing about models beyond `Site`, and nothing about how changes are predicted.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .entries import Entry, Part
+from .pristine import Pristine
+from .sites import Site
+
+__all__ = ["BLOCK", "Ledger"]
+
+BLOCK = 256
+"""Edits in a block, on average."""
+
+
+class Ledger:
+    """Entries in order, and the weights that follow from them.
+
+    Args:
+        sites: the modules that may change.
+        mode: "merged" writes the weights; "side" leaves them alone and gives `branch` to whoever adds it.
+        cache_bytes: memory that block sums may take.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], mode: Literal["merged", "side"] = "merged", cache_bytes: int = 2 << 30
+    ) -> None:
+        self.sites = {site.name: site for site in sites}
+        self.mode = mode
+        self.entries: tuple[Entry, ...] = ()
+        self.pristine = Pristine(self.sites)
+        self._cache_bytes = cache_bytes
+        self._sums: OrderedDict[tuple[Any, ...], tuple[Tensor, Any]] = OrderedDict()
+        self._total: dict[str, Tensor] | None = {}
+        self._branches: dict[str, tuple[Tensor, Tensor]] = {}
+        self._paused = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether an edit is in force."""
+        return not self._paused and any(entry.on for entry in self.entries)
+
+    # ------------------------------------------------------------------ changing
+
+    def hold(self, entries: Iterable[Entry]) -> None:
+        """Hold these entries, in this order, and bring the weights in line; on an error nothing changed.
+
+        Raises:
+            ValueError: an id in two entries, or a module that is not one of the ledger's.
+            SolveError: a part that cannot be solved.
+        """
+        entries = tuple(entries)
+        ids = [id for entry in entries for id in entry.ids]
+        if len(set(ids)) < len(ids):
+            twice = next(id for id in ids if ids.count(id) > 1)
+            raise ValueError(f"the id {twice!r} is in two entries; give each edit its own")
+        unknown = {part.site for entry in entries for part in entry.parts} - self.sites.keys()
+        if unknown:
+            raise ValueError(
+                f"an entry changes {sorted(unknown)[0]!r}, the ledger knows {sorted(self.sites)[:8]}"
+            )
+        if self.mode == "side":
+            branches = self._concatenated(entries)
+            self.entries, self._branches, self._total = entries, branches, None
+            return
+        changes = self._changes(entries)
+        if not self._paused:
+            self.pristine.write(changes)
+        self.entries, self._total = entries, changes
+
+    def add(self, entry: Entry) -> None:
+        """Append an entry."""
+        self.hold((*self.entries, entry))
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """Take edits out for good."""
+        gone = self._known(ids)
+        left = (entry.without(gone) if gone & set(entry.ids) else entry for entry in self.entries)
+        self.hold(entry for entry in left if entry is not None)
+
+    def switch(self, ids: Iterable[str], on: bool) -> None:
+        """Switch edits off, or on again."""
+        asked = self._known(ids)
+        self.hold(
+            replace(entry, off=entry.off - asked if on else entry.off | (asked & set(entry.ids)), solved={})
+            if asked & set(entry.ids)
+            else entry
+            for entry in self.entries
+        )
+
+    def _known(self, ids: Iterable[str]) -> set[str]:
+        asked = set(ids)
+        unknown = asked - {id for entry in self.entries for id in entry.ids}
+        if unknown:
+            raise ValueError(f"no entry holds {sorted(unknown)[0]!r}; there are {len(self.entries)} entries")
+        return asked
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The original weights inside the ``with``; entries may be changed there and take effect after it."""
+        self._paused += 1
+        try:
+            if self.mode == "merged" and self._paused == 1:
+                self.pristine.restore()
+            yield
+        finally:
+            self._paused -= 1
+            if self.mode == "merged" and not self._paused:
+                self.pristine.write(self._changes_now())
+
+    def release(self) -> None:
+        """The original weights, for good; the entries are let go."""
+        self._clear()
+        self.pristine.restore()
+        self.pristine.drop()
+
+    def merge(self) -> None:
+        """Make the edited weights the model's own, also from side mode; the entries are let go."""
+        self.pristine.write(self._changes_now())
+        self.pristine.drop()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.entries, self._branches, self._total = (), {}, {}
+        self._sums.clear()
+
+    # ------------------------------------------------------------------ saving
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All rows by module and kind: keys [N,d_k] and values [N,d_v] float32, owner int64 [N]."""
+        found: dict[str, list[Tensor]] = {}
+        for part in (part for entry in self.entries for part in entry.parts):
+            for kind in ("keys", "values", "owner"):
+                found.setdefault(f"{part.site}:{kind}", []).append(getattr(part, kind))
+        return {name: torch.cat(rows) for name, rows in found.items()}
+
+    def meta(self) -> list[dict[str, Any]]:
+        """What `load` needs beside the tensors; goes through JSON."""
+        return [
+            {
+                "ids": list(entry.ids),
+                "off": sorted(entry.off),
+                "notes": dict(entry.notes),
+                "parts": [[part.site, len(part.owner), part.ridge] for part in entry.parts],
+            }
+            for entry in self.entries
+        ]
+
+    def load(self, tensors: Mapping[str, Tensor], meta: Sequence[Mapping[str, Any]]) -> None:
+        """Hold what `tensors` and `meta` gave.
+
+        Raises:
+            ValueError: they do not fit each other or the modules.
+        """
+        at: dict[str, int] = {}
+        entries = []
+        for item in meta:
+            parts = []
+            for name, count, ridge in item["parts"]:
+                site, start = self.sites.get(name), at.get(name, 0)
+                at[name] = start + count
+                keys, values, owner = (
+                    tensors[f"{name}:{k}"][start:][:count] for k in ("keys", "values", "owner")
+                )
+                if site is None or keys.shape != (count, site.d_k) or values.shape != (count, site.d_v):
+                    raise ValueError(
+                        f"the saved rows of {name!r} are {tuple(keys.shape)} and {tuple(values.shape)}, "
+                        f"which does not fit {site}"
+                    )
+                where = site.weight.device
+                parts.append(Part(name, keys.to(where), values.to(where), owner.to(where), ridge))
+            entries.append(
+                Entry(tuple(item["ids"]), tuple(parts), frozenset(item["off"]), dict(item["notes"]))
+            )
+        self.hold(entries)
+
+    # ------------------------------------------------------------------ looking
+
+    def change(self, site: str) -> Tensor:
+        """float32 [d_k,d_v], the sum of the active entries' changes of one module."""
+        where = self.sites[site]
+        found = self._changes_now().get(site)
+        return torch.zeros(where.d_k, where.d_v) if found is None else found
+
+    def branch(self, site: str) -> tuple[Tensor, Tensor] | None:
+        """``(a [d_k,R], b [R,d_v])`` to add as ``y + (x a) b`` in side mode; None where nothing is."""
+        return None if self._paused else self._branches.get(site)
+
+    def relative_change(self) -> dict[str, float]:
+        """By module, the norm of the change over the norm of the original weight."""
+        return {
+            name: float(change.norm()) / max(self.pristine.norm(name), 1e-12)
+            for name, change in self._changes_now().items()
+        }
+
+    def _concatenated(self, entries: Sequence[Entry]) -> dict[str, tuple[Tensor, Tensor]]:
+        pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for entry in entries:
+            for site, pair in entry.factors().items() if entry.on else ():
+                pairs.setdefault(site, []).append(pair)
+        return {
+            site: (torch.cat([a for a, _ in found], dim=1), torch.cat([b for _, b in found]))
+            for site, found in pairs.items()
+        }
+
+    def _changes_now(self) -> dict[str, Tensor]:
+        if self._total is None:
+            self._total = self._changes(self.entries)
+        return self._total
+
+    def _changes(self, entries: Sequence[Entry]) -> dict[str, Tensor]:
+        """By module that an active entry touches, the blocks' sums added up in order."""
+        total: dict[str, Tensor] = {}
+        before, self._sums = self._sums, OrderedDict()
+        for block in _blocks(entries):
+            for site in {part.site: None for entry in block for part in entry.parts}:
+                part = self._block_sum(site, block, before)
+                if part is not None:
+                    total[site] = total[site] + part if site in total else part
+        return total
+
+    def _block_sum(self, site: str, block: Sequence[Entry], before: Mapping[Any, Any]) -> Tensor | None:
+        """One block's change of one module, taken from ``before`` where the block is the same."""
+        # The parts are kept with the sum, so that their addresses cannot be given to others.
+        key = (site, *((id(entry.parts), entry.on) for entry in block))
+        if key not in before:
+            pairs = [entry.factors()[site] for entry in block if site in entry.factors()]
+            if not pairs:
+                return None
+            found = torch.cat([a for a, _ in pairs], dim=1) @ torch.cat([b for _, b in pairs])
+            before = {key: (found, tuple(entry.parts for entry in block))}
+        self._sums[key] = before[key]
+        while sum(found.nbytes for found, _ in self._sums.values()) > self._cache_bytes:
+            self._sums.popitem(last=False)
+        return before[key][0]
+
+
+def _blocks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Active entries in runs that end where an edit's own id says so, and at four times the usual length."""
+    block: list[Entry] = []
+    size = 0
+    for entry in entries:
+        on = entry.on
+        if not on:
+            continue
+        block.append(entry)
+        size += len(on)
+        if size >= 4 * BLOCK or any(zlib.crc32(id.encode()) % BLOCK == 0 for id in on):
+            yield block
+            block, size = [], 0
+    if block:
+        yield block

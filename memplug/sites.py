@@ -1,0 +1,166 @@
+"""The linear modules that weight edits may change, found by rule in any decoder.
+
+A layer's MLP is found by what it does: the last linear of the layer that maps back to the model's width, and
+the linears beside it that read that width. ``nn.Linear`` and GPT-2's ``Conv1D`` are both read as
+``y = x W`` with W [d_k,d_v], whichever way round they store it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Anatomy, UnsupportedModelError, fraction
+
+__all__ = ["Range", "Site", "find_sites"]
+
+Range = tuple[str, float, float]
+"""Which linear of the MLP ("gate", "up", "down"), and the layers from one share of the depth to another."""
+
+WHICH = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear module.
+
+    Attributes:
+        name: its name in the model.
+        module: the module itself.
+        layer: index of the decoder layer that it lies in.
+        d_k: width of its inputs.
+        d_v: width of its outputs.
+        flipped: the weight is stored [d_v,d_k] (``nn.Linear``).
+    """
+
+    name: str
+    module: nn.Module
+    layer: int
+    d_k: int
+    d_v: int
+    flipped: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """The live weight, as stored."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight
+
+    def stored(self, change: Tensor) -> Tensor:
+        """A change [d_k,d_v] the way round that the weight is stored."""
+        return change.T if self.flipped else change
+
+
+def find_sites(
+    model: nn.Module,
+    anatomy: Anatomy,
+    ranges: Sequence[Range],
+    names: Sequence[str] | None = None,
+    *,
+    writable: bool = True,
+) -> tuple[Site, ...]:
+    """The modules to edit, in the order of the layers.
+
+    Args:
+        model: the model.
+        anatomy: its layers.
+        ranges: which linear of the MLP in which layers, as shares of the depth; at least one layer each.
+        names: module names that override the rule.
+        writable: the weights will be written, so they must be plain floating point and shared with nothing.
+
+    Raises:
+        ValueError: a name that is no linear of a decoder layer, or is given twice.
+        UnsupportedModelError: no such linears, or weights that are tied, quantised or not in memory.
+    """
+    if names is not None:
+        sites = [_named(model, anatomy, name) for name in names]
+        if len({site.name for site in sites}) < len(sites):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ValueError(f"modules names {twice!r} twice; name each module once")
+    else:
+        found: dict[str, Site] = {}
+        for which, start, stop in ranges:
+            first = min(fraction(start, len(anatomy.layers)), len(anatomy.layers) - 1)
+            last = max(first + 1, fraction(stop, len(anatomy.layers)))
+            for layer in range(first, last):
+                site = _by_rule(anatomy, layer, which)
+                found[site.name] = site
+        sites = list(found.values())
+    if not sites:
+        raise ValueError("modules is empty; name at least one linear module, or leave it out")
+    if writable:
+        _check_writable(model, sites)
+    return tuple(sorted(sites, key=lambda site: site.layer))
+
+
+def _by_rule(anatomy: Anatomy, index: int, which: str) -> Site:
+    layer, prefix = anatomy.layers[index], anatomy.names[index]
+    linears = {name: m for name, m in layer.named_modules() if shape(m) is not None}
+    down = [name for name, m in linears.items() if shape(m)[1] == anatomy.width]  # type: ignore[index]
+    for name in reversed(down):
+        parent = name.rpartition(".")[0]
+        beside = [n for n in linears if n.rpartition(".")[0] == parent and n != name]
+        inputs = [n for n in beside if shape(linears[n])[0] == anatomy.width]  # type: ignore[index]
+        # An attention's output projection has its queries, keys and values beside it and comes earlier.
+        if inputs:
+            chosen = {"gate": inputs[0], "up": inputs[-1], "down": name}[which]
+            return _site(f"{prefix}.{chosen}", linears[chosen], index)
+    raise UnsupportedModelError(
+        f"layer {index} ({type(layer).__name__}) has no linear modules that read and write the model's width "
+        f"{anatomy.width} (experts fused into one tensor cannot be edited); name the modules to edit with "
+        "modules=(...)"
+    )
+
+
+def _named(model: nn.Module, anatomy: Anatomy, name: str) -> Site:
+    modules = {n: m for n, m in model.named_modules() if shape(m) is not None}
+    for index, prefix in enumerate(anatomy.names):
+        if name in modules and name.startswith(f"{prefix}."):
+            return _site(name, modules[name], index)
+    inside = [n for n in modules if n.startswith(tuple(f"{p}." for p in anatomy.names))]
+    near = difflib.get_close_matches(name, inside, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the layers hold {inside[:8]}"
+    raise ValueError(f"modules names {name!r}, which is no linear module of a decoder layer; {hint}")
+
+
+def _site(name: str, module: nn.Module, layer: int) -> Site:
+    d_k, d_v = shape(module) or (0, 0)
+    return Site(name, module, layer, d_k, d_v, hasattr(module, "in_features"))
+
+
+def shape(module: nn.Module) -> tuple[int, int] | None:
+    """(d_k, d_v) of a linear module; None for any other."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight"):
+        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+    if type(module).__name__ == "Conv1D" and getattr(module.weight, "ndim", 0) == 2:
+        rows, columns = module.weight.shape  # type: ignore[misc]
+        return int(rows), int(columns)
+    return None
+
+
+def _check_writable(model: nn.Module, sites: Sequence[Site]) -> None:
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for site in sites:
+        weight = site.weight
+        plain = (site.d_v, site.d_k) if site.flipped else (site.d_k, site.d_v)
+        if not weight.is_floating_point() or tuple(weight.shape) != plain or weight.dtype.itemsize < 2:
+            raise UnsupportedModelError(
+                f"{site.name} keeps its weight as {weight.dtype} {tuple(weight.shape)}, which is quantised "
+                "and cannot be written; choose mode='side', which leaves the weights alone"
+            )
+        if weight.device == torch.device("meta"):
+            raise UnsupportedModelError(
+                f"{site.name} has no weight in memory (it is offloaded); choose mode='side', or load the "
+                "model whole"
+            )
+        if len(owners.get(id(weight), ())) > 1:
+            raise UnsupportedModelError(
+                f"{site.name} shares its weight with {sorted(owners[id(weight)])}; an edit would change all "
+                "of them. Choose mode='side', or name other modules with modules=(...)"
+            )
