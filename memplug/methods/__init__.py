@@ -19,6 +19,7 @@ class Registered(NamedTuple):
 
 METHODS = {
     "llp": "llp:LLP:LLPConfig",
+    "elder": "elder:ELDER:ELDERConfig",
 }
 """Name -> module, method class and config class."""
 

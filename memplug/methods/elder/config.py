@@ -1,0 +1,199 @@
+"""ELDER's constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from ...layers import check_layer, fraction
+
+__all__ = ["PAPER", "ELDERConfig"]
+
+
+@dataclass(frozen=True)
+class ELDERConfig:
+    """Mixture of LoRAs with guided routing and deferral.
+
+    Defaults are the best found on the embedded model (``benchmarks/README.md``); the published value is
+    named where it differs, and ``ELDERConfig.preset("paper")`` gives all of them.
+
+    Raises:
+        ValueError: a constant out of its range.
+    """
+
+    layers: tuple[int, ...] | None = None
+    """Layers whose MLP output projection is edited. None: `n_layers` in a row from 21/32 of the depth."""
+    n_layers: int = 6
+    """How many, where `layers` is None; fewer where the model has no more. Published for 32 and 48 layers."""
+    query_layer: int | None = None
+    """Layer whose projection's input is the query. None: the one right before the first edited layer."""
+    n_experts: int = 4
+    """N, LoRAs an edited linear."""
+    top_k: int = 2
+    """k, LoRAs that a row uses in each."""
+    rank: int = 8
+    """r of a LoRA."""
+    init: Literal["input", "published"] = "input"
+    """Bound of A's uniform start: 1/sqrt(in-features) as LoRA has it, or 1/sqrt(rank) (published code)."""
+    normalise: bool = True
+    """Route on the query less the mean query of sampled text, at length sqrt(width) (published: as it is)."""
+    allocation: Literal["own", "random", "spread"] = "random"
+    """An edit's experts: what the router prefers at first, at random (published), or far from all others'."""
+    guide: Literal["guided", "balance", "none"] = "guided"
+    """Loss on the routers: towards the edit's experts (published), load balancing, or none."""
+    guide_weight: float = 1e-2
+    """Its weight, lambda."""
+    lr: float = 1e-4
+    """Adam's step for the LoRAs."""
+    router_lr: float | None = None
+    """Adam's step for the routers. None: `lr`."""
+    batch_size: int = 4
+    """Edits trained together."""
+    steps: int = 50
+    """Steps a batch."""
+    stop_loss: float = 0.0
+    """A batch ends early when each of its rows is below this loss (published: never)."""
+    n_prefixes: int = 0
+    """Sampled texts put before each prompt, as further rows with the same experts (published: none)."""
+    prefix_tokens: int = 14
+    """Longest such text, in tokens."""
+    sample_top_k: int = 5
+    """Top-k of all sampling from the base model."""
+    train_stop: bool = True
+    """Train the answer to end with the stop token."""
+    replay: int = 0
+    """Earlier edits trained again beside each batch (published: none)."""
+    router_replay: int = 0
+    """Earlier edits whose stored queries take part in the guide (published: none)."""
+    epsilon: int | None = None
+    """A row is in scope if its code differs from some edit's in fewer than this many bits (published: 12).
+    None: calibrated."""
+    gate: Literal["auto", "off"] = "auto"
+    """Beside the codes, ask for a query similar to an edit's, as similar as calibration finds necessary."""
+    false_accept: float = 0.01
+    """Share of sampled, unrelated prompts that calibration lets into scope."""
+    heldout: int = 256
+    """Texts sampled from the base model for calibration."""
+    heldout_tokens: int = 32
+    """Longest of them, in tokens."""
+    refresh: bool = True
+    """Compute the codes of earlier edits anew after each change of the routers (published: no)."""
+    block: float = 0.9
+    """A row is kept out of scope if its query is this similar to that of an edit that was deleted or
+    switched off, and less similar to every other edit's."""
+    seed: int = 0
+    """Of all random choices."""
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            if not self.layers or len(set(self.layers)) < len(self.layers):
+                raise ValueError(f"layers is {self.layers}; name each layer once, at least one")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}; choose a value from {low} to {high}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {allowed}")
+        if self.top_k > self.n_experts:
+            raise ValueError(
+                f"top_k is {self.top_k}, but there are {self.n_experts} experts; choose 1 to n_experts"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> ELDERConfig:
+        """``"default"``, or ``"paper"`` for the published procedure; fields given by name win.
+
+        Raises:
+            ValueError: no such preset or field.
+        """
+        presets: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
+        if name not in presets:
+            raise ValueError(f"no preset {name!r}; there are {sorted(presets)}")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(overrides) - known)
+        if unknown:
+            raise ValueError(f"ELDERConfig has no field {unknown[0]!r}; its fields are {sorted(known)}")
+        return cls(**(presets[name] | overrides))
+
+    def resolve(self, depth: int) -> ELDERConfig:
+        """This config with the layers filled in for a model of ``depth`` layers.
+
+        The range starts at 21/32 of the depth (layers 21 to 26 of 32) and moves down where it would not fit.
+
+        Raises:
+            ValueError: a layer out of range, or a query layer that is not below all edited layers.
+        """
+        if depth < 2:
+            raise ValueError(f"the model has {depth} layer(s); a query and an edited layer need 2")
+        layers = self.layers
+        if layers is None:
+            least = 1 if self.query_layer is None else self.query_layer + 1
+            count = max(1, min(self.n_layers, depth - least))
+            first = max(least, min(fraction(21 / 32, depth), depth - count))
+            layers = tuple(range(first, first + count))
+        layers = tuple(sorted(layers))
+        for layer in layers:
+            check_layer(layer, depth, "an edited layer")
+        query = layers[0] - 1 if self.query_layer is None else self.query_layer
+        if not 0 <= query < layers[0]:
+            raise ValueError(
+                f"query layer {query} is not below the first edited layer, {layers[0]}; "
+                "a row's experts are chosen before they are used"
+            )
+        return replace(self, layers=layers, n_layers=len(layers), query_layer=query)
+
+
+_CHOICES = {
+    "init": ("input", "published"),
+    "allocation": ("own", "random", "spread"),
+    "guide": ("guided", "balance", "none"),
+    "gate": ("auto", "off"),
+}
+_RANGES = (
+    ("n_layers", 1, 1 << 10),
+    ("n_experts", 1, 1 << 12),
+    ("top_k", 1, 1 << 12),
+    ("rank", 1, 1 << 12),
+    ("guide_weight", 0.0, 1e6),
+    ("lr", 1e-9, 1e3),
+    ("router_lr", 0.0, 1e3),
+    ("batch_size", 1, 1 << 20),
+    ("steps", 1, 1 << 20),
+    ("stop_loss", 0.0, 1e3),
+    ("n_prefixes", 0, 64),
+    ("prefix_tokens", 1, 1 << 12),
+    ("sample_top_k", 1, 1 << 20),
+    ("replay", 0, 1 << 20),
+    ("router_replay", 0, 1 << 20),
+    ("epsilon", 1, 1 << 20),
+    ("false_accept", 0.0, 1.0),
+    ("heldout", 1, 1 << 20),
+    ("heldout_tokens", 1, 1 << 12),
+    ("block", 0.0, 0.999999),
+)
+
+PAPER: dict[str, Any] = {
+    "n_layers": 6,
+    "n_experts": 4,
+    "top_k": 2,
+    "rank": 8,
+    "init": "published",
+    "normalise": False,
+    "allocation": "random",
+    "guide": "guided",
+    "guide_weight": 1e-2,
+    "lr": 1e-4,
+    "router_lr": None,
+    "batch_size": 4,
+    "steps": 50,
+    "stop_loss": 0.0,
+    "n_prefixes": 0,
+    "replay": 0,
+    "router_replay": 0,
+    "epsilon": 12,
+    "gate": "off",
+    "refresh": False,
+}
+"""The published procedure and constants."""

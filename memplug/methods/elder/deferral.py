@@ -1,0 +1,206 @@
+"""Deferral: which rows an edit may change; all others are left to the base model.
+
+A row is in scope if its code is near to some edit's, its query is similar enough to some edit's (where that
+is asked for), and its query is not that of an edit which was deleted or switched off. Knows nothing about
+models, texts or experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...memory import KeyMemory
+from .allocation import pack
+
+__all__ = ["Decision", "Deferral", "hamming"]
+
+_MARGIN = 0.02  # the key memory proposes what is this much less similar than asked for
+
+
+class Decision(NamedTuple):
+    """What is decided for B rows; tensors on the CPU.
+
+    Attributes:
+        scope: bool [B], whether edits may change the row.
+        nearest: int64 [B], number of the edit whose code is nearest, -1 where there is none.
+        distance: int64 [B], its Hamming distance.
+        similar: int64 [B], number of the edit whose query is most similar, -1 where none is near.
+        similarity: float32 [B], its cosine; 0 where none is near.
+        blocked: bool [B], whether the most similar query is that of an edit no longer in force.
+    """
+
+    scope: Tensor
+    nearest: Tensor
+    distance: Tensor
+    similar: Tensor
+    similarity: Tensor
+    blocked: Tensor
+
+
+class Deferral:
+    """Codes and queries of the edits, and the limits a row has to keep to be in scope.
+
+    Args:
+        width: of a query.
+        n: experts of a linear.
+        epsilon: the distance that a code has to stay below.
+        block: the similarity from which an edit no longer in force keeps a row out.
+        device: where queries are compared.
+
+    Attributes:
+        epsilon: see above.
+        threshold: the similarity that a query has to exceed; None asks for none.
+        numbers: the edits' numbers, in order.
+        queries: float32 [E,width].
+        codes: uint8 [E,bytes], as `pack` gives them.
+        on: bool [E], whether the edit is in force.
+        blocks: queries [width] of edits that were deleted or switched off, by number.
+    """
+
+    def __init__(self, width: int, n: int, epsilon: int, block: float, device: torch.device) -> None:
+        self.width, self.n, self.epsilon, self.block = width, n, epsilon, block
+        self.threshold: float | None = None
+        self.numbers: list[int] = []
+        self.queries = torch.zeros(0, width, device=device)
+        self.codes = np.zeros((0, 0), np.uint8)
+        self.on = np.zeros(0, bool)
+        self.blocks: dict[int, Tensor] = {}
+        self._changed()
+
+    def _changed(self) -> None:
+        self._index: Any = None
+        self._memory: KeyMemory | None = None
+
+    # ---------------------------------------------------------------- what it holds
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def copy(self) -> Deferral:
+        """The same, independent of this one; nothing in the tensors is ever changed in place."""
+        other = Deferral(self.width, self.n, self.epsilon, self.block, self.queries.device)
+        other.threshold, other.numbers, other.blocks = self.threshold, list(self.numbers), dict(self.blocks)
+        other.queries, other.codes, other.on = self.queries, self.codes, self.on
+        other._index, other._memory = self._index, None
+        return other
+
+    def add(self, numbers: list[int], queries: Tensor, picks: Tensor) -> None:
+        """Remember edits: queries [e,width] and picks [l,e,k]."""
+        codes = pack(picks, self.n)
+        self.codes = codes if not len(self) else np.concatenate([self.codes, codes])
+        self.queries = torch.cat([self.queries, queries.to(self.queries)])
+        self.on = np.concatenate([self.on, np.ones(len(numbers), bool)])
+        self.numbers = self.numbers + numbers
+        self._index = None
+        if self._memory is not None:
+            for number, query in zip(numbers, queries, strict=True):
+                self._memory.add(2 * number, query[None, None], threshold=self._floor)
+
+    def refresh(self, picks: Tensor) -> None:
+        """Replace all codes, those of all edits [l,E,k] in order."""
+        self.codes, self._index = pack(picks, self.n), None
+
+    def remove(self, numbers: list[int], *, block: bool) -> None:
+        """Forget edits; with ``block`` their queries stay to keep rows out."""
+        gone = set(numbers)
+        keep = np.array([number not in gone for number in self.numbers], bool)
+        for i in np.flatnonzero(~keep):
+            if block:
+                self.blocks[self.numbers[i]] = self.queries[i]
+            else:
+                self.blocks.pop(self.numbers[i], None)
+        self.codes, self.on = self.codes[keep], self.on[keep]
+        self.queries = self.queries[torch.from_numpy(keep).to(self.queries.device)]
+        self.numbers = [number for number in self.numbers if number not in gone]
+        self._changed()
+
+    def switch(self, numbers: list[int], on: bool) -> None:
+        """Take edits' codes out and block their queries, or undo that."""
+        chosen = [self.numbers.index(number) for number in numbers]
+        self.on = self.on.copy()
+        self.on[chosen] = on
+        for i, number in zip(chosen, numbers, strict=True):
+            if on:
+                self.blocks.pop(number, None)
+            else:
+                self.blocks[number] = self.queries[i]
+        self._changed()
+
+    def limit(self, epsilon: int, threshold: float | None) -> None:
+        """Set the limits."""
+        old, self.epsilon, self.threshold = self.threshold, epsilon, threshold
+        fits = (
+            old is not None
+            and threshold is not None
+            and self._floor <= threshold <= self._floor + 3 * _MARGIN
+        )
+        if old != threshold and not fits:
+            self._memory = None
+
+    # ---------------------------------------------------------------- deciding
+
+    def decide(self, query: Tensor, picks: Tensor) -> Decision:
+        """Decide for rows with queries [B,width] and routed to picks [l,B,k]."""
+        rows = len(query)
+        nearest, distance = self._nearest(pack(picks, self.n))
+        scope = distance < self.epsilon
+        similar, similarity = torch.full((rows,), -1), torch.zeros(rows)
+        blocked = torch.zeros(rows, dtype=torch.bool)
+        if self.threshold is not None or self.blocks:
+            hits, _ = self.memory.search(query[None, :, None].to(self.queries.device))
+            found = hits.winner >= 0
+            blocked = found & (hits.winner % 2 == 1)
+            similar = torch.where(found & ~blocked, hits.winner // 2, -1)
+            similarity = hits.similarity
+            scope = scope & ~blocked
+            if self.threshold is not None:
+                scope = scope & (similar >= 0) & (similarity > self.threshold)
+        return Decision(scope, nearest, distance, similar, similarity, blocked)
+
+    def _nearest(self, codes: np.ndarray) -> tuple[Tensor, Tensor]:
+        rows = len(codes)
+        if not self.on.any():
+            return torch.full((rows,), -1), torch.full((rows,), 1 << 30)
+        if self._index is None:
+            self._index = _faiss().IndexBinaryFlat(8 * self.codes.shape[1])
+            self._index.add(np.ascontiguousarray(self.codes[self.on]))
+        distance, row = self._index.search(codes, 1)
+        numbers = np.array(self.numbers)[self.on]
+        return torch.from_numpy(numbers[row[:, 0]]), torch.from_numpy(distance[:, 0].astype(np.int64))
+
+    @property
+    def memory(self) -> KeyMemory:
+        """Queries of edits in force (id 2 x number) and of blocked ones (id 2 x number + 1)."""
+        if self._memory is None:
+            self._floor = self.block if self.threshold is None else max(0.0, self.threshold - _MARGIN)
+            device = str(self.queries.device)
+            memory = KeyMemory(1, self.width, threshold=self._floor, top_k=1, quorum=1, device=device)
+            for i in np.flatnonzero(self.on):
+                memory.add(2 * self.numbers[i], self.queries[i][None, None])
+            for number, query in self.blocks.items():
+                memory.add(2 * number + 1, query[None, None], threshold=self.block)
+            self._memory = memory
+        return self._memory
+
+    _floor = 0.0
+
+
+def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distances int64 [n,m] of packed codes [n,bytes] and [m,bytes]."""
+    left = np.unpackbits(a, axis=1).astype(np.float32)
+    right = np.unpackbits(b, axis=1).astype(np.float32)
+    return (left.sum(1)[:, None] + right.sum(1)[None] - 2 * left @ right.T).round().astype(np.int64)
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "ELDER searches its codes with FAISS; install it: pip install 'memplug[cpu]' (or [gpu])"
+        ) from error
+    return faiss

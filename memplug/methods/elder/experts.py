@@ -1,0 +1,165 @@
+"""Experts: the LoRAs of every edited linear and the routers that choose among them.
+
+All learnable parameters are here, and their number does not depend on the number of edits. Knows nothing
+about edits, texts or which rows are in scope.
+
+Letters: l edited linears, N experts, k of them used, r rank, p and o a linear's in- and out-features, q the
+query's width, B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .places import Place
+
+__all__ = ["Experts", "Mixer", "Routing", "parameter_count"]
+
+
+def parameter_count(shapes: Sequence[tuple[int, int]], query: int, n: int, rank: int) -> int:
+    """Learnable parameters: sum over linears (p, o) of N r (p + o) for the LoRAs, N q + N for the router.
+
+    Six linears of 11008 to 4096 with N = 4, r = 8 and q = 11008 give 3,164,184.
+    """
+    return sum(n * rank * (p + o) + n * query + n for p, o in shapes)
+
+
+class Routing(NamedTuple):
+    """What rows are routed to.
+
+    Attributes:
+        picks: LongTensor [l,B,k], chosen experts in ascending order.
+        weights: float32 [l,B,k], their softmax scores, not renormalised (ELDER, equation 5).
+    """
+
+    picks: Tensor
+    weights: Tensor
+
+
+class Mixer(NamedTuple):
+    """The chosen LoRAs of b rows at one linear: down [b,p,k r] and up [b,k r,o], weights multiplied in."""
+
+    down: Tensor
+    up: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[b,T,p] of any dtype -> [b,T,o] float32."""
+        return torch.bmm(torch.bmm(x.float(), self.down), self.up)
+
+
+class Experts:
+    """l x N LoRAs and l routers, float32.
+
+    Args:
+        places: the edited linears; parameters live on their devices.
+        query: q, the query's width.
+        n, top_k, rank: N, k, r.
+        init: bound of A's start, "input" 1/sqrt(p), "published" 1/sqrt(r). B starts at zero.
+        seed: of the start.
+
+    Attributes:
+        down: l tensors A [p, N r]; expert e has the columns e r to e r + r - 1.
+        up: l tensors B [N r, o].
+        gates, bias: [l,N,q] and [l,N], the routers (the published code has the bias, the paper does not).
+    """
+
+    def __init__(
+        self, places: Sequence[Place], query: int, n: int, top_k: int, rank: int, init: str, seed: int
+    ) -> None:
+        self.places, self.n, self.top_k, self.rank = tuple(places), n, top_k, rank
+        self.down: list[Tensor] = []
+        self.up: list[Tensor] = []
+        draw = torch.Generator().manual_seed(seed)
+
+        def uniform(shape: tuple[int, ...], bound: float, device: torch.device) -> Tensor:
+            if device.type == "meta":
+                return torch.empty(shape, device=device)
+            return ((torch.rand(shape, generator=draw) * 2 - 1) * bound).to(device)
+
+        for place in self.places:
+            bound = (rank if init == "published" else place.fan_in) ** -0.5
+            self.down.append(uniform((place.fan_in, n * rank), bound, place.device))
+            self.up.append(torch.zeros(n * rank, place.fan_out, device=place.device))
+        first = self.places[0].device
+        self.gates = uniform((len(self.places), n, query), query**-0.5, first)
+        self.bias = uniform((len(self.places), n), query**-0.5, first)
+
+    @property
+    def loras(self) -> list[Tensor]:
+        """A and B of every linear."""
+        return [*self.down, *self.up]
+
+    @property
+    def routers(self) -> list[Tensor]:
+        """Weights and biases of the routers."""
+        return [self.gates, self.bias]
+
+    @property
+    def count(self) -> int:
+        """Learnable parameters; see `parameter_count`."""
+        return sum(tensor.numel() for tensor in (*self.loras, *self.routers))
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of all parameters."""
+        return [tensor.detach().clone() for tensor in (*self.loras, *self.routers)]
+
+    @torch.no_grad()
+    def load(self, tensors: Sequence[Tensor]) -> None:
+        """Take over what `snapshot` gave.
+
+        Raises:
+            ValueError: tensors of other shapes; nothing is changed then.
+        """
+        mine = [*self.loras, *self.routers]
+        theirs = [tuple(tensor.shape) for tensor in tensors]
+        if theirs != [tuple(tensor.shape) for tensor in mine]:
+            raise ValueError(f"the experts' shapes are {[tuple(t.shape) for t in mine]}, not {theirs}")
+        for tensor, new in zip(mine, tensors, strict=True):
+            tensor.copy_(new)
+
+    def logits(self, query: Tensor) -> Tensor:
+        """[l,B,N] from queries [B,q] float32."""
+        return torch.einsum("lnq,bq->lbn", self.gates, query.to(self.gates.device)) + self.bias[:, None]
+
+    @torch.no_grad()
+    def route(self, query: Tensor) -> Routing:
+        """The k experts of the largest logits for each row and linear; ties go to the lower index."""
+        logits = self.logits(query)
+        picks = best(logits, self.top_k)
+        return Routing(picks, logits.softmax(-1).gather(-1, picks))
+
+    def mixer(self, index: int, routing: Routing, rows: Tensor) -> Mixer:
+        """The LoRAs that ``rows`` LongTensor [b] of a routing use at linear ``index``."""
+        place, device = self.places[index], self.down[index].device
+        picks, weights = (x[index][rows.to(x.device)].to(device) for x in routing)
+        b, wide = len(picks), self.top_k * self.rank
+        down = self.down[index].view(place.fan_in, self.n, self.rank)[:, picks]  # [p,b,k,r]
+        up = self.up[index].view(self.n, self.rank, place.fan_out)[picks]  # [b,k,r,o]
+        return Mixer(
+            down.permute(1, 0, 2, 3).reshape(b, place.fan_in, wide),
+            (up * weights[:, :, None, None]).reshape(b, wide, place.fan_out),
+        )
+
+    def mix(self, index: int, x: Tensor, weights: Tensor) -> Tensor:
+        """All experts of linear ``index`` at once, in two products; for training.
+
+        Args:
+            index: which linear.
+            x: [B,T,p], its input.
+            weights: [B,N], zero for experts that a row does not use.
+
+        Returns:
+            [B,T,o] float32, sum over experts e of weights_e x A_e B_e.
+        """
+        scale = weights.repeat_interleave(self.rank, dim=-1)[:, None].to(x.device)
+        return ((x.float() @ self.down[index]) * scale) @ self.up[index]
+
+
+def best(logits: Tensor, k: int) -> Tensor:
+    """The indices of the k largest in the last dimension, ascending; of equals the lower ones."""
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :k].sort(dim=-1).values

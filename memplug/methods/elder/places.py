@@ -1,0 +1,84 @@
+"""Places: the linears that are edited, found by rule in any model.
+
+In each layer it is the last linear, in the order of computation, that sees every token once and maps to the
+model's width: the MLP's output projection, or the attention's where the experts of a mixture are no linears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ...hooks import Hook, HookSet
+from ...layers import Anatomy, UnsupportedModelError, evaluating
+
+__all__ = ["Place", "find_places"]
+
+_TOKENS = 5  # a number that no expert of a mixture is likely to be given alone
+
+
+@dataclass(frozen=True)
+class Place:
+    """A linear module that takes [..., p] to [..., o], be it an ``nn.Linear`` or GPT-2's ``Conv1D``.
+
+    Attributes:
+        layer: index of its decoder layer.
+        name: its dotted name in that layer.
+        module: the linear.
+        fan_in, fan_out: p and o.
+    """
+
+    layer: int
+    name: str
+    module: nn.Module
+    fan_in: int
+    fan_out: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.module.parameters()).device
+
+
+@torch.no_grad()
+def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> list[Place]:
+    """The place of each of ``layers``, by one forward over a few tokens.
+
+    Raises:
+        UnsupportedModelError: a layer has none.
+    """
+    found: dict[int, list[Place]] = {layer: [] for layer in layers}
+    hooks = []
+    for layer in layers:
+        for name, module in anatomy.layers[layer].named_modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                hooks.append(Hook(module, "after", _recorder(found[layer], layer, name)))
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    ids = torch.arange(_TOKENS, device=device)[None]
+    with evaluating(model), HookSet(hooks):
+        anatomy.decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    places = []
+    for layer in layers:
+        fitting = [place for place in found[layer] if place.fan_out == anatomy.width]
+        once = [p for p in fitting if sum(q.module is p.module for q in found[layer]) == 1]
+        if not once:
+            raise UnsupportedModelError(
+                f"layer {layer} ({type(anatomy.layers[layer]).__name__}) has no linear that maps every token "
+                f"to the width {anatomy.width}; name other layers with layers=..."
+            )
+        places.append(once[-1])
+    return places
+
+
+def _recorder(found: list[Place], layer: int, name: str) -> Any:
+    def after(module: nn.Module, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> None:
+        x = args[0]
+        if x.numel() == _TOKENS * x.shape[-1]:
+            found.append(Place(layer, name, module, x.shape[-1], output.shape[-1]))
+
+    return after

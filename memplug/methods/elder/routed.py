@@ -1,0 +1,102 @@
+"""What the rows of one text use, from its first forward to its last token."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...calls import Call
+from .experts import Experts, Mixer, Routing
+from .training import unflat
+
+__all__ = ["Routed", "continued"]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What rows are routed to; kept with their cache.
+
+    Attributes:
+        owner: the method that decided; another one's decisions do not count.
+        version: the state of the edits then; with another one the query decides again.
+        query: float32 [B,q], as it came from the model.
+        scope: bool [B] on the CPU; rows out of scope are the base model's.
+        routing: experts and weights.
+        mixers: by linear, the LoRAs in use, put together when first needed.
+    """
+
+    owner: Any
+    version: int
+    query: Tensor
+    scope: Tensor
+    routing: Routing
+    mixers: dict[int, Mixer] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.scope)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Routed:
+        return self  # nothing in it is ever changed in place but what can be put together again
+
+    def select(self, rows: Tensor) -> Routed:
+        """The same for rows ``rows`` of it."""
+        picks, weights = (x[:, rows.to(x.device)] for x in self.routing)
+        at = rows.cpu()
+        query = self.query[rows.to(self.query.device)]
+        return Routed(self.owner, self.version, query, self.scope[at], Routing(picks, weights))
+
+    def apply(self, experts: Experts, index: int, x: Tensor, output: Tensor) -> Tensor | None:
+        """The output of linear ``index`` with the experts' added; None, untouched, where no row is in scope.
+
+        Args:
+            experts: the LoRAs.
+            index: which linear.
+            x, output: its input and output, [B,T,w] or flattened to [B T,w].
+        """
+        if not bool(self.scope.any()):
+            return None
+        rows = self.scope.nonzero()[:, 0]
+        batch = len(self.scope)
+        wide = unflat(x, batch)
+        every = len(rows) == batch
+        if len(rows) * experts.top_k > experts.n and wide.shape[1] == 1:
+            delta = self._dense(experts, index, wide, rows)
+        else:
+            if index not in self.mixers:
+                self.mixers[index] = experts.mixer(index, self.routing, rows)
+            delta = self.mixers[index](wide if every else wide[rows.to(wide.device)])
+        delta = delta.to(output.dtype)
+        if every:
+            return output + delta.reshape(output.shape)
+        changed = unflat(output, batch).clone()
+        changed[rows.to(output.device)] += delta
+        return changed.reshape(output.shape)
+
+    def _dense(self, experts: Experts, index: int, x: Tensor, rows: Tensor) -> Tensor:
+        """With one token a row and many rows, all experts cost less than each row's own copy of its few."""
+        picks, weights = (part[index][rows.to(part.device)] for part in self.routing)
+        spread = torch.zeros(len(rows), experts.n, device=weights.device).scatter_(-1, picks, weights)
+        return experts.mix(index, x[rows.to(x.device)], spread)
+
+
+def continued(local: threading.local, call: Call, query: Tensor) -> Tensor:
+    """Queries [B,q] for a forward without a cache, where generation feeds the whole text at every step.
+
+    A row that goes on by one token from a row of the forward just before, on the same thread, is taken as its
+    continuation, and keeps its query: the prompt's, not the answer's. Beams may have changed places.
+    """
+    before = getattr(local, "before", None)
+    local.before = None
+    if call.ids is None or call.prompt is not None:
+        return query
+    if before is not None and before[0].shape[1] + 1 == call.ids.shape[1]:
+        ids, old = before
+        same = (call.ids[:, None, :-1] == ids[None]).all(-1)  # [B,B']
+        if bool(same.any(1).all()):
+            query = old[same.int().argmax(1).to(old.device)]
+    local.before = call.ids, query
+    return query

@@ -1,0 +1,210 @@
+"""Training LoRAs and routers on one batch of edits after the other.
+
+The layers below the first edited one never change, so their output is computed once a batch; a step runs only
+the layers above, and the language-model head only at the tokens that count. Queries are constant, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...edits import EditError
+from ...hooks import Hook, HookSet, StopForward, resume
+from ...layers import evaluating, frozen
+from ...text import Batch, Pair
+from ..base import Host
+from .allocation import Allocation, hot
+from .config import ELDERConfig
+from .experts import Experts, best
+from .places import Place
+
+__all__ = ["Rehearsed", "Rows", "goals", "observe", "observe_rows", "train_batch", "unflat"]
+
+
+@dataclass
+class Rows:
+    """Rows of one batch with everything about them that training does not change.
+
+    Attributes:
+        batch: token ids [B,T].
+        hidden: [B,T,D], inputs of the first edited layer.
+        query: [B,q] float32, prepared as for routing.
+        goal: [l,B,N] float32, ones at the experts each row is meant to use.
+        flat, target: [P] positions that count, as row * T + column, and the tokens expected there.
+        weight: [P], 1 / tokens of the row's answer.
+    """
+
+    batch: Batch
+    hidden: Tensor
+    query: Tensor
+    goal: Tensor
+    flat: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def unflat(x: Tensor, batch: int) -> Tensor:
+    """[B,T,w] of a linear's input or output, whether or not the model flattened rows and tokens (OPT)."""
+    return x if x.ndim == 3 else x.view(batch, -1, x.shape[-1])
+
+
+@torch.no_grad()
+def observe(host: Host, query_place: Place, first: int | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """What the frozen part of the model computes: queries [B,T,q] float32 at every token, and the inputs
+    [B,T,D] of layer ``first`` where one is named."""
+    seen: list[Tensor] = []
+    hidden: list[Tensor] = []
+
+    def look(_m: Any, args: tuple[Any, ...], _kwargs: Any) -> None:
+        seen.append(unflat(args[0], len(batch.ids)).float())
+        if first is None:
+            raise StopForward
+
+    def stop(_m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden.append(args[0] if args else kwargs["hidden_states"])
+        raise StopForward
+
+    hooks = [Hook(query_place.module, "before", look)]
+    if first is not None:
+        hooks.append(Hook(host.anatomy.layers[first], "before", stop))
+    with evaluating(host.model), HookSet(hooks), suppress(StopForward):
+        host.forward(host.anatomy.decoder, batch)
+    return seen[0], hidden[0] if hidden else None
+
+
+def observe_rows(host: Host, query_place: Place, first: int, pairs: Sequence[Pair]) -> Rows:
+    """Rows of prompts with their answers; their queries are as they come, and they have no goal yet."""
+    batch = host.text.batch([pair.ids for pair in pairs])
+    queries, hidden = observe(host, query_place, first, batch)
+    ends = torch.tensor([pair.start - 1 for pair in pairs], device=queries.device)
+    width = batch.ids.shape[1]
+    flat, target, weight = [], [], []
+    for i, pair in enumerate(pairs):
+        size = len(pair.ids) - pair.start
+        for t in range(pair.start, len(pair.ids)):
+            flat.append(i * width + t - 1)
+            target.append(pair.ids[t])
+            weight.append(1.0 / size)
+    device = host.text.device
+    return Rows(
+        batch,
+        hidden,  # type: ignore[arg-type]  # a layer was named
+        queries[torch.arange(len(pairs), device=queries.device), ends],
+        queries.new_zeros(0),
+        torch.tensor(flat, device=device),
+        torch.tensor(target, device=device),
+        torch.tensor(weight, device=device),
+    )
+
+
+def goals(allocations: Sequence[Allocation], n: int, device: torch.device) -> Tensor:
+    """[l,B,N] float32, ones at the experts of each row's allocation."""
+    return hot(torch.tensor(allocations, device=device), n).transpose(0, 1)
+
+
+class Rehearsed(NamedTuple):
+    """Queries [n,q] of earlier edits, and the experts [l,n,N] they are meant to use."""
+
+    query: Tensor
+    goal: Tensor
+
+
+def train_batch(
+    host: Host,
+    experts: Experts,
+    config: ELDERConfig,
+    first: int,
+    rows: Rows,
+    rehearsed: Rehearsed | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Train the experts on ``rows``; all of them are in scope.
+
+    The loss is the mean over rows of -log p of the answer's tokens (their mean), plus lambda times the guide
+    (ELDER, equation 9): the sum over linears and over an edit's k experts of -log softmax(router)_expert,
+    mean over rows.
+
+    Returns:
+        The last step's picks [l,B,k], taken before its update, and each row's loss [B].
+
+    Raises:
+        EditError: the loss is not finite; the experts are left as they are then, trained in part.
+    """
+    groups = [
+        {"params": experts.loras, "lr": config.lr},
+        {"params": experts.routers, "lr": config.lr if config.router_lr is None else config.router_lr},
+    ]
+    tensors = [*experts.loras, *experts.routers]
+    optimizer = torch.optim.Adam(groups)
+    scale = 1024.0 if host.model.dtype == torch.float16 else 1.0  # keeps small gradients from vanishing
+    width = rows.batch.ids.shape[1]
+    owner = rows.flat // width
+    weights: list[Tensor] = []
+
+    def after(index: int) -> Any:
+        def add(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
+            x = unflat(args[0], len(rows.batch.ids))
+            return output + experts.mix(index, x, weights[index]).reshape(output.shape).to(output.dtype)
+
+        return Hook(experts.places[index].module, "after", add)
+
+    def run() -> Any:
+        return host.forward(host.model, rows.batch)
+
+    hooks = [after(index) for index in range(len(experts.places))]
+    try:
+        for tensor in tensors:
+            tensor.requires_grad_(True)
+        with evaluating(host.model), frozen(host.model), HookSet(hooks), torch.enable_grad():
+            for step in range(config.steps):
+                logits = experts.logits(rows.query)
+                scores = logits.softmax(-1)
+                picks = best(logits.detach(), config.top_k)
+                chosen = hot(picks, experts.n)
+                weights[:] = list(scores * chosen)
+                out = resume(host.model, host.anatomy, first, rows.hidden, run, rows.flat)
+                nll = -out.float().log_softmax(-1).gather(-1, rows.target[:, None])[:, 0]
+                per_row = torch.zeros(len(rows.batch.ids), device=nll.device)
+                per_row = per_row.index_add(0, owner, nll * rows.weight)
+                loss = per_row.mean() + config.guide_weight * _guide(config, experts, rows, logits, rehearsed)
+                if not bool(torch.isfinite(per_row).all()):
+                    raise EditError(
+                        f"training gave a loss that is not finite at step {step}; nothing was changed; "
+                        f"lower lr ({config.lr:g})"
+                    )
+                if float(per_row.detach().max()) < config.stop_loss:
+                    break
+                gradients = torch.autograd.grad(loss * scale, tensors, allow_unused=True)
+                if scale > 1 and not all(bool(g.isfinite().all()) for g in gradients if g is not None):
+                    scale /= 2  # an overflow; the next step uses a smaller scale
+                    continue
+                for tensor, gradient in zip(tensors, gradients, strict=True):
+                    tensor.grad = None if gradient is None else gradient / scale
+                optimizer.step()
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_(False)
+            tensor.grad = None
+    return picks, per_row.detach()
+
+
+def _guide(
+    config: ELDERConfig, experts: Experts, rows: Rows, logits: Tensor, rehearsed: Rehearsed | None
+) -> Tensor:
+    """The loss on the routers."""
+    if config.guide == "balance":
+        # Switch transformer, equation 4, for k experts a row: N sum_e f_e P_e in each linear.
+        share = hot(best(logits.detach(), config.top_k), experts.n).mean(1) / config.top_k
+        return (experts.n * share * logits.softmax(-1).mean(1)).sum()
+    if config.guide == "none":
+        return logits.new_zeros(())
+    loss = -(logits.log_softmax(-1) * rows.goal).sum((0, 2)).mean()
+    if rehearsed is not None:
+        old = experts.logits(rehearsed.query).log_softmax(-1)
+        loss = loss - (old * rehearsed.goal).sum((0, 2)).mean()
+    return loss
