@@ -7,6 +7,7 @@ nothing here.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from memplug.memory.products import ProductScan, Scan
 from memplug.memory.record import KeyRecord, unit_rows
+from memplug.memory.signs import BITS, SignScan, fewest_bits
 from memplug.memory.spans import check_spans
 from memplug.memory.stream import Block
 from memplug.memory.votes import Found, merge
@@ -25,6 +27,9 @@ __all__ = ["Matcher", "ScanName"]
 ScanName = Literal["auto", "exact", "sign"]
 
 _ROWS = 512  # tokens scanned at once
+# Sign codes from this width and so many elements a layer on; below, int8 products are as quick.
+_SIGNS_WIDTH = 512
+_SIGNS_SIZE = 1 << 22
 _ELEMENTS = 1 << 21  # of keys written at once
 
 
@@ -42,6 +47,7 @@ class Matcher:
         self._scan: Scan | None = None
         self._behind: set[int] = set()  # slots in which the scan is behind the record
         self._floor: float | None = None
+        self._size = 0  # of the record when the scan was chosen
 
     @property
     def nbytes(self) -> int:
@@ -71,7 +77,7 @@ class Matcher:
         whole = len(tokens) == len(states[0]) <= _ROWS
         for some in tokens.split(_ROWS):
             queries = unit_rows(torch.stack(states if whole else [s.index_select(0, some) for s in states]))
-            scan = self._synced(queries)
+            scan = self._synced(layers[0], queries[0])
             keys = record.last[:, : len(record)]
             for part, pairs in zip(
                 parts, scan.candidates(layers, queries, keys, self._lowest()), strict=True
@@ -106,18 +112,52 @@ class Matcher:
             self._floor = float(self.record.limit[: len(self.record)].min())
         return self._floor
 
-    def _synced(self, queries: Tensor) -> Scan:
-        """The scan, brought up to date with the record."""
-        record = self.record
-        if self._scan is None:
-            self._scan = ProductScan(record.n_layers, record.dim, record.device)
-            self._behind = set(range(len(record)))
+    def _synced(self, layer: int, queries: Tensor) -> Scan:
+        """The scan, of the kind that suits, brought up to date with the record."""
+        record, scan = self.record, self._scan
+        if scan is None or self._outgrown(scan):
+            bits = self._bits(layer, queries)
+            if scan is None or bits != scan.bits:
+                if bits is None:
+                    scan = ProductScan(record.n_layers, record.dim, record.device)
+                else:
+                    scan = SignScan(record.n_layers, record.dim, bits, self.seed)
+                self._behind = set(range(len(record)))
+            scan.asked = scan.crowded = 0
+            self._scan, self._size = scan, len(record)
         if self._behind:
-            self._scan.resize(record.last.shape[1])
+            scan.resize(record.last.shape[1])
             behind = np.array(sorted(slot for slot in self._behind if slot < len(record)), np.int64)
             for part in np.array_split(behind, 1 + behind.size * record.n_layers * record.dim // _ELEMENTS):
                 if len(part):
                     slots = torch.from_numpy(part).to(record.device)
-                    self._scan.write(slots, record.last[:, slots].float())
+                    scan.write(slots, record.last[:, slots].float())
             self._behind.clear()
-        return self._scan
+        return scan
+
+    def _outgrown(self, scan: Scan) -> bool:
+        """Whether another kind of scan may suit by now."""
+        size = len(self.record)
+        return size > 2 * self._size or 2 * size < self._size or _is_crowded(scan)
+
+    def _bits(self, layer: int, queries: Tensor) -> int | None:
+        """Length of the codes that suit the record and queries (N, D) like these; None for products."""
+        record = self.record
+        if self.choice == "exact" or record.device.type != "cpu":
+            return None
+        if self.choice == "auto" and (
+            record.dim < _SIGNS_WIDTH
+            or len(record) * record.dim < _SIGNS_SIZE
+            or importlib.util.find_spec("faiss") is None
+        ):
+            return None
+        some = torch.from_numpy(np.linspace(0, len(record) - 1, min(len(record), 1024)).astype(np.int64))
+        bits = fewest_bits(queries[:64], record.last[layer, some].float(), len(record), self._lowest())
+        if bits is not None and self._scan is not None and self._scan.bits and _is_crowded(self._scan):
+            # Queries are more alike than the sample told.
+            bits = next((more for more in BITS if more > max(bits, self._scan.bits)), None)
+        return BITS[-1] if bits is None and self.choice == "sign" else bits
+
+
+def _is_crowded(scan: Scan) -> bool:
+    return scan.asked >= 1000 and scan.crowded > scan.asked / 4

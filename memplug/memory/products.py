@@ -10,13 +10,13 @@ Letters: N query tokens, n keys, D width, R think layers, l layers searched at o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Pairs", "ProductScan", "Scan", "quickest_format"]
+__all__ = ["Pairs", "ProductScan", "Scan", "float_product", "joined", "quickest_format"]
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -24,7 +24,16 @@ _BLOCK = 1 << 20  # elements of one product
 
 
 class Scan(Protocol):
-    """What the key memory asks of a scan."""
+    """What the key memory asks of a scan.
+
+    Attributes:
+        bits: length of its codes, None if it has none.
+        asked, crowded: queries so far, and those with so many candidates that the scan was no help.
+    """
+
+    bits: int | None
+    asked: int
+    crowded: int
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +72,11 @@ def float_product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.T
 
 
-def quickest_format(device: torch.device, dim: int) -> torch.dtype:
+def quickest_format(
+    device: torch.device,
+    dim: int,
+    formats: Sequence[torch.dtype] = (torch.float32, torch.bfloat16, torch.int8),
+) -> torch.dtype:
     """The number format whose matrix product is the quickest here, by a trial of a millisecond or two.
 
     On a GPU float16. On a CPU int8 where it has instructions for it (VNNI, AMX), else bfloat16 where it
@@ -74,7 +87,8 @@ def quickest_format(device: torch.device, dim: int) -> torch.dtype:
     if device.type != "cpu":
         return torch.float16
 
-    def seconds(product: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> float:
+    def seconds(dtype: torch.dtype) -> float:
+        product = int8_product if dtype == torch.int8 else float_product
         a, b = torch.ones(512, min(dim, 1024), dtype=dtype), torch.ones(16, min(dim, 1024), dtype=dtype)
         best = float("inf")
         for _ in range(4):
@@ -83,10 +97,8 @@ def quickest_format(device: torch.device, dim: int) -> torch.dtype:
             best = min(best, time.perf_counter() - start)
         return best
 
-    times = {dtype: seconds(float_product, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    if _int8_is_exact(dim):
-        times[torch.int8] = seconds(int8_product, torch.int8)
-    return min(times, key=lambda dtype: times[dtype])
+    usable = [dtype for dtype in formats if dtype != torch.int8 or _int8_is_exact(dim)]
+    return min(usable, key=seconds)
 
 
 def _int8_is_exact(dim: int) -> bool:
@@ -124,6 +136,8 @@ class ProductScan:
     """
 
     def __init__(self, n_layers: int, dim: int, device: torch.device, dtype: torch.dtype | None = None):
+        self.bits: int | None = None
+        self.asked = self.crowded = 0
         self.dtype = quickest_format(device, dim) if dtype is None else dtype
         self.table = torch.zeros(n_layers, 0, dim, dtype=self.dtype, device=device)
         self.scale = torch.zeros(n_layers, 0, device=device)
@@ -176,7 +190,7 @@ class ProductScan:
             chosen = range(len(layers))[group.layers]
             for i, (token, slot) in self._near([layers[c] for c in chosen], group, keys.shape[1], floor):
                 found[chosen[i]].append((token if group.rows is None else group.rows[token], slot))
-        return [_joined(pairs) for pairs in found]
+        return [joined(pairs) for pairs in found]
 
     def _groups(self, queries: Tensor) -> list[_Group]:
         """Queries (l, N, D) in groups that may share one scale.
@@ -223,7 +237,8 @@ class ProductScan:
                     yield i, (token, slot[at] + start)
 
 
-def _joined(pairs: list[Pairs]) -> Pairs | None:
+def joined(pairs: list[Pairs]) -> Pairs | None:
+    """Several lists of pairs as one, None if there is none."""
     if not pairs:
         return None
     return torch.cat([token for token, _ in pairs]), torch.cat([slot for _, slot in pairs])
