@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from types import ModuleType
 
 import pytest
 
@@ -307,54 +305,3 @@ def test_sources_that_cannot_be_read(write, tmp_path):
         DataError, match="1 rows skipped, 0 left out; the first: edits.jsonl, line 1: no field"
     ):
         load_cases(write("{}"), skip_bad=True)
-
-
-class TestHub:
-    """Through a stand-in for the library: which calls are made, and what comes of their results."""
-
-    @pytest.fixture
-    def library(self, monkeypatch):
-        calls = []
-        library = ModuleType("datasets")
-
-        def load_dataset(name, config):
-            calls.append((name, config))
-            if name == "nobody/nothing":
-                raise FileNotFoundError("Dataset 'nobody/nothing' doesn't exist on the Hub")
-            parts = {"train": [OWN], "test": [COUNTERFACT, {"prompt": "?"}]}
-            return parts if name == "me/two" else {"train": [OWN]}
-
-        library.load_dataset = load_dataset
-        monkeypatch.setitem(sys.modules, "datasets", library)
-        return calls
-
-    def test_the_only_split_need_not_be_named(self, library):
-        assert load_cases("hub:me/one").cases[0].edit.target == "Brightmoor Glass"
-        assert library == [("me/one", None)]
-
-    def test_split_and_configuration(self, library):
-        loaded = load_cases("hub:me/two:test:small", skip_bad=True)
-        assert loaded.cases[0].edit.target == "Brackish"
-        assert str(loaded.skipped[0]).startswith("hub:me/two, line 2: ")
-        assert library == [("me/two", "small")]
-
-    @pytest.mark.parametrize(
-        ("spec", "reason"),
-        [
-            (
-                "hub:me/two",
-                r"hub:me/two has several splits; name one of \['train', 'test'\]: hub:me/two:train",
-            ),
-            ("hub:me/two:dev", r"has no split 'dev'"),
-            ("hub:nobody/nothing", r"cannot be loaded: Dataset 'nobody/nothing' doesn't exist"),
-            ("hub:", r"is no hub data set; write hub:NAME"),
-        ],
-    )
-    def test_mistakes(self, library, spec, reason):
-        with pytest.raises(DataError, match=reason):
-            load_cases(spec)
-
-    def test_without_the_library(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(ImportError, match=r'pip install "memplug\[data\]"'):
-            load_cases("hub:me/one")
