@@ -90,7 +90,14 @@ class CallTracker:
     @property
     def current(self) -> Call | None:
         """The forward that is running on this thread, if any."""
-        return getattr(self._local, "call", None)
+        return self._running[-1] if self._running else None
+
+    @property
+    def _running(self) -> list[Call | None]:
+        if not hasattr(self._local, "running"):
+            self._local.running = []
+        running: list[Call | None] = self._local.running
+        return running
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -128,11 +135,15 @@ class CallTracker:
         """Hooks on the decoder; ``wanted()`` false means that this forward is left alone."""
 
         def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            off = getattr(self._local, "off", False)
-            self._local.call = self._open(args, kwargs) if not off and wanted() else None
+            # A forward may run inside another (a prefix is computed when it is first recalled). Each is
+            # entered before anything can go wrong, since it is left whatever happens.
+            self._running.append(None)
+            if not getattr(self._local, "off", False) and wanted():
+                self._running[-1] = self._open(args, kwargs)
 
         def leave(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
-            self._local.call = None
+            if self._running:  # empty where the hooks came in the middle of a forward
+                self._running.pop()
 
         return [Hook(self._anatomy.decoder, "before", enter), Hook(self._anatomy.decoder, "finally", leave)]
 

@@ -33,6 +33,8 @@ def _seed(*parts: object) -> int:
 
 def sample_prefixes(text: Text, count: int, tokens: int, top_k: int, seed: int) -> list[str]:
     """``count`` pieces of running text of at most ``tokens`` tokens, sampled from the start of a text."""
+    if not count:
+        return []
     start = [text.bos_id if text.bos_id is not None else (text.eos_ids or [text.pad_id])[0]]
     sampler = TopKSampler([_seed(seed, "prefix", i) for i in range(count)], tokens, top_k)
     rows = text.generate([start] * count, tokens, choose=sampler)

@@ -175,7 +175,7 @@ class Recall:
             del bound[name]
             return (values.to(device=hidden.device, dtype=hidden.dtype),), bound
 
-        cache = DynamicCache(config=text_config(self._model))
+        cache = DynamicCache()  # without the config, which would drop vectors that leave a layer's window
         given = {
             "input_ids": torch.zeros(count, length, dtype=torch.long, device=device),
             "attention_mask": torch.ones(count, length, dtype=torch.long, device=device),
