@@ -219,7 +219,7 @@ def test_pieces_are_one_long_search(seed, cuts):
     n_waiting=st.sampled_from([0, 1, 3, 100]),
     n_bytes=st.sampled_from([0, 200, 1 << 24]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_pieces_with_changes_between_them(seed, pieces, n_waiting, n_bytes):
     """An entry is matched from the piece after its addition on; removed ones are gone; switches hold for
     the whole text. Whatever waits unsearched, and however much of it, makes no difference."""
@@ -547,8 +547,10 @@ def test_an_unknown_id_is_named(call):
         ({"top_k": 0}, "top_k is 0"),
         ({"quorum": 4}, "quorum is 4, but only 3 layers vote"),
         ({"quorum": 0}, "quorum is 0"),
-        ({"scan": "quick"}, "scan is 'quick'; choose one of 'auto', 'exact', 'sign'"),
+        ({"scan": "quick"}, "scan is 'quick'; choose one of 'auto', 'exact', 'sign', 'faiss'"),
         ({"order": "newest"}, "order is 'newest'"),
+        ({"scan": "sign", "device": "meta"}, 'scan="sign" works on the CPU, not on meta'),
+        ({"scan": "faiss"}, 'scan="faiss" works on a CUDA device, not on cpu'),
     ],
 )
 def test_bad_settings(settings, message):

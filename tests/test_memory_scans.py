@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from memplug.memory import KeyMemory, match, signs
+from memplug.memory.gpu import FaissScan
 from memplug.memory.products import ProductScan, quickest_format
 from memplug.memory.signs import SignScan, fewest_bits, pass_rate, radius
 
@@ -249,3 +250,48 @@ def test_the_scan_follows_the_record():
         expected = [id if id % 2 or id >= 150 else -1 for id in range(200)]
         assert memory.search(everything)[0].winner.tolist() == expected
         assert memory.nbytes > memory._record.last.nbytes
+
+
+class NearestByTorch(FaissScan):
+    """The scan with FAISS's part done by PyTorch, to test the rest without a GPU."""
+
+    def __init__(self):
+        self.bits, self.asked, self.crowded = None, 0, 0
+
+    def _nearest(self, queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return (queries.float() @ keys.float().T).topk(count)
+
+
+@pytest.mark.parametrize("n", [20, 500])
+def test_the_nearest_keys_of_faiss_become_proposals(n):
+    keys, queries = world(n, 32, 40, common=1.4)
+    scan = NearestByTorch()
+    truth, got = exact(queries, keys, 0.7), proposed(scan, queries, keys, 0.7)
+    for layer in range(2):
+        assert truth[layer] <= got[layer]
+        assert truth[layer] != exact(queries, keys, 0.65)[layer] >= got[layer]
+    assert (scan.crowded > 0) == (n > 64), "more near keys than FAISS is asked for"
+
+
+def test_faiss_for_gpus_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr("memplug.memory.gpu.faiss_module", lambda extra: object())
+    with pytest.raises(ImportError, match=r'for CPUs.*pip install "memplug\[gpu\]"'):
+        FaissScan(torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scan", ["auto", "faiss"])
+def test_results_on_a_gpu_are_those_on_the_cpu(scan):
+    if scan == "faiss" and not hasattr(pytest.importorskip("faiss"), "StandardGpuResources"):
+        pytest.skip("faiss is the build for CPUs")
+    keys, queries = world(5000, 256, 200, common=0.5)
+    on_cpu, on_gpu = memory_of(keys, scan="exact"), memory_of(keys, scan=scan, device="cuda")
+    side = torch.cuda.Stream()
+    for stream in (torch.cuda.current_stream(), side):
+        with torch.cuda.stream(stream):
+            expected, _ = on_cpu.search(queries[:, :, None])
+            hits, state = on_gpu.search(queries[:, :, None].cuda())
+            assert all(torch.equal(mine, other) for mine, other in zip(hits, expected, strict=True))
+            hits, _ = on_gpu.search(queries[:, :, None].cuda(), None, state.select(torch.arange(200)))
+            assert torch.equal(hits.winner, expected.winner)
+    assert (expected.winner >= 0).sum() > 20

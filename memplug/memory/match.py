@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memplug.memory.gpu import FaissScan
 from memplug.memory.products import ProductScan, Scan
 from memplug.memory.record import KeyRecord, unit_rows
 from memplug.memory.signs import BITS, SignScan, fewest_bits
@@ -24,7 +25,7 @@ from memplug.memory.votes import Found, merge
 
 __all__ = ["Matcher", "ScanName"]
 
-ScanName = Literal["auto", "exact", "sign"]
+ScanName = Literal["auto", "exact", "sign", "faiss"]
 
 _ROWS = 512  # tokens scanned at once
 # Sign codes from this width and so many elements a layer on; below, int8 products are as quick.
@@ -118,7 +119,9 @@ class Matcher:
         if scan is None or self._outgrown(scan):
             bits = self._bits(layer, queries)
             if scan is None or bits != scan.bits:
-                if bits is None:
+                if self.choice == "faiss":
+                    scan = FaissScan(record.device)
+                elif bits is None:
                     scan = ProductScan(record.n_layers, record.dim, record.device)
                 else:
                     scan = SignScan(record.n_layers, record.dim, bits, self.seed)
@@ -143,7 +146,7 @@ class Matcher:
     def _bits(self, layer: int, queries: Tensor) -> int | None:
         """Length of the codes that suit the record and queries (N, D) like these; None for products."""
         record = self.record
-        if self.choice == "exact" or record.device.type != "cpu":
+        if self.choice in ("exact", "faiss") or record.device.type != "cpu":
             return None
         if self.choice == "auto" and (
             record.dim < _SIGNS_WIDTH

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Pairs", "ProductScan", "Scan", "float_product", "joined", "quickest_format"]
+__all__ = ["Pairs", "ProductScan", "Scan", "by_product", "float_product", "joined", "quickest_format"]
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -132,14 +132,16 @@ class ProductScan:
         q.k <= scale_q scale_k (codes_q . codes_k) + e_q + e_k + e_q e_k
 
     and a key is proposed where the right side exceeds the floor. To this come the rounding of the product
-    itself and what float16 and float32 do to a length of 1, both bounded in `slack`.
+    itself and what float16 and float32 do to a length of 1, both bounded in `slack`. In float16 the record
+    itself is multiplied, and there is no copy.
     """
 
     def __init__(self, n_layers: int, dim: int, device: torch.device, dtype: torch.dtype | None = None):
         self.bits: int | None = None
         self.asked = self.crowded = 0
         self.dtype = quickest_format(device, dim) if dtype is None else dtype
-        self.table = torch.zeros(n_layers, 0, dim, dtype=self.dtype, device=device)
+        self.copies = self.dtype != torch.float16
+        self.table = torch.zeros(n_layers, 0, dim if self.copies else 0, dtype=self.dtype, device=device)
         self.scale = torch.zeros(n_layers, 0, device=device)
         self.error = torch.zeros(n_layers, 0, device=device)
         self.worst = 0.0  # largest error of a key so far
@@ -168,7 +170,8 @@ class ProductScan:
 
     def write(self, slots: Tensor, keys: Tensor) -> None:
         codes, scale, error = self._encode(keys, keys.abs().amax(dim=-1, keepdim=True))
-        self.table[:, slots] = codes
+        if self.copies:
+            self.table[:, slots] = codes
         self.scale[:, slots] = scale.squeeze(-1)
         self.error[:, slots] = error
         self.worst = max(self.worst, float(error.max()))
@@ -188,7 +191,7 @@ class ProductScan:
         found: list[list[Pairs]] = [[] for _ in layers]
         for group in self._groups(queries):
             chosen = range(len(layers))[group.layers]
-            for i, (token, slot) in self._near([layers[c] for c in chosen], group, keys.shape[1], floor):
+            for i, (token, slot) in self._near([layers[c] for c in chosen], group, keys, floor):
                 found[chosen[i]].append((token if group.rows is None else group.rows[token], slot))
         return [joined(pairs) for pairs in found]
 
@@ -218,8 +221,10 @@ class ProductScan:
         return groups
 
     def _near(
-        self, layers: list[int], group: _Group, count: int, floor: float
+        self, layers: list[int], group: _Group, keys: Tensor, floor: float
     ) -> Iterator[tuple[int, Pairs]]:
+        """Pairs of group and slot, with the place of their layer; several times for a layer, or never."""
+        table, count = self.table if self.copies else keys, keys.shape[1]
         codes, scale, error = self._encode(group.queries, group.peak)
         step = max(1, _BLOCK // codes.shape[1])
         factors, errors = scale.flatten().tolist(), error.amax(dim=1).tolist()
@@ -227,7 +232,7 @@ class ProductScan:
             limit = floor - self.slack - errors[i] * (1 + self.worst)
             for start in range(0, count, step):
                 here = slice(start, min(start + step, count))
-                product = self.product(self.table[layer, here], codes[i])
+                product = self.product(table[layer, here], codes[i])
                 scales, left_out = self.scale[layer, here], self.error[layer, here]
                 best = torch.addcmul(left_out, product.amax(dim=1), scales, value=factors[i])
                 if float(best.max()) > limit:  # seldom: most texts speak of no entry
@@ -242,3 +247,20 @@ def joined(pairs: list[Pairs]) -> Pairs | None:
     if not pairs:
         return None
     return torch.cat([token for token, _ in pairs]), torch.cat([slot for _, slot in pairs])
+
+
+def by_product(queries: Tensor, keys: Tensor, floor: float) -> list[Pairs]:
+    """Pairs among queries (N, D) float32 and keys (n, D) float16 whose cosine may exceed `floor`.
+
+    In float32 and without a copy of the keys that is kept: for the few queries that another scan leaves.
+    """
+    if not len(queries):
+        return []
+    limit = floor - 2.0**-11 - queries.shape[1] * 2.0**-22
+    step = max(1, 2 * _BLOCK // max(queries.shape))
+    pairs = []
+    for start in range(0, len(keys), step):
+        slot, token = torch.nonzero(keys[start : start + step].float() @ queries.T > limit, as_tuple=True)
+        if len(slot):
+            pairs.append((token, slot + start))
+    return pairs

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memplug.memory.products import Pairs, float_product, joined, quickest_format
+from memplug.memory.products import Pairs, by_product, float_product, joined, quickest_format
 
 __all__ = ["BITS", "SignScan", "faiss_module", "fewest_bits", "pass_rate", "radius"]
 
@@ -32,7 +32,6 @@ _NEAREST = (1, 64, 1024)
 # More often than Gaussian theory a bit differs because vectors and projections are held in bfloat16:
 # rounding turns a vector by less than 2^-8, so two by 2^-7 / pi of the bits, and the projections less.
 _BLUR = 0.004
-_ELEMENTS = 1 << 21  # of keys converted at once
 
 
 def faiss_module(extra: str = "cpu") -> Any:
@@ -152,7 +151,7 @@ class SignScan:
             if len(left):
                 self.crowded += len(left)
                 rows = torch.from_numpy(left)
-                pairs += [(rows[token], slot) for token, slot in _by_product(x[rows], keys[layer], floor)]
+                pairs += [(rows[token], slot) for token, slot in by_product(x[rows], keys[layer], floor)]
             found.append(joined(pairs))
         return found
 
@@ -172,15 +171,3 @@ class SignScan:
             if not len(rows):
                 break
         return pairs, rows
-
-
-def _by_product(queries: Tensor, keys: Tensor, floor: float) -> list[Pairs]:
-    """Pairs among queries (N, D) and keys (n, D) float16 whose cosine may exceed `floor`."""
-    limit = floor - 2.0**-11 - queries.shape[1] * 2.0**-22
-    step = max(1, _ELEMENTS // max(keys.shape[1], len(queries)))
-    pairs = []
-    for start in range(0, len(keys), step):
-        slot, token = torch.nonzero(keys[start : start + step].float() @ queries.T > limit, as_tuple=True)
-        if len(slot):
-            pairs.append((token, slot + start))
-    return pairs
