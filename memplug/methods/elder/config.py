@@ -26,7 +26,9 @@ class ELDERConfig:
     n_layers: int = 6
     """How many, where `layers` is None; fewer where the model has no more. Published for 32 and 48 layers."""
     query_layer: int | None = None
-    """Layer whose projection's input is the query. None: the one right before the first edited layer."""
+    """Layer that the query comes from. None: the one right before the first edited layer."""
+    query: Literal["hidden", "input"] = "hidden"
+    """The query: that layer's output (as the paper says), or its projection's input (published code)."""
     n_experts: int = 4
     """N, LoRAs an edited linear."""
     top_k: int = 2
@@ -146,6 +148,7 @@ class ELDERConfig:
 
 
 _CHOICES = {
+    "query": ("hidden", "input"),
     "init": ("input", "published"),
     "allocation": ("own", "random", "spread"),
     "guide": ("guided", "balance", "none"),
@@ -176,6 +179,7 @@ _RANGES = (
 
 PAPER: dict[str, Any] = {
     "n_layers": 6,
+    "query": "input",
     "n_experts": 4,
     "top_k": 2,
     "rank": 8,

@@ -25,7 +25,7 @@ from .config import ELDERConfig
 from .deferral import Deferral
 from .experts import Experts
 from .explain import Explanation, explained
-from .places import find_places
+from .places import find_places, find_site
 from .routed import Routed, continued
 from .training import Rehearsed, Rows, goals, observe, observe_rows, train_batch, unflat
 
@@ -83,12 +83,10 @@ class ELDER:
         self.config = config.resolve(len(host.anatomy.layers))
         layers = self.config.layers or ()
         self._host = host
-        self._query_place, *places = find_places(
-            host.model, host.anatomy, [self.config.query_layer or 0, *layers]
-        )
-        self._places = tuple(places)
-        self._width = self._query_place.fan_in
-        self._center = torch.zeros(self._width, device=self._query_place.device)
+        self._places = tuple(find_places(host.model, host.anatomy, layers))
+        self._site = find_site(host.model, host.anatomy, self.config.query_layer or 0, self.config.query)
+        self._width = self._site.width
+        self._center = torch.zeros(self._width, device=self._site.device)
         self._records: dict[str, Record] = {}
         self._next = 0
         self._version = 0
@@ -100,7 +98,7 @@ class ELDER:
     def _reset(self) -> None:
         c = self.config
         self.experts = Experts(self._places, self._width, c.n_experts, c.top_k, c.rank, c.init, c.seed)
-        device = self._query_place.device
+        device = self._site.device
         bits = 2 * c.top_k * len(self._places)
         self.deferral = Deferral(self._width, c.n_experts, c.epsilon or bits + 2, c.block, device)
 
@@ -115,10 +113,10 @@ class ELDER:
         """Look at the query, decide before the first edited layer, add the experts' output."""
         tracker, anatomy = self._host.tracker, self._host.anatomy
 
-        def look(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        def look(states: Tensor) -> None:
             call = tracker.current
             if call is not None and self._held(call.held, call) is None:
-                states = unflat(args[0].detach(), len(call.valid))
+                states = unflat(states.detach(), len(call.valid))
                 at = call.prompt_end().to(states.device)
                 call.scratch = states[torch.arange(len(at), device=at.device), at].float()
 
@@ -138,7 +136,7 @@ class ELDER:
 
         before = Hook(anatomy.layers[self._places[0].layer], "before", decide)
         edited = [make(index) for index in range(len(self._places))]
-        return [Hook(self._query_place.module, "before", look), before, *edited]
+        return [self._site.hook(anatomy, look), before, *edited]
 
     def _held(self, held: Any, call: Call) -> Routed | None:
         mine = isinstance(held, Routed) and held.owner is self and len(held) == len(call.valid)
@@ -231,7 +229,7 @@ class ELDER:
                 if len(pair.ids) <= self._host.text.max_length:
                     pairs.append(pair)
                     owners.append(i)
-        rows = observe_rows(self._host, self._query_place, self._places[0].layer, pairs)
+        rows = observe_rows(self._host, self._site, self._places[0].layer, pairs)
         rows.query = self._prepare(rows.query)
         given = self._allocate(edits, rows.query[:count]) + [record.allocation for record in old]
         rows.goal = goals([given[i] for i in owners], config.n_experts, rows.query.device)
@@ -304,7 +302,7 @@ class ELDER:
         queries, tokens, owner = [torch.zeros(0, self._width, device=self._center.device)], [], []
         for at in range(0, len(texts), 64):
             batch = text.batch([text.encode(piece) for piece in texts[at : at + 64]])
-            seen, _ = observe(self._host, self._query_place, None, batch)
+            seen, _ = observe(self._host, self._site, None, batch)
             real = batch.mask.bool() & (batch.positions > 0)
             queries.append(seen[real])
             tokens += batch.ids[real].tolist()
@@ -398,7 +396,7 @@ class ELDER:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         with self._host.tracker.off():
             batch = self._host.text.batch([self._host.text.encode(prompt)])
-            seen, _ = observe(self._host, self._query_place, None, batch)
+            seen, _ = observe(self._host, self._site, None, batch)
         query = self._prepare(seen[:, -1])
         routing = self.experts.route(query)
         decision = self.deferral.decide(query, routing.picks)

@@ -6,7 +6,7 @@ model's width: the MLP's output projection, or the attention's where the experts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from ...hooks import Hook, HookSet
 from ...layers import Anatomy, UnsupportedModelError, evaluating
 
-__all__ = ["Place", "find_places"]
+__all__ = ["Place", "Site", "find_places", "find_site"]
 
 _TOKENS = 5  # a number that no expert of a mixture is likely to be given alone
 
@@ -43,6 +43,42 @@ class Place:
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.module.parameters()).device
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where queries are read.
+
+    Attributes:
+        module: the linear whose input they are, or the layer whose output.
+        before: whether it is the input.
+        width: of a query.
+        device: where they are.
+    """
+
+    module: nn.Module
+    before: bool
+    width: int
+    device: torch.device
+
+    def hook(self, anatomy: Anatomy, take: Callable[[Tensor], None]) -> Hook:
+        """A hook that hands the states [B,T,width] ([B T,width] in models that flatten) to ``take``."""
+        if self.before:
+            return Hook(self.module, "before", lambda _m, args, _kwargs: take(args[0]))
+        return Hook(self.module, "after", lambda _m, _a, _k, output: take(anatomy.hidden(output)))
+
+
+def find_site(model: nn.Module, anatomy: Anatomy, layer: int, what: str) -> Site:
+    """Where the queries of ``layer`` are read: its output for ``what`` "hidden", else its linear's input.
+
+    Raises:
+        UnsupportedModelError: the layer has no such linear.
+    """
+    if what == "hidden":
+        module = anatomy.layers[layer]
+        return Site(module, False, anatomy.width, next(module.parameters()).device)
+    (place,) = find_places(model, anatomy, [layer])
+    return Site(place.module, True, place.fan_in, place.device)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ..base import Host
 from .allocation import Allocation, hot
 from .config import ELDERConfig
 from .experts import Experts, best
-from .places import Place
+from .places import Site
 
 __all__ = ["Rehearsed", "Rows", "goals", "observe", "observe_rows", "train_batch", "unflat"]
 
@@ -55,14 +55,14 @@ def unflat(x: Tensor, batch: int) -> Tensor:
 
 
 @torch.no_grad()
-def observe(host: Host, query_place: Place, first: int | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
+def observe(host: Host, site: Site, first: int | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
     """What the frozen part of the model computes: queries [B,T,q] float32 at every token, and the inputs
     [B,T,D] of layer ``first`` where one is named."""
     seen: list[Tensor] = []
     hidden: list[Tensor] = []
 
-    def look(_m: Any, args: tuple[Any, ...], _kwargs: Any) -> None:
-        seen.append(unflat(args[0], len(batch.ids)).float())
+    def look(states: Tensor) -> None:
+        seen.append(unflat(states, len(batch.ids)).float())
         if first is None:
             raise StopForward
 
@@ -70,7 +70,7 @@ def observe(host: Host, query_place: Place, first: int | None, batch: Batch) -> 
         hidden.append(args[0] if args else kwargs["hidden_states"])
         raise StopForward
 
-    hooks = [Hook(query_place.module, "before", look)]
+    hooks = [site.hook(host.anatomy, look)]
     if first is not None:
         hooks.append(Hook(host.anatomy.layers[first], "before", stop))
     with evaluating(host.model), HookSet(hooks), suppress(StopForward):
@@ -78,10 +78,10 @@ def observe(host: Host, query_place: Place, first: int | None, batch: Batch) -> 
     return seen[0], hidden[0] if hidden else None
 
 
-def observe_rows(host: Host, query_place: Place, first: int, pairs: Sequence[Pair]) -> Rows:
+def observe_rows(host: Host, site: Site, first: int, pairs: Sequence[Pair]) -> Rows:
     """Rows of prompts with their answers; their queries are as they come, and they have no goal yet."""
     batch = host.text.batch([pair.ids for pair in pairs])
-    queries, hidden = observe(host, query_place, first, batch)
+    queries, hidden = observe(host, site, first, batch)
     ends = torch.tensor([pair.start - 1 for pair in pairs], device=queries.device)
     width = batch.ids.shape[1]
     flat, target, weight = [], [], []
