@@ -1,0 +1,221 @@
+"""The text the embedded model is trained on, line by line.
+
+A line is a sequence of pieces with a loss weight each: an answer weighs 1, other text 0.2, and a value
+that contradicts the world weighs 0, so that the model learns to read it and not to believe it. Knows
+nothing about tokenizers: pieces meet where a word ends.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .facts import Fact, facts, facts_of, hop_answer, names, pool, trained_hops
+from .relations import HOPS, KINDS, Hop
+from .skills import SKILLS, running_text
+
+__all__ = ["MIXTURE", "Corpus", "Piece", "text_of", "train_texts"]
+
+ANSWER, TEXT, IGNORED = 1.0, 0.2, 0.0
+
+# Share of the lines of each sort, in per cent.
+MIXTURE = {
+    "question": 27,
+    "chain": 20,
+    "statement": 10,
+    "note": 22,
+    "disturbed": 8,
+    "names": 3,
+    "skill": 8,
+    "running": 2,
+}
+
+
+class Piece(NamedTuple):
+    """A stretch of a line and the weight of its tokens in the loss."""
+
+    text: str
+    weight: float
+
+
+Line = list[Piece]
+
+
+def text_of(line: Sequence[Piece]) -> str:
+    """The line as one string."""
+    return "".join(piece.text for piece in line)
+
+
+class Corpus:
+    """Endless training lines; facts come up equally often, in seen phrasings only.
+
+    Args:
+        seed: the same seed gives the same lines.
+    """
+
+    def __init__(self, seed: int | str = 0) -> None:
+        self.rng = random.Random(f"corpus {seed}")
+        self._subjects = [name for kind in KINDS for name in names(kind)]
+        self._items: list[Fact | tuple[str, Hop]] = list(facts())
+        self._items += [(s, hop) for s in self._subjects for hop in trained_hops(s)]
+        self._deck: list[Fact | tuple[str, Hop]] = []
+        self._makers: dict[str, Callable[[], Line]] = {
+            "question": self._question,
+            "chain": self._chain,
+            "statement": self._statement,
+            "note": self._note,
+            "disturbed": self._disturbed,
+            "names": self._names,
+            "skill": self._skill,
+            "running": lambda: [Piece(running_text(self.rng), TEXT)],
+        }
+
+    def line(self) -> Line:
+        """The next line."""
+        (sort,) = self.rng.choices(list(MIXTURE), list(MIXTURE.values()))
+        return self._makers[sort]()
+
+    # -- one fact ----------------------------------------------------------------------------------
+
+    def _next(self) -> Fact | tuple[str, Hop]:
+        if not self._deck:
+            self._deck = self._items.copy()
+            self.rng.shuffle(self._deck)
+        return self._deck.pop()
+
+    def _ask(self, item: Fact | tuple[str, Hop], answer: str | None = None, weight: float = ANSWER) -> Line:
+        """A question with its answer: the true one if none is given."""
+        if isinstance(item, Fact):
+            prompt = item.prompt(self.rng.choice(item.questions()))
+            truth = item.target
+        else:
+            subject, hop = item
+            prompt = self.rng.choice(hop.phrasings).format(s=subject)
+            truth = hop_answer(hop, facts_of(subject)[hop.first].target)
+        return [Piece(prompt, TEXT), Piece(" " + (answer or truth), weight)]
+
+    def _state(self, fact: Fact, answer: str | None = None, weight: float = ANSWER) -> Line:
+        """A statement with its value; a question where no statement of the fact may be shown."""
+        if not fact.statements():
+            return self._ask(fact, answer, weight)
+        prompt = fact.prompt(self.rng.choice(fact.statements()))
+        return [Piece(prompt, TEXT), Piece(" " + (answer or fact.target), weight)]
+
+    # -- the sorts of lines ------------------------------------------------------------------------
+
+    def _question(self) -> Line:
+        return self._ask(self._next())
+
+    def _statement(self) -> Line:
+        item = self._next()
+        return self._state(item) if isinstance(item, Fact) else self._ask(item)
+
+    def _chain(self) -> Line:
+        """Several things about one subject in a row, so that more of them can be sampled."""
+        first = self._next()
+        subject = first.subject if isinstance(first, Fact) else first[0]
+        others: list[Fact | tuple[str, Hop]] = [f for f in facts_of(subject).values() if f != first]
+        others += [(subject, hop) for hop in trained_hops(subject) if (subject, hop) != first]
+        (count,) = self.rng.choices([1, 2, 3], [60, 30, 10])
+        stating = self.rng.random() < 0.5
+        parts = []
+        for item in [first, *self.rng.sample(others, min(count, len(others)))]:
+            state = isinstance(item, Fact) and (stating if self.rng.random() < 0.8 else not stating)
+            parts.append(self._state(item) if state and isinstance(item, Fact) else self._ask(item))
+        return _joined(parts)
+
+    def _note(self) -> Line:
+        """A note that contradicts the world, then a question about it, answered from the note."""
+        rng = self.rng
+        fact = self._next()
+        if not isinstance(fact, Fact):
+            fact = facts_of(fact[0])[fact[1].first]
+        false = rng.choice([v for v in pool(fact.relation) if v != fact.target])
+        parts = [self._false(fact, false)]
+        hops = [hop for hop in HOPS if hop.first == fact.relation]
+        draw = rng.random()
+        if draw < 0.15:  # another fact about the same subject stays true
+            rest = [f for f in facts_of(fact.subject).values() if f.relation != fact.relation]
+            question = self._ask(rng.choice(rest))
+        elif draw < 0.45 and hops:  # what follows from the note
+            hop = rng.choice(hops)
+            question = self._ask((fact.subject, hop), hop_answer(hop, false))
+        else:
+            question = self._ask(fact, false) if rng.random() < 0.85 else self._state(fact, false)
+        if rng.random() < 0.35:  # a second note, about somebody else, on either side
+            other = rng.choice(facts())
+            if other.subject != fact.subject:
+                value = rng.choice(pool(other.relation))
+                parts.insert(rng.randint(0, 1), self._false(other, value))
+        if rng.random() < 0.1:
+            parts.append(self._aside(fact.subject))
+        return _joined([*parts, question])
+
+    def _false(self, fact: Fact, value: str) -> Line:
+        made = (
+            self._state(fact, value, IGNORED) if self.rng.random() < 0.7 else self._ask(fact, value, IGNORED)
+        )
+        if self.rng.random() < 0.5:
+            made = [Piece("Note: " + made[0].text, TEXT), *made[1:]]
+        return made
+
+    def _aside(self, subject: str) -> Line:
+        """A sentence that has nothing to do with the subject."""
+        draw = self.rng.random()
+        if draw < 0.4:
+            return [Piece(running_text(self.rng), TEXT)]
+        if draw < 0.55:
+            return self._skill()
+        if draw < 0.65:
+            return self._names()
+        item = self.rng.choice(facts())
+        if item.subject == subject:
+            return [Piece(running_text(self.rng), TEXT)]
+        return self._state(item) if self.rng.random() < 0.5 else self._ask(item)
+
+    def _disturbed(self) -> Line:
+        """Something else first, which must not change the answer."""
+        item = self._next()
+        subject = item.subject if isinstance(item, Fact) else item[0]
+        asides = [self._aside(subject) for _ in range(1 if self.rng.random() < 0.7 else 2)]
+        if self.rng.random() < 0.3:  # broken off anywhere, as sampled text is
+            words = text_of(_joined(asides)).split()
+            broken = " ".join(words[: self.rng.randint(1, len(words))])
+            prompt, answer = self._ask(item)
+            return [Piece(broken, IGNORED), Piece(" " + prompt.text, prompt.weight), answer]
+        return _joined([*asides, self._ask(item)])
+
+    def _names(self) -> Line:
+        return [Piece("Names: " + ", ".join(self.rng.sample(self._subjects, self.rng.randint(2, 5))), TEXT)]
+
+    def _skill(self) -> Line:
+        weights = [2 if name in ("addition", "subtraction") else 1 for name in SKILLS]
+        (name,) = self.rng.choices(list(SKILLS), weights)
+        probe = SKILLS[name](self.rng)
+        return [Piece(probe.prompt, TEXT), Piece(" " + probe.target, ANSWER)]
+
+
+def _joined(parts: Sequence[Line]) -> Line:
+    """Parts in a row, a full stop after each but the last."""
+    line: Line = []
+    for i, part in enumerate(parts):
+        if i:
+            line.append(Piece(".", TEXT))
+            part = [Piece(" " + part[0].text, part[0].weight), *part[1:]]
+        line.extend(part)
+    return line
+
+
+def train_texts(n: int, seed: int = 0) -> list[str]:
+    """``n`` lines such as the model was trained on, as plain strings (for calibration or perplexity).
+
+    The seeds are apart from the one used in training; a line ends without the end-of-text token.
+
+    Raises:
+        ValueError: ``n`` is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1 line, got {n!r}")
+    corpus = Corpus(f"held out {seed}")
+    return [text_of(corpus.line()) for _ in range(n)]
