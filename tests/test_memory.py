@@ -40,26 +40,24 @@ class Oracle:
         del self.keys[id], self.limit[id]
         self.off.discard(id)
 
-    def similarity(self, id: int, layer: int, row: Tensor, valid: Tensor) -> tuple[float, int]:
+    def similarity(self, id: int, layer: int, row: Tensor, valid: list[bool]) -> tuple[float, int]:
         """Of one row (R, T, D), and where the best window ends."""
-        key, best, where = self.keys[id][layer], -1.0, -1
-        for end in range(max(len(key) - 1, self.since.get(id, 0)), row.shape[1]):
+        key, text = self.keys[id][layer], row[layer].double().numpy()
+        length = np.linalg.norm(text, axis=1, keepdims=True)
+        cosines = (text @ key.T / np.where(length > 0, length, 1)).astype(np.float32)  # token, key token
+        best, where = -1.0, -1
+        for end in range(max(len(key) - 1, self.since.get(id, 0)), len(text)):
             window = range(end - len(key) + 1, end + 1)
-            if not all(bool(valid[t]) for t in window):
-                continue
-            cosines = []
-            for t, k in zip(window, key, strict=True):
-                q = row[layer, t].double().numpy()
-                cosines.append(
-                    np.float32(q @ k / np.linalg.norm(q)) if np.linalg.norm(q) > 0 else np.float32(0)
-                )
-            if where < 0 or min(cosines) > best:
-                best, where = min(cosines), end
-        return float(best), where
+            if all(valid[t] for t in window):
+                smallest = min(float(cosines[t, i]) for i, t in enumerate(window))
+                if where < 0 or smallest > best:
+                    best, where = smallest, end
+        return best, where
 
     def winner(self, row: Tensor, valid: Tensor) -> tuple[int, int, float]:
         """Id (-1 for none), votes and mean similarity of one row (R, T, D)."""
         votes: dict[int, list[tuple[int, float]]] = {}
+        valid = valid.tolist()
         for layer in range(R):
             passing = []
             for age, id in enumerate(self.keys):
@@ -435,7 +433,7 @@ def test_scores_explain_the_winner():
         assert scores.ids.tolist() == memory.ids()
         for e, id in enumerate(memory.ids()):
             for layer in range(R):
-                similarity, position = oracle.similarity(id, layer, queries[:, b], valid[b])
+                similarity, position = oracle.similarity(id, layer, queries[:, b], valid[b].tolist())
                 assert scores.similarity[layer, e].item() == pytest.approx(similarity, abs=1e-6)
                 assert scores.position[layer, e].item() == position
         votes = scores.voted.sum(0)

@@ -2,10 +2,12 @@
 
 One file, one word: `keys` KeyMemory, what others use · `record` the stored keys · `match` from hidden
 states to the entries above their threshold · `products`, `signs` scans that propose · `spans` the check
-that decides · `votes` the election · `stream` texts given in pieces.
+that decides · `votes` the election · `stream` texts given in pieces · `scores` every similarity, to
+explain a result · `gpu` FAISS on a GPU.
 """
 
-from memplug.memory.keys import KeyMemory, Scores
+from memplug.memory.keys import KeyMemory
+from memplug.memory.scores import Scores
 from memplug.memory.stream import MatchState
 from memplug.memory.votes import Hits
 

@@ -22,7 +22,6 @@ Letters: R think layers, B rows, T tokens, D width, E entries, S tokens of a sub
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,30 +30,12 @@ from torch import Tensor
 from memplug.memory.gpu import FaissScan
 from memplug.memory.match import Matcher, ScanName
 from memplug.memory.record import KeyRecord, checked_threshold
+from memplug.memory.scores import Scores, brute_force
 from memplug.memory.signs import faiss_module
-from memplug.memory.spans import window_cosines
 from memplug.memory.stream import Block, MatchState
-from memplug.memory.votes import Found, Hits, Order, merge, tally, voting
+from memplug.memory.votes import Found, Hits, Order, merge, tally
 
-__all__ = ["KeyMemory", "Scores"]
-
-_ELEMENTS = 1 << 21  # held at once where work is done in pieces
-
-
-class Scores(NamedTuple):
-    """Every entry's similarity to one row, for those who want to see why.
-
-    Attributes:
-        ids: int64 (E,), in order of insertion.
-        similarity: float32 (R, E); -1 where no window of the entry's length fits.
-        position: int64 (R, E), where the most similar window ends; -1 where none fits.
-        voted: bool (R, E), whether the layer votes for the entry.
-    """
-
-    ids: Tensor
-    similarity: Tensor
-    position: Tensor
-    voted: Tensor
+__all__ = ["KeyMemory"]
 
 
 class KeyMemory:
@@ -328,28 +309,5 @@ class KeyMemory:
         Raises:
             ValueError: shapes that do not fit the memory.
         """
-        _, length = self._check([q[None] for q in queries], None if valid is None else valid[None], None)
-        ok = np.ones(length, bool) if valid is None else valid.cpu().numpy()
-        slots = self._record.slots()
-        best = np.full((self.n_layers, len(slots)), -1.0, np.float32)
-        position = np.full((self.n_layers, len(slots)), -1, np.int64)
-        step = max(1, _ELEMENTS // max(self.dim, length))
-        for layer in range(self.n_layers if length else 0):
-            text = queries[layer].to(self._record.device)
-            for start in range(0, len(slots), step):
-                part = slice(start, start + step)
-                cos = window_cosines(self._record, layer, text, ok, slots[part])
-                at = cos.argmax(axis=0)
-                top = np.take_along_axis(cos, at[None], axis=0)[0]
-                best[layer, part] = np.maximum(top, -1.0)
-                position[layer, part] = np.where(top >= -1.5, at, -1)
-        layers, entries = np.nonzero((best > self._record.limit[slots]) & self._record.on[slots])
-        passing = Found(
-            np.zeros_like(layers), layers, entries, self._record.seq[slots[entries]], best[layers, entries]
-        )
-        voted = np.zeros(best.shape, bool)
-        if len(layers):
-            ballots = voting(passing, self.top_k)
-            voted[ballots.layer, ballots.id] = True
-        ids = self._record.id[slots]
-        return Scores(*(torch.from_numpy(array) for array in (ids, best, position, voted)))
+        self._check([q[None] for q in queries], None if valid is None else valid[None], None)
+        return brute_force(self._record, queries, valid, self.top_k)

@@ -136,14 +136,14 @@ class KeyRecord:
         if len(shape) != 3 or shape[0] != self.n_layers or shape[1] < 1 or shape[2] != self.dim:
             raise ValueError(f"the key of id {id} has shape {shape}; give (R, S, D) = {wanted}")
         key = key.detach().to(self.device).float()
-        norm = torch.linalg.vector_norm(key, dim=-1)
-        if not bool(torch.isfinite(norm).all()):
+        norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
+        if not bool(((norm > 0) & (norm < torch.inf)).all()):
+            if bool((norm == 0).any()):
+                raise ValueError(
+                    f"the key of id {id} has a zero row, which points nowhere; see the hidden states"
+                )
             raise ValueError(f"the key of id {id} is not finite; look for NaN and inf in the hidden states")
-        if not bool((norm > 0).all()):
-            raise ValueError(
-                f"the key of id {id} has a zero row, which points nowhere; look at the hidden states"
-            )
-        return unit_rows(key).half()
+        return (key / norm).half()
 
     def _reserve(self, entries: int, others: int) -> None:
         """Room for so many entries and so many more rows of the pool, by doubling."""
