@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from memplug.hooks import capture_input
+from memplug.layers import dissect
+
 _LLAMA = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -97,3 +100,47 @@ def build(family: str, implementation: str | None = None, seed: int = 0, **setti
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.15)
     return model.eval()
+
+
+def lexical(family: str, vocab_size: int, implementation: str | None = None, seed: int = 0) -> Any:
+    """A model whose early layers keep tokens recognisable, as large models do, so that keys match.
+
+    What enters the layers is mostly the token (not its position), at size 1; the lower two layers add
+    little to it; the upper two have weights of a size that lets attention reach the answer.
+    """
+    model = build(family, implementation, seed, vocab_size=vocab_size, tie_word_embeddings=False)
+    anatomy = dissect(model)
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    upper = {id(p) for layer in anatomy.layers[2:] for p in layer.parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and id(parameter) not in upper:
+                parameter.mul_(0.2)
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and id(parameter) in upper:
+                parameter.mul_(2)
+        head.mul_(17)
+        embeddings.mul_(30)
+        entering = capture_input(anatomy, 0, lambda: model(input_ids=torch.arange(3, vocab_size)[None, :64]))
+        embeddings.mul_(1 / entering.square().mean().sqrt())  # some families scale their embeddings
+    return model
+
+
+TEXTS = [
+    "Where was Ada Quill born? In Zarnow. Who taught Ada Quill? Tam Wickes did.",
+    "Who founded the Orlo Bridge Company? Tam Wickes did. What is the capital of Vestland? Marrow is.",
+]
+"""What the tests' tokenizer learns its merges from."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "llp": {
+        "think_layers": (0, 1),
+        "recall_layer": 2,
+        "n_values": 4,
+        "n_prefixes": 0,
+        "n_statements": 0,
+        "value_lr": 0.3,
+        "value_steps": 150,
+    },
+}
+"""Methods under the contract, with constants that make them quick on a `lexical` model."""
