@@ -96,8 +96,9 @@ def calibrate(
 ) -> Limits:
     """Limits under which at most ``rate`` of the unrelated prompts are in scope.
 
-    Of the epsilons, that one is taken with which the similarity asked for is the lowest; without a gate, the
-    largest that keeps the rate (2, equal codes, where none does).
+    The codes decide alone, with the largest epsilon that keeps the rate, if half of an edit's experts may
+    then differ (as published). Else a similarity is asked for, and three quarters of them may, as they do
+    from one phrasing to another. Without a gate the codes decide alone in any case.
 
     Args:
         deferral, experts: edits and routers as they are.
@@ -121,22 +122,19 @@ def calibrate(
 
 
 def _choose(near: Closeness, rate: float, epsilon: int | None, gate: bool, bits: int) -> Limits:
+    """``bits``: the largest distance there can be."""
     count = len(near.distance)
+
+    def accepted(limit: int, threshold: float = -2.0) -> float:
+        inside = (near.distance < limit) & (near.similarity > threshold)
+        return float(inside.sum()) / max(1, count)
+
+    keeping = [limit for limit in range(2, bits + 3, 2) if accepted(limit) <= rate]
+    alone = epsilon or max(keeping, default=2)
+    if not gate or (accepted(alone) <= rate and (epsilon is not None or alone > bits // 2)):
+        return Limits(alone, None, accepted(alone), count)
+    limit = epsilon or 3 * bits // 4
+    inside = np.sort(near.similarity[near.distance < limit])[::-1]
     allowed = int(rate * count)
-    tried = [epsilon] if epsilon is not None else list(range(2, bits + 3, 2))
-    found: list[Limits] = []
-    for limit in tried:
-        inside = np.sort(near.similarity[near.distance < limit])[::-1]
-        if len(inside) <= allowed:
-            found.append(Limits(limit, None, len(inside) / max(1, count), count))
-        elif gate:
-            threshold = float(np.clip(inside[allowed], 0.0, 0.999))
-            kept = float((inside > threshold).sum()) / count
-            found.append(Limits(limit, threshold, kept, count))
-        else:
-            found.append(Limits(limit, None, len(inside) / max(1, count), count))
-    if not gate:
-        keeping = [limits for limits in found if limits.accepted <= rate]
-        return keeping[-1] if keeping else found[0]
-    # Low similarities first; of equals, the larger epsilon.
-    return min(found, key=lambda x: (-1.0 if x.threshold is None else x.threshold, -x.epsilon))
+    threshold = float(np.clip(inside[allowed], 0.0, 0.999)) if len(inside) > allowed else None
+    return Limits(limit, threshold, accepted(limit, -2.0 if threshold is None else threshold), count)

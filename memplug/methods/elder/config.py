@@ -39,6 +39,8 @@ class ELDERConfig:
     """Bound of A's uniform start: 1/sqrt(in-features) as LoRA has it, or 1/sqrt(rank) (published code)."""
     normalise: bool = True
     """Route on the query less the mean query of sampled text, at length sqrt(width) (published: as it is)."""
+    gain: float = 1.0
+    """Length of that query in units of sqrt(width): the larger, the more two routers' logits differ."""
     allocation: Literal["own", "random", "spread"] = "random"
     """An edit's experts: what the router prefers at first, at random (published), or far from all others'."""
     guide: Literal["guided", "balance", "none"] = "guided"
@@ -64,7 +66,7 @@ class ELDERConfig:
     train_stop: bool = True
     """Train the answer to end with the stop token."""
     replay: int = 0
-    """Earlier edits trained again beside each batch (published: none)."""
+    """Earlier edits trained again beside each batch, those that share most experts (published: none)."""
     router_replay: int = 0
     """Earlier edits whose stored queries take part in the guide (published: none)."""
     epsilon: int | None = None
@@ -159,6 +161,7 @@ _RANGES = (
     ("n_experts", 1, 1 << 12),
     ("top_k", 1, 1 << 12),
     ("rank", 1, 1 << 12),
+    ("gain", 1e-6, 1e6),
     ("guide_weight", 0.0, 1e6),
     ("lr", 1e-9, 1e3),
     ("router_lr", 0.0, 1e3),

@@ -104,8 +104,19 @@ class Deferral:
         """Replace all codes, those of all edits [l,E,k] in order."""
         self.codes, self._index = pack(picks, self.n), None
 
+    def take_over(
+        self, numbers: list[int], queries: Tensor, codes: np.ndarray, on: set[int], blocks: dict[int, Tensor]
+    ) -> None:
+        """Hold these edits and nothing else; ``on`` are the numbers of those in force."""
+        self.numbers, self.queries, self.codes = numbers, queries.to(self.queries), codes.copy()
+        self.on = np.array([number in on for number in numbers], bool)
+        self.blocks = {number: query.to(self.queries) for number, query in blocks.items()}
+        self._changed()
+
     def remove(self, numbers: list[int], *, block: bool) -> None:
         """Forget edits; with ``block`` their queries stay to keep rows out."""
+        if not numbers:
+            return
         gone = set(numbers)
         keep = np.array([number not in gone for number in self.numbers], bool)
         for i in np.flatnonzero(~keep):
@@ -120,6 +131,8 @@ class Deferral:
 
     def switch(self, numbers: list[int], on: bool) -> None:
         """Take edits' codes out and block their queries, or undo that."""
+        if not numbers:
+            return
         chosen = [self.numbers.index(number) for number in numbers]
         self.on = self.on.copy()
         self.on[chosen] = on

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .places import Place
 
-__all__ = ["Experts", "Mixer", "Routing", "parameter_count"]
+__all__ = ["Experts", "Mixer", "Routing", "best", "mix", "parameter_count", "scores"]
 
 
 def parameter_count(shapes: Sequence[tuple[int, int]], query: int, n: int, rank: int) -> int:
@@ -62,8 +62,8 @@ class Experts:
         seed: of the start.
 
     Attributes:
-        down: l tensors A [p, N r]; expert e has the columns e r to e r + r - 1.
-        up: l tensors B [N r, o].
+        down: l tensors A [N,p,r].
+        up: l tensors B [N,r,o].
         gates, bias: [l,N,q] and [l,N], the routers (the published code has the bias, the paper does not).
     """
 
@@ -82,8 +82,8 @@ class Experts:
 
         for place in self.places:
             bound = (rank if init == "published" else place.fan_in) ** -0.5
-            self.down.append(uniform((place.fan_in, n * rank), bound, place.device))
-            self.up.append(torch.zeros(n * rank, place.fan_out, device=place.device))
+            self.down.append(uniform((n, place.fan_in, rank), bound, place.device))
+            self.up.append(torch.zeros(n, rank, place.fan_out, device=place.device))
         first = self.places[0].device
         self.gates = uniform((len(self.places), n, query), query**-0.5, first)
         self.bias = uniform((len(self.places), n), query**-0.5, first)
@@ -123,7 +123,7 @@ class Experts:
 
     def logits(self, query: Tensor) -> Tensor:
         """[l,B,N] from queries [B,q] float32."""
-        return torch.einsum("lnq,bq->lbn", self.gates, query.to(self.gates.device)) + self.bias[:, None]
+        return scores(self.routers, query.to(self.gates.device))
 
     @torch.no_grad()
     def route(self, query: Tensor) -> Routing:
@@ -137,26 +137,39 @@ class Experts:
         place, device = self.places[index], self.down[index].device
         picks, weights = (x[index][rows.to(x.device)].to(device) for x in routing)
         b, wide = len(picks), self.top_k * self.rank
-        down = self.down[index].view(place.fan_in, self.n, self.rank)[:, picks]  # [p,b,k,r]
-        up = self.up[index].view(self.n, self.rank, place.fan_out)[picks]  # [b,k,r,o]
+        down = self.down[index][picks]  # [b,k,p,r]
+        up = self.up[index][picks]  # [b,k,r,o]
         return Mixer(
-            down.permute(1, 0, 2, 3).reshape(b, place.fan_in, wide),
+            down.transpose(1, 2).reshape(b, place.fan_in, wide),
             (up * weights[:, :, None, None]).reshape(b, wide, place.fan_out),
         )
 
     def mix(self, index: int, x: Tensor, weights: Tensor) -> Tensor:
-        """All experts of linear ``index`` at once, in two products; for training.
+        """`mix` of all experts of linear ``index``."""
+        return mix(x, self.down[index], self.up[index], weights)
 
-        Args:
-            index: which linear.
-            x: [B,T,p], its input.
-            weights: [B,N], zero for experts that a row does not use.
 
-        Returns:
-            [B,T,o] float32, sum over experts e of weights_e x A_e B_e.
-        """
-        scale = weights.repeat_interleave(self.rank, dim=-1)[:, None].to(x.device)
-        return ((x.float() @ self.down[index]) * scale) @ self.up[index]
+def scores(routers: Sequence[Tensor], query: Tensor) -> Tensor:
+    """Logits [l,B,N] of routers ([l,N,q], [l,N]) for queries [B,q]."""
+    gates, bias = routers
+    return torch.einsum("lnq,bq->lbn", gates, query) + bias[:, None]
+
+
+def mix(x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
+    """The output of n experts at one linear, in two products for all of them.
+
+    Args:
+        x: [B,T,p], the linear's input, of any dtype.
+        down, up: A [n,p,r] and B [n,r,o].
+        weights: [B,n], zero for experts that a row does not use.
+
+    Returns:
+        [B,T,o] float32, sum over experts e of weights_e x A_e B_e.
+    """
+    n, p, rank = down.shape
+    scale = weights.to(x.device).repeat_interleave(rank, dim=-1)[:, None]
+    fused = down.transpose(0, 1).reshape(p, n * rank)
+    return ((x.float() @ fused) * scale) @ up.reshape(n * rank, -1)
 
 
 def best(logits: Tensor, k: int) -> Tensor:

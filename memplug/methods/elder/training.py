@@ -19,9 +19,10 @@ from ...hooks import Hook, HookSet, StopForward, resume
 from ...layers import evaluating, frozen
 from ...text import Batch, Pair
 from ..base import Host
+from .active import Active, Adam
 from .allocation import Allocation, hot
 from .config import ELDERConfig
-from .experts import Experts, best
+from .experts import Experts, best, scores
 from .places import Site
 
 __all__ = ["Rehearsed", "Rows", "goals", "observe", "observe_rows", "train_batch", "unflat"]
@@ -122,7 +123,7 @@ def train_batch(
     first: int,
     rows: Rows,
     rehearsed: Rehearsed | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Train the experts on ``rows``; all of them are in scope.
 
     The loss is the mean over rows of -log p of the answer's tokens (their mean), plus lambda times the guide
@@ -130,26 +131,24 @@ def train_batch(
     mean over rows.
 
     Returns:
-        The last step's picks [l,B,k], taken before its update, and each row's loss [B].
+        The last step's picks [l,B,k], taken before its update.
 
     Raises:
-        EditError: the loss is not finite; the experts are left as they are then, trained in part.
+        EditError: the loss is not finite; the experts are as they were then.
     """
-    groups = [
-        {"params": experts.loras, "lr": config.lr},
-        {"params": experts.routers, "lr": config.lr if config.router_lr is None else config.router_lr},
-    ]
-    tensors = [*experts.loras, *experts.routers]
-    optimizer = torch.optim.Adam(groups)
-    scale = 1024.0 if host.model.dtype == torch.float16 else 1.0  # keeps small gradients from vanishing
-    width = rows.batch.ids.shape[1]
-    owner = rows.flat // width
+    active, scaler = Active(experts), _Scale(host.model.dtype)
+    router_lr = config.lr if config.router_lr is None else config.router_lr
+    routers = [tensor.clone().requires_grad_(router_lr > 0) for tensor in experts.routers]
+    moving = routers if router_lr else []
+    rates = [config.lr] * len(active.tensors) + [router_lr] * len(moving)
+    adam = Adam([*active.tensors, *moving], rates)
+    owner = rows.flat // rows.batch.ids.shape[1]
     weights: list[Tensor] = []
 
-    def after(index: int) -> Any:
+    def after(index: int) -> Hook:
         def add(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
             x = unflat(args[0], len(rows.batch.ids))
-            return output + experts.mix(index, x, weights[index]).reshape(output.shape).to(output.dtype)
+            return output + active.mix(index, x, weights[index]).reshape(output.shape).to(output.dtype)
 
         return Hook(experts.places[index].module, "after", add)
 
@@ -157,54 +156,60 @@ def train_batch(
         return host.forward(host.model, rows.batch)
 
     hooks = [after(index) for index in range(len(experts.places))]
-    try:
-        for tensor in tensors:
-            tensor.requires_grad_(True)
-        with evaluating(host.model), frozen(host.model), HookSet(hooks), torch.enable_grad():
-            for step in range(config.steps):
-                logits = experts.logits(rows.query)
-                scores = logits.softmax(-1)
-                picks = best(logits.detach(), config.top_k)
-                chosen = hot(picks, experts.n)
-                weights[:] = list(scores * chosen)
-                out = resume(host.model, host.anatomy, first, rows.hidden, run, rows.flat)
-                nll = -out.float().log_softmax(-1).gather(-1, rows.target[:, None])[:, 0]
-                per_row = torch.zeros(len(rows.batch.ids), device=nll.device)
-                per_row = per_row.index_add(0, owner, nll * rows.weight)
-                loss = per_row.mean() + config.guide_weight * _guide(config, experts, rows, logits, rehearsed)
-                if not bool(torch.isfinite(per_row).all()):
-                    raise EditError(
-                        f"training gave a loss that is not finite at step {step}; nothing was changed; "
-                        f"lower lr ({config.lr:g})"
-                    )
-                if float(per_row.detach().max()) < config.stop_loss:
-                    break
-                gradients = torch.autograd.grad(loss * scale, tensors, allow_unused=True)
-                if scale > 1 and not all(bool(g.isfinite().all()) for g in gradients if g is not None):
-                    scale /= 2  # an overflow; the next step uses a smaller scale
-                    continue
-                for tensor, gradient in zip(tensors, gradients, strict=True):
-                    tensor.grad = None if gradient is None else gradient / scale
-                optimizer.step()
-    finally:
-        for tensor in tensors:
-            tensor.requires_grad_(False)
-            tensor.grad = None
-    return picks, per_row.detach()
+    with evaluating(host.model), frozen(host.model), HookSet(hooks), torch.enable_grad():
+        for step in range(config.steps):
+            logits = scores(routers, rows.query)
+            picks = best(logits.detach(), config.top_k)
+            active.take_in(picks, adam)
+            weights[:] = list(logits.softmax(-1) * hot(picks, experts.n))
+            out = resume(host.model, host.anatomy, first, rows.hidden, run, rows.flat)
+            nll = -out.float().log_softmax(-1).gather(-1, rows.target[:, None])[:, 0]
+            per_row = torch.zeros(len(rows.batch.ids), device=nll.device)
+            per_row = per_row.index_add(0, owner, nll * rows.weight)
+            if not bool(torch.isfinite(per_row).all()):
+                raise EditError(
+                    f"training gave a loss that is not finite at step {step}; nothing was changed; "
+                    f"lower lr ({config.lr:g})"
+                )
+            if float(per_row.detach().max()) < config.stop_loss:
+                break
+            loss = per_row.mean()
+            if moving and config.guide != "none":
+                loss = loss + config.guide_weight * _guide(config, rows, logits, routers, rehearsed)
+            gradients = torch.autograd.grad(loss * scaler.scale, adam.tensors, allow_unused=True)
+            if scaler.accept(gradients):
+                adam.step([None if g is None else g / scaler.used for g in gradients])
+    active.write_back()
+    for tensor, trained in zip(experts.routers, routers, strict=True):
+        tensor.copy_(trained.detach())
+    return picks
+
+
+class _Scale:
+    """Keeps half-precision gradients above underflow; float32 and bfloat16 need no scale."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.scale = self.used = 1024.0 if dtype == torch.float16 else 1.0
+
+    def accept(self, gradients: Sequence[Tensor | None]) -> bool:
+        """Whether the step counts; an overflow halves the scale instead."""
+        self.used = self.scale
+        if self.scale == 1.0 or all(bool(g.isfinite().all()) for g in gradients if g is not None):
+            return True
+        self.scale /= 2
+        return False
 
 
 def _guide(
-    config: ELDERConfig, experts: Experts, rows: Rows, logits: Tensor, rehearsed: Rehearsed | None
+    config: ELDERConfig, rows: Rows, logits: Tensor, routers: Sequence[Tensor], rehearsed: Rehearsed | None
 ) -> Tensor:
     """The loss on the routers."""
     if config.guide == "balance":
         # Switch transformer, equation 4, for k experts a row: N sum_e f_e P_e in each linear.
-        share = hot(best(logits.detach(), config.top_k), experts.n).mean(1) / config.top_k
-        return (experts.n * share * logits.softmax(-1).mean(1)).sum()
-    if config.guide == "none":
-        return logits.new_zeros(())
+        share = hot(best(logits.detach(), config.top_k), config.n_experts).mean(1) / config.top_k
+        return (config.n_experts * share * logits.softmax(-1).mean(1)).sum()
     loss = -(logits.log_softmax(-1) * rows.goal).sum((0, 2)).mean()
     if rehearsed is not None:
-        old = experts.logits(rehearsed.query).log_softmax(-1)
+        old = scores(routers, rehearsed.query).log_softmax(-1)
         loss = loss - (old * rehearsed.goal).sum((0, 2)).mean()
     return loss

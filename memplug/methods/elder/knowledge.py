@@ -1,0 +1,161 @@
+"""What ELDER has learned, as one thing that can be started afresh, undone, saved and taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...edits import Edit
+from ..base import State
+from .allocation import Allocation
+from .config import ELDERConfig
+from .deferral import Decision, Deferral
+from .experts import Experts, Routing
+from .places import Place, Site
+
+__all__ = ["Knowledge", "Record"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """An edit as it was learned.
+
+    Attributes:
+        number: its number in the deferral.
+        edit: the edit.
+        allocation: the experts it was to use; its rephrasings (same subject and target) have the same.
+        on: whether it is in force.
+    """
+
+    number: int
+    edit: Edit
+    allocation: Allocation
+    on: bool = True
+
+
+class Knowledge:
+    """Experts, deferral and the record of edits.
+
+    Args:
+        config: with its layers filled in.
+        places: the edited linears.
+        site: where queries are read.
+
+    Attributes:
+        experts: all learnable parameters.
+        deferral: codes and queries of the edits, and the limits of what is in scope.
+        records: the edits by id, in order.
+        next: the number of the next edit.
+        center: [q], the mean query of sampled text.
+        version: changes with every change.
+    """
+
+    def __init__(self, config: ELDERConfig, places: Sequence[Place], site: Site) -> None:
+        self._config, self._places, self._site = config, tuple(places), site
+        self.center = torch.zeros(site.width, device=site.device)
+        self.version = self.next = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything but the center; experts start again as they started at first."""
+        c, site = self._config, self._site
+        self.experts = Experts(self._places, site.width, c.n_experts, c.top_k, c.rank, c.init, c.seed)
+        every = 2 * c.top_k * len(self._places) + 2  # more than any distance
+        self.deferral = Deferral(site.width, c.n_experts, c.epsilon or every, c.block, site.device)
+        self.records: dict[str, Record] = {}
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """On any error everything is as it was before the ``with``."""
+        before = {**vars(self), "records": dict(self.records), "deferral": self.deferral.copy()}
+        tensors = self.experts.snapshot()
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            self.experts.load(tensors)
+            raise
+        self.version += 1
+
+    def on(self) -> list[Record]:
+        """The edits in force, in order."""
+        return [record for record in self.records.values() if record.on]
+
+    def numbered(self) -> dict[int, Edit]:
+        """The edits by number."""
+        return {record.number: record.edit for record in self.records.values()}
+
+    @torch.no_grad()
+    def decide(self, query: Tensor) -> tuple[Routing, Decision]:
+        """Where rows with these queries [B,q], as they come from the model, are routed, and if they are."""
+        prepared = self.prepare(query)
+        routing = self.experts.route(prepared)
+        return routing, self.deferral.decide(prepared, routing.picks)
+
+    def prepare(self, query: Tensor) -> Tensor:
+        """[B,q] queries as they are routed and compared."""
+        query = query.to(self.center.device)
+        if not self._config.normalise:
+            return query
+        query = query - self.center
+        return query * (
+            self._config.gain * self._site.width**0.5 / query.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        )
+
+    # ------------------------------------------------------------------ saving
+
+    def state(self) -> State:
+        """Parameters, codes, queries and limits."""
+        d = self.deferral
+        tensors = {f"experts.{i}": tensor for i, tensor in enumerate(self.experts.snapshot())}
+        tensors |= {"queries": d.queries, "codes": torch.from_numpy(d.codes.copy()), "center": self.center}
+        if d.blocks:
+            tensors["blocks"] = torch.stack(list(d.blocks.values()))
+        meta = {
+            "records": [
+                {"id": str(r.edit.id), "number": r.number, "allocation": r.allocation, "on": r.on}
+                for r in self.records.values()
+            ],
+            "numbers": d.numbers,
+            "blocks": list(d.blocks),
+            "epsilon": d.epsilon,
+            "threshold": d.threshold,
+            "next": self.next,
+            "config": asdict(self._config),
+        }
+        return State(tensors, meta)
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
+    ) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            ValueError, KeyError: tensors, numbers and edits do not fit together.
+        """
+        records = {}
+        for item in meta["records"]:
+            allocation = tuple(tuple(map(int, picks)) for picks in item["allocation"])
+            records[item["id"]] = Record(int(item["number"]), edits[item["id"]], allocation, bool(item["on"]))
+        numbers = [int(number) for number in meta["numbers"]]
+        if sorted(numbers) != sorted(record.number for record in records.values()):
+            raise ValueError("its codes do not belong to its edits")
+        queries, codes, width = tensors["queries"], tensors["codes"], self._site.width
+        if tuple(queries.shape) != (len(numbers), width) or len(codes) != len(numbers):
+            raise ValueError(
+                f"queries are {tuple(queries.shape)} and codes {tuple(codes.shape)} for {len(numbers)} edits "
+                f"of a model whose queries have the width {width}"
+            )
+        blocks = dict(zip(map(int, meta["blocks"]), tensors.get("blocks", queries[:0]), strict=True))
+        on = {record.number for record in records.values() if record.on}
+        with self.all_or_nothing():
+            self.experts.load([tensors[f"experts.{i}"] for i in range(len(self.experts.snapshot()))])
+            self.deferral.take_over(numbers, queries, codes.numpy(), on, blocks)
+            self.deferral.limit(int(meta["epsilon"]), meta["threshold"])
+            self.records, self.next = records, int(meta["next"])
+            self.center = tensors["center"].to(self.center)
