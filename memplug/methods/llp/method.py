@@ -20,12 +20,13 @@ from ...edits import Edit
 from ...hooks import Hook
 from ...memory import KeyMemory
 from ...recall import KV, Prefix, Recall
-from ...think import Recalling, match_rows, think_hooks
+from ...think import Recalling, draft_of, match_rows, think_hooks
 from ..base import Host, State
 from .config import LLPConfig
 from .explain import Explanation, explain
 from .keys import contexts_of, contrast, subject_states
-from .values import Job, Learned, train_values
+from .rows import Job
+from .values import Learned, train_values
 
 __all__ = ["LLP", "Entry"]
 
@@ -123,7 +124,8 @@ class LLP:
         else:
             prefix = self._prefix(key, first, start)
         if call.cache is not None:
-            hold(call.cache, Recalling(self.memory, self._stamp, key, match, first, start, prefix))
+            draft = draft_of(self.memory, call, self._layers, prompt_only)
+            hold(call.cache, Recalling(self.memory, self._stamp, key, match, first, start, prefix, draft))
         call.scratch = prefix
         return prefix
 
@@ -193,28 +195,41 @@ class LLP:
             draft.values[draft.on] = result.value
         fresh = [draft for draft in drafts.values() if draft.edits and not draft.keys]
         keys = self._keys(fresh)
+        _warn_unlearned(lacking, learned)  # a warning may be an error: nothing has changed yet
+        numbers = self._add(keys)
         for draft in drafts.values():
-            self._put(draft, keys.get(draft.subject, []))
-        _warn_unlearned(lacking, learned)
+            self._put(draft, draft.keys + numbers.get(draft.subject, ()))
 
-    def _put(self, draft: Entry, new_keys: Sequence[Tensor]) -> None:
+    def _add(self, keys: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, ...]]:
+        """Store new keys, all or none, and say under which numbers."""
+        first = self._next
+        numbers: dict[str, tuple[int, ...]] = {}
+        try:
+            for subject, some in keys.items():
+                numbers[subject] = tuple(range(self._next, self._next + len(some)))
+                for key in some:
+                    self.memory.add(self._next, key)
+                    self._next += 1
+        except BaseException:
+            for number in range(first, self._next):
+                self.memory.remove(number)
+            self._next = first
+            raise
+        return numbers
+
+    def _put(self, draft: Entry, numbers: tuple[int, ...]) -> None:
         self._stamp += 1
         if not draft.edits:
-            for number in draft.keys:
+            for number in numbers:
                 self.memory.remove(number)
                 del self._owner[number]
             del self.entries[draft.subject]
             return
-        numbers = list(draft.keys)
-        for key in new_keys:
-            self.memory.add(self._next, key)
-            self._owner[self._next] = draft.subject
-            numbers.append(self._next)
-            self._next += 1
         for number in numbers:
+            self._owner[number] = draft.subject
             self.memory.set_enabled(number, bool(draft.on))
         self.entries[draft.subject] = Entry(
-            draft.subject, draft.edits, draft.off, tuple(numbers), draft.values, self._stamp
+            draft.subject, draft.edits, draft.off, numbers, draft.values, self._stamp
         )
 
     def _train(self, drafts: Sequence[Entry], progress: bool) -> list[Learned]:
