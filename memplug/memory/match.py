@@ -19,7 +19,7 @@ from memplug.memory.gpu import FaissScan
 from memplug.memory.products import ProductScan, Scan
 from memplug.memory.record import KeyRecord, unit_rows
 from memplug.memory.signs import BITS, SignScan, fewest_bits
-from memplug.memory.spans import check_spans
+from memplug.memory.spans import Proposals, check_spans
 from memplug.memory.stream import Block
 from memplug.memory.votes import Found, merge
 
@@ -74,39 +74,31 @@ class Matcher:
         if not len(record) or not len(tokens):
             return Found.empty()
         states = [layer[:, seen:].to(device).flatten(0, 1) for layer in text.layers]
-        parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
+        proposed: list[tuple[int, Tensor, Tensor]] = []  # place of the layer, place of the token, slot
         whole = len(tokens) == len(states[0]) <= _ROWS
         for some in tokens.split(_ROWS):
             queries = unit_rows(torch.stack(states if whole else [s.index_select(0, some) for s in states]))
             scan = self._synced(layers[0], queries[0])
-            keys = record.last[:, : len(record)]
-            for part, pairs in zip(
-                parts, scan.candidates(layers, queries, keys, self._lowest()), strict=True
-            ):
-                if pairs is not None:
-                    part.append((some[pairs[0]], pairs[1]))
-        return merge(
-            Found.join(
-                [Found.empty()]
-                + [
-                    self._checked(layer, text, states, seen, part)
-                    for layer, states, part in zip(layers, text.layers, parts, strict=True)
-                    if part
-                ]
-            )
-        )
+            found = scan.candidates(layers, queries, record.last[:, : len(record)], self._lowest())
+            proposed += [(i, some[pair[0]], pair[1]) for i, pair in enumerate(found) if pair is not None]
+        return self._checked(layers, text, seen, proposed) if proposed else Found.empty()
 
     def _checked(
-        self, layer: int, text: Block, states: Tensor, seen: int, proposed: list[tuple[Tensor, Tensor]]
+        self, layers: Sequence[int], text: Block, seen: int, proposed: list[tuple[int, Tensor, Tensor]]
     ) -> Found:
-        """The proposals (place among the unsearched positions, slot) that hold."""
-        token, slot = (torch.cat(column).cpu().numpy() for column in zip(*proposed, strict=True))
+        """What holds of the proposals, the best of each (row, layer, entry)."""
+        record = self.record
+        proposed = sorted(proposed, key=lambda item: item[0])
+        layer = np.repeat([item[0] for item in proposed], [len(item[1]) for item in proposed])
+        token = torch.cat([item[1] for item in proposed]).cpu().numpy()
+        slot = torch.cat([item[2] for item in proposed]).cpu().numpy()
         row, position = np.divmod(token, text.length - seen)
-        states, valid = states.to(self.record.device), text.valid.cpu().numpy()
-        place, sim = check_spans(self.record, layer, states, valid, row, position + seen, slot)
-        slot = slot[place]
-        where = np.full(len(place), layer, np.int64)
-        return Found(row[place], where, self.record.id[slot], self.record.seq[slot], sim)
+        states = [layer.to(record.device) for layer in text.layers]
+        held, sim = check_spans(
+            record, layers, states, text.valid.cpu().numpy(), Proposals(layer, row, position + seen, slot)
+        )
+        where = np.array(layers, np.int64)[held.layer]
+        return merge(Found(held.row, where, record.id[held.slot], record.seq[held.slot], sim))
 
     def _lowest(self) -> float:
         if self._floor is None:

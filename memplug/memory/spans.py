@@ -6,63 +6,91 @@ of summation, which differs with the shape of a product and between devices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from memplug.memory.record import KeyRecord
 
-__all__ = ["check_spans", "window_cosines"]
+__all__ = ["Proposals", "check_spans", "window_cosines"]
 
 _GATHER = 1 << 21  # elements of keys held in float64 at once
 
 
+class Proposals(NamedTuple):
+    """Matches that a scan proposes, one item each, in order of their layers; int64 arrays (p,).
+
+    Attributes:
+        layer: place of the layer among those searched.
+        row, position: where in the text the match ends.
+        slot: of the entry.
+    """
+
+    layer: np.ndarray
+    row: np.ndarray
+    position: np.ndarray
+    slot: np.ndarray
+
+    def keep(self, which: np.ndarray) -> Proposals:
+        """The items under the given mask."""
+        return Proposals(*(field[which] for field in self))
+
+
 def check_spans(
-    record: KeyRecord,
-    layer: int,
-    text: Tensor,
-    valid: np.ndarray,
-    row: np.ndarray,
-    position: np.ndarray,
-    slot: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which of p proposed matches hold.
+    record: KeyRecord, layers: Sequence[int], text: Sequence[Tensor], valid: np.ndarray, proposals: Proposals
+) -> tuple[Proposals, np.ndarray]:
+    """The proposals that hold: the smallest cosine in the window exceeds the entry's threshold.
 
     Args:
-        text: (B, T, D) hidden states of the layer, any float dtype, on the record's device.
+        layers: which layers are searched.
+        text: their hidden states, each (B, T, D), any float dtype, on the record's device.
         valid: bool (B, T), which of them are tokens.
-        row, position, slot: int64 (p,), where the match ends and with which entry.
 
     Returns:
-        The places, among the p, of the matches whose smallest cosine in the window exceeds the entry's
-        threshold, and those cosines, float32.
+        The proposals that hold, and those smallest cosines, float32.
     """
     width = valid.shape[1]
-    text = text.flatten(0, 1)
-    place = np.arange(len(slot))
-    sim = np.full(len(place), np.inf, np.float32)
+    number, flat = np.array(layers), [states.flatten(0, 1) for states in text]
+    sim = np.full(len(proposals.slot), np.inf, np.float32)
     # From the last token of the span to its first: most proposals fail at the first few.
-    for back in range(int(record.length[slot[place]].max(initial=0))):
-        here = np.flatnonzero(record.length[slot[place]] > back)
-        r, t, s = row[place[here]], position[place[here]] - back, slot[place[here]]
-        fits = (t >= 0) & valid[r, np.maximum(t, 0)]
-        cos = np.full(len(here), -1.0, np.float32)
-        keys, rows = (record.last, s) if back == 0 else (record.pool, record.rest[s, back - 1])
-        cos[fits] = _cosines(text, (r * width + t)[fits], keys[layer], rows[fits])
-        sim[here] = np.minimum(sim[here], cos)
-        passes = sim > record.limit[slot[place]]
-        place, sim = place[passes], sim[passes]
-    return place, sim
+    for back in range(int(record.length[proposals.slot].max(initial=0))):
+        long = record.length[proposals.slot] > back
+        layer, row, position, slot = proposals.keep(long)
+        position = position - back
+        fits = (position >= 0) & valid[row, np.maximum(position, 0)]
+        layer, row, position, slot = (field[fits] for field in (layer, row, position, slot))
+        keys, rows = (record.last, slot) if back == 0 else (record.pool, record.rest[slot, back - 1])
+        cos = np.full(len(fits), -1.0, np.float32)
+        cos[fits] = _cosines(flat, layer, row * width + position, keys, number[layer], rows)
+        sim[long] = np.minimum(sim[long], cos)
+        passes = sim > record.limit[proposals.slot]
+        proposals, sim = proposals.keep(passes), sim[passes]
+    return proposals, sim
 
 
-def _cosines(text: Tensor, tokens: np.ndarray, keys: Tensor, rows: np.ndarray) -> np.ndarray:
-    """cos(text[tokens[i]], keys[rows[i]]), float32; 0 for a token that is zero or not finite."""
-    out = np.empty(len(tokens), np.float32)
-    step = max(1, _GATHER // text.shape[1])
-    for start in range(0, len(tokens), step):
+def _cosines(
+    text: list[Tensor],
+    place: np.ndarray,
+    token: np.ndarray,
+    keys: Tensor,
+    layer: np.ndarray,
+    row: np.ndarray,
+) -> np.ndarray:
+    """cos(text[place][token], keys[layer, row]) of each item, float32; 0 for a token that is zero or not
+    finite. `place` ascends."""
+    out = np.empty(len(token), np.float32)
+    device = keys.device
+    step = max(1, _GATHER // keys.shape[2])
+    for start in range(0, len(token), step):
         part = slice(start, start + step)
-        q = text[torch.from_numpy(tokens[part]).to(text.device)].double()
-        k = keys[torch.from_numpy(rows[part]).to(text.device)].double()
+        p, t = place[part], torch.from_numpy(token[part]).to(device)
+        ends = [0, *(np.flatnonzero(p[1:] != p[:-1]) + 1).tolist(), len(p)]
+        q = torch.cat([text[p[a]].index_select(0, t[a:b]) for a, b in pairwise(ends)]).double()
+        k = keys[torch.from_numpy(layer[part]).to(device), torch.from_numpy(row[part]).to(device)].double()
         cos = (q * k).sum(-1) / torch.linalg.vector_norm(q, dim=-1)
         out[part] = torch.nan_to_num(cos, 0.0, 0.0, 0.0).float().cpu().numpy()
     return out
