@@ -202,7 +202,7 @@ def held_by(cache: Any) -> Any:
 
 
 def hold(cache: Any, rows: Rows) -> None:
-    """Keep ``rows`` with ``cache``: they follow it through beam reordering, selection, copies and reset.
+    """Keep ``rows`` with ``cache``: they follow it through reordering, selection, copies, crops and reset.
 
     The cache object stays the caller's own; its class is replaced by a subclass of the same name
     whose row operations also move what is kept.
@@ -233,6 +233,13 @@ class _Holding:
         if self._memplug_rows is not None:
             self._select(torch.arange(len(self._memplug_rows)).repeat_interleave(repeats))
         return super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+
+    def crop(self, max_length: int) -> Any:
+        length = max_length if max_length >= 0 else self.get_seq_length() + max_length  # type: ignore[attr-defined]
+        crop = getattr(self._memplug_rows, "crop", None)
+        if crop is not None:
+            self._memplug_rows = crop(length)
+        return super().crop(max_length)  # type: ignore[misc]
 
     def reset(self) -> Any:
         self._memplug_rows = None

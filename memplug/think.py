@@ -6,8 +6,8 @@ entry per row. The decision stays with the row's cache: rows that recall are not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from .layers import Anatomy
 from .memory import KeyMemory, MatchState
 from .recall import Prefix
 
-__all__ = ["Recalling", "match_rows", "think_hooks"]
+__all__ = ["Draft", "Recalling", "draft_of", "match_rows", "think_hooks"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Recalling:
         first: LongTensor [B]; position id of each row's first token.
         start: LongTensor [B]; its column.
         prefix: what is injected, None where no row recalls.
+        draft: the last forward's tokens, where they may be taken back (assisted decoding); else None.
     """
 
     owner: KeyMemory
@@ -42,6 +43,7 @@ class Recalling:
     first: Tensor
     start: Tensor
     prefix: Prefix | None
+    draft: Draft | None = None
 
     def __len__(self) -> int:
         return len(self.key)
@@ -60,6 +62,56 @@ class Recalling:
             kv = [(k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in prefix.kv]
             prefix = Prefix(kv, prefix.open[rows], start)
         return Recalling(self.owner, self.version, self.key[rows], match, first, start, prefix)
+
+
+    def crop(self, length: int) -> Recalling:
+        """The same after all but the cache's first ``length`` positions were taken back.
+
+        Tokens that stay are matched again from where the draft began, those taken back are forgotten. A
+        cache cut further back than the last forward keeps what its rows recalled.
+        """
+        draft = self.draft
+        if draft is None or not draft.past <= length < draft.past + draft.valid.shape[1]:
+            return self
+        kept = length - draft.past
+        key, match = draft.key, draft.match
+        if kept and not bool((key >= 0).all()):
+            states, valid = [state[:, :kept] for state in draft.states], draft.valid[:, :kept]
+            hits, match = self.owner.search(states, valid, match, rows=key < 0)
+            key = torch.where(key >= 0, key, hits.winner.cpu())
+        same = torch.equal(key, self.key)
+        return replace(
+            self, key=key, match=match, draft=None,
+            prefix=self.prefix if same else None, version=self.version if same else -1,
+        )  # fmt: skip
+
+
+class Draft(NamedTuple):
+    """A forward of several tokens after others: where it began and what was known then.
+
+    Attributes:
+        past: columns before it.
+        states: [B,T,D] of each think layer.
+        valid: BoolTensor [B,T].
+        key, match: as in `Recalling`, before it.
+    """
+
+    past: int
+    states: tuple[Tensor, ...]
+    valid: Tensor
+    key: Tensor
+    match: MatchState | None
+
+
+def draft_of(owner: KeyMemory, call: Call, layers: tuple[int, ...], prompt_only: bool) -> Draft | None:
+    """The running forward as a `Draft`, if it is one of several tokens on a filled cache."""
+    held = call.held
+    if prompt_only or call.past == 0 or call.valid.shape[1] == 1:
+        return None
+    if not isinstance(held, Recalling) or held.owner is not owner or len(held) != len(call.valid):
+        return None
+    states = tuple(call.states[i].detach() for i in layers)
+    return Draft(call.past, states, call.valid, held.key, held.match)
 
 
 def think_hooks(anatomy: Anatomy, tracker: CallTracker, layers: tuple[int, ...]) -> list[Hook]:

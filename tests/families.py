@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import memplug
 from memplug.hooks import capture_input
 from memplug.layers import dissect
 
@@ -144,3 +145,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 """Methods under the contract, with constants that make them quick on a `lexical` model."""
+
+
+def attach_llp(model: Any, tokenizer: Any, **config: Any) -> Any:
+    """A quick LLP plug on a `lexical` model."""
+    return memplug.attach(model, tokenizer, "llp", **(METHODS["llp"] | config))
