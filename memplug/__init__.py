@@ -1,8 +1,16 @@
 """memplug: give a loaded Hugging Face language model an editable memory."""
 
-from .edits import Case, Edit, EditError, Probe, UnknownEditError
-from .layers import UnsupportedModelError
-from .plugin import Plug, attach, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import world
+    from .edits import Case, Edit, EditError, EditTable, Probe, UnknownEditError
+    from .evaluation import evaluate
+    from .layers import UnsupportedModelError
+    from .plugin import Plug, attach, load
+    from .storage import LoadError, SaveError
+    from .text import TokenizerError
 
 __version__ = "0.1.0"
 
@@ -10,10 +18,38 @@ __all__ = [
     "Case",
     "Edit",
     "EditError",
+    "EditTable",
+    "LoadError",
     "Plug",
     "Probe",
+    "SaveError",
+    "TokenizerError",
     "UnknownEditError",
     "UnsupportedModelError",
     "attach",
+    "evaluate",
     "load",
+    "world",
 ]
+
+# Public name -> its module; imported when first asked for, so that `import memplug` costs nothing.
+_HOMES = {
+    **dict.fromkeys(("Case", "Edit", "EditError", "EditTable", "Probe", "UnknownEditError"), "edits"),
+    **dict.fromkeys(("Plug", "attach", "load"), "plugin"),
+    **dict.fromkeys(("LoadError", "SaveError"), "storage"),
+    "TokenizerError": "text",
+    "UnsupportedModelError": "layers",
+    "evaluate": "evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "world":
+        return importlib.import_module(".world", __name__)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
