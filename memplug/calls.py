@@ -145,7 +145,18 @@ class CallTracker:
             if self._running:  # empty where the hooks came in the middle of a forward
                 self._running.pop()
 
-        return [Hook(self._anatomy.decoder, "before", enter), Hook(self._anatomy.decoder, "finally", leave)]
+        def adopt(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # A decoder that is handed no cache makes one; its layers see it first.
+            call = self.current
+            if call is not None and call.cache is None:
+                call.cache = self._anatomy.bind(args, kwargs).get(self._anatomy.cache_arg)
+
+        decoder, first = self._anatomy.decoder, self._anatomy.layers[0]
+        return [
+            Hook(decoder, "before", enter),
+            Hook(first, "before", adopt),
+            Hook(decoder, "finally", leave),
+        ]
 
     def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
@@ -235,11 +246,11 @@ class _Holding:
         return super().batch_repeat_interleave(repeats)  # type: ignore[misc]
 
     def crop(self, max_length: int) -> Any:
-        length = max_length if max_length >= 0 else self.get_seq_length() + max_length  # type: ignore[attr-defined]
+        result = super().crop(max_length)  # type: ignore[misc]
         crop = getattr(self._memplug_rows, "crop", None)
         if crop is not None:
-            self._memplug_rows = crop(length)
-        return super().crop(max_length)  # type: ignore[misc]
+            self._memplug_rows = crop(int(self.get_seq_length()))  # type: ignore[attr-defined]
+        return result
 
     def reset(self) -> Any:
         self._memplug_rows = None

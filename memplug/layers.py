@@ -166,6 +166,18 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
     )
 
 
+def input_device(model: Any) -> torch.device:
+    """Where the model takes its token ids, also where accelerate keeps its weights elsewhere."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type != "meta":
+        return device
+    hook = getattr(embeddings, "_hf_hook", None)
+    hooks = [hook, *getattr(hook, "hooks", ())]
+    found = next((h.execution_device for h in hooks if getattr(h, "execution_device", None) is not None), "cpu")
+    return torch.device(found)
+
+
 def _heads(config: Any) -> int:
     for name in ("num_attention_heads", "n_head", "n_heads"):
         if isinstance(getattr(config, name, None), int):
@@ -230,7 +242,7 @@ def _probe(
         found.append(output)
         raise _Stop
 
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = input_device(model)
     ids = torch.zeros(1, 3, dtype=torch.long, device=device)
     mask = torch.tensor([[0, 1, 1]], device=device)
     handles = [

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from .hooks import Hook, HookSet, skipping_below
-from .layers import Anatomy, UnsupportedModelError, text_config
+from .layers import Anatomy, UnsupportedModelError, input_device, text_config
 
 __all__ = ["KV", "Prefix", "Recall"]
 
@@ -164,7 +164,7 @@ class Recall:
             UnsupportedModelError: a layer does not keep keys and values of its own for each token.
         """
         anatomy, count, length = self._anatomy, values.shape[0], values.shape[1]
-        device = self._model.get_input_embeddings().weight.device  # type: ignore[operator]
+        device = input_device(self._model)
         positions = first.to(device)[:, None] - length + torch.arange(length, device=device)
         if not anatomy.rotary:
             positions = positions.clamp(min=0)

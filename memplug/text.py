@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from .layers import text_config
+from .layers import input_device, text_config
 
 __all__ = ["Batch", "Pair", "Text", "TokenizerError", "TopKSampler"]
 
@@ -60,8 +60,7 @@ class Text:
     @property
     def device(self) -> torch.device:
         """Where token ids belong."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return input_device(self.model)
 
     @property
     def bos_id(self) -> int | None:

@@ -99,15 +99,15 @@ def test_a_draft_that_is_taken_back_leaves_no_match(plug):
         with plug.paused():
             plain = model(input_ids=torch.cat([prompt, name], 1)).logits[:, prompt.shape[1] :]
         assert (drafted - plain).abs().max() > 1e-2  # the draft is recalled for
-        cache.crop(prompt.shape[1])
+        cache.crop(-name.shape[1])
         after = model(input_ids=end, past_key_values=cache).logits
         with plug.paused():
             expected = model(input_ids=torch.cat([prompt, end], 1)).logits[:, prompt.shape[1] :]
         torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
 
-        cache.crop(prompt.shape[1])
+        cache.crop(-end.shape[1])
         model(input_ids=torch.cat([name, end], 1), past_key_values=cache)
-        cache.crop(prompt.shape[1] + name.shape[1])  # the name stays
+        cache.crop(-end.shape[1])  # the name stays
         after = model(input_ids=end, past_key_values=cache).logits
         with plug.paused():
             plain = model(input_ids=torch.cat([prompt, name, end], 1)).logits[:, -end.shape[1] :]
