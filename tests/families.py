@@ -143,6 +143,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "value_lr": 0.3,
         "value_steps": 150,
     },
+    "elder": {
+        "edit_layers": (3,),
+        "query_layer": 2,
+        "gain": 4,
+        "lr": 1e-2,
+        "steps": 100,
+        "stop_loss": 0.02,
+        "threshold": 0.97,
+        "heldout": 16,
+    },
 }
 """Methods under the contract, with constants that make them quick on a `lexical` model."""
 
@@ -150,3 +160,12 @@ METHODS: dict[str, dict[str, Any]] = {
 def attach_llp(model: Any, tokenizer: Any, **config: Any) -> Any:
     """A quick LLP plug on a `lexical` model."""
     return memplug.attach(model, tokenizer, "llp", **(METHODS["llp"] | config))
+
+
+_TWO_LAYERS = {"edit_layers": (2, 3), "query_layer": 1, "steps": 200}
+OVERRIDES: dict[tuple[str, str], dict[str, Any]] = {
+    # Norms after the MLP bound what one edited layer can do.
+    ("elder", family): _TWO_LAYERS
+    for family in ("gemma2", "olmo2", "glm4")
+}
+"""What a method is given beyond that on some families."""

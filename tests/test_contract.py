@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from families import FAMILIES, METHODS, TEXTS, lexical
+from families import FAMILIES, METHODS, OVERRIDES, TEXTS, lexical
 
 import memplug
 
@@ -77,7 +77,8 @@ def test_an_edit_from_attach_to_detach(family, method, tokenizer):
         with torch.no_grad():
             return model(**inputs).logits
 
-    with memplug.attach(model, tokenizer, method, **METHODS[method]) as plug:
+    given = METHODS[method] | OVERRIDES.get((method, family), {})
+    with memplug.attach(model, tokenizer, method, **given) as plug:
         assert torch.equal(logits(), base)  # nothing is edited yet
         edit = plug.edit(PROMPT, TARGET, SUBJECT)
         edited = logits()

@@ -92,6 +92,7 @@ def calibrate(
     ends: set[int],
     rate: float,
     epsilon: int | None,
+    threshold: float | None,
     gate: bool,
 ) -> Limits:
     """Limits under which at most ``rate`` of the unrelated prompts are in scope.
@@ -106,7 +107,7 @@ def calibrate(
         subjects: of the edits in force, in order.
         ends: tokens with which edits' prompts end.
         rate: the share.
-        epsilon: given, or None to have it chosen.
+        epsilon, threshold: given, or None to have it chosen.
         gate: whether a similarity may be asked for.
     """
     at_end = torch.isin(heldout.tokens.cpu(), torch.tensor(sorted(ends)))
@@ -118,10 +119,12 @@ def calibrate(
     column = [place[subject] for subject in subjects]
     excluded = named[owner][:, column]
     near = closeness(deferral, experts, queries[chosen.to(queries.device)], excluded)
-    return _choose(near, rate, epsilon, gate, 2 * experts.top_k * len(experts.places))
+    return _choose(near, rate, epsilon, threshold, gate, 2 * experts.top_k * len(experts.places))
 
 
-def _choose(near: Closeness, rate: float, epsilon: int | None, gate: bool, bits: int) -> Limits:
+def _choose(
+    near: Closeness, rate: float, epsilon: int | None, threshold: float | None, gate: bool, bits: int
+) -> Limits:
     """``bits``: the largest distance there can be."""
     count = len(near.distance)
 
@@ -131,10 +134,12 @@ def _choose(near: Closeness, rate: float, epsilon: int | None, gate: bool, bits:
 
     keeping = [limit for limit in range(2, bits + 3, 2) if accepted(limit) <= rate]
     alone = epsilon or max(keeping, default=2)
-    if not gate or (accepted(alone) <= rate and (epsilon is not None or alone > bits // 2)):
+    enough = accepted(alone) <= rate and (epsilon is not None or alone > bits // 2)
+    if not gate or (enough and threshold is None):
         return Limits(alone, None, accepted(alone), count)
     limit = epsilon or 3 * bits // 4
     inside = np.sort(near.similarity[near.distance < limit])[::-1]
     allowed = int(rate * count)
-    threshold = float(np.clip(inside[allowed], 0.0, 0.999)) if len(inside) > allowed else None
+    if threshold is None and len(inside) > allowed:
+        threshold = float(np.clip(inside[allowed], 0.0, 0.999))
     return Limits(limit, threshold, accepted(limit, -2.0 if threshold is None else threshold), count)

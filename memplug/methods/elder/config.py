@@ -21,10 +21,10 @@ class ELDERConfig:
         ValueError: a constant out of its range.
     """
 
-    layers: tuple[int, ...] | None = None
+    edit_layers: tuple[int, ...] | None = None
     """Layers whose MLP output projection is edited. None: `n_layers` in a row from 21/32 of the depth."""
     n_layers: int = 6
-    """How many, where `layers` is None; fewer where the model has no more. Published for 32 and 48 layers."""
+    """How many, where `edit_layers` is None; fewer where the model has no more (published: 6)."""
     query_layer: int | None = None
     """Layer that the query comes from. None: the one right before the first edited layer."""
     query: Literal["hidden", "input"] = "hidden"
@@ -74,6 +74,8 @@ class ELDERConfig:
     None: calibrated."""
     gate: Literal["auto", "off"] = "auto"
     """Beside the codes, ask for a query similar to an edit's, as similar as calibration finds necessary."""
+    threshold: float | None = None
+    """That similarity, a cosine that must be exceeded. None: calibrated, where one is necessary."""
     false_accept: float = 0.01
     """Share of sampled, unrelated prompts that calibration lets into scope."""
     heldout: int = 256
@@ -89,10 +91,10 @@ class ELDERConfig:
     """Of all random choices."""
 
     def __post_init__(self) -> None:
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            if not self.layers or len(set(self.layers)) < len(self.layers):
-                raise ValueError(f"layers is {self.layers}; name each layer once, at least one")
+        if self.edit_layers is not None:
+            object.__setattr__(self, "edit_layers", tuple(self.edit_layers))
+            if not self.edit_layers or len(set(self.edit_layers)) < len(self.edit_layers):
+                raise ValueError(f"edit_layers is {self.edit_layers}; name each layer once, at least one")
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -100,6 +102,8 @@ class ELDERConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {allowed}")
+        if self.threshold is not None and self.gate == "off":
+            raise ValueError(f"threshold is {self.threshold}, but the gate is off; set gate='auto'")
         if self.top_k > self.n_experts:
             raise ValueError(
                 f"top_k is {self.top_k}, but there are {self.n_experts} experts; choose 1 to n_experts"
@@ -131,7 +135,7 @@ class ELDERConfig:
         """
         if depth < 2:
             raise ValueError(f"the model has {depth} layer(s); a query and an edited layer need 2")
-        layers = self.layers
+        layers = self.edit_layers
         if layers is None:
             least = 1 if self.query_layer is None else self.query_layer + 1
             count = max(1, min(self.n_layers, depth - least))
@@ -146,7 +150,7 @@ class ELDERConfig:
                 f"query layer {query} is not below the first edited layer, {layers[0]}; "
                 "a row's experts are chosen before they are used"
             )
-        return replace(self, layers=layers, n_layers=len(layers), query_layer=query)
+        return replace(self, edit_layers=layers, n_layers=len(layers), query_layer=query)
 
 
 _CHOICES = {
@@ -174,6 +178,7 @@ _RANGES = (
     ("replay", 0, 1 << 20),
     ("router_replay", 0, 1 << 20),
     ("epsilon", 1, 1 << 20),
+    ("threshold", 0.0, 0.999999),
     ("false_accept", 0.0, 1.0),
     ("heldout", 1, 1 << 20),
     ("heldout_tokens", 1, 1 << 12),

@@ -18,6 +18,7 @@ from .allocation import pack
 
 __all__ = ["Decision", "Deferral", "hamming"]
 
+_SAME = 0.9999  # the cosine of a query with itself, computed in another batch
 _MARGIN = 0.02  # the key memory proposes what is this much less similar than asked for
 
 
@@ -89,7 +90,11 @@ class Deferral:
         return other
 
     def add(self, numbers: list[int], queries: Tensor, picks: Tensor) -> None:
-        """Remember edits: queries [e,width] and picks [l,e,k]."""
+        """Remember edits: queries [e,width] and picks [l,e,k]. They win over blocks of the same query."""
+        same = [n for n, old in self.blocks.items() if bool((_cosine(old, queries.to(old)) > _SAME).any())]
+        if same:
+            self.blocks = {n: old for n, old in self.blocks.items() if n not in same}
+            self._memory = None
         codes = pack(picks, self.n)
         self.codes = codes if not len(self) else np.concatenate([self.codes, codes])
         self.queries = torch.cat([self.queries, queries.to(self.queries)])
@@ -200,6 +205,10 @@ class Deferral:
         return self._memory
 
     _floor = 0.0
+
+
+def _cosine(one: Tensor, many: Tensor) -> Tensor:
+    return torch.cosine_similarity(one[None], many, dim=-1)
 
 
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -177,6 +177,7 @@ class Learner:
             {self._host.text.encode(record.edit.prompt)[-1] for record in on},
             c.false_accept,
             c.epsilon,
+            c.threshold,
             c.gate == "auto",
         )
         known.deferral.limit(limits.epsilon, limits.threshold)

@@ -66,7 +66,7 @@ class ELDER:
     def __init__(self, host: Host, config: ELDERConfig) -> None:
         self.config = config.resolve(len(host.anatomy.layers))
         self._host, self._local = host, threading.local()
-        self._places = tuple(find_places(host.model, host.anatomy, self.config.layers or ()))
+        self._places = tuple(find_places(host.model, host.anatomy, self.config.edit_layers or ()))
         layer = self.config.query_layer or 0
         self._site = find_site(host.model, host.anatomy, layer, self.config.query)
         self.known = Knowledge(self.config, self._places, self._site)
@@ -123,7 +123,8 @@ class ELDER:
         if held is None and cache is None and not call.past:
             query = continued(self._local, call, query)
         routing, decision = known.decide(query)
-        routed = Routed(self, known.version, query, decision.scope, routing)
+        length = held.length if held is not None else call.past + call.valid.shape[1]
+        routed = Routed(self, known.version, query, decision.scope, routing, length)
         if cache is not None:
             hold(cache, routed)
         return routed

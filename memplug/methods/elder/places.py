@@ -105,16 +105,16 @@ def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> li
         if not once:
             raise UnsupportedModelError(
                 f"layer {layer} ({type(anatomy.layers[layer]).__name__}) has no linear that maps every token "
-                f"to the width {anatomy.width}; name other layers with layers=..."
+                f"to the width {anatomy.width}; name others with edit_layers=..."
             )
         places.append(once[-1])
     return places
 
 
 def _recorder(found: list[Place], layer: int, name: str) -> Any:
-    def after(module: nn.Module, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> None:
+    def after(module: nn.Module, args: tuple[Any, ...], _kwargs: Any, output: Any) -> None:
         x = args[0]
-        if x.numel() == _TOKENS * x.shape[-1]:
+        if isinstance(output, Tensor) and x.numel() == _TOKENS * x.shape[-1]:
             found.append(Place(layer, name, module, x.shape[-1], output.shape[-1]))
 
     return after

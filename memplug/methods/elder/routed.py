@@ -26,6 +26,7 @@ class Routed:
         query: float32 [B,q], as it came from the model.
         scope: bool [B] on the CPU; rows out of scope are the base model's.
         routing: experts and weights.
+        length: columns of the cache when it was decided.
         mixers: by linear, the LoRAs in use, put together when first needed.
     """
 
@@ -34,6 +35,7 @@ class Routed:
     query: Tensor
     scope: Tensor
     routing: Routing
+    length: int = 0
     mixers: dict[int, Mixer] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -47,7 +49,11 @@ class Routed:
         picks, weights = (x[:, rows.to(x.device)] for x in self.routing)
         at = rows.cpu()
         query = self.query[rows.to(self.query.device)]
-        return Routed(self.owner, self.version, query, self.scope[at], Routing(picks, weights))
+        return Routed(self.owner, self.version, query, self.scope[at], Routing(picks, weights), self.length)
+
+    def crop(self, length: int) -> Routed | None:
+        """The same for a cache cut to ``length`` columns; None where the prompt is cut as well."""
+        return self if length >= self.length else None
 
     def apply(self, experts: Experts, index: int, x: Tensor, output: Tensor) -> Tensor | None:
         """The output of linear ``index`` with the experts' added; None, untouched, where no row is in scope.
