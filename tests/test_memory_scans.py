@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import math
 import sys
@@ -141,7 +142,7 @@ def test_radius_bounds_the_binomial_law():
     scan = SignScan(1, 48, 512, seed=3)
     for cosine in (0.7, 0.3):
         other = cosine * a + math.sqrt(1 - cosine**2) * b
-        codes = np.unpackbits(scan._encode(0, a) ^ scan._encode(0, other), axis=1).sum(1)
+        codes = np.unpackbits(scan._encode([0], a[None]) ^ scan._encode([0], other[None]), axis=2).sum(2)
         expected = 512 * math.acos(cosine) / math.pi
         assert codes.mean() == pytest.approx(expected, rel=0.02)
         within = float((codes <= radius(512, 0.7)).mean())
@@ -250,6 +251,9 @@ def test_the_scan_follows_the_record():
         expected = [id if id % 2 or id >= 150 else -1 for id in range(200)]
         assert memory.search(everything)[0].winner.tolist() == expected
         assert memory.nbytes > memory._record.last.nbytes
+        twin = copy.deepcopy(memory)
+        memory.remove(1)
+        assert twin.search(everything)[0].winner.tolist() == expected
 
 
 class NearestByTorch(FaissScan):

@@ -39,7 +39,7 @@ __all__ = ["KeyMemory"]
 
 
 class KeyMemory:
-    """Entries of keys, found by the hidden states that resemble them.
+    """Entries of keys, found by the hidden states that resemble them. For one thread at a time.
 
     Args:
         n_layers: R, think layers; an entry has a key in each.
@@ -51,7 +51,8 @@ class KeyMemory:
             CPU in int8; "sign" (CPU) compares sign codes with FAISS; "faiss" (CUDA) lets FAISS multiply;
             "auto" takes sign codes where they are quicker, else "exact". They are quicker on a CPU from a
             width of 512 and 4 million elements a layer on (8,000 entries of width 512, 1,000 of 4096), if
-            FAISS is installed and queries and keys are not all alike.
+            FAISS is installed and queries and keys are not all alike. (Sign codes leave out a match that
+            just reaches the threshold with probability 1e-9, a clear one never.)
         order: how ties of votes are broken, see `memplug.memory.votes.tally`.
         device: where the keys are held and compared.
         seed: of the random projections of the sign scan.

@@ -51,7 +51,7 @@ class Scan(Protocol):
         """Pairs whose cosine may exceed `floor`, for each of the layers.
 
         Args:
-            layers: l of 0..R-1.
+            layers: l of 0..R-1, one after another.
             queries: (l, N, D) float32, of length 1 or zero.
             keys: (R, n, D) float16, the record's keys of slots 0..n-1.
             floor: 0 <= floor < 1.

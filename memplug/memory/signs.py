@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memplug.memory.products import Pairs, by_product, float_product, joined, quickest_format
+from memplug.memory.products import Pairs, by_product, joined, quickest_format
 
 __all__ = ["BITS", "SignScan", "faiss_module", "fewest_bits", "pass_rate", "radius"]
 
@@ -107,7 +107,7 @@ class SignScan:
     """
 
     def __init__(self, n_layers: int, dim: int, bits: int, seed: int):
-        self.faiss = faiss_module()
+        faiss_module()
         self.bits: int | None = bits
         self.asked = self.crowded = 0
         dtype = quickest_format(torch.device("cpu"), dim, (torch.float32, torch.bfloat16))
@@ -130,13 +130,13 @@ class SignScan:
             self.codes = codes
 
     def write(self, slots: Tensor, keys: Tensor) -> None:
-        for layer, rows in enumerate(keys):
-            self.codes[layer, slots.numpy()] = self._encode(layer, rows)
+        self.codes[:, slots.numpy()] = self._encode(range(len(keys)), keys)
 
-    def _encode(self, layer: int, x: Tensor) -> np.ndarray:
-        """Codes (k, b / 8) uint8 of x (k, D)."""
-        projected = float_product(x.to(self.projection.dtype), self.projection[layer])
-        return np.packbits((projected > 0).numpy(), axis=1)
+    def _encode(self, layers: Sequence[int], x: Tensor) -> np.ndarray:
+        """Codes (l, k, b / 8) uint8 of x (l, k, D), the layers one after another."""
+        projection = self.projection[layers[0] : layers[-1] + 1]
+        projected = torch.bmm(x.to(projection.dtype), projection.transpose(1, 2))
+        return np.packbits((projected > 0).numpy(), axis=2)
 
     def candidates(
         self, layers: Sequence[int], queries: Tensor, keys: Tensor, floor: float
@@ -144,9 +144,8 @@ class SignScan:
         if floor not in self._radius:
             self._radius = {floor: radius(8 * self.codes.shape[2], floor)}
         found = []
-        for layer, x in zip(layers, queries, strict=True):
-            table = self.codes[layer, : keys.shape[1]]
-            pairs, left = self._within(self._encode(layer, x), table, self._radius[floor])
+        for layer, x, codes in zip(layers, queries, self._encode(layers, queries), strict=True):
+            pairs, left = self._within(codes, self.codes[layer, : keys.shape[1]], self._radius[floor])
             self.asked += len(x)
             if len(left):
                 self.crowded += len(left)
@@ -157,11 +156,12 @@ class SignScan:
 
     def _within(self, codes: np.ndarray, table: np.ndarray, limit: int) -> tuple[list[Pairs], np.ndarray]:
         """Pairs of codes at most `limit` bits apart, and the rows of `codes` that have too many."""
+        faiss = importlib.import_module("faiss")  # not an attribute: modules cannot be copied
         pairs: list[Pairs] = []
         rows = np.arange(len(codes))
         for nearest in _NEAREST:
             nearest = min(nearest, len(table))
-            distance, slot = self.faiss.knn_hamming(codes[rows], table, nearest)
+            distance, slot = faiss.knn_hamming(codes[rows], table, nearest)
             inside = distance <= limit
             full = inside[:, -1] if nearest < len(table) else np.zeros(len(rows), bool)
             at, place = np.nonzero(inside & ~full[:, None])
