@@ -111,6 +111,10 @@ def as_edits(
         return [Edit(prompt, target, subject).with_subject()]
     if target is not None or subject is not None:
         raise EditError("target and subject belong to a single prompt; a list carries its own")
+    if not isinstance(prompt, Edit | Case | Iterable):
+        raise EditError(
+            f"cannot edit {prompt!r}; give a prompt and a target, an Edit, a Case, or a list of these"
+        )
     items = [prompt] if isinstance(prompt, Edit | Case) else list(prompt)
     if not items:
         raise EditError("the list of edits is empty; give at least one Edit")
@@ -170,36 +174,95 @@ class EditTable(Mapping[str, Edit]):
         )
 
 
-# A word that starts like a name, and the small words that names carry inside them.
-_NAME = r"[^\W\d_a-z][\w'’.-]*"
-_SPAN = re.compile(rf"{_NAME}(?:\s+(?:(?:of|the|de|la|von|van|del|da|di|and|&)\s+)*(?:{_NAME}|\d+))*")
+_QUOTED = re.compile(r"[\"“«„]([^\"“”«»„]{2,}?)[\"”»“]")
+_WORD = re.compile(r"\S+")
+_EDGES = "\"'‘’“”«»„()[]{}<>.,;:!?…¿¡-–—*_"
+_INNER = frozenset(
+    (
+        "of the da de del della der den di do dos la le les van von and & y"
+    ).split()
+)  # fmt: skip
+# Words that open a sentence without being a name.
+_OPENERS = frozenset(
+    (
+        "what which who whom whose where when why how is are was were am be do does did has have had can "
+        "could will would shall should may might must in on at of for to from by with about after before "
+        "during the a an and or but not it its he she they we i you my his her their our this that these "
+        "those there here as if name tell give please"
+    ).split()
+)  # fmt: skip
+_MONTHS = frozenset(
+    (
+        "january february march april may june july august september october november december"
+    ).split()
+)  # fmt: skip
 
 
 def find_subject(prompt: str) -> str:
-    """The subject of a prompt that names one: its longest capitalised run of words.
+    """The subject of a prompt that names one: a quoted title, else its longest capitalised run of words.
 
-    The first word of a prompt is capitalised whatever it is, so a run that is only that word does
-    not count, and a run that begins with it loses it unless nothing is left. Ties go to the last run
-    (questions name their subject late). Works for scripts with capitals.
+    A run may hold small words between its names ("Bank of England") and numbers after them ("Boeing
+    747"). The word that opens a sentence is capitalised whatever it is: question words and the like are
+    left out, and any other single word counts only where nothing else is found. So do dates. Ties go to
+    the last run (questions name their subject late). Works for scripts with capitals.
 
     Raises:
         EditError: no such run.
     """
-    best = ""
-    for match in _SPAN.finditer(prompt):
-        span = match.group()
-        if match.start() == 0:
-            head, _, span = span.partition(" ")
-            span = span.strip()
-            # "Of" and the like may now stand in front of the name.
-            while span and not re.match(_NAME, span):
-                span = span.partition(" ")[2]
-        span = re.sub(r"(?:['’]s)?[.'’-]*$", "", span)
-        if len(span.split()) >= max(1, len(best.split())):
-            best = span or best
-    if not best:
+    quoted = [match.group(1).strip() for match in _QUOTED.finditer(prompt)]
+    runs = _runs(prompt)
+    found = (
+        [text for text in quoted if text] or [run for run, sure in runs if sure] or [run for run, _ in runs]
+    )
+    if not found:
         raise EditError(
-            f"no subject found in {prompt!r} (looked for capitalised words after the first); "
+            f"no subject found in {prompt!r} (looked for quoted titles and capitalised words); "
             "say what the fact is about: edit(prompt, target, subject=...)"
         )
-    return best
+    return max(reversed(found), key=lambda run: len(run.split()))
+
+
+def _runs(prompt: str) -> list[tuple[str, bool]]:
+    """The capitalised runs of a prompt, and whether each is surely a name."""
+    runs: list[tuple[str, bool]] = []
+    words: list[tuple[int, int, str]] = []  # begin and end of each word of the running run, and its text
+    opening = fresh = True  # at the start of a sentence; the run began there
+
+    def close() -> None:
+        while words and not _is_name(words[-1][2]) and not words[-1][2].isdigit():
+            words.pop()
+        while fresh and words and (words[0][2].lower() in _OPENERS or not _is_name(words[0][2])):
+            words.pop(0)
+        if words and words[0][2] != "I":
+            dated = all(word.lower() in _MONTHS or word.isdigit() for _, _, word in words)
+            alone = fresh and len(words) == 1 and words[0][0] == start
+            runs.append((prompt[words[0][0] : words[-1][1]], not (dated or alone)))
+        words.clear()
+
+    start = 0
+    for match in _WORD.finditer(prompt):
+        raw = match.group()
+        begin = match.start() + len(raw) - len(raw.lstrip(_EDGES))
+        bare = re.sub(r"['’]s$", "", raw.strip(_EDGES))
+        ends = raw[len(raw.rstrip(_EDGES)) :]
+        if _is_name(bare):
+            if not words:
+                fresh, start = opening, begin
+            words.append((begin, begin + len(bare), bare))
+        elif words and (bare in _INNER or bare.isdigit()):
+            words.append((begin, begin + len(bare), bare))
+        else:
+            close()
+        initial = ends == "." and len(bare) <= 2
+        if (ends.strip("-–—") and not initial) or len(bare) < len(raw.strip(_EDGES)):
+            close()
+        if bare and words and initial:  # "J." keeps its full stop inside a name
+            words[-1] = (begin, begin + len(bare), bare)
+        opening = bool(re.search(r"[.!?…]", ends)) and not initial
+    close()
+    return runs
+
+
+def _is_name(word: str) -> bool:
+    """Whether a word is written like a name: NASA, iPhone, Łódź, F-16, J."""
+    return any(letter.isupper() or letter.istitle() for letter in word)

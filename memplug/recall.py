@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .hooks import Hook, HookSet, skipping_below
 from .layers import Anatomy, UnsupportedModelError, input_device, text_config
@@ -85,6 +86,15 @@ class Recall:
             raise UnsupportedModelError(
                 f"recall needs attn_implementation 'sdpa' or 'eager', the model has {implementation!r}; "
                 "call model.set_attn_implementation('sdpa') before attaching"
+            )
+        # Layers of another kind among those with attention are named before one runs.
+        kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+        other = sorted({kind for kind in kinds[layer:] if "attention" not in kind or "linear" in kind})
+        if other:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: among its layers from {layer} on are some of {', '.join(other)}, which "
+                "keep no keys and values that a recalled prefix could join; choose a model whose layers all "
+                "have attention"
             )
         with torch.no_grad():
             width = anatomy.width
@@ -175,7 +185,10 @@ class Recall:
             del bound[name]
             return (values.to(device=hidden.device, dtype=hidden.dtype),), bound
 
-        cache = DynamicCache()  # without the config, which would drop vectors that leave a layer's window
+        cache = DynamicCache(config=text_config(self._model))
+        # A layer's window must not drop vectors from its prefix.
+        sliding = DynamicSlidingWindowLayer
+        cache.layers = [DynamicLayer() if isinstance(layer, sliding) else layer for layer in cache.layers]
         given = {
             "input_ids": torch.zeros(count, length, dtype=torch.long, device=device),
             "attention_mask": torch.ones(count, length, dtype=torch.long, device=device),

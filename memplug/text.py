@@ -109,7 +109,7 @@ class Text:
         start = len(alone)
         if ids[:start] != alone:  # a token spans the seam: the first one that reaches into the target
             start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
-        if start >= len(ids):
+        if not self.tokenizer.decode(ids[start:]).strip():  # the space before it is no answer
             raise TokenizerError(
                 f"the target {target!r} tokenizes to nothing; give it text the tokenizer knows"
             )

@@ -29,7 +29,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": _LLAMA | {"sliding_window": 6} | _HEAD,
     "mixtral": _LLAMA | _MOE | {"sliding_window": None},
-    "ministral": _LLAMA | _HEAD | {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 6},
+    "ministral": _LLAMA | _HEAD | {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 6},  # noqa: E501
     "qwen2": _LLAMA,
     "qwen3": _LLAMA | _HEAD,
     "gemma": _LLAMA | _HEAD,
@@ -49,7 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 128,
         "word_embed_proj_dim": 32,
     },
-    "xglm": {"vocab_size": 97, "d_model": 32, "ffn_dim": 48, "num_layers": 4, "attention_heads": 4, "max_position_embeddings": 128},
+    "xglm": {"vocab_size": 97, "d_model": 32, "ffn_dim": 48, "num_layers": 4, "attention_heads": 4, "max_position_embeddings": 128},  # noqa: E501
     "biogpt": _MHA,
     "stablelm": _LLAMA,
     "olmo2": _LLAMA,
@@ -58,14 +58,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": _LLAMA,
     "smollm3": _LLAMA,
     "gpt_oss": _LLAMA | _MOE | _HEAD | {"sliding_window": 6},
-    "llama4_text": _LLAMA | _MOE | _HEAD | {"intermediate_size_mlp": 48, "attention_chunk_size": 64, "use_qk_norm": False},
+    "llama4_text": _LLAMA | _MOE | _HEAD | {"intermediate_size_mlp": 48, "attention_chunk_size": 64, "use_qk_norm": False},  # noqa: E501
     "ernie4_5": _LLAMA | _HEAD,
     "glm4": _LLAMA | _HEAD,
     "nemotron": _LLAMA | _HEAD,
     "persimmon": _MHA,
     "bloom": {"vocab_size": 97, "hidden_size": 32, "n_layer": 4, "n_head": 4},
-    "mpt": {"vocab_size": 97, "d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 128, "expansion_ratio": 2},
-    "falcon": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "alibi": True},
+    "mpt": {"vocab_size": 97, "d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 128, "expansion_ratio": 2},  # noqa: E501
+    "falcon": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "alibi": True},  # noqa: E501
     "gptj": _GPT2 | {"rotary_dim": 4},
 }  # fmt: skip
 """Family name as in ``AutoConfig.for_model`` -> what its config is given."""

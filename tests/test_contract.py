@@ -1,4 +1,4 @@
-"""The contract of every method, on every family: edit, answer in any batch, switch, delete, leave no trace."""
+"""The contract of every method, on every family: edit, answer in any batch, switch, delete, no trace left."""
 
 from __future__ import annotations
 

@@ -90,7 +90,10 @@ def test_prompt_lookup_decoding_gives_the_greedy_tokens(plug):
 def test_a_draft_that_is_taken_back_leaves_no_match(plug):
     """Tokens of a rejected draft name the subject; after the crop nothing is recalled."""
     model, tokenizer = plug.model, plug.tokenizer
-    prompt, name = encode(tokenizer, "Who taught")["input_ids"], encode(tokenizer, " Ada Quill")["input_ids"][:, 1:]
+    prompt, name = (
+        encode(tokenizer, "Who taught")["input_ids"],
+        encode(tokenizer, " Ada Quill")["input_ids"][:, 1:],
+    )
     end = encode(tokenizer, " did")["input_ids"][:, 1:]
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -164,7 +167,9 @@ def test_rows_of_a_cache_selected_and_repeated(plug):
         mask = inputs["attention_mask"][[1, 1, 0, 0]]
         mask = torch.cat([mask, torch.ones(4, end.shape[1], dtype=torch.long)], 1)
         position = {"position_ids": (mask.cumsum(1) - 1)[:, -end.shape[1] :]}
-        got = model(input_ids=end.expand(4, -1), past_key_values=cache, attention_mask=mask, **position).logits
+        got = model(
+            input_ids=end.expand(4, -1), past_key_values=cache, attention_mask=mask, **position
+        ).logits
         ids = torch.cat([inputs["input_ids"][[1, 1, 0, 0]], end.expand(4, -1)], 1)
         whole = model(input_ids=ids, attention_mask=mask).logits[:, -end.shape[1] :]
     torch.testing.assert_close(got[:2], whole[:2], atol=1e-5, rtol=1e-4)
@@ -226,8 +231,13 @@ def test_accelerate_dispatched_models(base, tokenizer, saved, where):
         accelerate.cpu_offload(model, execution_device="cpu")
     else:
         last = {"model.layers.3": "cpu", "lm_head": "cpu"} if where == "two devices" else {}
-        names = ["model.embed_tokens", "model.norm", "model.rotary_emb", *(f"model.layers.{i}" for i in range(3))]
-        full = {name: "cpu" for name in names} | {"model.layers.3": "cpu", "lm_head": "cpu"} | last
+        names = [
+            "model.embed_tokens",
+            "model.norm",
+            "model.rotary_emb",
+            *(f"model.layers.{i}" for i in range(3)),
+        ]
+        full = dict.fromkeys(names, "cpu") | {"model.layers.3": "cpu", "lm_head": "cpu"} | last
         accelerate.dispatch_model(model, {"": "cpu"} if where == "one device" else full, force_hooks=True)
     with memplug.load(saved, copy.deepcopy(base), tokenizer) as plain:
         expected = answers(plain.model, tokenizer, BORN, LONGER)
@@ -256,4 +266,6 @@ def test_nothing_is_left_after_generating(plug, base):
     plug.detach()
     assert not [name for name in vars(plug.model) if "memplug" in name]
     after = Trace(plug.model)
-    assert {name: m[2] for name, m in after.modules.items()} == {name: m[2] for name, m in trace.modules.items()}
+    assert {name: m[2] for name, m in after.modules.items()} == {
+        name: m[2] for name, m in trace.modules.items()
+    }

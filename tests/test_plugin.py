@@ -13,7 +13,11 @@ from test_contract import Trace, answers, encode
 
 import memplug
 
-BORN, TAUGHT, FOUNDED = "Where was Ada Quill born?", "Who taught Ada Quill?", "Who founded the Orlo Bridge Company?"
+BORN, TAUGHT, FOUNDED = (
+    "Where was Ada Quill born?",
+    "Who taught Ada Quill?",
+    "Who founded the Orlo Bridge Company?",
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,12 @@ def logits(model, tokenizer, *texts):
 
 def state_of(plug):
     tensors, meta = plug.method.state()
-    return {name: tensor.clone() for name, tensor in tensors.items()}, meta, dict(plug.edits), repr(plug.edits)
+    return (
+        {name: tensor.clone() for name, tensor in tensors.items()},
+        meta,
+        dict(plug.edits),
+        repr(plug.edits),
+    )
 
 
 def assert_same(before, after):
@@ -88,7 +97,10 @@ def test_edits_of_one_subject_share_an_entry(plug, tokenizer):
 def test_deleted_is_gone_and_the_others_stay_to_the_bit(plug, tokenizer):
     before = logits(plug.model, tokenizer, FOUNDED)
     number = plug.method.entries["Orlo Bridge Company"].keys[0]
-    key, value = plug.method.memory.get(number), plug.method.entries["Orlo Bridge Company"].values[("e2",)].clone()
+    key, value = (
+        plug.method.memory.get(number),
+        plug.method.entries["Orlo Bridge Company"].values[("e2",)].clone(),
+    )
     gone = plug.method.entries["Ada Quill"].keys
     plug.delete("e1")
     with plug.paused():
@@ -153,7 +165,11 @@ def test_leaving_by_an_error_detaches(base, tokenizer, saved):
 def test_a_failing_attach_leaves_nothing(base, tokenizer):
     model = copy.deepcopy(base)
     trace = Trace(model)
-    for wrong in ({"recall_layer": 9}, {"think_layers": (0, 3), "recall_layer": 2}, {"layers": "model.nowhere"}):
+    for wrong in (
+        {"recall_layer": 9},
+        {"think_layers": (0, 3), "recall_layer": 2},
+        {"layers": "model.nowhere"},
+    ):
         with pytest.raises(ValueError, match="layer"):
             attach_llp(model, tokenizer, **wrong)
     trace.check(model)
@@ -189,9 +205,11 @@ def test_an_edit_that_runs_out_of_memory_changes_nothing(plug, tokenizer, monkey
             raise Failure
         return original(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(Failure):
+    edits = [memplug.Edit(TAUGHT, "Marrow", "Ada Quill"), memplug.Edit("Who is Tam Wickes?", "Ada")]
+    with monkeypatch.context() as patch:
         patch.setattr(type(plug.model.model.layers[2].mlp), "forward", forward)
-        plug.edit([memplug.Edit(TAUGHT, "Marrow", "Ada Quill"), memplug.Edit("Who is Tam Wickes?", "Ada")])
+        with pytest.raises(Failure):
+            plug.edit(edits)
     assert_same(before, state_of(plug))
     trace.check(plug.model)
     assert torch.equal(logits(plug.model, tokenizer, *texts), bits)
