@@ -178,23 +178,14 @@ _QUOTED = re.compile(r"[\"“«„]([^\"“”«»„]{2,}?)[\"”»“]")
 _WORD = re.compile(r"\S+")
 _EDGES = "\"'‘’“”«»„()[]{}<>.,;:!?…¿¡-–—*_"
 _INNER = frozenset(
-    (
-        "of the da de del della der den di do dos la le les van von and & y"
-    ).split()
+    ["of", "the", "da", "de", "del", "della", "der", "den", "di", "do", "dos", "la", "le", "les", "van", "von", "and", "&", "y"]
 )  # fmt: skip
 # Words that open a sentence without being a name.
 _OPENERS = frozenset(
-    (
-        "what which who whom whose where when why how is are was were am be do does did has have had can "
-        "could will would shall should may might must in on at of for to from by with about after before "
-        "during the a an and or but not it its he she they we i you my his her their our this that these "
-        "those there here as if name tell give please"
-    ).split()
+    ["what", "which", "who", "whom", "whose", "where", "when", "why", "how", "is", "are", "was", "were", "am", "be", "do", "does", "did", "has", "have", "had", "can", "could", "will", "would", "shall", "should", "may", "might", "must", "in", "on", "at", "of", "for", "to", "from", "by", "with", "about", "after", "before", "during", "the", "a", "an", "and", "or", "but", "not", "it", "its", "he", "she", "they", "we", "i", "you", "my", "his", "her", "their", "our", "this", "that", "these", "those", "there", "here", "as", "if", "name", "tell", "give", "please"]
 )  # fmt: skip
 _MONTHS = frozenset(
-    (
-        "january february march april may june july august september october november december"
-    ).split()
+    ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
 )  # fmt: skip
 
 

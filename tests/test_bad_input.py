@@ -217,9 +217,9 @@ def test_state_space_models_are_refused(tokenizer):
 @pytest.mark.parametrize("family", ["jamba", "bamba"])
 def test_hybrids_are_refused(tokenizer, family):
     extra = {
-        "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "num_experts": 2,
+        "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "num_experts": 2,  # noqa: E501
                   "num_experts_per_tok": 1, "mamba_d_state": 4, "mamba_dt_rank": 4},
-        "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1,  # noqa: E501
+        "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1,
                   "mamba_d_state": 8},
     }[family]  # fmt: skip
     config = AutoConfig.for_model(
