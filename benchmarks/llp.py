@@ -22,6 +22,7 @@ from literal_llp import LiteralLLP
 
 import memplug
 from memplug import world
+from memplug.calls import held_by
 from memplug.evaluation import answer, evaluate
 from memplug.methods.llp.keys import think_states
 from memplug.methods.llp.method import Entry
@@ -78,43 +79,43 @@ def collisions(args: argparse.Namespace) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values are not trained: only keys are looked at here
         plug.edit(cases)
-    true, wrong, total = 0, 0, 0
-    for case in cases:
-        for prompt in case.rephrases[:2]:
-            found = recalled(plug, prompt)
-            true += found == case.edit.subject
-            wrong += found not in (None, case.edit.subject)
-            total += 1
-    fires, asked = 0, 0
-    for case in cases[: args.limit]:
-        probes = [
-            p for p in world.namesakes(str(case.edit.subject)) if not any(s in p.prompt for s in edited)
-        ]
-        for probe in probes[:6]:
-            fires += recalled(plug, probe.prompt) is not None
-            asked += 1
-    locality = [recalled(plug, probe.prompt) for case in cases[: args.limit] for probe in case.locality]
-    skills = [recalled(plug, p.prompt) for probes in world.skills(100, seed=1).values() for p in probes]
-    result = {
-        "true_recalls": true / total,
-        "recalls_of_another": wrong / total,
-        "prompts": total,
-        "fires_on_namesakes": fires / max(1, asked),
-        "namesake_prompts": asked,
-        "fires_on_locality": sum(x is not None for x in locality) / len(locality),
-        "fires_on_skills": sum(x is not None for x in skills) / len(skills),
+    own = [(case.edit.subject, prompt) for case in cases for prompt in case.rephrases[:2]]
+    found = recalled(plug, [prompt for _, prompt in own])
+    hits = sum(name == subject for (subject, _), name in zip(own, found, strict=True))
+    others = sum(name not in (None, subject) for (subject, _), name in zip(own, found, strict=True))
+    alike = [
+        probe.prompt
+        for case in cases
+        for probe in world.namesakes(str(case.edit.subject))[:6]
+        if not any(name in probe.prompt for name in edited)
+    ]
+    unrelated = [probe.prompt for case in cases for probe in case.locality]
+    skills = [probe.prompt for probes in world.skills(100, seed=1).values() for probe in probes]
+    result: dict[str, Any] = {
+        "true recalls, unseen phrasings": hits / len(own),
+        "recalls of another subject": others / len(own),
     }
+    for name, prompts in (("shares a word", alike), ("unrelated", unrelated), ("skills", skills)):
+        distinct = list(dict.fromkeys(prompts))
+        fires = sum(subject is not None for subject in recalled(plug, distinct))
+        result[f"fires, {name}"] = fires / max(1, len(distinct))
+        result[f"prompts, {name}"] = len(distinct)
     print(result, flush=True)
     return result
 
 
-def recalled(plug: memplug.Plug, prompt: str) -> str | None:
-    """The subject that a forward over ``prompt`` recalls."""
+@torch.no_grad()
+def recalled(plug: memplug.Plug, prompts: list[str]) -> list[str | None]:
+    """The subject that a forward over each prompt recalls."""
     method = plug.method
-    ids = torch.tensor([method._host.text.encode(prompt)])
-    out = plug.model(ids, use_cache=True)
-    key = int(out.past_key_values._memplug_rows.key[0])
-    return None if key < 0 else method._owner[key]
+    text = method._host.text
+    found: list[str | None] = []
+    for at in range(0, len(prompts), 64):
+        batch = text.batch([text.encode(prompt) for prompt in prompts[at : at + 64]])
+        out = plug.model(batch.ids, attention_mask=batch.mask, use_cache=True)
+        keys = held_by(out.past_key_values).key.tolist()
+        found += [None if key < 0 else method._owner[key] for key in keys]
+    return found
 
 
 def editing(args: argparse.Namespace) -> dict[str, Any]:
@@ -125,6 +126,7 @@ def editing(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {}
     plug = memplug.attach(model, tokenizer, preset="paper")
     text, prefixes = plug.method._host.text, plug.method._contexts()
+    model.requires_grad_(False)  # as in the published code: only the value is trained
     literal = LiteralLLP(model, text, plug.method.config, prefixes)
     few = cases[: max(4, n // 8)]
     start = time.perf_counter()
@@ -224,7 +226,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="constants of the method")
     parser.add_argument("--tag", default="", help="appended to the name of the results")
     args = parser.parse_args()

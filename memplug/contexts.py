@@ -49,14 +49,15 @@ def sample_statements(
     tokens: int,
     top_k: int,
     seed: int,
-    batch_size: int = 64,
+    batch_size: int = 192,
 ) -> list[list[str]]:
     """Up to ``count`` different statements about each question's subject that do not answer the question.
 
     The base model continues the subject's name, and the question with its own answer (models that
     have seen several facts about one thing in a row go on with others). The continuation is cut into
-    sentences, a question keeping the sentence after it; kept are those that name the subject, differ
-    from the prompt, and do not contain the base model's answer to it.
+    sentences, a question keeping the sentence after it; kept are those that name the subject, say
+    something of it, differ from the prompt, and do not contain the base model's answer to it. Of many,
+    those that share the fewest words are taken.
     """
     jobs = [
         (owner, opening, draw)
@@ -73,7 +74,8 @@ def sample_statements(
         rows = text.generate(starts, tokens, choose=sampler)
         for (owner, _, _), start, row in zip(part, starts, rows, strict=True):
             found[owner] += _about(text.decode(start + row), questions[owner])
-    return [sorted(dict.fromkeys(pieces), key=lambda piece: _seed(seed, piece))[:count] for pieces in found]
+    ordered = [sorted(dict.fromkeys(pieces), key=lambda piece: _seed(seed, piece)) for pieces in found]
+    return [_spread(pieces, count, q.subject) for pieces, q in zip(ordered, questions, strict=True)]
 
 
 def _about(whole: str, question: Question) -> list[str]:
@@ -88,6 +90,28 @@ def _about(whole: str, question: Question) -> list[str]:
         )
         if question.subject not in piece or piece == question.subject or piece.startswith(question.prompt):
             continue
-        if not (question.answer and answer.search(piece)):
+        if not (question.answer and answer.search(piece)) and not _is_list(piece, question.subject):
             pieces.append(piece)
     return pieces
+
+
+def _is_list(piece: str, subject: str) -> bool:
+    """Whether a piece is names and nothing else: every word beside the subject is capitalised."""
+    words = re.findall(r"[^\W\d_]+", piece.replace(subject, " "))
+    cased = [word for word in words if word.lower() != word.upper()]
+    return bool(cased) and not any(word[0].islower() for word in cased)
+
+
+def _spread(pieces: Sequence[str], count: int, subject: str) -> list[str]:
+    """``count`` of the pieces, each the one that shares the fewest words with those before it."""
+    words = {piece: set(re.findall(r"\w+", piece.replace(subject, " ").lower())) for piece in pieces}
+    chosen: list[str] = []
+    rest = list(pieces)
+    while rest and len(chosen) < count:
+        shared = [max((_overlap(words[p], words[c]) for c in chosen), default=0.0) for p in rest]
+        chosen.append(rest.pop(shared.index(min(shared))))
+    return chosen
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    return len(one & other) / max(1, len(one | other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -49,19 +50,21 @@ class LLPConfig:
     """Train on the prompt without a text before it, too (published: no)."""
     train_stop: bool = True
     """Train the answer to end with the stop token (published: no)."""
-    value_lr: float = 5e-2
-    """Adam's step for values."""
+    value_lr: float = 0.1
+    """Adam's step for values (published: 0.05, or 0.5 for one model, absolute)."""
     relative_lr: bool = True
     """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
     value_steps: int = 64
     """Most steps for a value."""
-    stop_loss: float = 5e-2
-    """Training of a value ends when its loss is below this."""
+    stop_loss: float = 0.1
+    """Training of a value ends when its loss is below this (published: 0.05)."""
+    stop_divergence: float = 5e-2
+    """... and the KL divergence on its statements below this."""
     stop: Literal["worst", "published"] = "worst"
-    """Which loss: that of the row answered worst, or the total (published, tested after the step)."""
+    """Which loss: that of the row answered worst, or the total alone (published, tested after the step)."""
     norm_penalty: float = 0.0
     """Weight of the published code's penalty on the value's norm (0.1 to 1 there; not in the paper)."""
-    n_statements: int = 8
+    n_statements: int = 6
     """Sampled statements about the subject that an edit must not change (published: none)."""
     statement_tokens: int = 24
     """Longest continuation they are cut from, in tokens."""
@@ -84,13 +87,17 @@ class LLPConfig:
 
     def __post_init__(self) -> None:
         if self.think_layers is not None:
+            if not isinstance(self.think_layers, Iterable):
+                raise ValueError(f"think_layers is {self.think_layers!r}; give several: (0, 1, 2)")
             object.__setattr__(self, "think_layers", tuple(self.think_layers))
             if not self.think_layers or len(set(self.think_layers)) < len(self.think_layers):
                 raise ValueError(f"think_layers is {self.think_layers}; name each layer once, at least one")
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; choose a value from {low} to {high}")
+            kinds = (int,) if isinstance(low, int) else (int, float)
+            if type(value) not in kinds or not low <= value <= high:
+                whole = "a whole number" if isinstance(low, int) else "a value"
+                raise ValueError(f"{name} is {value!r}; choose {whole} from {low} to {high}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {allowed}")
@@ -155,6 +162,7 @@ _RANGES = (
     ("value_lr", 1e-9, 1e3),
     ("value_steps", 0, 1 << 20),
     ("stop_loss", 0.0, 1e3),
+    ("stop_divergence", 0.0, 1e3),
     ("norm_penalty", 0.0, 1e3),
     ("n_statements", 0, 1 << 10),
     ("statement_tokens", 1, 1 << 12),
@@ -167,6 +175,8 @@ _RANGES = (
 )
 
 PAPER: dict[str, Any] = {
+    "value_lr": 5e-2,
+    "stop_loss": 5e-2,
     "n_values": 1,
     "span_keys": False,
     "order": "paper",

@@ -47,7 +47,7 @@ class Rows:
         job: [N] index of each row's job.
         row, at: [P] row and position of each logit that counts.
         target: [P] token expected there, or -1 where the base model's distribution is.
-        weight: [P] weights; a job's answers sum to 1, its statements to their own weight.
+        weight: [P] weights; those of a job's answers sum to 1, and those of its statements.
         base: [P',V] log-probabilities of the base model, for the positions without a target.
     """
 
@@ -94,7 +94,7 @@ def build_rows(
     hidden = capture_input(host.anatomy, recall.layer, lambda: host.forward(host.anatomy.decoder, batch))
     row_, at, target, weight = (torch.tensor(column, device=device) for column in zip(*points, strict=True))
     rows = Rows(batch, hidden, torch.tensor(owner, device=device), row_, at, target, weight, hidden[:0])
-    return _with_base(host, recall, config, jobs, rows)
+    return _with_base(host, recall, jobs, rows)
 
 
 def _pairs(host: Host, config: LLPConfig, edit: Edit, fronts: Sequence[str]) -> list[Pair]:
@@ -115,7 +115,7 @@ def _after_subject(host: Host, statement: str, subject: str) -> tuple[list[int],
 
 
 @torch.no_grad()
-def _with_base(host: Host, recall: Recall, config: LLPConfig, jobs: Sequence[Job], rows: Rows) -> Rows:
+def _with_base(host: Host, recall: Recall, jobs: Sequence[Job], rows: Rows) -> Rows:
     """Add the base model's distributions, and drop statement positions that ask what is edited."""
     kl = rows.target < 0
     if not bool(kl.any()):
@@ -132,9 +132,11 @@ def _with_base(host: Host, recall: Recall, config: LLPConfig, jobs: Sequence[Job
                 asks |= (owner == j) & (base.argmax(-1) == pair.ids[pair.start])
     keep = torch.ones_like(kl)
     keep[kl] = ~asks
-    count = torch.zeros(len(jobs), device=base.device).index_add(0, owner[~asks], (~asks)[~asks].float())
+    # Where the base model is sure it states something; elsewhere any continuation would do.
+    sure = base.max(-1).values.exp() * ~asks
+    total = torch.zeros(len(jobs), device=base.device).index_add(0, owner, sure)
     weight = rows.weight.clone()
-    weight[kl] = config.statement_weight / count.clamp(min=1)[owner]
+    weight[kl] = sure / total.clamp(min=1e-12)[owner]
     return replace(
         rows,
         row=rows.row[keep],

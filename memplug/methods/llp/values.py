@@ -90,15 +90,14 @@ class _Trainer:
         alive = list(range(len(self.jobs)))
         for step in range(config.value_steps + 1):
             values = self.init + self.scale * self.moved
-            losses, worst = self._losses(values, alive)
+            losses, worst, diverged = self._losses(values, alive)
             if not bool(torch.isfinite(losses).all()):
                 bad = self.jobs[alive[int((~torch.isfinite(losses)).nonzero()[0])]]
                 raise EditError(
                     f"training {bad.edits[0].prompt!r} gave a loss that is not finite; nothing was changed"
                 )
-            reached = worst if config.stop == "worst" else losses.detach()
             last = step == config.value_steps
-            ended = [last or bool(r < config.stop_loss) for r in reached]
+            ended = [last or done for done in self._reached(losses, worst, diverged).tolist()]
             if config.stop == "published" and not last:
                 # The published loop updates first and tests then: what it keeps is one step further.
                 self._step(optimizer, scaler, losses.sum())
@@ -146,8 +145,16 @@ class _Trainer:
         units = [rms[self.rows.job == j][real[self.rows.job == j]].median() for j in range(count)]
         return torch.stack(units)[:, None, None]
 
-    def _losses(self, values: Tensor, alive: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Loss of each job in ``alive``, and the largest of its rows' answer losses (detached)."""
+    def _reached(self, losses: Tensor, worst: Tensor, diverged: Tensor) -> Tensor:
+        """Which jobs have learned what they had to."""
+        config = self.config
+        if config.stop == "published":
+            return losses.detach() < config.stop_loss
+        return (worst < config.stop_loss) & (diverged < config.stop_divergence)
+
+    def _losses(self, values: Tensor, alive: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each job in ``alive``: the loss, and detached the loss of the answer row that is worst and
+        the divergence from the base model's statements."""
         rows, device, count = self.rows, values.device, len(alive)
         chosen = torch.tensor(alive, device=device)
         place = torch.full((len(self.jobs),), -1, device=device)
@@ -166,15 +173,18 @@ class _Trainer:
         kl, owner = target < 0, place[rows.job[row]]
         nll = -logp.gather(-1, target.clamp(min=0)[:, None])[:, 0]
         loss = torch.zeros(count, device=device).index_add(0, owner[~kl], (nll * weight)[~kl])
+        diverged = torch.zeros(count, device=device)
         if bool(kl.any()):
             base = rows.base[point[rows.target < 0]]
             divergence = F.kl_div(logp[kl], base, reduction="none", log_target=True).sum(-1)
-            loss = loss.index_add(0, owner[kl], divergence * weight[kl])
+            diverged = diverged.index_add(0, owner[kl], divergence * weight[kl])
+            loss = loss + self.config.statement_weight * diverged
         if self.config.norm_penalty:
             size = values[chosen].flatten(1).norm(dim=-1)
             # The published code divides by the value's own norm, detached, and not by the initial one.
             loss = loss + self.config.norm_penalty * size / size.detach().square()
-        return loss, _worst(nll.detach()[~kl], weight[~kl], row[~kl], rows.job, place, count)
+        worst = _worst(nll.detach()[~kl], weight[~kl], row[~kl], rows.job, place, count)
+        return loss, worst, diverged.detach()
 
 
 def _worst(nll: Tensor, weight: Tensor, row: Tensor, job: Tensor, place: Tensor, count: int) -> Tensor:
