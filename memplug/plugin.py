@@ -9,18 +9,19 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from . import storage
 from .calls import CallTracker
+from .editors import SavedEditor, read_editor, shipped_editor, write_editor
 from .edits import Case, Edit, EditError, EditTable, as_edits
 from .hooks import HookSet
 from .layers import dissect
-from .methods import METHODS, Registered, find_method
-from .methods.base import Host
+from .methods import Registered, choose, find_method
+from .methods.base import ChangesWeights, Fits, Host
+from .numbering import numbered
 from .text import Text
 
 __all__ = ["Plug", "attach", "load", "plug_of"]
@@ -47,8 +48,8 @@ class Plug:
                 "this model has a plug already; call detach() on it first (memplug.attach gave it back), "
                 "or load the model a second time"
             )
-        text = Text(model, tokenizer)
         anatomy = dissect(model, layers)
+        text = Text(model, tokenizer)
         tracker = self._tracker = CallTracker(anatomy, text.bos_id)
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         self.method = registered.method(Host(model, text, anatomy, tracker), config)
@@ -92,7 +93,7 @@ class Plug:
         """
         self._check_attached()
         single = isinstance(prompt, str | Edit | Case)
-        fresh, replaced = self._number(as_edits(prompt, target, subject))
+        fresh, replaced = numbered(as_edits(prompt, target, subject), self._edits, self._count)
         self.method.check(fresh)
         self.method.learn(fresh, [self._edits[id] for id in replaced], progress=progress)
         for id in replaced:
@@ -104,36 +105,17 @@ class Plug:
             warnings.warn(f"replaced {_named(replaced)}: the same prompt was edited again", stacklevel=2)
         return fresh[0] if single else fresh
 
-    def _number(self, asked: list[Edit]) -> tuple[list[Edit], list[str]]:
-        """The edits with ids, and the ids of those they replace."""
-        latest = {edit.prompt: edit for edit in asked}
-        if len(latest) < len(asked):
-            twice = len(asked) - len(latest)
-            warnings.warn(
-                f"{twice} edits repeat a prompt of the same list; the last one of each counts", stacklevel=3
-            )
-        replaced = [id for id, edit in self._edits.items() if edit.prompt in latest]
-        fresh, count = [], self._count
-        taken = set(self._edits) - set(replaced)
-        for edit in latest.values():
-            count += 1
-            while edit.id is None and f"e{count}" in taken:
-                count += 1
-            id = edit.id or f"e{count}"
-            if id in taken:
-                raise EditError(f"the id {id!r} is used twice; give each edit its own id, or none")
-            taken.add(id)
-            fresh.append(replace(edit, id=id))
-        self._check_ids(fresh)
-        return fresh, replaced
+    def take_editor(self, saved: SavedEditor) -> None:
+        """Edit with this editor from now on.
 
-    @staticmethod
-    def _check_ids(edits: list[Edit]) -> None:
-        seen: set[str] = set()
-        for edit in edits:
-            if edit.id in seen:
-                raise EditError(f"the id {edit.id!r} is used twice; give each edit its own id, or none")
-            seen.add(str(edit.id))
+        Raises:
+            ValueError: it belongs to another method or other constants.
+        """
+        if saved.method != self.name or not isinstance(self.method, Fits):
+            raise ValueError(
+                f"the editor was fitted for {saved.method!r}, not {self.name!r}; name that method"
+            )
+        self.method.load_editor(saved.tensors)
 
     @property
     def count(self) -> int:
@@ -149,27 +131,31 @@ class Plug:
         """The edits by id, in order, as they are now."""
         return EditTable(self._edits, self._off)
 
-    def delete(self, *edits: str | Edit | Iterable[str | Edit], retrain: bool = False) -> Any:
+    def delete(
+        self, *edits: str | Edit | Iterable[str | Edit], retrain: bool = False, replay: bool = False
+    ) -> Any:
         """Remove edits for good: an `Edit`, an id, or several.
 
         Args:
             retrain: learn the kept edits anew; for methods whose edits share parameters, where nothing
                 else removes what was learned.
+            replay: make all later edits anew; for methods whose edits were predicted on weights that held
+                the deleted ones.
 
         Returns:
             What the method has to say about what is left of them; None where nothing is.
 
         Raises:
             UnknownEditError: there is no such edit; nothing was deleted.
-            ValueError: ``retrain`` for a method whose edits share nothing.
+            ValueError: ``retrain`` or ``replay`` for a method that has no use for it.
         """
         chosen = self._chosen(edits)
-        if retrain and "retrain" not in inspect.signature(self.method.forget).parameters:
+        how = {name: True for name, asked in (("retrain", retrain), ("replay", replay)) if asked}
+        for name in how.keys() - inspect.signature(self.method.forget).parameters.keys():
             raise ValueError(
-                f"retrain=True: edits of {self.name!r} share no parameters, deleting removes them whole; "
-                "leave it out"
+                f"{name}=True: deleting an edit of {self.name!r} removes it whole without that; leave it out"
             )
-        left = self.method.forget(chosen, progress=True, **({"retrain": True} if retrain else {}))
+        left = self.method.forget(chosen, progress=True, **how)
         for edit in chosen:
             del self._edits[str(edit.id)]
             self._off.discard(str(edit.id))
@@ -197,14 +183,48 @@ class Plug:
         ids = [item.id if isinstance(item, Edit) else item for item in flat]
         return list({id: table[str(id)] for id in ids}.values())
 
+    # ------------------------------------------------------------------ learning to edit
+
+    def fit(self, cases: Iterable[Case], **options: Any) -> Any:
+        """Teach the method to edit this model, from cases that share no subject with later edits.
+
+        Args:
+            cases: edits with rephrases and locality probes.
+            **options: of the method (progress, checkpoint, ...).
+
+        Raises:
+            ValueError: the method needs no fitting, the plug holds edits already, or cases are missing.
+        """
+        self._check_attached()
+        if not isinstance(self.method, Fits):
+            raise ValueError(f"{self.name!r} needs no fitting; call edit(...) at once")
+        if self._edits:
+            raise ValueError(f"the plug holds {len(self._edits)} edits; delete them, or fit a fresh plug")
+        return self.method.fit(list(cases), **options)
+
+    def save_editor(self, path: str | Path) -> None:
+        """Write what `fit` learned to a file; ``attach(..., editor=path)`` takes it up again.
+
+        Raises:
+            ValueError: there is nothing fitted.
+        """
+        self._check_attached()
+        if not isinstance(self.method, Fits):
+            raise ValueError(f"{self.name!r} has no editor to save; plug.save(folder) keeps its edits")
+        tensors = self.method.editor_state()
+        with self.paused():
+            write_editor(Path(path), self.name, self.method.config, tensors, self.model)
+
     # ------------------------------------------------------------------ looking
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Inside the ``with`` the model is the base model, to the bit."""
+        weights = self.method.paused() if isinstance(self.method, ChangesWeights) else nullcontext()
         self._paused += 1
         try:
-            yield
+            with weights:
+                yield
         finally:
             self._paused -= 1
 
@@ -250,8 +270,25 @@ class Plug:
             return
         self._hooks.remove()
         self._hooks = None
+        if isinstance(self.method, ChangesWeights):
+            self.method.release()
         if getattr(self.model, _MARK, None) is self:
             delattr(self.model, _MARK)
+
+    def merge(self) -> Any:
+        """Make the edits part of the weights and detach: what is given back is an ordinary model.
+
+        Raises:
+            ValueError: the method's edits are not in the weights.
+        """
+        self._check_attached()
+        if not isinstance(self.method, ChangesWeights):
+            raise ValueError(
+                f"edits of {self.name!r} are not weights and cannot be merged; save the plug instead"
+            )
+        self.method.merge()
+        self.detach()
+        return self.model
 
     def __enter__(self) -> Plug:
         return self
@@ -276,6 +313,7 @@ def attach(
     *,
     preset: str = "default",
     layers: str | None = None,
+    editor: str | Path | None = None,
     **config: Any,
 ) -> Plug:
     """Give a loaded model an editable memory.
@@ -286,25 +324,25 @@ def attach(
         method: a method's name, or a config object such as ``LLPConfig(threshold=0.8)``.
         preset: ``"default"``, or ``"paper"`` for the published constants.
         layers: dotted name of the list of decoder layers, where it cannot be found by rule.
+        editor: file of a fitted editor, for methods that learn to edit; its constants are the defaults.
         **config: constants of the method by name.
 
     Raises:
         ValueError: no such method, preset or constant; a second plug on one model; a tokenizer that
             does not fit (TokenizerError); a model that cannot be edited (UnsupportedModelError).
     """
-    if isinstance(method, str):
-        registered = find_method(method)
-        chosen = registered.config.preset(preset, **config)
-    else:
-        registered = next((r for r in map(find_method, METHODS) if type(method) is r.config), None)  # type: ignore[assignment]
-        if registered is None:
-            raise ValueError(
-                f"method is a {type(method).__name__}; give one of {', '.join(METHODS)} or its config"
-            )
-        if config or preset != "default":
-            raise ValueError("a config object comes with its constants; set them there")
-        chosen = method
-    return Plug(model, tokenizer, registered, chosen, layers)
+    if editor is None and isinstance(method, str) and preset == "default":
+        editor = shipped_editor(method, model)
+    fitted = read_editor(Path(editor), model) if editor is not None else None
+    registered, chosen = choose(method, preset, (fitted.config if fitted else {}) | config)
+    plug = Plug(model, tokenizer, registered, chosen, layers)
+    if fitted:
+        try:
+            plug.take_editor(fitted)
+        except BaseException:
+            plug.detach()
+            raise
+    return plug
 
 
 def load(path: str | Path, model: Any, tokenizer: Any) -> Plug:
@@ -315,8 +353,11 @@ def load(path: str | Path, model: Any, tokenizer: Any) -> Plug:
             another base model (both fingerprints are named).
     """
     saved = storage.read(Path(path), model)
-    registered = find_method(saved.method)
-    plug = attach(model, tokenizer, registered.config(**saved.config), layers=saved.layers)
+    try:
+        config = find_method(saved.method).config(**saved.config)
+    except (TypeError, ValueError) as error:
+        raise storage.LoadError(f"{path} does not fit this memplug ({error}); take a copy that is whole") from error
+    plug = attach(model, tokenizer, config, layers=saved.layers)
     try:
         storage.fill(plug, saved)
     except BaseException:

@@ -33,6 +33,7 @@ FORMAT = 1
 """Version of the files; a newer one is refused."""
 
 _MANIFEST = "plug.json"
+_WRITING = ".writing-"  # begins the name of a file that is not whole yet
 _PROBES = 64  # elements of each tensor that go into a fingerprint
 
 
@@ -87,12 +88,14 @@ def save(folder: Path, plug: Plug) -> None:
     tensors, meta = plug.method.state()
     data = dump_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
+    with plug.paused():  # a method may have changed weights; the name is the base model's
+        base = fingerprint(plug.model)
     manifest = {
         "format": FORMAT,
         "method": plug.name,
         "config": asdict(plug.method.config),
         "layers": plug.layers,
-        "model": {"class": type(plug.model).__name__, "fingerprint": fingerprint(plug.model)},
+        "model": {"class": type(plug.model).__name__, "fingerprint": base},
         "edits": [asdict(edit) for edit in plug.edits.values()],
         "off": [id for id in plug.edits if not plug.edits.enabled(id)],
         "count": plug.count,
@@ -100,16 +103,16 @@ def save(folder: Path, plug: Plug) -> None:
         "tensors": {"file": f"tensors-{digest[:16]}.safetensors", "sha256": digest},
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
-    _write(folder / f"tensors-{digest[:16]}.safetensors", data)
-    _write(folder / _MANIFEST, text)
-    for left in folder.glob("tensors-*.safetensors"):
+    write_atomically(folder / f"tensors-{digest[:16]}.safetensors", data)
+    write_atomically(folder / _MANIFEST, text)
+    for left in (*folder.glob("tensors-*.safetensors"), *folder.glob(f"{_WRITING}*")):
         if left.name != f"tensors-{digest[:16]}.safetensors":
-            left.unlink()
+            left.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write all of ``data`` beside ``path`` and move it there in one step, flushed to the disk before."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_WRITING)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from typing import Any, NamedTuple
 
-__all__ = ["METHODS", "Registered", "find_method"]
+__all__ = ["METHODS", "Registered", "choose", "find_method"]
 
 
 class Registered(NamedTuple):
@@ -20,6 +20,12 @@ class Registered(NamedTuple):
 METHODS = {
     "llp": "llp:LLP:LLPConfig",
     "elder": "elder:ELDER:ELDERConfig",
+    "ultraedit": "ultraedit:UltraEdit:UltraEditConfig",
+    "mend": "mend:MEND:MENDConfig",
+    "malmen": "malmen:MALMEN:MALMENConfig",
+    "rledit": "rledit:RLEdit:RLEditConfig",
+    "hiedit": "hiedit:HiEdit:HiEditConfig",
+    "smedit": "smedit:SMEdit:SMEditConfig",
 }
 """Name -> module, method class and config class."""
 
@@ -37,3 +43,20 @@ def find_method(name: str) -> Registered:
     module, method, config = METHODS[name].split(":")
     loaded = importlib.import_module(f".{module}", __name__)
     return Registered(name, getattr(loaded, method), getattr(loaded, config))
+
+
+def choose(method: str | Any, preset: str, constants: dict[str, Any]) -> tuple[Registered, Any]:
+    """A method and its config, from a name with a preset and constants, or from a config object.
+
+    Raises:
+        ValueError: no such method, preset or constant, or constants beside a config object.
+    """
+    if isinstance(method, str):
+        registered = find_method(method)
+        return registered, registered.config.preset(preset, **constants)
+    for registered in map(find_method, METHODS):
+        if type(method) is registered.config:
+            if constants or preset != "default":
+                raise ValueError("a config object comes with its constants; set them there")
+            return registered, method
+    raise ValueError(f"method is a {type(method).__name__}; give one of {', '.join(METHODS)} or its config")

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..calls import CallTracker
-from ..edits import Edit
+from ..edits import Case, Edit
 from ..hooks import Hook
 from ..layers import Anatomy
 from ..text import Batch, Text
 
-__all__ = ["Host", "Method", "State"]
+__all__ = ["ChangesWeights", "Fits", "Host", "Method", "State"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,33 @@ class Method(Protocol):
         self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
     ) -> None:
         """Take over a saved state; ``ValueError`` where it is not one."""
+
+
+@runtime_checkable
+class ChangesWeights(Protocol):
+    """What a method also does if its edits are in the weights."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """The original weights inside the ``with``, to the bit."""
+
+    def release(self) -> None:
+        """Put the original weights back, for good."""
+
+    def merge(self) -> None:
+        """Make the edited weights the model's own."""
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """What a method also does if it learns to edit before it edits."""
+
+    config: Any
+
+    def fit(self, cases: Sequence[Case], **options: Any) -> Any:
+        """Learn to edit from ``cases``; the model and its edits stay as they are."""
+
+    def editor_state(self) -> dict[str, Tensor]:
+        """What was learned; ``ValueError`` where nothing was."""
+
+    def load_editor(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `editor_state` gave; ``ValueError`` where it does not fit."""

@@ -1,0 +1,97 @@
+"""Fitted editors as files of their own: one safetensors file, with JSON in its header.
+
+Holds the networks with their running statistics, the method and its constants, and the fingerprint of the
+base model that they were fitted for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from .storage import FORMAT, LoadError, fingerprint, write_atomically
+
+__all__ = ["SavedEditor", "read_editor", "shipped_editor", "write_editor"]
+
+_KEY = "memplug"
+_SHIPPED = Path(__file__).parent / "world" / "editors"
+
+
+class SavedEditor(NamedTuple):
+    """A fitted editor: the method's name, its constants, its tensors."""
+
+    method: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_editor(path: Path, method: str, config: Any, tensors: Mapping[str, Tensor], model: Any) -> None:
+    """Write an editor that was fitted for ``model``, which must be the base model as it is.
+
+    A crash leaves what was there before.
+    """
+    head = {
+        "format": FORMAT,
+        "method": method,
+        "config": asdict(config),
+        "model": {"class": type(model).__name__, "fingerprint": fingerprint(model)},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, dump_tensors(plain, metadata={_KEY: json.dumps(head, ensure_ascii=False)}))
+
+
+def read_editor(path: Path, model: Any) -> SavedEditor:
+    """Read and check an editor for ``model``.
+
+    Raises:
+        LoadError: the file is no editor, is damaged, is from a newer version, or was fitted for another base
+            model (both fingerprints are named).
+    """
+    if not path.is_file():
+        raise LoadError(f"{path} is not a file; give the file that plug.save_editor(path) wrote")
+    head, saved = _read(path)
+    ours = fingerprint(model)
+    if head["model"]["fingerprint"] != ours:
+        raise LoadError(
+            f"{path} was fitted for a {head['model'].get('class')} with the fingerprint "
+            f"{head['model']['fingerprint']}; this model, a {type(model).__name__} in "
+            f"{getattr(model, 'dtype', '?')}, has {ours}. Load the same base model in the same "
+            "dtype, or fit anew"
+        )
+    return saved
+
+
+def shipped_editor(method: str, model: Any) -> Path | None:
+    """The editor that comes with the embedded model, if ``model`` is that model."""
+    path = _SHIPPED / f"{method}.safetensors"
+    if not path.is_file():
+        return None
+    head, _ = _read(path)
+    return path if head["model"]["fingerprint"] == fingerprint(model) else None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], SavedEditor]:
+    try:
+        with safe_open(path, "pt") as file:
+            head = json.loads((file.metadata() or {})[_KEY])
+            if not isinstance(head["format"], int) or head["format"] > FORMAT:
+                raise LoadError(
+                    f"{path} has format {head['format']}, this memplug reads up to {FORMAT}; upgrade memplug"
+                )
+            _ = head["model"]["fingerprint"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return head, SavedEditor(head["method"], dict(head["config"]), tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, LoadError):
+            raise
+        raise LoadError(
+            f"{path} is no fitted editor, or damaged ({error!r}); take a copy that is whole"
+        ) from error

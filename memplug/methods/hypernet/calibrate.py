@@ -1,0 +1,104 @@
+"""Statistics and a step size from the base model alone, where no cases are at hand.
+
+The model's own sampled text stands in for cases: a text is cut, and other tokens than those that follow are
+asked for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...contexts import sample_prefixes
+from ...hooks import HookSet
+from ...text import Pair
+from ..base import Host
+from .branch import side_branch
+from .capture import capture, chunks, flat_rows, predicting
+from .editor import Editor
+from .nets import Change
+
+__all__ = ["answered", "find_step", "stand_ins"]
+
+LADDER = tuple(1e-4 * 2.0**n for n in range(24))
+"""Step sizes that are tried, from small to large."""
+
+
+def stand_ins(host: Host, count: int, seed: int) -> list[Pair]:
+    """``count`` pairs of a sampled text and one to three other tokens than those that follow."""
+    texts = sample_prefixes(host.text, count, 24, 20, seed)
+    rng = random.Random(f"stand-ins {seed}")
+    known = sorted({token for text in texts for token in host.text.encode(text)} - set(host.text.eos_ids))
+    pairs = []
+    for text in texts:
+        ids = host.text.encode(text)
+        cut = rng.randint(min(2, len(ids)), len(ids))
+        others = [token for token in known if token != (ids[cut] if cut < len(ids) else None)]
+        answer = [rng.choice(others), *rng.choices(known, k=rng.randint(0, 2))]
+        pairs.append(Pair([*ids[:cut], *answer], cut))
+    return pairs
+
+
+@torch.no_grad()
+def find_step(host: Host, editor: Editor, pairs: Sequence[Pair], share: float = 0.9) -> float:
+    """The smallest step size on the ladder at which ``share`` of single edits of the base model succeed.
+
+    Each pair is edited alone, in its own row of one batch: changes are linear in the step size, so that one
+    capture and one solve serve the whole ladder. Where no step size is enough for so many, the one that is
+    enough for most. The networks' step sizes are set to what is found.
+    """
+    editor.set_step(1.0)
+    features = capture(host, editor.sites, pairs, editor.config.tokens)
+    rows = _by_owner(features.owner, len(pairs))
+    units = []
+    for change in editor.changes(features, 0):
+        keys, values = _padded(change.keys[0], rows), _padded(change.values[0], rows)
+        ridge = None if change.log_ridge is None else change.log_ridge.expand(len(pairs))
+        units.append(Change(keys, values, ridge).factors())
+    best, most = LADDER[0], -1.0
+    for step in LADDER:
+        hooks = [
+            side_branch(site, lambda a=a, b=b, step=step: (a, step * b))  # type: ignore[misc]
+            for site, (a, b) in zip(editor.sites, units, strict=True)
+        ]
+        with HookSet(hooks):
+            reached = float(answered(host, pairs, len(pairs)).mean())
+        if reached > most:
+            best, most = step, reached
+        if reached >= share or (most > 0.3 and reached < most - 0.3):
+            break
+    editor.set_step(best)
+    return best
+
+
+def _by_owner(owner: Tensor, count: int) -> Tensor:
+    """[count,n] the rows of each owner, padded with -1."""
+    size = int(torch.bincount(owner, minlength=count).max())
+    rows = torch.full((count, size), -1, device=owner.device)
+    for i in range(count):
+        mine = (owner == i).nonzero()[:, 0]
+        rows[i, : len(mine)] = mine
+    return rows
+
+
+def _padded(features: Tensor, rows: Tensor) -> Tensor:
+    """[P,n,width] of [N,width]; rows of zeros, which change nothing, where ``rows`` is -1."""
+    return features[rows.clamp(min=0)] * (rows >= 0)[..., None]
+
+
+@torch.no_grad()
+def answered(host: Host, pairs: Sequence[Pair], micro_batch: int = 256) -> Tensor:
+    """[N] share of each pair's answer tokens that are the model's first choice (teacher forced)."""
+    found = []
+    for part in chunks(range(len(pairs)), micro_batch):
+        rows = [pairs[i] for i in part]
+        batch = host.text.batch([pair.ids[:-1] for pair in rows])
+        at = flat_rows(rows, batch.ids.shape[1], batch.ids.device)
+        with predicting(host, at.flat):
+            logits = host.forward(host.model, batch).logits[0]
+        right = (logits.argmax(-1) == at.target) / at.size
+        found.append(torch.zeros(len(rows), device=right.device).index_add(0, at.row, right))
+    return torch.cat(found)

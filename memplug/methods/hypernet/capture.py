@@ -1,0 +1,170 @@
+"""Features of edits: inputs of the edited modules at chosen tokens, and the loss's slope at their outputs.
+
+A request's loss is the mean over its own answer tokens and losses are summed, so that its features do not
+depend on the requests beside it. Features are constants: nothing is differentiated through them.
+
+Letters: M modules, n rows (tokens), P logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...edits import EditError
+from ...hooks import Hook, HookSet
+from ...layers import evaluating, frozen
+from ...sites import Site
+from ...text import Pair
+from ..base import Host
+
+__all__ = ["Features", "capture", "chunks", "flat_rows", "predicting"]
+
+
+class Features(NamedTuple):
+    """Per module ``keys`` [n,d_k] and ``slopes`` [n,d_v]; ``owner`` int64 [n], a row's request."""
+
+    keys: tuple[Tensor, ...]
+    slopes: tuple[Tensor, ...]
+    owner: Tensor
+
+
+def capture(
+    host: Host,
+    sites: Sequence[Site],
+    pairs: Sequence[Pair],
+    tokens: str,
+    hooks: Sequence[Hook] = (),
+    *,
+    micro_batch: int = 256,
+) -> Features:
+    """The features of requests at the weights as they are now.
+
+    Args:
+        host: the model.
+        sites: the M modules.
+        pairs: token ids of prompt and answer, one pair a request.
+        tokens: "answer" takes the positions that predict an answer token; "all" takes every position.
+        hooks: what else is to happen in the forward (a change that is not yet in the weights).
+        micro_batch: most requests in one forward.
+
+    Raises:
+        EditError: a feature is not finite, or a module was not called once on every token.
+    """
+    found = [
+        _capture(host, sites, pairs, part, tokens, hooks) for part in chunks(_by_length(pairs), micro_batch)
+    ]
+    owner = torch.cat([f.owner for f in found])
+    order = owner.argsort(stable=True)
+    keys = tuple(torch.cat([f.keys[i] for f in found])[order] for i in range(len(sites)))
+    slopes = tuple(torch.cat([f.slopes[i] for f in found])[order] for i in range(len(sites)))
+    for site, rows in zip([*sites, *sites], [*keys, *slopes], strict=True):
+        if not bool(torch.isfinite(rows).all()):
+            raise EditError(
+                f"the features of {site.name} are not finite; the model overflows on these prompts (half "
+                "precision?) or its weights are broken. Nothing was changed"
+            )
+    return Features(keys, slopes, owner[order])
+
+
+def _capture(
+    host: Host,
+    sites: Sequence[Site],
+    pairs: Sequence[Pair],
+    part: Sequence[int],
+    tokens: str,
+    hooks: Sequence[Hook],
+) -> Features:
+    rows = [pairs[i].ids[:-1] for i in part]
+    batch = host.text.batch(rows)
+    width = batch.ids.shape[1]
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def watch(site: Site) -> Hook:
+        def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if site.name in inputs or args[0].shape[:-1].numel() != batch.ids.numel():
+                raise EditError(
+                    f"{site.name} is not called once on every token; name other modules with modules=(...)"
+                )
+            inputs[site.name] = args[0].detach()
+            # The lowest module starts the graph: nothing below it is kept.
+            outputs[site.name] = output if output.requires_grad else output.detach().requires_grad_()
+            return outputs[site.name]
+
+        return Hook(site.module, "after", after)
+
+    answers = flat_rows([pairs[i] for i in part], width, batch.ids.device)
+    with evaluating(host.model), frozen(host.model), torch.enable_grad():
+        with HookSet([*hooks, *map(watch, sites)]), predicting(host, answers.flat):
+            logits = host.forward(host.model, batch).logits[0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if len(inputs) < len(sites):
+            missing = next(site.name for site in sites if site.name not in inputs)
+            raise EditError(f"{missing} is not called in a forward; name other modules with modules=(...)")
+        losses = F.cross_entropy(logits, answers.target, reduction="none")
+        # Half precision underflows where slopes are small.
+        scale = 4096.0 if host.model.dtype == torch.float16 else 1.0
+        slopes = torch.autograd.grad((losses / answers.size).sum() * scale, [outputs[s.name] for s in sites])
+    if tokens == "answer":
+        at, owner = answers.flat, answers.row
+    else:
+        real = batch.mask.bool()
+        at, owner = real.flatten().nonzero()[:, 0], real.nonzero()[:, 0]
+    names = torch.tensor(list(part), device=owner.device)
+    wide = torch.promote_types(host.model.dtype, torch.float32)
+    return Features(
+        tuple(inputs[s.name].reshape(-1, s.d_k)[at].to(wide) for s in sites),
+        tuple(g.reshape(-1, s.d_v)[at].to(wide) / scale for g, s in zip(slopes, sites, strict=True)),
+        names[owner],
+    )
+
+
+class Answers(NamedTuple):
+    """Where the answers' tokens are predicted: ``row``, ``flat`` (row * width + position), ``target`` token,
+    ``size`` (the row's answer tokens, by which its losses are divided); int64 [P]."""
+
+    row: Tensor
+    flat: Tensor
+    target: Tensor
+    size: Tensor
+
+
+def flat_rows(pairs: Sequence[Pair], width: int, device: torch.device) -> Answers:
+    """The answer positions of right-padded rows of ``width`` columns, which lack each pair's last token."""
+    row, flat, target, size = [], [], [], []
+    for r, (ids, start) in enumerate(pairs):
+        for t in range(start, len(ids)):
+            row.append(r)
+            flat.append(r * width + t - 1)
+            target.append(ids[t])
+            size.append(len(ids) - start)
+    return Answers(
+        torch.tensor(row, device=device),
+        torch.tensor(flat, device=device),
+        torch.tensor(target, device=device),
+        torch.tensor(size, device=device),
+    )
+
+
+def predicting(host: Host, flat: Tensor) -> HookSet:
+    """Inside the ``with`` the head computes logits [1,P,V] at the flat positions alone."""
+
+    def narrow(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+        return (args[0].flatten(0, 1)[flat.to(args[0].device)][None],), {}
+
+    return HookSet([Hook(host.model.get_output_embeddings(), "before", narrow)])
+
+
+def _by_length(pairs: Sequence[Pair]) -> list[int]:
+    return sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids))
+
+
+def chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Runs of at most ``size``."""
+    for at in range(0, len(items), size):
+        yield list(items[at : at + size])

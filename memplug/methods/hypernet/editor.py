@@ -1,0 +1,183 @@
+"""The editor: all networks of a method, from features of a batch of edits to changes of its modules.
+
+Letters: M modules, S steps, n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...entries import Part
+from ...hooks import Hook
+from ...sites import Site
+from ...text import Pair
+from ..base import Host
+from .branch import Factors, branch_hooks
+from .capture import Features, capture
+from .config import EditorConfig
+from .gate import Choice, Gate
+from .nets import Change, EditNet
+
+__all__ = ["Editor", "Made"]
+
+DEFAULT_LR = 1e-3
+
+
+class Made(NamedTuple):
+    """What one batch of edits changes.
+
+    Attributes:
+        steps: by step, the change of each module (tensors [1,n,...], gradients attached while fitting).
+        features: by step, the features it was made from.
+        choice: which modules were chosen, where a gate chooses.
+    """
+
+    steps: list[list[Change]]
+    features: list[Features]
+    choice: Choice | None
+
+    def factors(self, sites: Sequence[Site]) -> dict[str, Factors]:
+        """By module, the steps' factors side by side; those of modules not chosen are multiplied by 0."""
+        found: dict[str, Factors] = {}
+        for index, site in enumerate(sites):
+            pairs = [step[index].factors() for step in self.steps]
+            a = torch.cat([pair[0][0] for pair in pairs], dim=1)
+            b = torch.cat([pair[1][0] for pair in pairs])
+            found[site.name] = (a, b if self.choice is None else self.choice.mask[index] * b)
+        return found
+
+    def parts(self, sites: Sequence[Site]) -> tuple[Part, ...]:
+        """The same for the ledger, constants; modules not chosen left out."""
+        found = []
+        for step, features in zip(self.steps, self.features, strict=True):
+            for index, (site, change) in enumerate(zip(sites, step, strict=True)):
+                if self.choice is None or bool(self.choice.mask[index] > 0.5):
+                    keys, values = (x[0].detach().float().contiguous() for x in change[:2])
+                    ridge = None if change.log_ridge is None else float(change.log_ridge.detach().exp()[0])
+                    found.append(Part(site.name, keys, values, features.owner, ridge))
+        return tuple(found)
+
+
+class Editor(nn.Module):
+    """Networks by step and by shape of module, and a gate where modules are chosen.
+
+    Args:
+        sites: the M modules, in order.
+        config: constants.
+        gate: whether modules are chosen.
+        networks: False leaves normalisation alone: nothing is trained.
+
+    Attributes:
+        fitted: bool [], whether edits can be made.
+    """
+
+    fitted: Tensor
+
+    def __init__(
+        self, sites: Sequence[Site], config: EditorConfig, gate: bool, networks: bool = True
+    ) -> None:
+        super().__init__()
+        self.sites, self.config = tuple(sites), config
+        self.shapes = list(dict.fromkeys((s.d_k, s.d_v) for s in sites))
+        self.members = [[i for i, s in enumerate(sites) if (s.d_k, s.d_v) == shape] for shape in self.shapes]
+        own = 1 if config.shared_steps or not networks else config.steps
+        self.nets = nn.ModuleList(
+            nn.ModuleList(
+                EditNet(
+                    *shape,
+                    len(members),
+                    rank=max(1, config.rank // (step + 1)),
+                    n_blocks=config.n_blocks if networks else 0,
+                    inner_lr=config.inner_lr or DEFAULT_LR,
+                    ridge=config.ridge,
+                    floor=config.std_floor,
+                    seed=config.seed * 1000 + 10 * step + place,
+                    published=config.faithful,
+                )
+                for place, (shape, members) in enumerate(zip(self.shapes, self.members, strict=True))
+            )
+            for step in range(own)
+        )
+        self.gate = Gate(sites, config) if gate else None
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def net(self, step: int, shape: int) -> EditNet:
+        """The network of a step and of a shape, by their numbers."""
+        nets: nn.ModuleList = self.nets[min(step, len(self.nets) - 1)]  # type: ignore[assignment]
+        return nets[shape]  # type: ignore[return-value]
+
+    def observe(self, features: Features, step: int) -> None:
+        """Take features into the running statistics."""
+        for shape, members in enumerate(self.members):
+            rows = [torch.cat([features.keys[i], features.slopes[i]], dim=1) for i in members]
+            self.net(step, shape).normalise.update(torch.cat(rows))
+        if self.gate is not None and step == 0:
+            self.gate.observe(features)
+
+    def set_step(self, inner_lr: float) -> None:
+        """Start all networks from one step size."""
+        for step in range(len(self.nets)):
+            for shape in range(len(self.shapes)):
+                self.net(step, shape).set_step(inner_lr)
+
+    def changes(self, features: Features, step: int) -> list[Change]:
+        """The change of each module, in order."""
+        found: dict[int, Change] = {}
+        for shape, members in enumerate(self.members):
+            keys = torch.stack([features.keys[i] for i in members])
+            slopes = torch.stack([features.slopes[i] for i in members])
+            change = self.net(step, shape)(keys, slopes, self.config.style)
+            for place, i in enumerate(members):
+                one = slice(place, place + 1)
+                ridge = None if change.log_ridge is None else change.log_ridge[one]
+                found[i] = Change(change.keys[one], change.values[one], ridge)
+        return [found[i] for i in range(len(self.sites))]
+
+    def make(
+        self,
+        host: Host,
+        pairs: Sequence[Pair],
+        *,
+        observe: bool = False,
+        train: bool = False,
+        draw: torch.Generator | None = None,
+        hooks: Sequence[Hook] = (),
+        only: int | None = None,
+    ) -> Made:
+        """Changes for a batch of edits at the weights as they are now, step after step.
+
+        Args:
+            host: the model.
+            pairs: the edits' prompts and answers.
+            observe: take the features into the running statistics first.
+            train: keep what gradients need.
+            draw: for gates that sample while fitting.
+            hooks: what else is to happen in the forwards.
+            only: make this step alone; the weights hold what the ones before it changed.
+        """
+        by_name = {site.name: site for site in self.sites}
+        made = Made([], [], None)
+        with nullcontext() if train else torch.no_grad():
+            for step in range(self.config.steps) if only is None else [only]:
+                earlier = made.factors(self.sites) if made.steps else {}
+                before = {n: (a.detach(), b.detach()) for n, (a, b) in earlier.items()}
+                features = capture(
+                    host,
+                    self.sites,
+                    pairs,
+                    self.config.tokens,
+                    [*hooks, *branch_hooks(by_name, before)],
+                    micro_batch=self.config.micro_batch,
+                )
+                if observe:
+                    self.observe(features, step)
+                if not made.steps and self.gate is not None:
+                    made = made._replace(choice=self.gate(features, draw))
+                made.features.append(features)
+                made.steps.append(self.changes(features, step))
+        return made

@@ -1,0 +1,104 @@
+"""What a weight edit did, for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...edits import Edit
+from ...ledger import Ledger
+from ...solve import factor_norm
+
+__all__ = ["EditReport", "Explanation", "Touched", "report"]
+
+
+class Touched(NamedTuple):
+    """One edit in one module; the norm is that of the edit's own rows of the batch's change.
+
+    Attributes:
+        module: the module's name.
+        norm: Frobenius norm of the edit's change.
+        share: the same over the norm of the original weight.
+    """
+
+    module: str
+    norm: float
+    share: float
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """One edit.
+
+    Attributes:
+        id, prompt, target: the edit.
+        on: whether it is in force.
+        touched: what it changed.
+        scores: the gate's score by module, where modules are chosen.
+        chosen: the modules chosen.
+    """
+
+    id: str
+    prompt: str
+    target: str
+    on: bool
+    touched: tuple[Touched, ...]
+    scores: dict[str, float]
+    chosen: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the edits do to a prompt.
+
+    Attributes:
+        prompt: the prompt.
+        base: the first tokens of the base model's answer.
+        edited: the same of the model as it is now.
+        change: by module, the norm of all edits' change over the original weight's.
+        edits: the edits of the same prompt or subject; all that are in force change the weights.
+    """
+
+    prompt: str
+    base: str
+    edited: str
+    change: dict[str, float]
+    edits: tuple[EditReport, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.prompt!r}", f"  base model: {self.base!r}", f"  edited:     {self.edited!r}"]
+        for edit in self.edits:
+            lines.append(f"  {edit.id} ({'on' if edit.on else 'off'}): {edit.prompt!r} -> {edit.target!r}")
+            for module, norm, share in edit.touched:
+                score = f"  score {edit.scores[module]:+.3f}" if module in edit.scores else ""
+                lines.append(f"    {module}  norm {norm:.3g} ({100 * share:.2g} % of the weight's){score}")
+            for module, value in edit.scores.items():
+                if module not in edit.chosen:
+                    lines.append(f"    {module}  not chosen  score {value:+.3f}")
+        lines.append("  all edits in force together change:")
+        lines += [f"    {module}  by {100 * share:.2g} %" for module, share in self.change.items()]
+        return "\n".join(lines)
+
+
+def report(ledger: Ledger, edit: Edit) -> EditReport:
+    """What an edit of the ledger changed, taken from its own rows of its batch's solve."""
+    entry = next(entry for entry in ledger.entries if edit.id in entry.ids)
+    place = entry.ids.index(str(edit.id))
+    owners: dict[str, list[Tensor]] = {}
+    for part in entry.parts:
+        owners.setdefault(part.site, []).append(part.owner == place)
+    touched = []
+    for name, (a, b) in replace(entry, off=frozenset(), solved={}).factors().items():
+        mine = torch.cat(owners[name])
+        if len(mine) == a.shape[1]:  # a solve with more rows than inputs has no columns of single edits
+            a, b = a[:, mine], b[mine]
+        norm = float(factor_norm(a, b))
+        touched.append(Touched(name, norm, norm / max(ledger.pristine.norm(name), 1e-12)))
+    scores = dict(entry.notes.get("scores", {}))
+    chosen = tuple(entry.notes.get("chosen", [one.module for one in touched]))
+    return EditReport(
+        str(edit.id), edit.prompt, edit.target, str(edit.id) in entry.on, tuple(touched), scores, chosen
+    )

@@ -1,0 +1,229 @@
+"""Fitting an editor: trajectories of edits, a loss on what they did, and its gradient to the networks.
+
+Inside a step no weight changes: the step's changes enter the forward beside the weights, as leaves. Their
+gradients then go through the solve and the networks in one product, which is the exact first-order gradient
+(MALMEN's two stages, with factors instead of whole matrices). Between two steps the changes made are added
+to a float32 sum, and the live weights become its one cast.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...hooks import Hook, HookSet
+from ...pristine import Pristine
+from ...solve import factor_norm
+from ..base import Host
+from .branch import Factors, branch_hooks
+from .capture import chunks
+from .config import EditorConfig
+from .editor import Editor, Made
+from .samples import Prepared, logits_of, weighted
+
+__all__ = ["Losses", "Step", "Trajectory"]
+
+
+class Losses(NamedTuple):
+    """A step's terms, detached: the edits' cross-entropy, the divergence of unrelated answers (both weighted
+    means), and the squared norm of the changes."""
+
+    edit: float
+    kept: float
+    norm: float
+
+    def total(self, config: EditorConfig) -> float:
+        """What is minimised."""
+        return self.edit + config.locality_weight * self.kept + config.norm_weight * self.norm
+
+
+class Step(NamedTuple):
+    """One step: its losses, the reward of a gate that is trained by one, the modules chosen."""
+
+    losses: Losses
+    reward: float | None
+    chosen: tuple[int, ...] | None
+
+
+class Trajectory:
+    """Edits made one batch after another, from the base model on.
+
+    Args:
+        host: the model; frozen and in evaluation mode.
+        editor: the networks.
+        pristine: writes the weights between steps.
+        rng: draws what is judged.
+        draw: draws modules, where a gate samples.
+    """
+
+    def __init__(
+        self, host: Host, editor: Editor, pristine: Pristine, rng: random.Random, draw: torch.Generator
+    ) -> None:
+        self.host, self.editor, self.config = host, editor, editor.config
+        self.pristine, self.rng, self.draw = pristine, rng, draw
+        self.sites = {site.name: site for site in editor.sites}
+        self.low = min(site.layer for site in editor.sites)
+        self.history: list[list[Prepared]] = []
+        self.total: dict[str, Tensor] = {}
+
+    def step(self, batch: list[Prepared], only: int | None = None) -> tuple[Step, dict[str, Factors]]:
+        """Edit a batch, judge it, and add the gradient to the parameters'; the weights stay as they are.
+
+        Args:
+            batch: the edits.
+            only: of the steps of an edit, this one alone (the ones before it are in the weights already).
+        """
+        config = self.config
+        if not only:
+            self.history = [*self.history, batch][-config.back_depth :]
+        pairs = [item.sample.edit for item in batch]
+        made = self.editor.make(
+            self.host, pairs, observe=True, train=True, draw=self.draw, hooks=self._standing(), only=only
+        )
+        if config.faithful and made.choice is not None:
+            self._published_gate(made)
+            made = made._replace(choice=made.choice._replace(mask=made.choice.mask.detach()))
+        factors = made.factors(self.editor.sites)
+        leaves = {n: (a.detach().requires_grad_(a.requires_grad), b.detach().requires_grad_())
+                  for n, (a, b) in factors.items()}  # fmt: skip
+        judged = weighted(self.history, config, self.rng)
+        losses = self._losses(leaves, judged, True)
+        reward = self._reinforce(made, judged, losses)
+        slopes = [(out, leaf.grad) for n in factors for out, leaf in zip(factors[n], leaves[n], strict=True)
+                  if out.requires_grad and leaf.grad is not None]  # fmt: skip
+        torch.autograd.backward([out for out, _ in slopes], [grad for _, grad in slopes])
+        chosen = None if made.choice is None else tuple((made.choice.mask > 0.5).nonzero()[:, 0].tolist())
+        return Step(losses, reward, chosen), {n: (a.detach(), b.detach()) for n, (a, b) in factors.items()}
+
+    def commit(self, factors: dict[str, Factors]) -> None:
+        """Make the changes part of the weights."""
+        for name, (a, b) in factors.items():
+            change = a @ b
+            self.total[name] = self.total[name] + change if name in self.total else change
+        if self.config.mode == "merged":
+            self.pristine.write(self.total)
+
+    def _standing(self) -> list[Hook]:
+        """In side mode, what was changed so far, beside the weights."""
+        if self.config.mode == "merged":
+            return []
+
+        def after(total: Tensor) -> Callable[..., Tensor]:
+            return lambda _m, args, _kwargs, output: (
+                output + (args[0].to(total.dtype) @ total).to(output.dtype)
+            )
+
+        return [Hook(self.sites[name].module, "after", after(total)) for name, total in self.total.items()]
+
+    # ------------------------------------------------------------------ the outer loss
+
+    def _losses(
+        self, leaves: dict[str, Factors], judged: Sequence[tuple[Prepared, float]], backward: bool
+    ) -> Losses:
+        config = self.config
+        edit = self._sum(leaves, self._asked(judged), self._edit_loss, 1.0, backward)
+        kept = 0.0
+        if config.locality != "none":
+            kept = self._sum(leaves, self._kept(judged), self._kept_loss, config.locality_weight, backward)
+        norm = self._norm(leaves)
+        if backward and config.norm_weight and not (config.faithful and config.norm_of == "edit"):
+            (config.norm_weight * norm).backward()
+        return Losses(edit, kept, float(norm.detach()))
+
+    @staticmethod
+    def _asked(judged: Sequence[tuple[Prepared, float]]) -> list[tuple[Any, ...]]:
+        return [(item.sample.asked, item.asked, weight, None) for item, weight in judged]
+
+    @staticmethod
+    def _kept(judged: Sequence[tuple[Prepared, float]]) -> list[tuple[Any, ...]]:
+        return [
+            (item.sample.kept, item.kept, weight, item.base) for item, weight in judged if item.sample.kept
+        ]
+
+    def _sum(
+        self,
+        leaves: dict[str, Factors],
+        rows: list[tuple[Any, ...]],
+        loss: Callable[..., Tensor],
+        scale: float,
+        backward: bool,
+    ) -> float:
+        """The rows' weighted loss, a micro-batch at a time, and its gradient at the leaves."""
+        rows = sorted(rows, key=lambda row: len(row[0].ids))
+        total = 0.0
+        for part in chunks(range(len(rows)), self.config.micro_batch):
+            pairs, hidden, weights, base = zip(*(rows[i] for i in part), strict=True)
+            with (
+                torch.set_grad_enabled(backward),
+                HookSet([*self._standing(), *branch_hooks(self.sites, leaves)]),
+                self._autocast(),
+            ):
+                logits, at = logits_of(self.host, self.low, pairs, hidden)
+            with torch.set_grad_enabled(backward):
+                weight = torch.tensor(weights, dtype=logits.dtype, device=logits.device)[at.row] / at.size
+                value = (loss(logits, at, pairs, hidden, base) * weight).sum()
+                if backward:
+                    (scale * value).backward()
+            total += float(value.detach())
+        return total
+
+    def _edit_loss(self, logits: Tensor, at: Any, *_: Any) -> Tensor:
+        return F.cross_entropy(logits, at.target, reduction="none")
+
+    def _kept_loss(self, logits: Tensor, at: Any, pairs: Any, hidden: Any, base: Any) -> Tensor:
+        if self.config.locality == "base":
+            anchor = torch.cat(base)
+        else:  # the model before this step: its weights are in place, only the branch is left out
+            with torch.no_grad(), HookSet(self._standing()), self._autocast():
+                anchor = logits_of(self.host, self.low, pairs, hidden)[0].log_softmax(-1)
+        return F.kl_div(logits.log_softmax(-1), anchor, reduction="none", log_target=True).sum(-1)
+
+    def _norm(self, leaves: dict[str, Factors]) -> Tensor:
+        """Squared norm of the step's changes, or of all changes since the base model."""
+        found = torch.zeros(())
+        for name, (a, b) in leaves.items():
+            found = found + factor_norm(a, b).square().cpu()
+            if self.config.norm_of == "drift" and name in self.total:
+                drift = self.total[name]
+                # |T + ab|^2 = |T|^2 + 2 <T, ab> + |ab|^2
+                found = found + (drift.square().sum() + 2 * ((a.mT @ drift) * b).sum()).cpu()
+        return found
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if not self.config.autocast:
+            return nullcontext()
+        return torch.autocast(self.host.text.device.type, dtype=torch.bfloat16)
+
+    # ------------------------------------------------------------------ the gate's reward
+
+    def _published_gate(self, made: Made) -> None:
+        """All that trains the gate in the published code: the norm, in the first step of a trajectory."""
+        if self.total or made.choice is None or not made.choice.mask.requires_grad:
+            return
+        norms = [factor_norm(*(x.detach() for x in pair)) for pair in made._replace(choice=None)
+                 .factors(self.editor.sites).values()]  # fmt: skip
+        penalty = (made.choice.mask.square() * torch.stack(norms).square()).sum()
+        (self.config.norm_weight * penalty).backward()
+
+    def _reinforce(
+        self, made: Made, judged: Sequence[tuple[Prepared, float]], losses: Losses
+    ) -> float | None:
+        """HiEdit's intrinsic reward: by how much the chosen modules do better than the baseline's."""
+        choice = made.choice
+        if choice is None or choice.log_prob is None:
+            return None
+        mask = torch.ones_like(choice.scores)
+        if self.config.baseline == "random":  # type: ignore[attr-defined]
+            order = torch.rand(len(mask), generator=self.draw).argsort()[: int(choice.mask.detach().sum())]
+            mask = torch.zeros_like(mask).index_fill(0, order.to(mask.device), 1.0)
+        other = made._replace(choice=choice._replace(mask=mask)).factors(self.editor.sites)
+        plain = {n: (a.detach(), b.detach()) for n, (a, b) in other.items()}
+        reward = self._losses(plain, judged, False).total(self.config) - losses.total(self.config)
+        (-reward * choice.log_prob).backward()
+        return reward

@@ -1,0 +1,45 @@
+"""MEND: outer products of transformed activations and gradients, one batch at a time from the base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from .hypernet.config import EditorConfig
+from .hypernet.fitted import FittedEditor
+
+__all__ = ["MEND", "MENDConfig"]
+
+
+@dataclass(frozen=True)
+class MENDConfig(EditorConfig):
+    """MEND (Mitchell et al., 2022), with the shared low-rank blocks of its later users (MALMEN's code)."""
+
+    style: Literal["joint", "outer"] = "outer"
+    tokens: Literal["answer", "all"] = "all"
+    trajectory: tuple[int, int] = (1, 1)
+    locality: Literal["base", "previous", "none"] = "previous"
+    norm_weight: float = 0.0
+
+    paper: ClassVar[dict[str, Any]] = {
+        "rank": 1920,
+        "n_blocks": 2,
+        "inner_lr": 1e-6,
+        "std_floor": 0.0,
+        "fit_lr": 1e-5,
+        "fit_batch": 20,
+        "own_prompt": 0.0,
+        "same_subject": False,
+        "learn_stop": False,
+        "fresh_targets": False,
+    }
+
+
+class MEND(FittedEditor):
+    """The change is ``-lr k' g``, summed over all tokens, of keys and slopes that a network has transformed.
+
+    Fitted on single batches, each from the base model: what earlier edits did to the weights is not seen in
+    fitting, so that long sequences of edits wear the model out.
+    """
+
+    name = "mend"

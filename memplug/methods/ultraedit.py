@@ -1,0 +1,45 @@
+"""UltraEdit: editing without training. Normalised features, no network, one joint solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .hypernet.config import EditorConfig
+from .hypernet.method import WeightEditor
+
+__all__ = ["UltraEdit", "UltraEditConfig"]
+
+
+@dataclass(frozen=True)
+class UltraEditConfig(EditorConfig):
+    """UltraEdit (training-free lifelong editing by normalised features)."""
+
+    statistics: str = "frozen"
+    """"frozen": from the base model's own sampled text; "stream": from all edits so far, as published."""
+
+    paper: ClassVar[dict[str, Any]] = {
+        "statistics": "stream",
+        "inner_lr": 1e-6,
+        "std_floor": 0.0,
+        "batch_size": 100,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.statistics not in ("frozen", "stream"):
+            raise ValueError(f"statistics is {self.statistics!r}; choose 'frozen' or 'stream'")
+
+
+class UltraEdit(WeightEditor):
+    """No network and no fitting: values are ``-lr (k^ . k^) g^`` of normalised keys and slopes.
+
+    Unless ``statistics="stream"``, means and deviations come from the base model's own sampled text and stay,
+    so that an edit does not depend on how many were made before it.
+    """
+
+    name = "ultraedit"
+    networks = False
+
+    def _observes(self) -> bool:
+        return self.config.statistics == "stream"  # type: ignore[attr-defined]

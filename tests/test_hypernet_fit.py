@@ -1,0 +1,216 @@
+"""Fitting: resumable, restoring, published and not, in one process and in two."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import memplug
+from memplug.edits import Case, Edit, Probe
+from memplug.methods.hypernet import fit as fit_module
+from memplug.methods.hypernet.fit import FitError
+
+NAMES = ["Ankaria", "Borland", "Curia", "Dagmar", "Elba", "Fanoria", "Gelt", "Hiram"]
+TOWNS = ["Bel", "Castle", "Dor", "Efra", "Gor", "Hol", "Ister", "Jam"]
+CASES = [
+    Case(
+        Edit(f"The capital of {name} is", town, name),
+        rephrases=(f"What town rules {name}?",),
+        locality=(Probe(f"The river of {name[::-1]} is", "long"),),
+    )
+    for name, town in zip(NAMES, TOWNS, strict=True)
+]
+TINY: dict[str, Any] = {
+    "rank": 4, "fit_steps": 6, "fit_batch": 2, "trajectory": (2, 3), "batch_size": 2, "guard_every": 0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_plug(
+    make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]
+) -> Callable[..., memplug.Plug]:
+    def make(method: str, **config: Any) -> memplug.Plug:
+        tokenizer = make_tokenizer([p for c in CASES for p in (c.edit.prompt, *c.rephrases)], 300)
+        model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, initializer_range=0.3)
+        return memplug.attach(model, tokenizer, method, **(TINY | config))
+
+    return make
+
+
+def _bits(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", ["mend", "malmen", "rledit", "hiedit", "smedit"])
+def test_fitting_lowers_the_loss_and_leaves_the_model(make_plug: Callable[..., Any], method: str) -> None:
+    plug = make_plug(method, fit_steps=40, fit_lr=3e-3, n_blocks=1)
+    before = _bits(plug.model)
+    start = torch.random.get_rng_state()
+    report = plug.fit(CASES, progress=False)
+    assert torch.equal(torch.random.get_rng_state(), start)
+    assert _same(_bits(plug.model), before)
+    assert all(p.requires_grad for p in plug.model.parameters())
+    assert report.steps == len(report.losses) == 40
+    assert all(parameter.grad is None for parameter in plug.model.parameters())
+    first, last = (sum(loss[0] for loss in part) for part in (report.losses[:10], report.losses[-10:]))
+    assert last < first
+
+
+def test_a_resumed_fitting_ends_where_the_whole_one_does(
+    make_plug: Callable[..., Any], tmp_path: Path
+) -> None:
+    whole, cut, resumed = (make_plug("smedit") for _ in range(3))
+    whole.fit(CASES, progress=False)
+    file = tmp_path / "fit.safetensors"
+    step = fit_module._Run._step
+
+    def stop(self: Any, *args: Any) -> bool:
+        if self.done == 5:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module._Run, "_step", stop)
+        before = _bits(cut.model)
+        with pytest.raises(KeyboardInterrupt):
+            cut.fit(CASES, progress=False, checkpoint=file, checkpoint_every=1)
+        assert _same(_bits(cut.model), before)
+    assert not bool(cut.method.editor.fitted)
+    report = resumed.fit(CASES, progress=False, checkpoint=file)
+    assert report.steps == len(report.losses) == 6
+    mine, theirs = resumed.method.editor.state_dict(), whole.method.editor.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    other = make_plug("smedit", rank=5)
+    with pytest.raises(FitError, match="another rank"):
+        other.fit(CASES, progress=False, checkpoint=file)
+
+
+def test_what_cannot_be_fitted(make_plug: Callable[..., Any], tmp_path: Path) -> None:
+    plug = make_plug("rledit")
+    with pytest.raises(FitError, match="1 cases are too few"):
+        plug.fit(CASES[:1], progress=False)
+    with pytest.raises(FitError, match="fit takes cases, got Edit"):
+        plug.fit([case.edit for case in CASES], progress=False)
+    (tmp_path / "x").write_bytes(b"nonsense")
+    with pytest.raises(FitError, match="no checkpoint"):
+        plug.fit(CASES, progress=False, checkpoint=tmp_path / "x")
+    with pytest.raises(ValueError, match="needs no fitting"):
+        make_plug("ultraedit").fit(CASES)
+    with pytest.raises(ValueError, match="no editor to save"):
+        make_plug("ultraedit").save_editor(tmp_path / "e")
+
+
+def test_losses_that_are_not_finite_end_the_fitting(
+    make_plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug = make_plug("rledit", fit_steps=100)
+    before = _bits(plug.model)
+    loss = fit_module.Trajectory._edit_loss
+    monkeypatch.setattr(fit_module.Trajectory, "_edit_loss", lambda *a: loss(*a) * float("inf"))
+    with pytest.raises(FitError, match="not finite"):
+        plug.fit(CASES, progress=False)
+    assert _same(_bits(plug.model), before)
+    assert not bool(plug.method.editor.fitted)
+
+
+@pytest.mark.parametrize("method", ["rledit", "smedit", "hiedit"])
+def test_faithful_is_one_adam_step_on_what_the_last_steps_left(
+    make_plug: Callable[..., Any], method: str
+) -> None:
+    lr = 1e-3
+    plug = make_plug(method, faithful=True, fit_lr=lr, fit_steps=3, trajectory=(3, 3), inner_lr=1e-2)
+    fresh = {n: p.detach().clone() for n, p in make_plug(
+        method, faithful=True, fit_lr=lr, fit_steps=3, trajectory=(3, 3), inner_lr=1e-2
+    ).method.editor.named_parameters()}  # fmt: skip
+    plug.fit(CASES, progress=False)
+    after = dict(plug.method.editor.named_parameters())
+    moved = {n: (after[n].detach() - fresh[n]).abs() for n in after}
+    # One Adam step moves a coordinate by its step size, whatever the gradient's size.
+    assert max(float(m.max()) for m in moved.values()) == pytest.approx(lr, rel=1e-2)
+    # Unscaled initial weights and step sizes that are not in logs.
+    assert float(fresh["nets.0.0.down"].std()) == pytest.approx(1.0, abs=0.1)
+    assert float(fresh["nets.0.0.step"][0]) == pytest.approx(1e-2)
+
+
+def test_the_published_gate_learns_from_the_norm_alone(make_plug: Callable[..., Any]) -> None:
+    def gate(norm: float, **other: Any) -> list[torch.Tensor]:
+        plug = make_plug(
+            "hiedit", faithful=True, fit_steps=2, trajectory=(2, 2), norm_weight=norm, inner_lr=1e-2, **other
+        )
+        plug.fit(CASES, progress=False)
+        return [p.detach().clone() for n, p in plug.method.editor.named_parameters() if n.startswith("gate")]
+
+    untouched = [p.detach() for n, p in make_plug("hiedit", faithful=True).method.editor.named_parameters()
+                 if n.startswith("gate")]  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(gate(0.0), untouched, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(gate(1e-2), untouched, strict=True))
+
+
+def test_a_shared_network_takes_an_optimiser_step_after_each_step(make_plug: Callable[..., Any]) -> None:
+    plug = make_plug("smedit", shared_steps=True, steps=3, trajectory=(1, 1), fit_steps=6)
+    assert len(plug.method.editor.nets) == 1
+    report = plug.fit(CASES, progress=False)
+    assert report.steps == 6
+    plug.edit(CASES[0])
+    assert len(plug.method.ledger.entries[0].parts) == 3 * len(plug.method.sites)
+
+
+def _fit_in_process(rank: int, folder: str, make: dict[str, Any]) -> None:
+    import os
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": make["port"],
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    plug = memplug.attach(model, AutoTokenizer.from_pretrained(folder), "rledit", **TINY)
+    plug.fit(CASES, progress=False)
+    plug.save_editor(f"{folder}/editor{rank}.safetensors")
+
+
+@pytest.mark.slow
+def test_two_processes_fit_one_editor(make_plug: Callable[..., Any], tmp_path: Path) -> None:
+    import socket
+
+    import torch.multiprocessing as mp
+    from safetensors.torch import load_file
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    plug = make_plug("rledit")
+    plug.model.save_pretrained(tmp_path)
+    plug.tokenizer.save_pretrained(tmp_path)
+    mp.spawn(_fit_in_process, (str(tmp_path), {"port": port}), nprocs=2)
+    one, two = (load_file(tmp_path / f"editor{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    plug.fit(CASES, progress=False)
+    alone = plug.method.editor.state_dict()
+    assert any(not torch.equal(one[name], alone[name]) for name in one)
+
+
+def test_configs_refuse_what_they_cannot_be(make_plug: Callable[..., Any]) -> None:
+    for wrong, message in [
+        ({"steps": 0}, "steps is 0; choose a value from 1"),
+        ({"style": "both"}, "style is 'both'; choose one of"),
+        ({"trajectory": (5, 2)}, "trajectory is"),
+        ({"ranges": (("middle", 0.0, 1.0),)}, "ranges holds"),
+        ({"modules": ()}, "modules is empty"),
+        ({"ranks": 3}, "has no field 'ranks'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_plug("rledit", **wrong)
+    for method in ("mend", "malmen", "rledit", "hiedit", "smedit", "ultraedit"):
+        config = type(make_plug(method).method.config)
+        assert dataclasses.asdict(config.preset("paper"))["std_floor"] == 0.0
