@@ -92,7 +92,7 @@ class Recall:
         other = sorted({kind for kind in kinds[layer:] if "attention" not in kind or "linear" in kind})
         if other:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: among its layers from {layer} on are some of {', '.join(other)}, "
+                f"{type(model).__name__}: among its layers from {layer} on are {', '.join(other)}, "
                 "which keep no keys and values that a recalled prefix could join; choose a model whose layers all "
                 "have attention"
             )
