@@ -115,7 +115,7 @@ def as_edits(
         raise EditError(
             f"cannot edit {prompt!r}; give a prompt and a target, an Edit, a Case, or a list of these"
         )
-    items = [prompt] if isinstance(prompt, Edit | Case) else list(prompt)
+    items: list[Edit | Case] = [prompt] if isinstance(prompt, Edit | Case) else list(prompt)  # type: ignore[arg-type]
     if not items:
         raise EditError("the list of edits is empty; give at least one Edit")
     edits = [item.edit if isinstance(item, Case) else item for item in items]

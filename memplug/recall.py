@@ -93,8 +93,8 @@ class Recall:
         if other:
             raise UnsupportedModelError(
                 f"{type(model).__name__}: among its layers from {layer} on are {', '.join(other)}, "
-                "which keep no keys and values that a recalled prefix could join; choose a model whose layers all "
-                "have attention"
+                "which keep no keys and values that a recalled prefix could join; choose a model whose "
+                "layers all have attention"
             )
         with torch.no_grad():
             width = anatomy.width
