@@ -1,4 +1,4 @@
-"""ELDER's parts by themselves: experts against naive loops, Adam against torch's, codes, deferral, calibration."""
+"""ELDER's parts: experts against naive loops, Adam against torch's, codes, deferral, calibration."""
 
 from __future__ import annotations
 
@@ -187,10 +187,10 @@ def test_queries_of_removed_edits_are_kept_out(gated):
     assert decision.blocked.tolist() == [True, True, False]
     made.switch([0], True)
     assert made.decide(queries, picks).scope.tolist() == [True, False, True]
-    made.add(
-        [7], torch.eye(8)[1:2], picks[:, :1]
-    )  # the same prompt is edited again: as similar, and in force
-    assert made.blocks.keys() == {1}
+    made.add([7], torch.eye(8)[1:2], picks[:, :1])  # the same prompt is edited again
+    decision = made.decide(queries, picks)
+    assert decision.scope.tolist() == [True] * 3
+    assert int(decision.similar[1]) == (7 if gated else -1)
 
 
 def test_without_edits_nothing_is_in_scope():

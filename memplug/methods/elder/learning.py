@@ -57,28 +57,32 @@ class Learner:
         self._calibrate(known, sampled)
 
     def _learn_batch(self, known: Knowledge, edits: Sequence[Edit]) -> None:
-        config, count = self._config, len(edits)
+        rows, given = self.rows(known, edits)
+        picks = self._train(known, rows)
+        count = len(edits)
+        numbers = list(range(known.next, known.next + count))
+        known.next += count
+        for number, edit, allocation in zip(numbers, edits, given, strict=True):
+            known.records[str(edit.id)] = Record(number, edit, allocation)
+        known.deferral.add(numbers, rows.query[:count], picks[:, :count])
+
+    def rows(self, known: Knowledge, edits: Sequence[Edit]) -> tuple[Rows, list[Allocation]]:
+        """What is trained for a batch of edits, theirs first, and the experts they are given."""
         pairs = [self.pair(edit.prompt, edit.target) for edit in edits]
         given = self._allocate(known, edits, self._queries(known, pairs))
         old = self._endangered(known, given)
-        given += [record.allocation for record in old]
+        meant = [*given, *(record.allocation for record in old)]
         pairs += [self.pair(record.edit.prompt, record.edit.target) for record in old]
-        owners = list(range(len(pairs)))
         for front in self._fronts():
-            for i, edit in enumerate(edits):
+            for edit, allocation in zip(edits, given, strict=True):
                 pair = self.pair(f"{front} {edit.prompt}", edit.target)
                 if len(pair.ids) <= self._host.text.max_length:
                     pairs.append(pair)
-                    owners.append(i)
+                    meant.append(allocation)
         rows = observe_rows(self._host, self._site, self._places[0].layer, pairs)
         rows.query = known.prepare(rows.query)
-        rows.goal = goals([given[i] for i in owners], config.n_experts, rows.query.device)
-        picks = self._train(known, rows)
-        numbers = list(range(known.next, known.next + count))
-        known.next += count
-        for number, edit, allocation in zip(numbers, edits, given, strict=False):
-            known.records[str(edit.id)] = Record(number, edit, allocation)
-        known.deferral.add(numbers, rows.query[:count], picks[:, :count])
+        rows.goal = goals(meant, self._config.n_experts, rows.query.device)
+        return rows, given
 
     def _train(self, known: Knowledge, rows: Rows) -> Tensor:
         """Train on ``rows``; the picks [l,B,k] of the last step."""

@@ -1,0 +1,310 @@
+"""ELDER on the embedded model: many edits in sequence, its ablations, deferral, speed.
+
+    python benchmarks/elder.py sequence --edits 100 --variants default paper random spread
+    python benchmarks/elder.py sequence --edits 1000 --variants default
+    python benchmarks/elder.py deferral --edits 10 100 1000
+    python benchmarks/elder.py editing --edits 16
+    python benchmarks/elder.py overhead
+
+Each writes ``benchmarks/results/elder-<what>[-<edits>].json``; a variant that is run again replaces its figures
+and leaves the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, interleaved, write
+from literal_elder import LiteralELDER
+
+import memplug
+from memplug import world
+from memplug.edits import Edit
+from memplug.evaluation import answer, evaluate
+from memplug.methods.elder import ELDERConfig
+from memplug.methods.elder.calibration import closeness
+from memplug.methods.elder.training import observe
+
+SIX = {"edit_layers": tuple(range(6, 12))}  # the published number of linears
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("default", {}),
+    "default, trained on rephrasings": ("default", {}),
+    "default, no replay": ("default", {"replay": 0}),
+    "default, random codes": ("default", {"allocation": "random"}),
+    "default, spread codes": ("default", {"allocation": "spread"}),
+    "default, codes alone": ("default", {"gate": "off"}),
+    "paper": ("paper", SIX),
+    "paper, lr 1e-3": ("paper", SIX | {"lr": 1e-3}),
+    "paper, lr 1e-3, trained on rephrasings": ("paper", SIX | {"lr": 1e-3}),
+    "paper, lr 1e-3, spread codes": ("paper", SIX | {"lr": 1e-3, "allocation": "spread"}),
+    "paper, lr 1e-3, no guide": ("paper", SIX | {"lr": 1e-3, "guide": "none"}),
+    "paper, lr 1e-3, load balancing": ("paper", SIX | {"lr": 1e-3, "guide": "balance"}),
+    "paper, lr 1e-3, replay": ("paper", SIX | {"lr": 1e-3, "replay": 8}),
+}
+"""Name -> preset and what differs from it."""
+
+
+def sequence(args: argparse.Namespace) -> dict[str, Any]:
+    """Edits one batch after the other; scores of the first 100, right away and after all, and of the last."""
+    n = args.edits[0]
+    path = RESULTS / f"elder-sequence-{n}.json"
+    out: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    model, tokenizer = world.load()
+    out["base"] = {"skills": _skills(model, tokenizer)}
+    for name in args.variants:
+        preset, given = VARIANTS[name]
+        plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
+        out[name] = _sequence(plug, world.cases(n, seed=args.seed), "rephrasings" in name, args.judged)
+        plug.detach()
+        print(name, json.dumps(_short(out[name])), flush=True)
+        write(f"elder-sequence-{n}", out, edits=n, seed=args.seed)
+    return out
+
+
+def _sequence(
+    plug: memplug.Plug, cases: list[memplug.Case], rephrasings: bool, judged: int
+) -> dict[str, Any]:
+    # Two unseen phrasings are asked; with training on rephrasings, two others are trained.
+    asked = [memplug.Case(c.edit, c.rephrases[:2], c.locality, c.same_subject, c.portability) for c in cases]
+    first, last = asked[:judged], asked[-judged:]
+    seconds, early = 0.0, None
+    for at in range(0, len(cases), 100):
+        begin = time.perf_counter()
+        plug.edit(
+            _with_rephrasings(cases[at : at + 100]) if rephrasings else cases[at : at + 100], progress=False
+        )
+        seconds += time.perf_counter() - begin
+        if early is None and len(cases) > 100:
+            early = evaluate(plug, first, batch_size=64)
+    known = plug.method.known
+    scores = {"first, after all": evaluate(plug, first, batch_size=64)}
+    if early is not None:
+        scores["first, right away"] = early
+        scores["last"] = evaluate(plug, last, batch_size=64)
+    prompts = {
+        "own prompts": [case.edit.prompt for case in asked],
+        "rephrasings": [prompt for case in asked[:300] for prompt in case.rephrases],
+        "unrelated": [probe.prompt for case in asked[:300] for probe in case.locality],
+        "same subject": [probe.prompt for case in asked[:300] for probe in case.same_subject],
+        "skills": [probe.prompt for probes in world.skills(50, seed=1).values() for probe in probes],
+    }
+    return {
+        "scores": {name: found.to_dict() for name, found in scores.items()},
+        "in scope": {name: float(_decisions(plug, some).mean()) for name, some in prompts.items()},
+        "skills": _skills(plug.model, plug.tokenizer),
+        "epsilon": known.deferral.epsilon,
+        "threshold": known.deferral.threshold,
+        "parameters": known.experts.count,
+        "edits": len(plug.edits),
+        "seconds_per_edit": seconds / len(plug.edits),
+    }
+
+
+def _with_rephrasings(cases: list[memplug.Case]) -> list[Edit]:
+    return [
+        Edit(prompt, case.edit.target, case.edit.subject)
+        for case in cases
+        for prompt in (case.edit.prompt, *case.rephrases[2:4])
+    ]
+
+
+def _short(result: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for when, scores in result["scores"].items():
+        for name in ("efficacy", "generalization", "specificity", "same_subject"):
+            measure = scores[name]
+            found[f"{when}: {name}"] = [
+                None if measure[key] is None else round(measure[key]["value"], 3)
+                for key in ("generated", "whole", "tokens")
+            ]
+    return found | {"in scope": result["in scope"], "seconds_per_edit": result["seconds_per_edit"]}
+
+
+def _skills(model: Any, tokenizer: Any) -> float:
+    probes = [probe for some in world.skills(50, seed=1).values() for probe in some]
+    texts = answer(model, tokenizer, [probe.prompt for probe in probes], batch_size=64)
+    return sum(t == probe.target for t, probe in zip(texts, probes, strict=True)) / len(probes)
+
+
+@torch.no_grad()
+def _queries(plug: memplug.Plug, prompts: list[str]) -> torch.Tensor:
+    method, found = plug.method, []
+    with plug.paused():
+        for at in range(0, len(prompts), 64):
+            batch = method._host.text.batch([method._host.text.encode(p) for p in prompts[at : at + 64]])
+            seen, _ = observe(method._host, method._site, None, batch)
+            found.append(seen[torch.arange(len(seen)), batch.mask.sum(1) - 1])
+    return torch.cat(found)
+
+
+def _decisions(plug: memplug.Plug, prompts: list[str]) -> np.ndarray:
+    return plug.method.known.decide(_queries(plug, list(dict.fromkeys(prompts))))[1].scope.numpy()
+
+
+def deferral(args: argparse.Namespace) -> dict[str, Any]:
+    """False accepts and false deferrals over epsilon and over the similarity asked for, by number of edits."""
+    out: dict[str, Any] = {}
+    model, tokenizer = world.load()
+    for name in args.variants:
+        preset, given = VARIANTS[name]
+        for n in args.edits:
+            cases = world.cases(n, seed=args.seed)
+            plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
+            plug.edit(cases, progress=False)
+            known, some = plug.method.known, cases[: args.judged]
+            near = {}
+            for what, prompts in (
+                ("unrelated", [probe.prompt for case in some for probe in case.locality]),
+                ("rephrasings", [prompt for case in some for prompt in case.rephrases[:2]]),
+            ):
+                query = known.prepare(_queries(plug, list(dict.fromkeys(prompts))))
+                none = np.zeros((len(query), int(known.deferral.on.sum())), bool)
+                near[what] = closeness(known.deferral, known.experts, query, none)
+            bits = 2 * plug.method.config.top_k * len(known.experts.places)
+            out[f"{name}, {n} edits"] = {
+                "over epsilon": {
+                    str(e): _rates(near, lambda x, e=e: x.distance < e) for e in range(2, bits + 3, 2)
+                },
+                "over threshold": {
+                    f"{t:.2f}": _rates(near, lambda x, t=t: x.similarity > t)
+                    for t in (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
+                },
+                "as set": {
+                    "epsilon": known.deferral.epsilon,
+                    "threshold": known.deferral.threshold,
+                    **_rates(
+                        near,
+                        lambda x, d=known.deferral: (
+                            (x.distance < d.epsilon)
+                            & (x.similarity > (-2 if d.threshold is None else d.threshold))
+                        ),
+                    ),
+                },
+            }
+            print(name, n, out[f"{name}, {n} edits"]["as set"], flush=True)
+            plug.detach()
+    return out
+
+
+def _rates(near: dict[str, Any], accepts: Any) -> dict[str, float]:
+    return {
+        "false accepts": float(accepts(near["unrelated"]).mean()),
+        "false deferrals": float(1 - accepts(near["rephrasings"]).mean()),
+    }
+
+
+def editing(args: argparse.Namespace) -> dict[str, Any]:
+    """Edits a second, this library's training against the literal one, at the same number of steps."""
+    model, tokenizer = world.load()
+    batch = [case.edit for case in world.cases(4, seed=args.seed)]
+    out: dict[str, Any] = {}
+    for name, preset, given in (
+        ("paper", "paper", SIX),
+        ("default", "default", {"stop_loss": 0.0, "steps": 20, "replay": 0, "router_replay": 0}),
+    ):
+        plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
+        plug.edit(batch, progress=False)  # what is sampled is sampled
+        method = plug.method
+        start = method.known.experts.snapshot()
+
+        def fast(method: Any = method, start: Any = start) -> None:
+            method.known.experts.load(start)
+            with method._host.tracker.off():
+                rows = method._learner.rows(method.known, batch)[0]
+                method._learner._train(method.known, rows)
+
+        def literal(method: Any = method, start: Any = start) -> LiteralELDER:
+            method.known.experts.load(start)
+            made = LiteralELDER(method)
+            with method._host.tracker.off():
+                made.learn(batch)
+            return made
+
+        fast()
+        trained = [tensor.clone() for tensor in method.known.experts.down + method.known.experts.up]
+        made = literal()
+        theirs = [torch.stack(group) for group in (*made.down, *made.up)]
+        apart = max(float((a - b).abs().max()) for a, b in zip(trained, theirs, strict=True))
+        seconds = interleaved({"fast": fast, "literal": literal}, args.repeats)
+        out[name] = {
+            "edits_per_second": {key: len(batch) / value for key, value in seconds.items()},
+            "speedup": seconds["literal"] / seconds["fast"],
+            "largest difference of a trained parameter": apart,
+        }
+        print(name, out[name], flush=True)
+        plug.detach()
+    return out
+
+
+@torch.no_grad()
+def overhead(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of one forward over a 64-token prompt: bare, attached with a deferred row, with one in scope."""
+    out: dict[str, Any] = {}
+    model, tokenizer = world.load()
+    cases = world.cases(args.edits[0], seed=args.seed)
+    plug = memplug.attach(model, tokenizer, "elder", **args.set)
+    plug.edit(cases, progress=False)
+    text = plug.method._host.text
+    own = text.encode(cases[0].edit.prompt)
+    other = text.encode(" ".join(probe.prompt for case in cases for probe in case.locality))
+    # The edited prompt behind other text; the limits are opened for it, as what is timed is the work.
+    inside, outside = [*other[: 64 - len(own) + 1], *own[1:]], other[:64]
+    hooks = plug._hooks
+    ids = {"in scope": torch.tensor([inside]), "deferred": torch.tensor([outside])}
+    limits = plug.method.known.deferral
+    for name, row in ids.items():
+        limits.limit(1 << 20 if name == "in scope" else 1, None)
+        plug.method.known.version += 1
+
+        def bare(row: Any = row) -> None:
+            with plug.paused():
+                model(row)
+
+        seconds = interleaved({"attached": lambda row=row: model(row), "paused": bare}, args.repeats)
+        out[name] = {"seconds": seconds, "ratio to paused": seconds["attached"] / seconds["paused"]}
+    limits.limit(1, 0.8)  # and with the gate asked, as by default
+    plug.method.known.version += 1
+    gated = interleaved({"attached": lambda: model(ids["deferred"]), "paused": bare}, args.repeats)
+    out["deferred, gate asked"] = {"seconds": gated, "ratio to paused": gated["attached"] / gated["paused"]}
+    assert hooks is not None
+    plug.detach()
+    alone = interleaved({"bare": lambda: model(ids["deferred"])}, args.repeats)
+    out["bare"] = {"seconds": alone}
+    for name in ("in scope", "deferred", "deferred, gate asked"):
+        out[name]["ratio to bare"] = out[name]["seconds"]["attached"] / alone["bare"]
+    print(out, flush=True)
+    return out
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["sequence", "deferral", "editing", "overhead"])
+    parser.add_argument("--edits", type=int, nargs="+", default=[100])
+    parser.add_argument("--variants", nargs="+", default=["default", "paper"], choices=list(VARIANTS))
+    parser.add_argument("--judged", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], help="name=value, constants of the method")
+    args = parser.parse_args()
+    pairs = [item.split("=", 1) for item in args.set]
+    args.set = {name: ast.literal_eval(value) for name, value in pairs}
+    ELDERConfig(**args.set)
+    torch.set_num_threads(1)
+    results = {"sequence": sequence, "deferral": deferral, "editing": editing, "overhead": overhead}[
+        args.what
+    ](args)
+    name = f"elder-{args.what}" + (f"-{args.edits[0]}" if args.what == "sequence" else "")
+    print(write(name, results, edits=args.edits, seed=args.seed, set=args.set))
+
+
+if __name__ == "__main__":
+    main()
