@@ -320,6 +320,44 @@ def test_no_window_reaches_across_padding():
     assert memory.search(key[:, None, 1:], None, state)[0].winner.tolist() == [-1]
 
 
+def test_what_waits_keeps_what_its_windows_reach_back_to(monkeypatch):
+    """The subject's first token is searched in the late layer, its second waits there."""
+    torch.manual_seed(0)
+    memory, oracle = both()
+    key = torch.randn(R, 2, D)
+    memory.add(3, key)
+    oracle.add(3, key)
+    text = torch.randn(R, 1, 6, D)
+    text[2, 0, :2] = key[2]  # the late layer sees the subject at the beginning,
+    text[0, 0, 4:] = key[0]  # an early one at the end
+    monkeypatch.setattr("memplug.memory.stream._WAITING", -1)
+    _, state = memory.search(text[:, :, :1])
+    assert state.waiting == 0
+    monkeypatch.undo()
+    monkeypatch.setattr("memplug.memory.stream._PIECES", 0)
+    for t in range(1, 6):
+        hits, state = memory.search(text[:, :, t : t + 1], None, state)
+        assert state.waiting == (t if t < 5 else 0)
+        oracle.check(hits, text[:, :, : t + 1], torch.ones(1, t + 1, dtype=torch.bool))
+    assert hits.winner.tolist() == [3]
+
+
+def test_an_entry_is_not_matched_with_what_waited_before_it():
+    torch.manual_seed(0)
+    memory = KeyMemory(R, D)
+    memory.add(0, torch.randn(R, 1, D))
+    key = torch.randn(R, 1, D)
+    late, early = torch.randn(R, 1, 1, D), torch.randn(R, 1, 1, D)
+    late[2, 0], early[0, 0] = key[2], key[0]
+    _, state = memory.search(late)
+    assert state.waiting == 1
+    memory.add(1, key)
+    hits, after = memory.search(early, None, state)
+    assert hits.winner.tolist() == [-1]
+    hits, _ = memory.search(late, None, after)
+    assert hits.winner.tolist() == [1]
+
+
 def test_select_reorders_repeats_and_drops_rows():
     world = World(11)
     memory, oracle = both()
