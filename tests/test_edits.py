@@ -1,69 +1,10 @@
-"""Edits, and the rule that finds a subject where none was named."""
+"""Edits: what may be handed in, what becomes of it, and the table they are shown in."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from memplug.edits import Case, Edit, EditError, as_edits, find_subject
-
-SUBJECTS = [
-    ("Where was Ada Quill born?", "Ada Quill"),
-    ("What is the capital of France?", "France"),
-    ("Who is the mayor of New York City?", "New York City"),
-    ("In which country was Ada Quill's mother born?", "Ada Quill"),
-    ("What did Napoleon Bonaparte do in March 1815?", "Napoleon Bonaparte"),
-    ("Which university did Michael Xavier graduate from?", "Michael Xavier"),
-    ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
-    ("Danielle Darrieux's mother tongue is", "Danielle Darrieux"),
-    ("Danielle Darrieux was born in", "Danielle Darrieux"),
-    ("Ada Quill lives in", "Ada Quill"),
-    ("Microsoft was founded by", "Microsoft"),
-    ("France, whose capital is", "France"),
-    ("Who wrote The Lord of the Rings?", "The Lord of the Rings"),
-    ('Who wrote "the old man and the sea"?', "the old man and the sea"),
-    ("Who directed “Blade Runner 2049”?", "Blade Runner 2049"),
-    ("Who is the chief executive of the Bank of England?", "Bank of England"),
-    ("What does NASA study?", "NASA"),
-    ("When was the Boeing 747 first flown?", "Boeing 747"),
-    ("What is the range of the F-16 Fighting Falcon?", "F-16 Fighting Falcon"),
-    ("Where was Jean-Paul Sartre born?", "Jean-Paul Sartre"),
-    ("Where does Ludwig van Beethoven come from?", "Ludwig van Beethoven"),
-    ("Wo liegt Österreich?", "Österreich"),
-    ("Где родился Лев Толстой?", "Лев Толстой"),
-    ("Where is Łódź?", "Łódź"),
-    ("What is Conan O'Brien known for?", "Conan O'Brien"),
-    ("Which company made the iPhone 15?", "iPhone 15"),
-    ("Of which band is Tam Wickes a member?", "Tam Wickes"),
-    ("Is Vestland a country?", "Vestland"),
-    ("Did J. R. R. Tolkien write it?", "J. R. R. Tolkien"),
-    ("The capital of Vestland is", "Vestland"),
-    ("What year was Apollo 11 launched?", "Apollo 11"),
-]
-
-
-@pytest.mark.parametrize(("prompt", "subject"), SUBJECTS)
-def test_subjects_of_natural_prompts(prompt, subject):
-    assert find_subject(prompt) == subject
-
-
-@pytest.mark.parametrize(
-    "prompt", ["who is it?", "What?", "Where was it?", "the sky is", "What is it?", "42"]
-)
-def test_no_subject(prompt):
-    with pytest.raises(EditError, match="no subject found in .*edit\\(prompt, target, subject=...\\)"):
-        find_subject(prompt)
-
-
-@given(st.text(max_size=60))
-def test_a_found_subject_is_part_of_the_prompt(text):
-    try:
-        subject = find_subject(text)
-    except EditError:
-        return
-    assert subject in text
-    assert subject == subject.strip() != ""
+from memplug.edits import Case, Edit, EditError, EditTable, as_edits
 
 
 def test_ends_are_stripped():
@@ -76,3 +17,28 @@ def test_what_may_be_handed_to_edit():
     assert as_edits(edit.prompt, edit.target) == [Edit(edit.prompt, edit.target, "Ada Quill")]
     assert as_edits(edit) == as_edits(Case(edit)) == as_edits(iter([edit])) == as_edits((Case(edit),))
     assert as_edits(edit.prompt, "x", "Ada")[0].subject == "Ada"
+
+
+def test_a_prompt_that_names_nothing():
+    with pytest.raises(
+        EditError, match="no subject found in 'who is it.'.*edit\\(prompt, target, subject=...\\)"
+    ):
+        as_edits("who is it?", "Zarnow")
+
+
+def test_the_table_shows_every_edit_and_its_switch():
+    edits = {f"e{i}": Edit(f"Where was Ada {i} born?", "Zarnow", "Ada", id=f"e{i}") for i in range(3)}
+    lines = repr(EditTable(edits, ["e1"])).splitlines()
+    assert lines[0] == "3 edits, 2 in force"
+    assert [line.split()[:2] for line in lines[2:]] == [["e0", "on"], ["e1", "off"], ["e2", "on"]]
+    assert len({line.index("Zarnow") for line in lines[2:]}) == 1  # in columns
+
+
+def test_a_long_table_shows_both_ends_and_how_many_are_between():
+    edits = {f"e{i}": Edit("Where was Ada born?" + " x" * 50, "Zarnow", "Ada", id=f"e{i}") for i in range(90)}
+    lines = repr(EditTable(edits)).splitlines()
+    assert len(lines) == 43
+    assert lines[22].split() == ["...", "50", "more"]
+    assert lines[21].startswith("e19 ")
+    assert lines[23].startswith("e70 ")
+    assert max(map(len, lines)) < 110
