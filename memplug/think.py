@@ -16,7 +16,7 @@ from .calls import Call, CallTracker
 from .hooks import Hook
 from .layers import Anatomy
 from .memory import KeyMemory, MatchState
-from .recall import Prefix
+from .prefix import Prefix
 
 __all__ = ["Draft", "Recalling", "draft_of", "match_rows", "think_hooks"]
 
@@ -62,7 +62,6 @@ class Recalling:
             kv = [(k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in prefix.kv]
             prefix = Prefix(kv, prefix.open[rows], start)
         return Recalling(self.owner, self.version, self.key[rows], match, first, start, prefix)
-
 
     def crop(self, length: int) -> Recalling:
         """The same after all but the cache's first ``length`` positions were taken back.

@@ -9,7 +9,8 @@ from families import CASES, EAGER_ONLY, FAMILIES, build, implementation_of
 from memplug.calls import CallTracker
 from memplug.hooks import Hook, HookSet, capture_input, skipping_below
 from memplug.layers import UnsupportedModelError, dissect
-from memplug.recall import Prefix, Recall
+from memplug.prefix import Prefix
+from memplug.recall import Recall
 
 Z, B, T = 2, 3, 9
 # A window of 6 hides concatenated vectors from late tokens, but never a prefix: compare short rows only.

@@ -19,7 +19,8 @@ from ...contexts import Question, sample_prefixes, sample_statements
 from ...edits import Edit
 from ...hooks import Hook
 from ...memory import KeyMemory
-from ...recall import KV, Prefix, Recall
+from ...prefix import KV, Prefix
+from ...recall import Recall
 from ...think import Recalling, draft_of, match_rows, think_hooks
 from ..base import Host, State
 from .config import LLPConfig

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...edits import Edit
 from ...hooks import capture_input
-from ...recall import Prefix, Recall
+from ...prefix import Prefix
+from ...recall import Recall
 from ...text import Batch, Pair
 from ..base import Host
 from .config import LLPConfig

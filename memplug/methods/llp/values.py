@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ...edits import EditError
 from ...hooks import capture_input
 from ...layers import evaluating
-from ...recall import Prefix, Recall
+from ...prefix import Prefix
+from ...recall import Recall
 from ..base import Host
 from .config import LLPConfig
 from .rows import Job, build_rows, logits_of
