@@ -197,9 +197,9 @@ def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anato
         mask = mask.get("full_attention", next(iter(mask.values())))
     if not isinstance(mask, Tensor):  # None, or a block mask: nothing is padded
         return torch.ones(batch, total, dtype=torch.bool, device=device)
-    if mask.ndim == 4:  # prebuilt [B,H,T,columns]: what the last query sees
-        last = mask[:, 0, -1, :total]
-        mask = (last ^ anatomy.masked_is_true) if last.dtype == torch.bool else last > -1
+    if mask.ndim == 4:  # prebuilt [B,H,T,columns]: what any query sees, since one may see a window only
+        seen = mask[:, 0, :, :total]
+        mask = ((seen ^ anatomy.masked_is_true) if seen.dtype == torch.bool else seen > -1).any(1)
     mask = mask[:, :total].to(device=device, dtype=torch.bool).expand(batch, -1)
     if mask.shape[1] < total:  # a caller may leave out the columns of a cache without padding
         seen = torch.ones(batch, total - mask.shape[1], dtype=torch.bool, device=device)

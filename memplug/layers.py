@@ -24,6 +24,9 @@ __all__ = [
     "find_layers",
     "fraction",
     "frozen",
+    "input_device",
+    "module_device",
+    "text_config",
 ]
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
@@ -167,15 +170,20 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where the model takes its token ids, also where accelerate keeps its weights elsewhere."""
-    embeddings = model.get_input_embeddings()
-    device: torch.device = embeddings.weight.device
-    if device.type != "meta":
-        return device
-    hook = getattr(embeddings, "_hf_hook", None)
-    hooks = [hook, *getattr(hook, "hooks", ())]
-    found = next((h.execution_device for h in hooks if getattr(h, "execution_device", None) is not None), "cpu")
-    return torch.device(found)
+    """Where the model takes its token ids."""
+    return module_device(model.get_input_embeddings())
+
+
+def module_device(module: nn.Module) -> torch.device:
+    """Where a module computes, also where accelerate keeps its weights elsewhere meanwhile."""
+    owned = ((part, own) for part in module.modules() for own in part.parameters(recurse=False))
+    part, first = next(owned, (module, torch.empty(0)))
+    device: torch.device = first.device
+    hook = getattr(part, "_hf_hook", None)
+    for h in (hook, *getattr(hook, "hooks", ())) if device.type == "meta" else ():
+        if getattr(h, "execution_device", None) is not None:
+            return torch.device(h.execution_device)
+    return device
 
 
 def _heads(config: Any) -> int:

@@ -154,27 +154,49 @@ class Text:
         longest = max(len(row) for row in prompts)
         padded = [[*[self.pad_id] * (longest - len(row)), *row] for row in prompts]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=self.pad_id,
-            eos_token_id=self.eos_ids or None,
-        )
         out = self.model.generate(
             torch.tensor(padded, device=self.device),
             attention_mask=torch.tensor(mask, device=self.device),
-            generation_config=config,
+            generation_config=self.plain_settings(max_new_tokens),
             logits_processor=LogitsProcessorList([choose] if choose else []),
         )
         rows = []
         for row in out[:, longest:].tolist():
-            ends = [i for i, token in enumerate(row) if token in self.eos_ids or token == self.pad_id]
-            rows.append(row[: ends[0]] if ends else row)
+            # Rows end with a stop token only; the filling id may be an ordinary token of a model without one.
+            end = next((i for i, token in enumerate(row) if token in self.eos_ids), len(row))
+            rows.append(row[:end])
         return rows
 
+    def plain_settings(self, max_new_tokens: int) -> GenerationConfig:
+        """Settings of plain greedy decoding until the model stops by itself.
+
+        ``generate`` fills what is left open from the model's own settings, so the neutral values of
+        penalties, sampling and least lengths are spelled out.
+        """
+        # Only where the model has one: it would warn about a second limit.
+        least = {"min_new_tokens": 0} if self.model.generation_config.min_new_tokens else {}
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            **least,
+            min_length=0,
+            do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            typical_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            return_dict_in_generate=False,
+            pad_token_id=self.pad_id,
+            eos_token_id=self.eos_ids or None,
+        )
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out, ends stripped."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        """Text of ids as it is, special tokens left out, ends stripped."""
+        # Some tokenizers would take spaces before punctuation away, whatever the tokens say.
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.strip()
 
     def _with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -193,7 +215,7 @@ class Text:
         """Character offsets for tokenizers that give none: where each token's text is found next."""
         offsets, at = [], 0
         for token in ids:
-            piece = self.tokenizer.decode([token], skip_special_tokens=True).strip()
+            piece = self.decode([token])
             found = text.find(piece, at) if piece else -1
             offsets.append((at, at) if found < 0 else (found, found + len(piece)))
             at = offsets[-1][1]

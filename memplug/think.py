@@ -18,7 +18,7 @@ from .layers import Anatomy
 from .memory import KeyMemory, MatchState
 from .prefix import Prefix
 
-__all__ = ["Draft", "Recalling", "draft_of", "match_rows", "think_hooks"]
+__all__ = ["Draft", "Recalling", "draft_of", "held_rows", "match_rows", "think_hooks"]
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,22 @@ class Draft(NamedTuple):
     match: MatchState | None
 
 
+def held_rows(owner: KeyMemory, call: Call) -> Recalling | None:
+    """What ``owner`` decided for the rows of the running forward, when their cache was filled.
+
+    None where another memory decided, or where a caller gave the cache other rows without its own methods,
+    so that nobody knows which is which.
+    """
+    held = call.held
+    if not isinstance(held, Recalling) or held.owner is not owner or len(held) != len(call.valid):
+        return None
+    return held
+
+
 def draft_of(owner: KeyMemory, call: Call, layers: tuple[int, ...], prompt_only: bool) -> Draft | None:
     """The running forward as a `Draft`, if it is one of several tokens on a filled cache."""
-    held = call.held
-    if prompt_only or call.past == 0 or call.valid.shape[1] == 1:
-        return None
-    if not isinstance(held, Recalling) or held.owner is not owner or len(held) != len(call.valid):
+    held = held_rows(owner, call)
+    if held is None or prompt_only or call.past == 0 or call.valid.shape[1] == 1:
         return None
     states = tuple(call.states[i].detach() for i in layers)
     return Draft(call.past, states, call.valid, held.key, held.match)
@@ -134,9 +144,7 @@ def match_rows(
 
     A row that recalled keeps its key while the memory still has it, switched on.
     """
-    held: Recalling | None = call.held if isinstance(call.held, Recalling) else None
-    if held is not None and (held.owner is not memory or len(held) != len(call.valid)):
-        held = None
+    held = held_rows(memory, call)
     if held is None:
         key, match = torch.full((len(call.valid),), -1), None
     else:

@@ -88,16 +88,14 @@ def answer(
     text = Text(model, tokenizer)
     unique = list(dict.fromkeys(prompts))
     rows = encode_prompts(text, unique, max_new_tokens)
-    settings = _greedy(text, max_new_tokens)
+    settings = text.plain_settings(max_new_tokens)
     texts = [""] * len(rows)
     with evaluating(model):
         for batch in batches(rows, batch_size, "answers", progress):
             ids, mask = pad_left(text, [rows[i] for i in batch])
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
             for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                texts[i] = tokenizer.decode(
-                    new, skip_special_tokens=True, clean_up_tokenization_spaces=False
-                ).strip()
+                texts[i] = text.decode(new)
     found = dict(zip(unique, texts, strict=True))
     return [found[prompt] for prompt in prompts]
 
@@ -241,32 +239,3 @@ def _log_probs(logits: Tensor, spans: Sequence[tuple[int, int]], tokens: Sequenc
 def _split(values: Tensor, spans: Sequence[tuple[int, int]]) -> list[list[Any]]:
     """Values [N] of `_at_targets` as one list a row."""
     return [part.tolist() for part in values.split([last - first + 1 for first, last in spans])]
-
-
-def _greedy(text: Text, max_new_tokens: int) -> Any:
-    """Generation settings of plain greedy decoding.
-
-    `generate` fills what is left open from the model's own settings, so the neutral values are spelled out.
-    """
-    from transformers import GenerationConfig
-
-    least = (
-        {"min_new_tokens": 0} if text.model.generation_config.min_new_tokens else {}
-    )  # unset, it would warn
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        **least,
-        min_length=0,
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        typical_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        return_dict_in_generate=False,
-        pad_token_id=text.pad_id,
-        eos_token_id=text.eos_ids or None,
-    )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...hooks import Hook, HookSet
-from ...layers import Anatomy, UnsupportedModelError, evaluating
+from ...layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device
 
 __all__ = ["Place", "Site", "find_places", "find_site"]
 
@@ -42,7 +42,7 @@ class Place:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return next(self.module.parameters()).device
+        return module_device(self.module)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def find_site(model: nn.Module, anatomy: Anatomy, layer: int, what: str) -> Site
     """
     if what == "hidden":
         module = anatomy.layers[layer]
-        return Site(module, False, anatomy.width, next(module.parameters()).device)
+        return Site(module, False, anatomy.width, module_device(module))
     (place,) = find_places(model, anatomy, [layer])
     return Site(place.module, True, place.fan_in, place.device)
 
@@ -94,8 +94,7 @@ def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> li
         for name, module in anatomy.layers[layer].named_modules():
             if isinstance(module, nn.Linear | Conv1D):
                 hooks.append(Hook(module, "after", _recorder(found[layer], layer, name)))
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    ids = torch.arange(_TOKENS, device=device)[None]
+    ids = torch.arange(_TOKENS, device=input_device(model))[None]
     with evaluating(model), HookSet(hooks):
         anatomy.decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     places = []

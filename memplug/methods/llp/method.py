@@ -21,7 +21,7 @@ from ...hooks import Hook
 from ...memory import KeyMemory
 from ...prefix import KV, Prefix
 from ...recall import Recall
-from ...think import Recalling, draft_of, match_rows, think_hooks
+from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
 from ..base import Host, State
 from .config import LLPConfig
 from .explain import Explanation, explain
@@ -118,7 +118,7 @@ class LLP:
             return None
         prompt_only = self.config.think == "prompt"
         key, match = match_rows(self.memory, call, self._layers, self._stamp, prompt_only=prompt_only)
-        held = call.held if isinstance(call.held, Recalling) and call.held.owner is self.memory else None
+        held = held_rows(self.memory, call)
         first, start = (held.first, held.start) if held else (call.first, call.start)
         if held and held.version == self._stamp and torch.equal(held.key, key):
             prefix = held.prefix
