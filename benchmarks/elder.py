@@ -6,7 +6,7 @@
     python benchmarks/elder.py editing --edits 16
     python benchmarks/elder.py overhead
 
-Each writes ``benchmarks/results/elder-<what>[-<edits>].json``; a variant that is run again replaces its figures
+Each writes ``benchmarks/results/elder-<what>[-<edits>].json``; a variant that runs again replaces its figures
 and leaves the others.
 """
 
@@ -148,7 +148,7 @@ def _decisions(plug: memplug.Plug, prompts: list[str]) -> np.ndarray:
 
 
 def deferral(args: argparse.Namespace) -> dict[str, Any]:
-    """False accepts and false deferrals over epsilon and over the similarity asked for, by number of edits."""
+    """False accepts and false deferrals over epsilon and over the similarity, by number of edits."""
     out: dict[str, Any] = {}
     model, tokenizer = world.load()
     for name in args.variants:
@@ -244,7 +244,7 @@ def editing(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of one forward over a 64-token prompt: bare, attached with a deferred row, with one in scope."""
+    """Seconds of a forward over a 64-token prompt: bare, attached with a deferred row, with one in scope."""
     out: dict[str, Any] = {}
     model, tokenizer = world.load()
     cases = world.cases(args.edits[0], seed=args.seed)

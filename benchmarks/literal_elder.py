@@ -51,8 +51,9 @@ class LiteralELDER:
         learner, known = self.method._learner, self.method.known
         goal = [hot(torch.tensor(a), config.n_experts) for a in learner._allocate(known, edits, query)]
         loras = [t for group in (*self.down, *self.up) for t in group]
-        router_lr = config.lr if config.router_lr is None else config.router_lr
-        groups = [{"params": loras, "lr": config.lr}]
+        unit = self.places[0].fan_in ** 0.5 if config.relative_lr else 1.0  # all are of one shape here
+        router_lr = config.lr / unit if config.router_lr is None else config.router_lr
+        groups = [{"params": loras, "lr": config.lr / unit}]
         if router_lr:
             groups.append({"params": [*self.gates, *self.bias], "lr": router_lr})
         optimizer = torch.optim.Adam(groups)

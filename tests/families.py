@@ -146,8 +146,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "elder": {
         "edit_layers": (3,),
         "query_layer": 2,
-        "gain": 4,
+        "n_experts": 4,
+        "top_k": 2,
+        "rank": 8,
         "lr": 1e-2,
+        "relative_lr": False,
         "steps": 100,
         "stop_loss": 0.02,
         "threshold": 0.97,

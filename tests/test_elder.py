@@ -17,9 +17,16 @@ QUICK = {
     "edit_layers": (2, 3),
     "query_layer": 1,
     "query": "input",
+    "n_experts": 4,
+    "top_k": 2,
+    "rank": 8,
     "gain": 2,
+    "allocation": "random",
     "lr": 1e-2,
-    "steps": 60,
+    "relative_lr": False,
+    "router_lr": None,
+    "replay": 0,
+    "steps": 120,
     "stop_loss": 0.02,
     "threshold": 0.9,
     "heldout": 8,
@@ -206,7 +213,7 @@ def test_replay_takes_the_edits_that_share_the_most_experts(model, tokenizer, mo
             rows.append(len(pairs)) or training.observe_rows(host, site, first, pairs)
         ),
     )
-    with memplug.attach(model, tokenizer, "elder", **QUICK, replay=1, batch_size=1) as plug:
+    with memplug.attach(model, tokenizer, "elder", **QUICK | {"replay": 1, "batch_size": 1}) as plug:
         plug.edit([ADA, TAM, ORLO], progress=False)
         assert rows == [1, 2, 2]
         records = list(plug.method.known.records.values())

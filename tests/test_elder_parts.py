@@ -201,7 +201,7 @@ def test_without_edits_nothing_is_in_scope():
 
 
 def near(distance, similarity):
-    return Closeness(np.array(distance), np.array(similarity))
+    return [Closeness(np.array(distance), np.array(similarity))]
 
 
 def test_codes_decide_alone_where_they_keep_the_rate():
@@ -214,6 +214,12 @@ def test_a_similarity_is_asked_for_where_codes_do_not():
     assert (found.epsilon, found.threshold, found.accepted) == (18, 0.7, 0.25)
     alone = _choose(near([2, 4, 6, 20], [0.9, 0.7, 0.5, 0.99]), 0.25, None, None, False, 24)
     assert (alone.epsilon, alone.threshold, alone.accepted) == (4, None, 0.25)
+
+
+def test_limits_hold_for_each_kind_of_prompt():
+    easy, hard = near([6] * 4, [0.1, 0.2, 0.3, 0.4]), near([6] * 4, [0.5, 0.6, 0.7, 0.8])
+    strict = _choose([*easy, *hard], 0.25, None, None, True, 24)
+    assert (strict.epsilon, strict.threshold, strict.accepted) == (18, 0.7, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Calibration: limits that keep unrelated prompts out of scope, found on text of the base model itself.
+"""Calibration: limits that keep unrelated prompts out of scope, found without any data.
 
-Texts are sampled from the base model. What stands for an unrelated prompt is such a text cut off at a token
-with which some edit's prompt ends too (a question mark, say), as queries at other tokens are easily told
-apart. A text that names an edit's subject does not count against that edit.
+Two kinds of prompts stand for unrelated ones, and the limits hold for either. Texts sampled from the base
+model are cut off at a token with which some edit's prompt ends too (a question mark, say), as queries at
+other tokens are easily told apart; a text that names an edit's subject does not count against that edit. And
+an edit's prompt is unrelated to all edits of other subjects: it asks the same thing about somebody else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .experts import Experts
 
 __all__ = ["Heldout", "Limits", "calibrate", "closeness"]
 
-_ENOUGH = 50  # cut-off texts that make a rate; with fewer, texts are cut off anywhere
+_ENOUGH = 50  # prompts that make a rate; with fewer at such tokens, texts are cut off anywhere
+_LATEST = 512
 
 
 class Heldout(NamedTuple):
@@ -110,6 +112,21 @@ def calibrate(
         epsilon, threshold: given, or None to have it chosen.
         gate: whether a similarity may be asked for.
     """
+    kinds = [_sampled(deferral, experts, heldout, queries, subjects, ends)]
+    if len(subjects) >= _ENOUGH:
+        kinds.append(_each_other(deferral, experts, subjects))
+    return _choose(kinds, rate, epsilon, threshold, gate, 2 * experts.top_k * len(experts.places))
+
+
+def _sampled(
+    deferral: Deferral,
+    experts: Experts,
+    heldout: Heldout,
+    queries: Tensor,
+    subjects: Sequence[str],
+    ends: set[int],
+) -> Closeness:
+    """How close the sampled texts come to the edits."""
     at_end = torch.isin(heldout.tokens.cpu(), torch.tensor(sorted(ends)))
     chosen = at_end if int(at_end.sum()) >= _ENOUGH else torch.ones_like(at_end)
     owner = heldout.owner[chosen].tolist()
@@ -118,28 +135,47 @@ def calibrate(
     named = np.array([[name in text for name in names] for text in heldout.texts], bool)
     column = [place[subject] for subject in subjects]
     excluded = named[owner][:, column]
-    near = closeness(deferral, experts, queries[chosen.to(queries.device)], excluded)
-    return _choose(near, rate, epsilon, threshold, gate, 2 * experts.top_k * len(experts.places))
+    return closeness(deferral, experts, queries[chosen.to(queries.device)], excluded)
+
+
+def _each_other(deferral: Deferral, experts: Experts, subjects: Sequence[str]) -> Closeness:
+    """How close edits come to those of other subjects; asked of the latest few hundred."""
+    names = np.array(subjects)
+    excluded = names[-_LATEST:, None] == names[None]
+    on = torch.from_numpy(deferral.on).to(deferral.queries.device)
+    return closeness(deferral, experts, deferral.queries[on][-_LATEST:], excluded)
 
 
 def _choose(
-    near: Closeness, rate: float, epsilon: int | None, threshold: float | None, gate: bool, bits: int
+    kinds: Sequence[Closeness],
+    rate: float,
+    epsilon: int | None,
+    threshold: float | None,
+    gate: bool,
+    bits: int,
 ) -> Limits:
     """``bits``: the largest distance there can be."""
-    count = len(near.distance)
+    count = sum(len(near.distance) for near in kinds)
 
-    def accepted(limit: int, threshold: float = -2.0) -> float:
-        inside = (near.distance < limit) & (near.similarity > threshold)
-        return float(inside.sum()) / max(1, count)
+    def accepted(limit: int, threshold: float | None) -> float:
+        least = -2.0 if threshold is None else threshold
+        inside = [(near.distance < limit) & (near.similarity > least) for near in kinds]
+        return max((float(some.mean()) for some in inside if len(some)), default=0.0)
 
-    keeping = [limit for limit in range(2, bits + 3, 2) if accepted(limit) <= rate]
+    keeping = [limit for limit in range(2, bits + 3, 2) if accepted(limit, None) <= rate]
     alone = epsilon or max(keeping, default=2)
-    enough = accepted(alone) <= rate and (epsilon is not None or alone > bits // 2)
+    enough = accepted(alone, None) <= rate and (epsilon is not None or alone > bits // 2)
     if not gate or (enough and threshold is None):
-        return Limits(alone, None, accepted(alone), count)
+        return Limits(alone, None, accepted(alone, None), count)
     limit = epsilon or 3 * bits // 4
+    if threshold is None:
+        needed = [_needed(near, rate, limit) for near in kinds]
+        threshold = max((value for value in needed if value is not None), default=None)
+    return Limits(limit, threshold, accepted(limit, threshold), count)
+
+
+def _needed(near: Closeness, rate: float, limit: int) -> float | None:
+    """The lowest similarity that keeps the rate; None where none has to be asked for."""
     inside = np.sort(near.similarity[near.distance < limit])[::-1]
-    allowed = int(rate * count)
-    if threshold is None and len(inside) > allowed:
-        threshold = float(np.clip(inside[allowed], 0.0, 0.999))
-    return Limits(limit, threshold, accepted(limit, -2.0 if threshold is None else threshold), count)
+    allowed = int(rate * len(near.distance))
+    return float(np.clip(inside[allowed], 0.0, 0.999)) if len(inside) > allowed else None

@@ -23,39 +23,41 @@ class ELDERConfig:
 
     edit_layers: tuple[int, ...] | None = None
     """Layers whose MLP output projection is edited. None: `n_layers` in a row from 21/32 of the depth."""
-    n_layers: int = 6
+    n_layers: int = 4
     """How many, where `edit_layers` is None; fewer where the model has no more (published: 6)."""
     query_layer: int | None = None
     """Layer that the query comes from. None: the one right before the first edited layer."""
     query: Literal["hidden", "input"] = "hidden"
     """The query: that layer's output (as the paper says), or its projection's input (published code)."""
-    n_experts: int = 4
-    """N, LoRAs an edited linear."""
-    top_k: int = 2
-    """k, LoRAs that a row uses in each."""
-    rank: int = 8
-    """r of a LoRA."""
+    n_experts: int = 64
+    """N, LoRAs an edited linear (published: 4)."""
+    top_k: int = 4
+    """k, LoRAs that a row uses in each (published: 2)."""
+    rank: int = 4
+    """r of a LoRA (published: 8)."""
     init: Literal["input", "published"] = "input"
     """Bound of A's uniform start: 1/sqrt(in-features) as LoRA has it, or 1/sqrt(rank) (published code)."""
     normalise: bool = True
     """Route on the query less the mean query of sampled text, at length sqrt(width) (published: as it is)."""
-    gain: float = 1.0
+    gain: float = 4.0
     """Length of that query in units of sqrt(width): the larger, the more two routers' logits differ."""
-    allocation: Literal["own", "random", "spread"] = "random"
+    allocation: Literal["own", "random", "spread"] = "own"
     """An edit's experts: what the router prefers at first, at random (published), or far from all others'."""
     guide: Literal["guided", "balance", "none"] = "guided"
     """Loss on the routers: towards the edit's experts (published), load balancing, or none."""
     guide_weight: float = 1e-2
     """Its weight, lambda."""
-    lr: float = 1e-4
-    """Adam's step for the LoRAs."""
-    router_lr: float | None = None
-    """Adam's step for the routers. None: `lr`."""
+    lr: float = 0.06
+    """Adam's step for the LoRAs (published: 1e-4, absolute)."""
+    relative_lr: bool = True
+    """Take that step in units of 1/sqrt(in-features), where LoRA's A starts (published: absolute)."""
+    router_lr: float | None = 0.0
+    """Adam's step for the routers, absolute; 0 leaves them as they start. None: as for the LoRAs."""
     batch_size: int = 4
     """Edits trained together."""
     steps: int = 50
     """Steps a batch."""
-    stop_loss: float = 0.0
+    stop_loss: float = 0.05
     """A batch ends early when each of its rows is below this loss (published: never)."""
     n_prefixes: int = 0
     """Sampled texts put before each prompt, as further rows with the same experts (published: none)."""
@@ -65,7 +67,7 @@ class ELDERConfig:
     """Top-k of all sampling from the base model."""
     train_stop: bool = True
     """Train the answer to end with the stop token."""
-    replay: int = 0
+    replay: int = 8
     """Earlier edits trained again beside each batch, those that share most experts (published: none)."""
     router_replay: int = 0
     """Earlier edits whose stored queries take part in the guide (published: none)."""
@@ -76,7 +78,7 @@ class ELDERConfig:
     """Beside the codes, ask for a query similar to an edit's, as similar as calibration finds necessary."""
     threshold: float | None = None
     """That similarity, a cosine that must be exceeded. None: calibrated, where one is necessary."""
-    false_accept: float = 0.01
+    false_accept: float = 0.02
     """Share of sampled, unrelated prompts that calibration lets into scope."""
     heldout: int = 256
     """Texts sampled from the base model for calibration."""
@@ -197,6 +199,7 @@ PAPER: dict[str, Any] = {
     "guide": "guided",
     "guide_weight": 1e-2,
     "lr": 1e-4,
+    "relative_lr": False,
     "router_lr": None,
     "batch_size": 4,
     "steps": 50,

@@ -137,11 +137,11 @@ def train_batch(
         EditError: the loss is not finite; the experts are as they were then.
     """
     active, scaler = Active(experts), _Scale(host.model.dtype)
-    router_lr = config.lr if config.router_lr is None else config.router_lr
+    steps = [config.lr / (place.fan_in**0.5 if config.relative_lr else 1.0) for place in experts.places]
+    router_lr = steps[0] if config.router_lr is None else config.router_lr
     routers = [tensor.clone().requires_grad_(router_lr > 0) for tensor in experts.routers]
     moving = routers if router_lr else []
-    rates = [config.lr] * len(active.tensors) + [router_lr] * len(moving)
-    adam = Adam([*active.tensors, *moving], rates)
+    adam = Adam([*active.tensors, *moving], [*steps, *steps, *[router_lr] * len(moving)])
     owner = rows.flat // rows.batch.ids.shape[1]
     weights: list[Tensor] = []
 
