@@ -594,6 +594,21 @@ def test_bad_settings(settings, message):
         KeyMemory(R, D, **settings)
 
 
+@pytest.mark.parametrize("scan", ["exact", "sign"])
+def test_an_entry_with_a_lower_threshold_than_all_before_it(scan):
+    torch.manual_seed(0)
+    memory = KeyMemory(R, 64, threshold=0.9, scan=scan)
+    memory.add(0, torch.randn(R, 1, 64))
+    key, noise = torch.randn(2, R, 1, 64)
+    assert memory.search((key + noise)[:, None])[0].winner.tolist() == [-1]
+    memory.add(1, key)
+    assert memory.search((key + noise)[:, None])[0].winner.tolist() == [-1]
+    memory.add(2, key, threshold=0.5)
+    assert memory.search((key + noise)[:, None])[0].winner.tolist() == [2]
+    memory.remove(2)
+    assert memory.search((key + noise)[:, None])[0].winner.tolist() == [-1]
+
+
 def test_queries_that_do_not_fit():
     memory = KeyMemory(R, D)
     queries = torch.ones(R, 2, 4, D)
