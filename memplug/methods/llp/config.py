@@ -42,8 +42,8 @@ class LLPConfig:
     """Match every new token, or the prompt's only (no work while decoding)."""
     n_prefixes: int = 3
     """Sampled texts put before the prompt in training."""
-    prefix_tokens: int = 14
-    """Longest such text, in tokens."""
+    prefix_tokens: int = 8
+    """Longest such text, in tokens (published: 14)."""
     sample_top_k: int = 5
     """Top-k of that sampling (a shared constant of prefixes and statements)."""
     bare_prompt: bool = True
@@ -175,6 +175,7 @@ _RANGES = (
 )
 
 PAPER: dict[str, Any] = {
+    "prefix_tokens": 14,
     "value_lr": 5e-2,
     "stop_loss": 5e-2,
     "n_values": 1,
