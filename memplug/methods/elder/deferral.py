@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...memory import KeyMemory
@@ -18,7 +19,7 @@ from .allocation import pack
 
 __all__ = ["Decision", "Deferral", "hamming"]
 
-_SAME = 0.9999  # the cosine of a query with itself, computed in another batch
+_NOISE = 1e-6  # by which the cosines of a query computed in two batches differ
 _MARGIN = 0.02  # the key memory proposes what is this much less similar than asked for
 
 
@@ -90,11 +91,7 @@ class Deferral:
         return other
 
     def add(self, numbers: list[int], queries: Tensor, picks: Tensor) -> None:
-        """Remember edits: queries [e,width] and picks [l,e,k]. They win over blocks of the same query."""
-        same = [n for n, old in self.blocks.items() if bool((_cosine(old, queries.to(old)) > _SAME).any())]
-        if same:
-            self.blocks = {n: old for n, old in self.blocks.items() if n not in same}
-            self._memory = None
+        """Remember edits: queries [e,width] and picks [l,e,k]."""
         codes = pack(picks, self.n)
         self.codes = codes if not len(self) else np.concatenate([self.codes, codes])
         self.queries = torch.cat([self.queries, queries.to(self.queries)])
@@ -103,7 +100,7 @@ class Deferral:
         self._index = None
         if self._memory is not None:
             for number, query in zip(numbers, queries, strict=True):
-                self._memory.add(2 * number, query[None, None], threshold=self._floor)
+                self._memory.add(number, query[None, None], threshold=self._floor)
 
     def refresh(self, picks: Tensor) -> None:
         """Replace all codes, those of all edits [l,E,k] in order."""
@@ -163,21 +160,28 @@ class Deferral:
 
     def decide(self, query: Tensor, picks: Tensor) -> Decision:
         """Decide for rows with queries [B,width] and routed to picks [l,B,k]."""
-        rows = len(query)
         nearest, distance = self._nearest(pack(picks, self.n))
-        scope = distance < self.epsilon
-        similar, similarity = torch.full((rows,), -1), torch.zeros(rows)
-        blocked = torch.zeros(rows, dtype=torch.bool)
-        if self.threshold is not None or self.blocks:
+        blocked = self._blocked(query.to(self.queries))
+        scope = (distance < self.epsilon) & ~blocked
+        similar, similarity = torch.full((len(query),), -1), torch.zeros(len(query))
+        if self.threshold is not None:
             hits, _ = self.memory.search(query[None, :, None].to(self.queries.device))
-            found = hits.winner >= 0
-            blocked = found & (hits.winner % 2 == 1)
-            similar = torch.where(found & ~blocked, hits.winner // 2, -1)
-            similarity = hits.similarity
-            scope = scope & ~blocked
-            if self.threshold is not None:
-                scope = scope & (similar >= 0) & (similarity > self.threshold)
+            similar, similarity = hits.winner, hits.similarity
+            scope = scope & (similar >= 0) & (similarity > self.threshold)
         return Decision(scope, nearest, distance, similar, similarity, blocked)
+
+    def _blocked(self, query: Tensor) -> Tensor:
+        """bool [B] on the CPU; exact, as an edit's own prompt may be very like one that was deleted."""
+        if not self.blocks:
+            return torch.zeros(len(query), dtype=torch.bool)
+        query = F.normalize(query, dim=-1)
+        near = (query @ F.normalize(torch.stack(list(self.blocks.values())), dim=-1).T).amax(1)
+        blocked = near > self.block
+        if bool(blocked.any()) and self.on.any():
+            on = torch.from_numpy(self.on).to(query.device)
+            edits = (query @ F.normalize(self.queries[on], dim=-1).T).amax(1)
+            blocked = blocked & (near > edits + _NOISE)
+        return blocked.cpu()
 
     def _nearest(self, codes: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = len(codes)
@@ -192,23 +196,17 @@ class Deferral:
 
     @property
     def memory(self) -> KeyMemory:
-        """Queries of edits in force (id 2 x number) and of blocked ones (id 2 x number + 1)."""
+        """Queries of the edits in force, by number."""
         if self._memory is None:
-            self._floor = self.block if self.threshold is None else max(0.0, self.threshold - _MARGIN)
+            self._floor = max(0.0, (self.threshold or 0.0) - _MARGIN)
             device = str(self.queries.device)
             memory = KeyMemory(1, self.width, threshold=self._floor, top_k=1, quorum=1, device=device)
             for i in np.flatnonzero(self.on):
-                memory.add(2 * self.numbers[i], self.queries[i][None, None])
-            for number, query in self.blocks.items():
-                memory.add(2 * number + 1, query[None, None], threshold=self.block)
+                memory.add(self.numbers[i], self.queries[i][None, None])
             self._memory = memory
         return self._memory
 
     _floor = 0.0
-
-
-def _cosine(one: Tensor, many: Tensor) -> Tensor:
-    return torch.cosine_similarity(one[None], many, dim=-1)
 
 
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
