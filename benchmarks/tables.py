@@ -1,0 +1,111 @@
+"""Write the results' tables into `benchmarks/README.md`, between its markers.
+
+    python benchmarks/tables.py
+
+A marker ``<!-- name -->`` ... ``<!-- /name -->`` is filled from the results of that name, so that no figure
+in the text is typed by hand. Markers without results are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+README = Path(__file__).parent / "README.md"
+_GROUPS = ("efficacy", "generalization", "specificity", "same_subject", "portability")
+_MEASURES = (("whole", "teacher-forced, whole answer"), ("generated", "generated, whole answer"))
+
+
+def load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(score: Any) -> str:
+    return "–" if score is None else f"{100 * score['value']:.1f}"
+
+
+def llp_quality() -> str | None:
+    rows = []
+    for preset in ("default", "paper"):
+        found = load("llp-quality" + ("" if preset == "default" else f"-{preset}"))
+        for n, scores in (found["results"] if found else {}).items():
+            for measure, name in _MEASURES:
+                cells = [percent(scores[group][measure]) for group in _GROUPS]
+                skills = min(scores["skills"].values())
+                rows.append(
+                    [preset, n, name, *cells, f"{100 * skills:.0f}", f"{scores['seconds_per_edit']:.2f}"]
+                )
+    head = ["preset", "edits held", "measure", *(group.replace("_", " ") for group in _GROUPS)]
+    return table([*head, "worst skill", "s per edit"], rows) if rows else None
+
+
+def llp_collisions() -> str | None:
+    rows = []
+    for preset in ("default", "paper"):
+        found = load("llp-collisions" + ("" if preset == "default" else f"-{preset}"))
+        if found:
+            rows.append(
+                [preset]
+                + [
+                    f"{100 * value:.2f} %" if isinstance(value, float) else str(value)
+                    for value in found["results"].values()
+                ]
+            )
+            head = ["preset", *found["results"]]
+    return table(head, rows) if rows else None
+
+
+def llp_editing() -> str | None:
+    found = load("llp-editing")
+    if not found:
+        return None
+    rows = [
+        [name, f"{row['seconds_per_edit']:.3f}", f"{row.get('times_faster', 1):.1f}", str(row["edits"])]
+        for name, row in found["results"].items()
+    ]
+    return table(["", "s per edit", "times faster", "edits timed"], rows)
+
+
+def llp_overhead() -> str | None:
+    found = load("llp-overhead")
+    if not found:
+        return None
+    rows = [
+        [name, f"{row['milliseconds']:.2f}", f"{row['ratio']:.3f}"] for name, row in found["results"].items()
+    ]
+    return table(["edits attached", "ms a forward", "ratio"], rows)
+
+
+TABLES: dict[str, Callable[[], str | None]] = {
+    "llp-quality": llp_quality,
+    "llp-collisions": llp_collisions,
+    "llp-editing": llp_editing,
+    "llp-overhead": llp_overhead,
+}
+
+
+def main() -> None:
+    text = README.read_text()
+    for name, render in TABLES.items():
+        content = render()
+        if content is None:
+            print(f"no results for {name}")
+            continue
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
