@@ -35,7 +35,7 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 CHUNK = 64  # batches drawn, sorted by length and shuffled at a time
 
 
-def parse() -> argparse.Namespace:
+def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
         "--compile", action="store_true", help="a fifth faster on a CPU, after minutes of compiling"
     )
     parser.add_argument("--checkpoint-every", type=int, default=500)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -129,7 +129,7 @@ def batches(seed: int, start: int, encoder: Encoder, size: int) -> Iterator[tupl
     skip = start % CHUNK
     while True:
         corpus, rows, tokens = Corpus(f"{seed} {chunk}"), list[tuple[list[int], list[float]]](), 0
-        while tokens < size * CHUNK * 1.02:
+        while tokens < size * CHUNK * 1.1:  # some are left over, so that every chunk is whole
             more = encoder([corpus.line() for _ in range(256)])
             rows += more
             tokens += sum(len(ids) for ids, _ in more)
@@ -227,7 +227,7 @@ def main() -> None:
     run = train(model, Encoder(tokenizer), args)
     model.eval().cpu().half().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
     results = {"settings": settings, "training": run, **measure(args.out)}
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -119,6 +119,7 @@ def test_lines_follow_from_their_seed_and_false_values_weigh_nothing():
             known = truth.get(prompt.text.strip().removeprefix("Note: "))
             if known is not None and answer.weight == ANSWER:
                 assert answer.text == " " + known
+        assert all(piece.weight < 0.1 * ANSWER for piece in line if piece.text == ".")
     assert false > 500
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Literal
 
 from ..edits import Case, Edit, Probe
-from .facts import Fact, facts, facts_of, hop_answer, names, pool
+from .facts import Fact, facts_of, hop_answer, names, pool
 from .relations import HOPS, KINDS, RELATIONS
 
 __all__ = ["cases", "namesakes", "subjects"]
@@ -150,7 +150,8 @@ def namesakes(subject: str, relation: str | None = None, seed: int = 0) -> list[
     facts_of(subject)
     rng = random.Random(f"namesakes {subject} {seed}")
     words, last = _words(subject), subject.split()[-1]
-    others = dict.fromkeys(f.subject for f in facts() if f.subject != subject and _words(f.subject) & words)
+    everybody = (name for kind in KINDS for name in names(kind))
+    others = [name for name in everybody if name != subject and _words(name) & words]
     ordered = sorted(others, key=lambda name: name.split()[-1] != last)
     asked = [list(facts_of(s).values()) for s in ordered]
     if relation is not None:
