@@ -41,7 +41,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
         raise typer.Exit(2) from None
 
 

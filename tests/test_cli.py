@@ -1,0 +1,180 @@
+"""The command line on a small saved model: the whole round, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from families import METHODS, TEXTS, lexical
+from typer.testing import CliRunner
+
+from memplug import plugin
+from memplug.cli import app
+
+BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
+
+
+@pytest.fixture(scope="module")
+def model(make_tokenizer, tmp_path_factory):
+    """The folder of a saved model with its tokenizer."""
+    folder, tokenizer = tmp_path_factory.mktemp("model"), make_tokenizer(TEXTS)
+    lexical("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def make_quick(patch):
+    """New plugs get constants that suit the small model; loaded ones have theirs."""
+    attach = plugin.attach
+
+    def quick(model, tokenizer, method, **given):
+        return attach(model, tokenizer, method, **(METHODS["llp"] | given if method == "llp" else given))
+
+    patch.setattr(plugin, "attach", quick)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    make_quick(monkeypatch)
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def told(*arguments):
+    """What a command that succeeds prints."""
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments):
+    """The one line that a command says about a mistake."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)  # no traceback
+    shown = [line for line in result.stderr.splitlines() if line.strip()]
+    lines = [line for line in shown if "Loading weights" not in line]  # a progress bar
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert not result.stdout
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def made(model, tmp_path_factory):
+    """A plug with one edit, made on the command line."""
+    folder = tmp_path_factory.mktemp("made") / "facts"
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        printed = told("edit", folder, BORN, "Zarnow", "--subject", "Ada Quill", "--model", model)
+    assert "1 edits, 1 in force" in printed
+    return folder
+
+
+@pytest.fixture
+def facts(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "facts")
+
+
+def test_the_whole_round(facts, model):
+    listed = told("list", facts)
+    assert listed.startswith("method llp: 1 edits, 1 in force")
+    assert "e1" in listed
+    asked = told("ask", facts, BORN, "Who", "--model", model, "--base", "--explain", "--max-new-tokens", 6)
+    lines = asked.splitlines()
+    assert lines[0].startswith(f"{BORN} Zarnow   (base model: ")
+    assert not lines[0].endswith("(base model: Zarnow)")
+    assert "Ada Quill is recalled with 2 votes" in asked
+    assert "nothing is recalled" in asked
+
+    assert "1 edits, 0 in force" in told("disable", facts, "e1", "--model", model)
+    assert not told("ask", facts, BORN, "-m", model, "--max-new-tokens", 6).startswith(f"{BORN} Zarnow")
+    assert "1 edits, 1 in force" in told("enable", facts, "e1", "-m", model)
+    assert told("ask", facts, BORN, "-m", model, "--max-new-tokens", 6).startswith(f"{BORN} Zarnow")
+    assert "0 edits" in told("delete", facts, "e1", "-m", model)
+    assert told("list", facts).strip() == "method llp: 0 edits, 0 in force"
+
+
+def test_many_edits_from_a_file(facts, model, tmp_path):
+    rows = [{"prompt": FOUNDED, "target": "Marrow", "subject": "Orlo Bridge Company"}, {"prompt": "Who?"}]
+    file = tmp_path / "edits.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "edits.jsonl, line 2: no field 'target'" in refused("edit", facts, "--cases", file, "-m", model)
+    result = call("edit", facts, "--cases", file, "--skip-bad", "-m", model)
+    assert result.exit_code == 0, result.output
+    assert "left out 1 broken rows" in result.stderr
+    assert "2 edits, 2 in force" in result.stdout
+    assert "2 edits, 2 in force" in told("list", facts)
+
+
+def test_mistakes_are_told_in_one_line(facts, model, tmp_path, make_tokenizer):
+    before = sorted((path.name, path.read_bytes()) for path in facts.iterdir())
+    for command in ("delete", "disable", "enable"):
+        assert "no edit has the id 'e11'; did you mean 'e1'?" in refused(command, facts, "e11", "-m", model)
+    nowhere = tmp_path / "nowhere"
+    assert "is not a saved plug" in refused("list", nowhere)
+    assert "is not a saved plug" in refused("ask", nowhere, BORN, "-m", model)
+    assert not nowhere.exists()
+    assert "give a PROMPT and a TARGET, or --cases" in refused("edit", facts, BORN, "-m", model)
+    assert "either a PROMPT or --cases" in refused("edit", facts, BORN, "x", "--cases", "f", "-m", model)
+    assert "no subject found in" in refused("edit", facts, "who is it?", "Tam", "-m", model)
+    assert "dtype is 'int8'; choose one of" in refused("ask", facts, BORN, "-m", model, "--dtype", "int8")
+    assert "no method 'lpp'; did you mean 'llp'" in refused(
+        "edit", nowhere, BORN, "x", "--method", "lpp", "-m", model
+    )
+    assert "nowhere.jsonl" in refused("edit", facts, "--cases", tmp_path / "nowhere.jsonl", "-m", model)
+    (tmp_path / "letter").mkdir()
+    (tmp_path / "letter" / "a.txt").write_text("dear")
+    assert "is not a saved plug" in refused("edit", tmp_path / "letter", BORN, "Tam", "-m", model)
+    assert sorted((path.name, path.read_bytes()) for path in facts.iterdir()) == before
+
+
+def test_another_base_model(facts, model, make_tokenizer, tmp_path):
+    other, tokenizer = tmp_path / "other", make_tokenizer(TEXTS)
+    lexical("llama", len(tokenizer), seed=1).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    line = refused("ask", facts, BORN, "-m", other)
+    assert "was saved on a LlamaForCausalLM with the fingerprint" in line
+    assert "Load the same base model" in line
+    assert "was saved on a" in refused("ask", facts, BORN, "-m", model, "--dtype", "bfloat16")
+
+
+def test_a_model_that_is_not_there(facts, tmp_path):
+    assert "nowhere" in refused("ask", facts, BORN, "--model", tmp_path / "nowhere")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(facts, model, monkeypatch):
+    def fail(*_args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(plugin, "load", fail)
+    result = call("ask", facts, BORN, "-m", model)
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys\n"
+        "from memplug.__main__ import app\n"
+        "try:\n    app(['--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("edit", "list", "ask", "disable", "enable", "delete", "demo"):
+        assert command in done.stdout
+
+
+def test_the_module_runs():
+    done = subprocess.run(
+        [sys.executable, "-m", "memplug", "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Give a language model an editable memory." in done.stdout
