@@ -109,6 +109,28 @@ def test_a_crash_at_any_moment_leaves_a_whole_save(plug, base, tokenizer, tmp_pa
     assert len(list(folder.iterdir())) == 2  # nothing is left over
 
 
+def test_files_are_on_the_disk_before_they_are_named(plug, tmp_path, monkeypatch):
+    """Flush, move, then flush the folder's own list: so for the tensors, and after them for the manifest."""
+    done = []
+    for name in ("fsync", "replace", "unlink"):
+        monkeypatch.setattr(os, name, _noting(name, getattr(os, name), done))
+    plug.save(tmp_path)
+    kinds = [name for name, *_ in done]
+    assert kinds[:6] == ["fsync", "replace", "fsync"] * 2
+    assert [str(places[1]).rpartition("/")[2][:4] for name, *places in done if name == "replace"] == [
+        "tens",
+        "plug",
+    ]
+
+
+def _noting(name, function, done):
+    def call(*args, **kwargs):
+        done.append((name, *args))
+        return function(*args, **kwargs)
+
+    return call
+
+
 def _dying(function, left):
     def call(*args, **kwargs):
         left[0] -= 1

@@ -201,21 +201,43 @@ def test_hooks_keep_the_outputs_of_the_think_layers():
     assert torch.equal(seen[0][2], states[3])
 
 
-def test_a_cache_whose_rows_were_cut_by_hand_is_matched_anew(make_tokenizer):
-    """Its rows cannot be told apart any more; the forward goes on and nothing is recalled by mistake."""
+@pytest.fixture(scope="module")
+def plug(make_tokenizer):
+    """An edit whose value is not trained, since only where it is recalled counts here."""
     tokenizer = make_tokenizer(TEXTS)
-    model = lexical("llama", len(tokenizer))
-    with attach_llp(model, tokenizer, value_steps=0) as plug, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plug.edit("Where was Ada Quill born?", "Zarnow", "Ada Quill")
-        with torch.no_grad():
-            inputs = encode(tokenizer, "Where was Ada Quill born?", "Where was Ada Quill born?")
-            cache = model(**inputs, use_cache=True).past_key_values
-            for layer in cache.layers:
-                layer.keys, layer.values = layer.keys[:1], layer.values[:1]
-            after = copy.deepcopy(cache)
-            end = torch.tensor([[50]])
-            got = model(input_ids=end, past_key_values=cache).logits
-            with plug.paused():
-                plain = model(input_ids=end, past_key_values=after).logits
+    tokenizer.padding_side = "left"
+    with attach_llp(lexical("llama", len(tokenizer)), tokenizer, value_steps=0) as plug:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plug.edit("Where was Ada Quill born?", "Zarnow", "Ada Quill")
+        yield plug
+
+
+def test_a_value_stands_right_before_its_row_wherever_that_begins(plug):
+    """Left padding without position ids moves a row's tokens, so its value moves along."""
+    short, long = "Where was Ada Quill born?", "Who founded it? Where was Ada Quill born?"
+    inputs = encode(plug.tokenizer, short, long)
+    begin = int((inputs["attention_mask"][0] == 0).sum())
+    assert begin > 3
+    with torch.no_grad():
+        alone = plug.model(**encode(plug.tokenizer, short)).logits
+        together = plug.model(**inputs).logits
+        with plug.paused():
+            plain = plug.model(**inputs).logits
+    assert (together[0, begin:] - plain[0, begin:]).abs().max() > 1e-2
+    torch.testing.assert_close(together[0, begin:], alone[0], atol=1e-4, rtol=1e-3)
+
+
+def test_a_cache_whose_rows_were_cut_by_hand_is_matched_anew(plug):
+    """Its rows cannot be told apart any more; the forward goes on and nothing is recalled by mistake."""
+    inputs = encode(plug.tokenizer, "Where was Ada Quill born?", "Where was Ada Quill born?")
+    end = torch.tensor([[50]])
+    with torch.no_grad():
+        cache = plug.model(**inputs, use_cache=True).past_key_values
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:1], layer.values[:1]
+        after = copy.deepcopy(cache)
+        got = plug.model(input_ids=end, past_key_values=cache).logits
+        with plug.paused():
+            plain = plug.model(input_ids=end, past_key_values=after).logits
     assert torch.equal(got, plain)
