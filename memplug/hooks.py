@@ -123,7 +123,10 @@ def resume(
     def narrow(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
         return (args[0].flatten(0, 1)[flat.to(args[0].device)][None],), {}
 
-    hooks = [Hook(anatomy.layers[index], "before", enter), Hook(model.get_output_embeddings(), "before", narrow)]
+    hooks = [
+        Hook(anatomy.layers[index], "before", enter),
+        Hook(model.get_output_embeddings(), "before", narrow),
+    ]
     with skipping_below(anatomy, index), HookSet(hooks):
         logits: Tensor = run().logits
     return logits[0]

@@ -356,7 +356,9 @@ def load(path: str | Path, model: Any, tokenizer: Any) -> Plug:
     try:
         config = find_method(saved.method).config(**saved.config)
     except (TypeError, ValueError) as error:
-        raise storage.LoadError(f"{path} does not fit this memplug ({error}); take a copy that is whole") from error
+        raise storage.LoadError(
+            f"{path} does not fit this memplug ({error}); take a copy that is whole"
+        ) from error
     plug = attach(model, tokenizer, config, layers=saved.layers)
     try:
         storage.fill(plug, saved)

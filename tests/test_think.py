@@ -61,6 +61,13 @@ def test_both_layers_have_to_vote(memory):
     assert match(memory, call_with([A], second=[[A]]))[0] == [5]
 
 
+@pytest.mark.parametrize(("threshold", "key"), [(0.59, 5), (0.6, -1), (0.61, -1)])
+def test_a_threshold_has_to_be_exceeded(threshold, key):
+    memory = KeyMemory(2, 4, threshold=threshold)
+    memory.add(5, A.expand(2, 1, 4))
+    assert match(memory, call_with([3 * A + 4 * B]))[0] == [key]  # cosine 0.6
+
+
 def test_padding_is_not_matched(memory):
     assert match(memory, call_with([A, NOTHING], valid=[[False, True]]))[0] == [-1]
 

@@ -9,16 +9,15 @@ leaves the batch when it has learned.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...edits import EditError
 from ...hooks import capture_input
-from ...layers import evaluating
+from ...layers import evaluating, frozen
 from ...prefix import Prefix
 from ...recall import Recall
 from ..base import Host
@@ -50,24 +49,12 @@ def train_values(
         EditError: the loss is not finite.
     """
     learned: list[Learned] = []
-    with evaluating(host.model), _frozen(host.model), recall.forced(None):
+    with evaluating(host.model), frozen(host.model), recall.forced(None):
         for at in range(0, len(jobs), config.batch_size):
             part = jobs[at : at + config.batch_size]
             learned += _Trainer(host, recall, config, part, prefixes).run()
             advance(len(part))
     return learned
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 class _Trainer:
