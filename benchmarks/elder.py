@@ -16,11 +16,12 @@ import argparse
 import ast
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, interleaved, write
+from common import RESULTS, write
 from literal_elder import LiteralELDER
 
 import memplug
@@ -30,14 +31,17 @@ from memplug.evaluation import answer, evaluate
 from memplug.methods.elder import ELDERConfig
 from memplug.methods.elder.calibration import closeness
 from memplug.methods.elder.training import observe
+from memplug.text import Batch
 
 SIX = {"edit_layers": tuple(range(6, 12))}  # the published number of linears
+GUIDED = {"router_lr": 1e-3, "guide_weight": 0.1, "router_replay": 256}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("default", {}),
     "default, trained on rephrasings": ("default", {}),
     "default, no replay": ("default", {"replay": 0}),
-    "default, random codes": ("default", {"allocation": "random"}),
-    "default, spread codes": ("default", {"allocation": "spread"}),
+    "default, guided": ("default", GUIDED),
+    "default, guided, random codes": ("default", GUIDED | {"allocation": "random"}),
+    "default, guided, spread codes": ("default", GUIDED | {"allocation": "spread"}),
     "default, codes alone": ("default", {"gate": "off"}),
     "paper": ("paper", SIX),
     "paper, lr 1e-3": ("paper", SIX | {"lr": 1e-3}),
@@ -199,6 +203,18 @@ def _rates(near: dict[str, Any], accepts: Any) -> dict[str, float]:
     }
 
 
+def cpu_seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median CPU seconds of each run, taken in turns, on one thread: a busy machine changes it little."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            begin = time.process_time()
+            run()
+            if turn:  # the first is to warm up
+                found[name].append(time.process_time() - begin)
+    return {name: float(np.median(some)) for name, some in found.items()}
+
+
 def editing(args: argparse.Namespace) -> dict[str, Any]:
     """Edits a second, this library's training against the literal one, at the same number of steps."""
     model, tokenizer = world.load()
@@ -231,7 +247,7 @@ def editing(args: argparse.Namespace) -> dict[str, Any]:
         made = literal()
         theirs = [torch.stack(group) for group in (*made.down, *made.up)]
         apart = max(float((a - b).abs().max()) for a, b in zip(trained, theirs, strict=True))
-        seconds = interleaved({"fast": fast, "literal": literal}, args.repeats)
+        seconds = cpu_seconds({"fast": fast, "literal": literal}, args.repeats)
         out[name] = {
             "edits_per_second": {key: len(batch) / value for key, value in seconds.items()},
             "speedup": seconds["literal"] / seconds["fast"],
@@ -247,39 +263,35 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a forward over a 64-token prompt: bare, attached with a deferred row, with one in scope."""
     out: dict[str, Any] = {}
     model, tokenizer = world.load()
+    bare, _ = world.load()
     cases = world.cases(args.edits[0], seed=args.seed)
     plug = memplug.attach(model, tokenizer, "elder", **args.set)
     plug.edit(cases, progress=False)
-    text = plug.method._host.text
-    own = text.encode(cases[0].edit.prompt)
-    other = text.encode(" ".join(probe.prompt for case in cases for probe in case.locality))
-    # The edited prompt behind other text; the limits are opened for it, as what is timed is the work.
-    inside, outside = [*other[: 64 - len(own) + 1], *own[1:]], other[:64]
-    hooks = plug._hooks
-    ids = {"in scope": torch.tensor([inside]), "deferred": torch.tensor([outside])}
-    limits = plug.method.known.deferral
-    for name, row in ids.items():
-        limits.limit(1 << 20 if name == "in scope" else 1, None)
-        plug.method.known.version += 1
-
-        def bare(row: Any = row) -> None:
-            with plug.paused():
-                model(row)
-
-        seconds = interleaved({"attached": lambda row=row: model(row), "paused": bare}, args.repeats)
-        out[name] = {"seconds": seconds, "ratio to paused": seconds["attached"] / seconds["paused"]}
-    limits.limit(1, 0.8)  # and with the gate asked, as by default
-    plug.method.known.version += 1
-    gated = interleaved({"attached": lambda: model(ids["deferred"]), "paused": bare}, args.repeats)
-    out["deferred, gate asked"] = {"seconds": gated, "ratio to paused": gated["attached"] / gated["paused"]}
-    assert hooks is not None
-    plug.detach()
-    alone = interleaved({"bare": lambda: model(ids["deferred"])}, args.repeats)
-    out["bare"] = {"seconds": alone}
-    for name in ("in scope", "deferred", "deferred, gate asked"):
-        out[name]["ratio to bare"] = out[name]["seconds"]["attached"] / alone["bare"]
+    known, text = plug.method.known, plug.method._host.text
+    filling = [token for case in cases for token in text.encode(case.edit.prompt)]
+    row = torch.tensor([filling[:64]])
+    # The limits are opened or closed for the row, as what is timed is the work.
+    for name, epsilon, threshold in (
+        ("in scope", 1 << 20, 0.0),
+        ("deferred by similarity", 1 << 20, 0.999),
+        ("deferred by code, without a gate", 1, None),
+    ):
+        known.deferral.limit(epsilon, threshold)
+        known.version += 1
+        inside = bool(known.decide(_queries_of(plug, row))[1].scope)
+        runs = {"attached": lambda: model(row), "bare": lambda: bare(row)}
+        seconds = cpu_seconds(runs, args.repeats)
+        out[name] = {"seconds": seconds, "ratio": seconds["attached"] / seconds["bare"], "in scope": inside}
     print(out, flush=True)
+    plug.detach()
     return out
+
+
+def _queries_of(plug: memplug.Plug, ids: torch.Tensor) -> torch.Tensor:
+    mask = torch.ones_like(ids)
+    with plug.paused():
+        batch = Batch(ids, mask, mask.cumsum(1) - 1)
+        return observe(plug.method._host, plug.method._site, None, batch)[0][:, -1]
 
 
 def main() -> None:
