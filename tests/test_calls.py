@@ -218,6 +218,16 @@ def test_threads_have_their_own_call(model, anatomy, tracker):
     assert rows == {"one": 1, "two": 2, "off": None}
 
 
+def test_trackers_of_two_models_are_apart(model, tracker):
+    second = build("llama", seed=1)
+    other = CallTracker(dissect(second), BOS)
+    with HookSet(tracker.hooks(lambda: True)), tracker.off(), tracker.prompt_lengths([2, 2, 2]):
+        call = call_of(second, other, input_ids=IDS[:2])
+        assert len(call.real) == 2
+        assert call.prompt is None
+        assert tracker.current is None
+
+
 def test_a_cache_that_the_decoder_makes_is_found(model, tracker):
     made = []
     call = call_of(model, tracker, lambda: made.append(model(input_ids=IDS, use_cache=True).past_key_values))
