@@ -142,7 +142,9 @@ def match_rows(
 ) -> tuple[Tensor, MatchState | None]:
     """The key that each row recalls [B] (-1 none), and the state of matching for the row's next tokens.
 
-    A row that recalled keeps its key while the memory still has it, switched on.
+    A row that recalled keeps its key while the memory still has it, switched on. Where the forward was told
+    which tokens are the prompt, what the prompt recalls stands, as it does in ``generate``: an answer that
+    names another edited subject does not change it.
     """
     held = held_rows(memory, call)
     if held is None:
@@ -154,5 +156,12 @@ def match_rows(
             key = torch.tensor(kept)
     if (prompt_only and call.past > 0) or bool((key >= 0).all()):
         return key, match
-    hits, match = memory.search([call.states[i].detach() for i in layers], call.valid, match, rows=key < 0)
+    states = [call.states[i].detach() for i in layers]
+    if call.prompt is not None and call.past == 0:
+        asked = call.real.long().cumsum(1) <= call.prompt.to(call.real.device)[:, None]
+        hits, first = memory.search(states, call.valid & asked, None, rows=key < 0)
+        key = torch.where(key >= 0, key, hits.winner.cpu())
+        if prompt_only or bool((key >= 0).all()):
+            return key, first
+    hits, match = memory.search(states, call.valid, match, rows=key < 0)
     return torch.where(key >= 0, key, hits.winner.cpu()), match

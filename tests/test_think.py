@@ -248,3 +248,11 @@ def test_a_cache_whose_rows_were_cut_by_hand_is_matched_anew(plug):
         with plug.paused():
             plain = plug.model(input_ids=end, past_key_values=after).logits
     assert torch.equal(got, plain)
+
+
+def test_what_a_known_prompt_recalls_is_not_changed_by_the_answer(memory):
+    asked = call_with([B, C, A], [NOTHING, NOTHING, A])
+    assert match(memory, asked)[0] == [5, 5]  # as one text, the older of two equals
+    asked.prompt = torch.tensor([2, 2])
+    assert match(memory, asked)[0] == [6, 5]  # the answer is matched where the prompt recalls nothing
+    assert match(memory, asked, prompt_only=True)[0] == [6, -1]
