@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import random
 import time
 import warnings
 from typing import Any
@@ -24,7 +25,7 @@ import memplug
 from memplug import world
 from memplug.calls import held_by
 from memplug.evaluation import answer, evaluate
-from memplug.methods.llp.keys import think_states
+from memplug.methods.llp.keys import subject_states
 from memplug.methods.llp.method import Entry
 
 
@@ -159,61 +160,63 @@ def editing(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """A 64-token forward with nothing recalled: bare, and with 0 to 10,000 edits attached."""
-    model, tokenizer = world.load()
-    with_plugs: dict[str, Any] = {}
-    texts = " ".join(world.train_texts(40, seed=5))
-    edited = set()
-    bare, _ = world.load()
-    runs: dict[str, Any] = {}
-    ids = torch.tensor([tokenizer(texts)["input_ids"][:64]])
-    with torch.no_grad():
-        runs["bare"] = lambda: bare(ids)
-        for n in (0, 100, 1000, 10_000):
-            model, _ = world.load()
-            plug = memplug.attach(model, tokenizer)
-            _fill(plug, n, edited, ids)
-            with_plugs[str(n)] = plug
-            assert torch.equal(bare(ids).logits, model(ids).logits), "something was recalled"
-            runs[str(n)] = lambda model=model: model(ids)
-        best = interleaved(runs, args.repeats)
-    out = {name: {"milliseconds": 1e3 * best[name], "ratio": best[name] / best["bare"]} for name in runs}
+    """A 64-token forward with nothing recalled: bare, and with 0 to 10,000 edits attached.
+
+    Twice: running text without names, and text full of names that share their words with edited subjects.
+    """
+    bare, tokenizer = world.load()
+    texts = {
+        "running text": " ".join(probe.prompt for probe in world.skills(40, seed=3)["agreement"]),
+        "names that share words": " ".join(world.train_texts(40, seed=5)),
+    }
+    plugs: dict[int, memplug.Plug] = {}
+    for n in (0, 100, 1000, 10_000):
+        plugs[n] = memplug.attach(*world.load())
+        _fill(plugs[n], n, texts["names that share words"])
+    out: dict[str, Any] = {}
+    for name, text in texts.items():
+        ids = torch.tensor([tokenizer(text)["input_ids"][:64]])
+        runs: dict[str, Any] = {"bare": lambda ids=ids: bare(ids)}
+        with torch.no_grad():
+            for n, plug in plugs.items():
+                if not torch.equal(bare(ids).logits, plug.model(ids).logits):
+                    raise RuntimeError(f"something was recalled with {n} edits in {name!r}")
+                runs[str(n)] = lambda model=plug.model, ids=ids: model(ids)
+            best = interleaved(runs, args.repeats)
+        for run, seconds in best.items():
+            out[f"{name}, {run}"] = {"milliseconds": 1e3 * seconds, "ratio": seconds / best["bare"]}
     for name, row in out.items():
-        print(f"{name:8} {row['milliseconds']:.3f} ms  x{row['ratio']:.3f}", flush=True)
+        print(f"{name:32} {row['milliseconds']:.3f} ms  x{row['ratio']:.3f}", flush=True)
     return out
 
 
-def _fill(plug: memplug.Plug, n: int, edited: set[str], ids: torch.Tensor) -> None:
-    """Give a plug ``n`` entries with made-up keys: the hidden states of the world's other texts, shuffled."""
+def _fill(plug: memplug.Plug, n: int, avoid: str) -> None:
+    """Give a plug ``n`` subjects that nobody asks for: the world's words in new combinations.
+
+    They share their words with the subjects of the text, as real names do; values do not matter here.
+    """
     method = plug.method
-    if not n:
-        return
-    generator = torch.Generator().manual_seed(0)
-    states = _token_states(plug, 4000)
-    for number in range(n):
-        pick = torch.randint(states.shape[1], (2,), generator=generator)
-        noise = torch.randn(states.shape[0], 2, states.shape[2], generator=generator) * states.std() * 0.7
-        method.memory.add(number, states[:, pick] + noise)
-        method._owner[number] = f"s{number}"
-        edit = memplug.Edit(f"s{number} is", "x", f"s{number}", f"e{number}")
-        method.entries[f"s{number}"] = Entry(
-            f"s{number}",
-            {f"e{number}": edit},
-            keys=(number,),
-            values={(f"e{number}",): torch.zeros(2, states.shape[2])},
-        )
-
-
-def _token_states(plug: memplug.Plug, count: int) -> torch.Tensor:
-    text = plug.method._host.text
-    rows = [text.encode(t)[:48] for t in world.train_texts(400, seed=9)]
-    found = []
+    names = _new_names(n, avoid)
     with plug.paused():
-        for at in range(0, len(rows), 50):
-            states = think_states(plug.method._host, rows[at : at + 50], plug.method.config.think_layers)
-            for k, row in enumerate(rows[at : at + 50]):
-                found.append(states[:, k, 1 : len(row)])
-    return torch.cat(found, dim=1)[:, :count].float()
+        contexts = [[(name, 0)] for name in names]
+        states = subject_states(method._host, names, contexts, method.config)
+    for number, (name, [state]) in enumerate(zip(names, states, strict=True)):
+        method.memory.add(number, state.mean(0))
+        edit = memplug.Edit(f"{name} is", "x", name, f"e{number}")
+        values = {(f"e{number}",): torch.zeros(2, state.shape[-1])}
+        method._owner[number] = name
+        method.entries[name] = Entry(name, {f"e{number}": edit}, keys=(number,), values=values)
+
+
+def _new_names(n: int, avoid: str) -> list[str]:
+    rng = random.Random(0)
+    words = sorted({word for subject in world.subjects() for word in subject.split()})
+    names: dict[str, None] = {}
+    while len(names) < n:
+        name = " ".join(rng.sample(words, 2))
+        if name not in avoid:
+            names[name] = None
+    return list(names)
 
 
 def main() -> None:

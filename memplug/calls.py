@@ -169,9 +169,9 @@ class CallTracker:
         start = open_.int().argmax(dim=1)
         real = open_[:, past:]
         valid = real
-        if ids is not None and self._bos_id is not None:
-            column = torch.arange(past, past + length, device=ids.device)
-            valid = real & ~((ids == self._bos_id) & (column == start[:, None]))
+        if ids is not None and self._bos_id is not None and past <= int(start.max()):
+            begins = torch.arange(past, past + length, device=ids.device) == start[:, None]
+            valid = real & ~((ids == self._bos_id) & begins)
         positions = given.get("position_ids")
         first = start
         if positions is not None and past == 0:
