@@ -5,8 +5,10 @@ Letters: n rows (tokens of the edits), d_k and d_v a module's widths, r columns 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -54,10 +56,20 @@ class Entry:
     notes: Mapping[str, Any] = field(default_factory=dict)
     solved: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def on(self) -> tuple[str, ...]:
         """Ids in force."""
         return tuple(id for id in self.ids if id not in self.off)
+
+    @cached_property
+    def key(self) -> tuple[int, tuple[str, ...]]:
+        """Equal for entries of the same change, as long as their parts are kept."""
+        return id(self.parts), self.on
+
+    @cached_property
+    def mark(self) -> int:
+        """A number that follows from the ids in force alone: the smallest of their checksums' low bits."""
+        return min(zlib.crc32(id.encode()) % 65536 for id in self.on)
 
     def without(self, gone: Iterable[str]) -> Entry | None:
         """The entry without some of its edits, their rows dropped; None where nothing is left."""

@@ -23,12 +23,10 @@ Knows nothing about models beyond `Site`, and nothing about how changes are pred
 
 from __future__ import annotations
 
-import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +58,7 @@ class Ledger:
         self.entries: tuple[Entry, ...] = ()
         self.pristine = Pristine(self.sites)
         self._cache_bytes = cache_bytes
-        self._sums: OrderedDict[tuple[Any, ...], tuple[Tensor, Any]] = OrderedDict()
+        self._sums: dict[tuple[Any, ...], _BlockSum] = {}
         self._total: dict[str, Tensor] | None = {}
         self._branches: dict[str, tuple[Tensor, Tensor]] = {}
         self._paused = 0
@@ -84,7 +82,8 @@ class Ledger:
         if len(set(ids)) < len(ids):
             twice = next(id for id in ids if ids.count(id) > 1)
             raise ValueError(f"the id {twice!r} is in two entries; give each edit its own")
-        unknown = {part.site for entry in entries for part in entry.parts} - self.sites.keys()
+        known = set(self.entries)
+        unknown = {p.site for entry in entries if entry not in known for p in entry.parts} - self.sites.keys()
         if unknown:
             raise ValueError(
                 f"an entry changes {sorted(unknown)[0]!r}, the ledger knows {sorted(self.sites)[:8]}"
@@ -105,16 +104,18 @@ class Ledger:
     def delete(self, ids: Iterable[str]) -> None:
         """Take edits out for good."""
         gone = self._known(ids)
-        left = (entry.without(gone) if gone & set(entry.ids) else entry for entry in self.entries)
+        left = (entry if gone.isdisjoint(entry.ids) else entry.without(gone) for entry in self.entries)
         self.hold(entry for entry in left if entry is not None)
 
     def switch(self, ids: Iterable[str], on: bool) -> None:
         """Switch edits off, or on again."""
         asked = self._known(ids)
         self.hold(
-            replace(entry, off=entry.off - asked if on else entry.off | (asked & set(entry.ids)), solved={})
-            if asked & set(entry.ids)
-            else entry
+            entry
+            if asked.isdisjoint(entry.ids)
+            else replace(
+                entry, off=entry.off - asked if on else entry.off | (asked & set(entry.ids)), solved={}
+            )
             for entry in self.entries
         )
 
@@ -241,28 +242,33 @@ class Ledger:
     def _changes(self, entries: Sequence[Entry]) -> dict[str, Tensor]:
         """By module that an active entry touches, the blocks' sums added up in order."""
         total: dict[str, Tensor] = {}
-        before, self._sums = self._sums, OrderedDict()
+        before, self._sums, size = self._sums, {}, 0
         for block in _blocks(entries):
-            for site in {part.site: None for entry in block for part in entry.parts}:
-                part = self._block_sum(site, block, before)
-                if part is not None:
-                    total[site] = total[site] + part if site in total else part
+            key = tuple(entry.key for entry in block)
+            found = before.get(key) or _BlockSum(_summed(block), tuple(entry.parts for entry in block))
+            size += sum(part.nbytes for part in found.sums.values())
+            if size <= self._cache_bytes:
+                self._sums[key] = found
+            for site, part in found.sums.items():
+                total[site] = total[site] + part if site in total else part
         return total
 
-    def _block_sum(self, site: str, block: Sequence[Entry], before: Mapping[Any, Any]) -> Tensor | None:
-        """One block's change of one module, taken from ``before`` where the block is the same."""
-        # The parts are kept with the sum, so that their addresses cannot be given to others.
-        key = (site, *((id(entry.parts), entry.on) for entry in block))
-        if key not in before:
-            pairs = [entry.factors()[site] for entry in block if site in entry.factors()]
-            if not pairs:
-                return None
-            found = torch.cat([a for a, _ in pairs], dim=1) @ torch.cat([b for _, b in pairs])
-            before = {key: (found, tuple(entry.parts for entry in block))}
-        self._sums[key] = before[key]
-        while sum(found.nbytes for found, _ in self._sums.values()) > self._cache_bytes:
-            self._sums.popitem(last=False)
-        return before[key][0]
+
+class _BlockSum(NamedTuple):
+    """By module, the change of a block; the parts are kept so that nothing else gets their addresses."""
+
+    sums: dict[str, Tensor]
+    parts: tuple[Any, ...]
+
+
+def _summed(block: Sequence[Entry]) -> dict[str, Tensor]:
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for entry in block:
+        for site, pair in entry.factors().items():
+            pairs.setdefault(site, []).append(pair)
+    return {
+        site: torch.cat([a for a, _ in f], dim=1) @ torch.cat([b for _, b in f]) for site, f in pairs.items()
+    }
 
 
 def _blocks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -270,12 +276,11 @@ def _blocks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
     block: list[Entry] = []
     size = 0
     for entry in entries:
-        on = entry.on
-        if not on:
+        if not entry.on:
             continue
         block.append(entry)
-        size += len(on)
-        if size >= 4 * BLOCK or any(zlib.crc32(id.encode()) % BLOCK == 0 for id in on):
+        size += len(entry.on)
+        if size >= 4 * BLOCK or entry.mark < 65536 // BLOCK:
             yield block
             block, size = [], 0
     if block:

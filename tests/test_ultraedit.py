@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM
 import memplug
 from memplug import editors as editors_module
 from memplug.edits import Case, Edit, EditError, Probe
+from memplug.hooks import HookSet
+from memplug.methods.hypernet.branch import branch_hooks
+from memplug.methods.hypernet.calibrate import LADDER, answered, find_step, stand_ins
 from memplug.methods.hypernet.guard import CollapseError
 from memplug.methods.hypernet.method import UnfittedError
 from memplug.storage import LoadError
@@ -108,9 +111,35 @@ def test_edit_switch_delete_pause_detach(make_plug: Callable[..., Any], method: 
     assert _clean(plug.model)
 
 
-def test_a_calibrated_edit_is_answered(make_model: Callable[..., Any]) -> None:
-    """Statistics and step size come from the model alone, and the first edit works."""
-    plug = memplug.attach(*make_model(hidden_size=64, intermediate_size=128), "ultraedit", steps=8)
+def test_the_step_size_is_where_single_edits_gain_half(make_model: Callable[..., Any]) -> None:
+    """Each stand-in edited alone, by the plain way: at the step size found, and at half of it."""
+    plug = memplug.attach(*make_model(hidden_size=64, intermediate_size=128), "ultraedit", steps=1)
+    method, base = plug.method, _bits(plug.model)
+    host, pairs = method._host, stand_ins(plug.method._host, 24, 0)
+    assert stand_ins(host, 24, 0) == pairs
+    method.editor.make(host, pairs, observe=True)
+    found = find_step(host, method.editor, pairs)
+
+    def gained(step: float) -> float:
+        method.editor.set_step(step)
+        total = 0.0
+        for pair in pairs:
+            factors = method.editor.make(host, [pair]).factors(method.sites)
+            with HookSet(branch_hooks(method.ledger.sites, factors)):
+                total += float(answered(host, [pair])[0])
+        return total / len(pairs)
+
+    steps = [step for step in LADDER if step <= found * 1.01]
+    assert found in steps
+    assert gained(found) > gained(steps[-2])
+    assert gained(found) >= 0.4 * max(gained(found * 2**n) for n in range(4))
+    assert _same(_bits(plug.model), base)
+
+
+def test_an_edit_is_answered_and_explained(make_model: Callable[..., Any]) -> None:
+    """Statistics come from the model alone, and the first edit works."""
+    model, tokenizer = make_model(hidden_size=64, intermediate_size=128)
+    plug = memplug.attach(model, tokenizer, "ultraedit", steps=8, inner_lr=0.0256)
     state = torch.random.get_rng_state()
     edit = plug.edit("The capital of Ankaria is", "Castle", subject="Ankaria")
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -15,10 +15,13 @@ __all__ = ["UltraEdit", "UltraEditConfig"]
 class UltraEditConfig(EditorConfig):
     """UltraEdit (training-free lifelong editing by normalised features)."""
 
+    steps: int = 3
+    """As in `EditorConfig`; three small steps wear the model out less than one large one (published: 1)."""
     statistics: str = "frozen"
     """"frozen": from the base model's own sampled text; "stream": from all edits so far, as published."""
 
     paper: ClassVar[dict[str, Any]] = {
+        "steps": 1,
         "statistics": "stream",
         "inner_lr": 1e-6,
         "std_floor": 0.0,

@@ -1,7 +1,7 @@
 """Statistics and a step size from the base model alone, where no cases are at hand.
 
-The model's own sampled text stands in for cases: a text is cut, and other tokens than those that follow are
-asked for.
+The model's own sampled text stands in for cases: a text is cut, and a token that the model thinks possible
+there is asked for.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ LADDER = tuple(1e-4 * 2.0**n for n in range(24))
 
 
 def stand_ins(host: Host, count: int, seed: int) -> list[Pair]:
-    """``count`` pairs of a sampled text and one to three other tokens than those that follow."""
+    """``count`` pairs of a sampled text and one of the 2nd to 32nd likeliest next tokens."""
     texts = sample_prefixes(host.text, count, 24, 20, seed)
     rng = random.Random(f"stand-ins {seed}")
-    known = sorted({token for text in texts for token in host.text.encode(text)} - set(host.text.eos_ids))
-    pairs = []
+    ends, pairs = {host.text.pad_id, *host.text.eos_ids}, []
     for text in texts:
         ids = host.text.encode(text)
         cut = rng.randint(min(2, len(ids)), len(ids))
-        others = [token for token in known if token != (ids[cut] if cut < len(ids) else None)]
-        answer = [rng.choice(others), *rng.choices(known, k=rng.randint(0, 2))]
-        pairs.append(Pair([*ids[:cut], *answer], cut))
+        batch = host.text.batch([ids[:cut]])
+        with torch.no_grad(), predicting(host, torch.tensor([cut - 1])):
+            likely = host.forward(host.model, batch).logits[0, 0].topk(32).indices[1:].tolist()
+        pairs.append(Pair([*ids[:cut], rng.choice([token for token in likely if token not in ends])], cut))
     return pairs
 
 
 @torch.no_grad()
-def find_step(host: Host, editor: Editor, pairs: Sequence[Pair], share: float = 0.9) -> float:
-    """The smallest step size on the ladder at which ``share`` of single edits of the base model succeed.
+def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
+    """The step size at which single edits of the base model gain half of what any step size gains them.
 
-    Each pair is edited alone, in its own row of one batch: changes are linear in the step size, so that one
-    capture and one solve serve the whole ladder. Where no step size is enough for so many, the one that is
-    enough for most. The networks' step sizes are set to what is found.
+    Larger steps make a single edit surer and wear the model out sooner. Each pair is edited alone, in its own
+    row of one batch: changes are linear in the step size, so that one capture and one solve serve the whole
+    ladder. Editors of S steps get an S-th. The networks' step sizes are set to what is found.
     """
     editor.set_step(1.0)
     features = capture(host, editor.sites, pairs, editor.config.tokens)
@@ -58,20 +58,21 @@ def find_step(host: Host, editor: Editor, pairs: Sequence[Pair], share: float = 
         keys, values = _padded(change.keys[0], rows), _padded(change.values[0], rows)
         ridge = None if change.log_ridge is None else change.log_ridge.expand(len(pairs))
         units.append(Change(keys, values, ridge).factors())
-    best, most = LADDER[0], -1.0
+    reached: list[float] = []
     for step in LADDER:
         hooks = [
             side_branch(site, lambda a=a, b=b, step=step: (a, step * b))  # type: ignore[misc]
             for site, (a, b) in zip(editor.sites, units, strict=True)
         ]
         with HookSet(hooks):
-            reached = float(answered(host, pairs, len(pairs)).mean())
-        if reached > most:
-            best, most = step, reached
-        if reached >= share or (most > 0.3 and reached < most - 0.3):
+            reached.append(float(answered(host, pairs, len(pairs)).mean()))
+        if reached[-1] > 0.95 or reached[-1] < max(reached) - 0.1:
             break
-    editor.set_step(best)
-    return best
+    half = (reached[0] + max(reached)) / 2
+    found = next(step for step, share in zip(LADDER, reached, strict=False) if share >= half)
+    found /= editor.config.steps
+    editor.set_step(found)
+    return found
 
 
 def _by_owner(owner: Tensor, count: int) -> Tensor:

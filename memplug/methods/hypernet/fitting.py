@@ -20,6 +20,7 @@ from torch import Tensor
 from ...hooks import Hook, HookSet
 from ...pristine import Pristine
 from ...solve import factor_norm
+from ...text import Pair
 from ..base import Host
 from .branch import Factors, branch_hooks
 from .capture import chunks
@@ -49,6 +50,16 @@ class Step(NamedTuple):
     losses: Losses
     reward: float | None
     chosen: tuple[int, ...] | None
+
+
+class _Row(NamedTuple):
+    """One row of the outer batch; ``kept`` tells unrelated rows, ``base`` is what they are held to."""
+
+    pair: Pair
+    hidden: Tensor
+    weight: float
+    base: Tensor | None
+    kept: bool
 
 
 class Trajectory:
@@ -126,63 +137,61 @@ class Trajectory:
     def _losses(
         self, leaves: dict[str, Factors], judged: Sequence[tuple[Prepared, float]], backward: bool
     ) -> Losses:
+        """All terms, rephrasings and unrelated rows in one batch; their gradients are added to the
+        leaves'."""
         config = self.config
-        edit = self._sum(leaves, self._asked(judged), self._edit_loss, 1.0, backward)
-        kept = 0.0
+        rows = [_Row(item.sample.asked, item.asked, weight, None, False) for item, weight in judged]
         if config.locality != "none":
-            kept = self._sum(leaves, self._kept(judged), self._kept_loss, config.locality_weight, backward)
+            rows += [
+                _Row(item.sample.kept, item.kept, weight, item.base, True)
+                for item, weight in judged
+                if item.sample.kept is not None and item.kept is not None
+            ]
+        rows.sort(key=lambda row: len(row.pair.ids))
+        edit = kept = 0.0
+        for part in chunks(range(len(rows)), config.micro_batch):
+            terms = self._terms(leaves, [rows[i] for i in part], backward)
+            if backward:
+                (terms[0] + config.locality_weight * terms[1]).backward()
+            edit, kept = edit + float(terms[0].detach()), kept + float(terms[1].detach())
         norm = self._norm(leaves)
         if backward and config.norm_weight and not (config.faithful and config.norm_of == "edit"):
             (config.norm_weight * norm).backward()
         return Losses(edit, kept, float(norm.detach()))
 
-    @staticmethod
-    def _asked(judged: Sequence[tuple[Prepared, float]]) -> list[tuple[Any, ...]]:
-        return [(item.sample.asked, item.asked, weight, None) for item, weight in judged]
-
-    @staticmethod
-    def _kept(judged: Sequence[tuple[Prepared, float]]) -> list[tuple[Any, ...]]:
-        return [
-            (item.sample.kept, item.kept, weight, item.base) for item, weight in judged if item.sample.kept
-        ]
-
-    def _sum(
-        self,
-        leaves: dict[str, Factors],
-        rows: list[tuple[Any, ...]],
-        loss: Callable[..., Tensor],
-        scale: float,
-        backward: bool,
-    ) -> float:
-        """The rows' weighted loss, a micro-batch at a time, and its gradient at the leaves."""
-        rows = sorted(rows, key=lambda row: len(row[0].ids))
-        total = 0.0
-        for part in chunks(range(len(rows)), self.config.micro_batch):
-            pairs, hidden, weights, base = zip(*(rows[i] for i in part), strict=True)
-            with (
-                torch.set_grad_enabled(backward),
-                HookSet([*self._standing(), *branch_hooks(self.sites, leaves)]),
-                self._autocast(),
-            ):
+    def _terms(
+        self, leaves: dict[str, Factors], rows: Sequence[_Row], backward: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted cross-entropy of the rephrasings and divergence of the unrelated rows."""
+        pairs, hidden = [row.pair for row in rows], [row.hidden for row in rows]
+        with torch.set_grad_enabled(backward):
+            with HookSet([*self._standing(), *branch_hooks(self.sites, leaves)]), self._autocast():
                 logits, at = logits_of(self.host, self.low, pairs, hidden)
-            with torch.set_grad_enabled(backward):
-                weight = torch.tensor(weights, dtype=logits.dtype, device=logits.device)[at.row] / at.size
-                value = (loss(logits, at, pairs, hidden, base) * weight).sum()
-                if backward:
-                    (scale * value).backward()
-            total += float(value.detach())
-        return total
+            weights = torch.tensor([row.weight for row in rows], dtype=logits.dtype, device=logits.device)
+            weight = weights[at.row] / at.size
+            kept = torch.tensor([row.kept for row in rows], device=logits.device)[at.row]
+            edit = (self._edit_loss(logits[~kept], at.target[~kept]) * weight[~kept]).sum()
+            if not bool(kept.any()):
+                return edit, edit.detach() * 0
+            anchor = self._anchor([row for row in rows if row.kept])
+            apart = F.kl_div(logits[kept].log_softmax(-1), anchor, reduction="none", log_target=True).sum(-1)
+            return edit, (apart * weight[kept]).sum()
 
-    def _edit_loss(self, logits: Tensor, at: Any, *_: Any) -> Tensor:
-        return F.cross_entropy(logits, at.target, reduction="none")
+    @staticmethod
+    def _edit_loss(logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction="none")
 
-    def _kept_loss(self, logits: Tensor, at: Any, pairs: Any, hidden: Any, base: Any) -> Tensor:
+    @torch.no_grad()
+    def _anchor(self, rows: Sequence[_Row]) -> Tensor:
+        """Log-probabilities that unrelated answers are held to: the base model's, or those before this
+        step."""
         if self.config.locality == "base":
-            anchor = torch.cat(base)
-        else:  # the model before this step: its weights are in place, only the branch is left out
-            with torch.no_grad(), HookSet(self._standing()), self._autocast():
-                anchor = logits_of(self.host, self.low, pairs, hidden)[0].log_softmax(-1)
-        return F.kl_div(logits.log_softmax(-1), anchor, reduction="none", log_target=True).sum(-1)
+            return torch.cat([row.base for row in rows if row.base is not None])
+        with HookSet(self._standing()), self._autocast():  # the weights are in place, the branch is left out
+            logits, _ = logits_of(
+                self.host, self.low, [row.pair for row in rows], [row.hidden for row in rows]
+            )
+        return logits.log_softmax(-1)
 
     def _norm(self, leaves: dict[str, Factors]) -> Tensor:
         """Squared norm of the step's changes, or of all changes since the base model."""

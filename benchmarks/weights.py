@@ -1,0 +1,290 @@
+"""Weight editors on the embedded model: fit them, edit with them, time them.
+
+    python benchmarks/weights.py fit rledit            # writes memplug/world/editors/rledit.safetensors
+    python benchmarks/weights.py run rledit --edits 200 --batch 10 --seed 0
+    python benchmarks/weights.py speed                 # a step of fitting against the literal procedure
+    python benchmarks/weights.py delete                # one of 10,000 entries
+
+``run`` takes the shipped editor, or fits one with ``--fit '{"fit_steps": 300}'`` (any constants of the
+method). Results go to ``benchmarks/results/weights_<what>.json``; a run that is there already is not made
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import resource
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from literal_hypernet import LiteralTrajectory
+
+import memplug
+from memplug import world
+from memplug.entries import Entry, Part
+from memplug.evaluation import evaluate
+from memplug.layers import evaluating, frozen
+from memplug.ledger import Ledger
+from memplug.methods.hypernet.fitting import Trajectory
+from memplug.methods.hypernet.samples import draw_batches, prepare, sample_of
+from memplug.pristine import Pristine
+from memplug.sites import Site
+from memplug.storage import fingerprint
+
+ROOT = Path(__file__).resolve().parent
+EDITORS = ROOT.parent / "memplug" / "world" / "editors"
+GROUPS = (
+    "efficacy",
+    "generalization",
+    "specificity",
+    "specificity_gold",
+    "same_subject",
+    "same_subject_gold",
+)
+SHIPPED: dict[str, dict[str, Any]] = {
+    "rledit": {"steps": 3, "norm_weight": 1e-3, "locality_weight": 2.0},
+    "smedit": {},
+    "hiedit": {"steps": 3, "norm_weight": 1e-3, "locality_weight": 2.0},
+}
+"""Constants of the shipped editors, where they are not the method's defaults."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tasks = parser.add_subparsers(dest="task", required=True)
+    fit_ = tasks.add_parser("fit")
+    fit_.add_argument("method")
+    fit_.add_argument("--cases", type=int, default=1500)
+    fit_.add_argument("--set", type=json.loads, default={}, help="constants, as JSON")
+    run_ = tasks.add_parser("run")
+    run_.add_argument("method")
+    run_.add_argument("--edits", type=int, default=200)
+    run_.add_argument("--batch", type=int, default=10)
+    run_.add_argument("--seed", type=int, default=0)
+    run_.add_argument("--fit", type=json.loads, default=None, help="fit with these constants first")
+    run_.add_argument("--set", type=json.loads, default={}, help="constants while editing")
+    run_.add_argument("--judge", type=int, default=100, help="cases judged, the first and the last so many")
+    speed_ = tasks.add_parser("speed")
+    speed_.add_argument("--steps", type=int, default=3)
+    delete_ = tasks.add_parser("delete")
+    delete_.add_argument("--entries", type=int, default=10_000)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    {"fit": fit, "run": run, "speed": speed, "delete": delete}[args.task](args)
+
+
+def fit(args: argparse.Namespace) -> None:
+    model, tokenizer = world.load()
+    constants = SHIPPED.get(args.method, {}) | args.set
+    config = memplug.methods.find_method(args.method).config(**constants)
+    plug = memplug.attach(model, tokenizer, config)
+    start = time.process_time()
+    report = plug.fit(world.cases(args.cases, 0, "train"), checkpoint=f"runs/fit_{args.method}.safetensors")
+    seconds = time.process_time() - start
+    path = EDITORS / f"{args.method}.safetensors"
+    plug.save_editor(path)
+    save(f"fit_{args.method}", summary(plug, report) | {"cpu_seconds": seconds, "bytes": path.stat().st_size})
+
+
+def summary(plug: Any, report: Any) -> dict[str, Any]:
+    tenth = max(1, len(report.losses) // 10)
+    parts = [report.losses[at : at + tenth] for at in range(0, len(report.losses) - tenth + 1, tenth)]
+    return {
+        "constants": asdict(plug.method.config),
+        "parameters": sum(p.numel() for p in plug.method.editor.parameters()),
+        "inner_lr": report.inner_lr,
+        "fit_steps": report.steps,
+        "fit_seconds": report.seconds,
+        "losses (edit, kept, norm), ten stages": [
+            [round(sum(step[i] for step in part) / len(part), 4) for i in range(3)] for part in parts
+        ],
+        "chosen while fitting": report.chosen,
+        "rewards": [round(reward, 4) for reward in report.rewards[:: max(1, len(report.rewards) // 20)]],
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    """Edit in batches; judge the first and the last cases, and on the way the first ones (retention)."""
+    fitted = "" if args.fit is None else "_" + "_".join(f"{k}={v}" for k, v in sorted(args.fit.items()))
+    changed = "".join(f"_{k}={v}" for k, v in sorted(args.set.items()))
+    name = f"run_{args.method}{fitted}{changed}_{args.edits}x{args.batch}_s{args.seed}".replace(" ", "")
+    model, tokenizer = world.load()
+    constants = args.set | {"batch_size": args.batch, "max_change": 1e6, "max_perplexity": 1e9}
+    result: dict[str, Any] = {}
+    if args.fit is None:
+        plug = memplug.attach(model, tokenizer, args.method, **constants)
+    else:
+        config = memplug.methods.find_method(args.method).config(
+            **(args.fit | constants | {"seed": args.seed})
+        )
+        plug = memplug.attach(model, tokenizer, config)
+        result["fit"] = summary(plug, plug.fit(world.cases(1500, args.seed, "train")))
+    cases = world.cases(args.edits, args.seed)
+    first = cases[: min(args.judge, len(cases))]
+    seconds, curve = 0.0, []
+    for at in range(0, len(cases), args.batch):
+        start = time.process_time()
+        plug.edit(cases[at : at + args.batch], progress=False)
+        seconds += time.process_time() - start
+        done = at + args.batch
+        if done >= len(first) and (done % (args.edits // 5) < args.batch or done >= args.edits):
+            held = scores(evaluate(plug, first, max_new_tokens=0))
+            curve.append({"edits": done, "first": held, "change": plug.method.ledger.relative_change()})
+    last = evaluate(plug, cases[-args.judge :], max_new_tokens=32)
+    chosen: dict[str, int] = {}
+    for entry in plug.method.ledger.entries:
+        for module in entry.notes.get("chosen", []):
+            chosen[module] = chosen.get(module, 0) + 1
+    result |= {
+        "method": args.method,
+        "edits": args.edits,
+        "batch": args.batch,
+        "seed": args.seed,
+        "constants": asdict(plug.method.config),
+        "cpu_seconds_per_edit": seconds / args.edits,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "last": scores(last),
+        "retention curve of the first": curve,
+        "chosen": chosen,
+    }
+    save(name, result)
+
+
+def scores(found: Any) -> dict[str, Any]:
+    """Every measure of every group; token by token, whole answer, and generated."""
+    table: dict[str, Any] = {}
+    for group in GROUPS:
+        measures = getattr(found, group)
+        if measures is not None:
+            table[group] = {
+                name: round(getattr(measures, name).value, 4)
+                for name in ("tokens", "whole", "generated")
+                if getattr(measures, name) is not None
+            }
+    return table
+
+
+def speed(args: argparse.Namespace) -> None:
+    """Steps with a full history: the library's against the literal ones, and the gradients they give."""
+    model, tokenizer = world.load()
+    shapes = {"rledit": {"fit_batch": 20}, "hiedit": {"fit_batch": 1}}
+    same_work = {"locality": "previous", "back_samples": None}
+    result: dict[str, Any] = {}
+    for method, shape in shapes.items():
+        for name, constants in (("the same work", same_work), ("the library's defaults", {})):
+            config = memplug.methods.find_method(method).config(
+                **shape, inner_lr=2e-3, norm_weight=1e-3, **constants
+            )
+            with memplug.attach(model, tokenizer, config) as plug, evaluating(model), frozen(model):
+                found = compare(plug, args.steps, literal=bool(constants))
+            result.setdefault(method, {})[name] = found
+        slow = result[method]["the same work"]["cpu seconds a step, literal"]
+        result[method]["times as fast"] = {
+            name: slow / result[method][name]["cpu seconds a step"]
+            for name in ("the same work", "the library's defaults")
+        }
+    save("speed", result)
+
+
+def compare(plug: Any, steps: int, literal: bool) -> dict[str, Any]:
+    method, host = plug.method, plug.method._host
+    config, depth = method.config, method.config.back_depth
+    rng = random.Random(0)
+    batches = draw_batches(world.cases(500, 0, "train"), depth + steps, config.fit_batch, rng, True)
+    samples = [[sample_of(host, case, config, rng) for case in batch] for batch in batches]
+    times: dict[str, list[float]] = {}
+    grads: dict[str, list[torch.Tensor]] = {}
+    prepared: list[Any] = []
+    kinds = (Trajectory, LiteralTrajectory) if literal else (Trajectory,)
+    for kind in kinds:
+        torch.manual_seed(0)
+        editor = type(method.editor)(method.sites, config, method.gated)
+        pristine = Pristine({site.name: site for site in method.sites})
+        run = kind(host, editor, pristine, random.Random(0), torch.Generator().manual_seed(0))
+        start = time.process_time()
+        ready = iter(prepare(host, run.low, [s for batch in samples for s in batch], config))
+        prepared = [[next(ready) for _ in batch] for batch in samples]
+        cached = (time.process_time() - start) / len(batches) if kind is Trajectory else 0.0
+        run.history = prepared[: depth - 1]
+        for batch in prepared[depth - 1 : depth - 1 + steps]:
+            editor.zero_grad()
+            start = time.process_time()
+            _, factors = run.step(batch)
+            run.commit(factors)
+            # What the library computes once for a trajectory is counted with its steps.
+            times.setdefault(kind.__name__, []).append(time.process_time() - start + cached)
+            if kind.__name__ not in grads:
+                grads[kind.__name__] = [p.grad.flatten() for p in editor.parameters() if p.grad is not None]
+        pristine.restore()
+    found: dict[str, Any] = {
+        "fit_batch": config.fit_batch,
+        "back_depth": depth,
+        "modules": len(method.sites),
+        "cpu seconds a step": sum(times["Trajectory"]) / steps,
+        "steps": times,
+    }
+    if literal:
+        ours, theirs = (torch.cat(grads[kind.__name__]) for kind in kinds)
+        found["cpu seconds a step, literal"] = sum(times["LiteralTrajectory"]) / steps
+        found["relative difference of the first gradients"] = float((ours - theirs).norm() / theirs.norm())
+    return found
+
+
+def delete(args: argparse.Namespace) -> None:
+    """One of many entries, on modules of the embedded model's size; and what its time goes to."""
+    torch.manual_seed(0)
+    sites = [Site(f"m{i}", torch.nn.Linear(128, 384), i, 128, 384, True) for i in range(4)]
+    ledger = Ledger(sites)
+    rows = 2
+    entries = [
+        Entry((f"e{n}",), tuple(
+            Part(s.name, torch.randn(rows, 128), 1e-3 * torch.randn(rows, 384), torch.zeros(rows).long(), 1.0)
+            for s in sites
+        ))
+        for n in range(args.entries)
+    ]  # fmt: skip
+    start = time.perf_counter()
+    ledger.hold(entries)
+    built = time.perf_counter() - start
+    times = []
+    for n in range(0, args.entries, args.entries // 20):
+        start = time.perf_counter()
+        ledger.delete([f"e{n}"])
+        times.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    total = {site.name: torch.zeros(128, 384) for site in sites}
+    for _ in range(len(ledger._sums)):
+        total = {name: value + 0.0 for name, value in total.items()}
+    added = time.perf_counter() - start
+    save("delete", {
+        "entries": args.entries, "modules": len(sites), "rows an entry": rows, "seconds to build": built,
+        "seconds to delete one (median)": sorted(times)[len(times) // 2], "seconds to delete one": times,
+        "blocks": len(ledger._sums), "of it, adding the blocks' sums": added,
+    })  # fmt: skip
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    where = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "model": fingerprint(world.load()[0]),
+    }
+    path = ROOT / "results" / f"weights_{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result | {"where": where}, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
