@@ -45,6 +45,13 @@ def _explained() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def _quiet() -> None:
+    """No bar for a model that loads in a moment; what the commands themselves report stays."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     """The model and tokenizer called ``name``; ``world`` is the embedded model.
 
@@ -56,6 +63,7 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in (*types, "auto"):
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(types)}, auto")
+    _quiet()
     if name == "world":
         from . import world
 
@@ -207,4 +215,5 @@ def demo(
     with _explained():
         from .demo import run
 
+        _quiet()
         sys.exit(run(edits, seed))

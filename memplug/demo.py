@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import world
@@ -33,13 +34,13 @@ def run(edits: int = 100, seed: int = 0) -> int:
         before = model(**probe).logits
 
     shown = cases[:_SHOWN]
-    old = answer(model, tokenizer, [case.edit.prompt for case in shown])
+    old = answer(model, tokenizer, [cases[0].edit.prompt])[0]
     plug = attach(model, tokenizer, method="llp")
     start = time.perf_counter()
     learned = plug.edit(cases)
     seconds = time.perf_counter() - start
     console.print(f"Learned {len(learned)} edits in {seconds:.1f} s ({seconds / len(learned):.2f} s each).\n")
-    console.print(_changes(plug, shown, old))
+    console.print(_changes(plug, shown))
     console.print(_unchanged(plug, shown))
 
     start = time.perf_counter()
@@ -47,10 +48,10 @@ def run(edits: int = 100, seed: int = 0) -> int:
     console.print(_summary(scores, seconds, time.perf_counter() - start))
 
     gone = learned[0]
-    console.print(f"\n[bold]plug.explain[/bold] {plug.explain(cases[0].rephrases[0])}")
+    console.print(f"\n[bold]plug.explain[/bold] {escape(str(plug.explain(cases[0].rephrases[0])))}")
     plug.delete(gone)
     after = answer(model, tokenizer, [gone.prompt])[0]
-    console.print(f"\nDeleted {gone.id}: {gone.prompt} [green]{after}[/green] (as before: {after == old[0]})")
+    console.print(f"\nDeleted {gone.id}: {gone.prompt} [green]{after}[/green] (as before: {after == old})")
     plug.detach()
     with torch.no_grad():
         same = torch.equal(before, model(**probe).logits)
@@ -60,23 +61,18 @@ def run(edits: int = 100, seed: int = 0) -> int:
     return 0 if same else 1
 
 
-def _changes(plug: Plug, cases: list[Case], old: list[str]) -> Table:
-    table = Table(title="Edited facts", title_justify="left")
-    for heading in ("prompt", "before", "asked for", "after", "an unseen phrasing", "after"):
+def _changes(plug: Plug, cases: list[Case]) -> Table:
+    table = Table(title="Edited facts, as edited and in a phrasing the model never saw", title_justify="left")
+    for heading in ("prompt", "base model", "asked for", "edited model"):
         table.add_column(heading)
-    prompts = [case.edit.prompt for case in cases]
-    phrasings = [case.rephrases[0] for case in cases]
-    new = answer(plug.model, plug.tokenizer, prompts + phrasings)
-    for i, case in enumerate(cases):
-        target = case.edit.target
-        table.add_row(
-            case.edit.prompt,
-            old[i],
-            target,
-            _marked(new[i], target),
-            phrasings[i],
-            _marked(new[len(cases) + i], target),
-        )
+    for case in cases:
+        prompts = [case.edit.prompt, case.rephrases[0]]
+        new = answer(plug.model, plug.tokenizer, prompts)
+        with plug.paused():
+            old = answer(plug.model, plug.tokenizer, prompts)
+        for prompt, was, now in zip(prompts, old, new, strict=True):
+            table.add_row(prompt, was, case.edit.target, _marked(now, case.edit.target))
+        table.add_section()
     return table
 
 
