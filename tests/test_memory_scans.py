@@ -77,6 +77,19 @@ def test_products_in_many_blocks(monkeypatch):
         assert truth <= mine
 
 
+def test_a_giant_element_does_not_coarsen_the_other_queries():
+    """A token of almost one element alone, among tokens that are near to keys but not near enough."""
+    generator = torch.Generator().manual_seed(0)
+    keys = normalize(torch.randn(2, 200, 1024, generator=generator), dim=-1).half()
+    queries = 0.65 * keys[:, :50].float() + math.sqrt(1 - 0.65**2) * normalize(
+        torch.randn(2, 50, 1024, generator=generator), dim=-1
+    )
+    queries[:, 20] = 0
+    queries[:, 20, 3] = 1
+    got = proposed(ProductScan(2, 1024, CPU, torch.int8), normalize(queries, dim=-1), keys, 0.7)
+    assert got == [set(), set()]
+
+
 def test_a_query_of_zeros_is_near_nothing():
     keys, queries = world(100, 16, 10)
     queries[:, 3] = 0

@@ -238,17 +238,15 @@ class KeyMemory:
         length = early.length
         if state is None:
             state = MatchState(Found.empty(), early.tail(0), (), 0, seq)
-        found, _ = self._known(state.found)
+        found = state.found
         if state.waiting and state.seq != seq:
             # What waits was seen before some entries were added, and must not count for them.
             older = self._matcher.match(layers[first:], Block.join(state.late), state.waiting)
-            found = merge(Found.join([found, older.keep(older.seq < state.seq)]))
+            found = merge(found, older.keep(older.seq < state.seq))
             state = state._replace(waiting=0)
 
         text = Block.join((state.early, early))
-        new = self._matcher.match(layers[:first], text, length)
-        if len(new.row):
-            found = merge(Found.join([found, new]))
+        found = merge(found, self._matcher.match(layers[:first], text, length))
         early = text.tail(reach)
         waiting = state.waiting + length
         if not (late.layers and len(self)):
@@ -259,7 +257,7 @@ class KeyMemory:
                 return MatchState(found, early, kept, waiting, seq)
         text = Block.join((*state.late, late))
         if waiting:
-            found = merge(Found.join([found, self._matcher.match(layers[first:], text, waiting)]))
+            found = merge(found, self._matcher.match(layers[first:], text, waiting))
         return MatchState(found, early, (text.tail(reach),), 0, seq)
 
     def _check(

@@ -21,7 +21,7 @@ from memplug.memory.record import KeyRecord, unit_rows
 from memplug.memory.signs import BITS, SignScan, fewest_bits
 from memplug.memory.spans import Proposals, check_spans
 from memplug.memory.stream import Block
-from memplug.memory.votes import Found, merge
+from memplug.memory.votes import Found
 
 __all__ = ["Matcher", "ScanName"]
 
@@ -62,7 +62,8 @@ class Matcher:
             self._behind.add(slot)
 
     def match(self, layers: Sequence[int], text: Block, unsearched: int) -> Found:
-        """The entries above their threshold in windows that end in the last `unsearched` positions.
+        """The entries above their threshold in windows that end in the last `unsearched` positions; an entry
+        may come several times.
 
         Args:
             layers: which layers the text's hidden states are of.
@@ -86,7 +87,7 @@ class Matcher:
     def _checked(
         self, layers: Sequence[int], text: Block, seen: int, proposed: list[tuple[int, Tensor, Tensor]]
     ) -> Found:
-        """What holds of the proposals, the best of each (row, layer, entry)."""
+        """What holds of the proposals."""
         record = self.record
         proposed = sorted(proposed, key=lambda item: item[0])
         layer = np.repeat([item[0] for item in proposed], [len(item[1]) for item in proposed])
@@ -98,7 +99,7 @@ class Matcher:
             record, layers, states, text.valid.cpu().numpy(), Proposals(layer, row, position + seen, slot)
         )
         where = np.array(layers, np.int64)[held.layer]
-        return merge(Found(held.row, where, record.id[held.slot], record.seq[held.slot], sim))
+        return Found(held.row, where, record.id[held.slot], record.seq[held.slot], sim)
 
     def _lowest(self) -> float:
         if self._floor is None:

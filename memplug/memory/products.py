@@ -205,8 +205,10 @@ class ProductScan:
         if self.dtype != torch.int8:
             return [_Group(slice(None), None, queries, queries.new_ones(len(queries), 1, 1))]
         peaks = queries.abs().amax(dim=-1)
+        if queries.shape[1] == 1:
+            return [_Group(slice(None), None, queries, peaks[:, None])]
         low, high = torch.aminmax(peaks, dim=1)
-        if queries.shape[1] == 1 or bool((high <= 4 * low).all()):
+        if bool((high <= 4 * low).all()):
             return [_Group(slice(None), None, queries, high[:, None, None])]
         power = torch.floor(torch.log2(peaks.clamp_min(2.0**-40)) / 2)
         groups = []
@@ -237,6 +239,9 @@ class ProductScan:
                 best = torch.addcmul(left_out, product.amax(dim=1), scales, value=factors[i])
                 if float(best.max()) > limit:  # seldom: most texts speak of no entry
                     slot = torch.nonzero(best > limit).squeeze(1)
+                    if codes.shape[1] == 1:
+                        yield i, (torch.zeros_like(slot), slot + start)
+                        continue
                     bound = product[slot] * (scales[slot, None] * factors[i]) + left_out[slot, None]
                     at, token = torch.nonzero(bound > limit, as_tuple=True)
                     yield i, (token, slot[at] + start)

@@ -60,15 +60,13 @@ class Found(NamedTuple):
         """The items at the given positions or under the given mask."""
         return Found(*(field[which] for field in self))
 
-    @staticmethod
-    def join(parts: list[Found]) -> Found:
-        """Several lists as one."""
-        return Found(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
-
-def merge(found: Found) -> Found:
-    """One item per (row, layer, entry), with the largest similarity."""
-    if len(found.row) < 2:
+def merge(old: Found, new: Found) -> Found:
+    """Both, with one item per (row, layer, entry), that of the largest similarity. `old` has no doubles."""
+    if not len(new.row):
+        return old
+    found = Found(*(np.concatenate(fields) for fields in zip(old, new, strict=True))) if len(old.row) else new
+    if len(found.row) == 1:
         return found
     found = found.keep(np.lexsort((-found.sim, found.seq, found.layer, found.row)))
     same = (
