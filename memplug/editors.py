@@ -21,6 +21,7 @@ from .storage import FORMAT, LoadError, fingerprint, write_atomically
 __all__ = ["SavedEditor", "read_editor", "shipped_editor", "write_editor"]
 
 _KEY = "memplug"
+_WHILE_EDITING = {"mode", "batch_size", "max_change", "max_perplexity", "guard_every", "guard_texts"}
 _SHIPPED = Path(__file__).parent / "world" / "editors"
 
 
@@ -69,13 +70,17 @@ def read_editor(path: Path, model: Any) -> SavedEditor:
     return saved
 
 
-def shipped_editor(method: str, model: Any) -> Path | None:
-    """The editor that comes with the embedded model, if ``model`` is that model."""
+def shipped_editor(method: str, model: Any, constants: Mapping[str, Any]) -> Path | None:
+    """The editor that comes with the embedded model, if ``model`` is that model and ``constants`` suit it.
+
+    Constants that say how to fit, or what to, ask for an editor of their own.
+    """
     path = _SHIPPED / f"{method}.safetensors"
     if not path.is_file():
         return None
-    head, _ = _read(path)
-    return path if head["model"]["fingerprint"] == fingerprint(model) else None
+    head, saved = _read(path)
+    other = {n for n, v in constants.items() if saved.config.get(n) != v and n not in _WHILE_EDITING}
+    return path if not other and head["model"]["fingerprint"] == fingerprint(model) else None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], SavedEditor]:

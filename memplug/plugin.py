@@ -332,7 +332,7 @@ def attach(
             does not fit (TokenizerError); a model that cannot be edited (UnsupportedModelError).
     """
     if editor is None and isinstance(method, str) and preset == "default":
-        editor = shipped_editor(method, model)
+        editor = shipped_editor(method, model, config)
     fitted = read_editor(Path(editor), model) if editor is not None else None
     registered, chosen = choose(method, preset, (fitted.config if fitted else {}) | config)
     plug = Plug(model, tokenizer, registered, chosen, layers)

@@ -34,7 +34,8 @@ class Pristine:
             site = self._sites[name]
             base = self._copies.get(name, site.weight.detach())
             added = site.stored(change).to(base.device)
-            fresh[name] = (base.to(added.dtype) + added).to(base.dtype)
+            wide = torch.promote_types(base.dtype, added.dtype)
+            fresh[name] = (base.to(wide) + added.to(wide)).to(base.dtype)
         # All is computed; what follows only copies.
         for name, weight in fresh.items():
             live = self._sites[name].weight

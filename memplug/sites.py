@@ -105,7 +105,7 @@ def _by_rule(anatomy: Anatomy, index: int, which: str) -> Site:
         parent = name.rpartition(".")[0]
         beside = [n for n in linears if n.rpartition(".")[0] == parent and n != name]
         inputs = [n for n in beside if shape(linears[n])[0] == anatomy.width]  # type: ignore[index]
-        # Three beside it are an attention's queries, keys and values; one that fuses them comes before its MLP.
+        # Three are an attention's queries, keys and values; one that fuses them comes before the MLP.
         if 1 <= len(inputs) <= 2:
             chosen = {"gate": inputs[0], "up": inputs[-1], "down": name}[which]
             return _site(f"{prefix}.{chosen}", linears[chosen], index)

@@ -332,6 +332,10 @@ def test_the_shipped_editor_is_taken_for_its_own_model(
     plug = memplug.attach(*make_model(), "smedit")
     assert plug.method.config.rank == TINY["rank"]
     plug.edit(EDITS[0])
+    assert memplug.attach(*make_model(), "smedit", batch_size=7).method.config.rank == TINY["rank"]
+    for given in ({"rank": 9}, {"norm_weight": 0.0}):  # asks for an editor of its own
+        plug = memplug.attach(*make_model(), "smedit", **given)
+        assert not bool(plug.method.editor.fitted)
     with pytest.raises(UnfittedError):
         memplug.attach(*make_model(seed=4), "smedit").edit(EDITS[0])
 

@@ -174,13 +174,14 @@ class WeightEditor:
 
     def _calibrate(self) -> None:
         """Statistics and step size from the base model's own text; for editors without networks."""
+        fresh = Editor(self.sites, self.config, self.gated, self.networks).to(self._host.text.device)
         with self.ledger.paused(), self._host.tracker.off(), evaluating(self._host.model):
             pairs = stand_ins(self._host, _STAND_INS, self.config.seed)
-            self.editor.make(self._host, pairs, observe=True)
+            fresh.make(self._host, pairs, observe=True)
             if self.config.inner_lr is None:
-                find_step(self._host, self.editor, pairs[:24])
-        self.editor.fitted.fill_(True)
-        self._named = None
+                find_step(self._host, fresh, pairs[:24])
+        fresh.fitted.fill_(True)
+        self.editor, self._named = fresh, None
 
     def forget(self, edits: Sequence[Edit], *, progress: bool, replay: bool = False) -> None:
         """Take edits out of the ledger; with ``replay``, make all that came later anew.
