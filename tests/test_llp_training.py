@@ -50,12 +50,13 @@ def literal_logits(model, anatomy, z, ids, value):
 @pytest.mark.parametrize("steps", [1, 6, 200])
 def test_the_paper_preset_is_the_published_procedure(base, tokenizer, steps):
     """Adam at 5e-2 on prompts behind 3 sampled texts, the norm's penalty over its own alias, and a test
-    of the total loss after the update (200 steps: it stops by that test)."""
+    of the total loss after the update (200 steps: it stops by that test, at what a random model reaches)."""
     model = copy.deepcopy(base)
     config = LLPConfig.preset(
         "paper", think_layers=(0, 1), recall_layer=2, value_steps=steps,
         value_lr=5e-1 if steps == 200 else 5e-2,
         norm_penalty=0.02 if steps == 200 else 0.5,
+        stop_loss=7.0 if steps == 200 else 0.05,
     )  # fmt: skip
     with memplug.attach(model, tokenizer, config) as plug, pytest.MonkeyPatch.context() as patch:
         patch.setattr("memplug.methods.llp.method._warn_unlearned", lambda *_: None)
@@ -82,7 +83,7 @@ def test_the_paper_preset_is_the_published_procedure(base, tokenizer, steps):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if loss < 0.05:
+        if loss < config.stop_loss:
             break
     assert (taken < steps) is (steps == 200)
     torch.testing.assert_close(got, value.detach(), atol=2e-3 if steps == 200 else 2e-4, rtol=1e-3)
