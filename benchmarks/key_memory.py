@@ -359,7 +359,12 @@ def main() -> None:
             "pass" if row["passed"] else "FAIL",
         )
     console.print(table)
-    path = write(args.name, {"searches": found, "spans": with_spans, "changes": changed}, quick=args.quick, seconds=seconds)
+    path = write(
+        args.name,
+        {"searches": found, "spans": with_spans, "changes": changed},
+        quick=args.quick,
+        seconds=seconds,
+    )
     console.print(f"written to {path}")
 
 

@@ -87,11 +87,46 @@ def llp_overhead() -> str | None:
     return table(["edits attached", "ms a forward", "ratio"], rows)
 
 
+def key_memory() -> str | None:
+    found = load("key_memory")
+    if not found:
+        return None
+    rows = []
+    for row in found["results"]["searches"]:
+        size = (
+            f"{row['name']}: D={row['width']}, {row['entries']} keys, {row['rows']} x {row['tokens']} tokens"
+        )
+        cells = [size, f"{row['times_ms']['memory']:.2f}"]
+        for against in ("plain", "literal"):
+            ratio, target = row["ratios"].get(against), row.get(against)
+            cells.append("–" if ratio is None else f"{ratio:.1f}")
+            cells.append("–" if target is None else f"{target:g}")
+        rows.append(cells)
+    head = ["search in 8 layers", "ms", "times faster than float32", "aim", "than the literal loop", "aim"]
+    return table(head, rows)
+
+
+def world() -> str | None:
+    found = load("world")
+    if not found:
+        return None
+    known, context = found["knowledge"], found["context"]
+    rows = [[name, f"{100 * known[name]['right']:.1f} %"] for name in known if name != "skills"]
+    rows += [[f"skill: {name}", f"{100 * v['right']:.1f} %"] for name, v in known["skills"].items()]
+    rows += [[name, f"{100 * v['right']:.1f} %"] for name, v in context.items()]
+    cosines = found["cosine of the last subject token, embeddings then layers"]
+    low = ", ".join(f"{c:.2f}" for c in cosines["same subject, 5th percentile"][1:5])
+    rows.append(["cosine in other phrasings, layers 0 to 3, 5th percentile", low])
+    return table(["measured by the training script", ""], rows)
+
+
 TABLES: dict[str, Callable[[], str | None]] = {
     "llp-quality": llp_quality,
     "llp-collisions": llp_collisions,
     "llp-editing": llp_editing,
     "llp-overhead": llp_overhead,
+    "key-memory": key_memory,
+    "world": world,
 }
 
 
