@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from measure_world import measure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from memplug.world.corpus import Corpus, Piece, text_of, train_texts
 
@@ -222,7 +222,9 @@ def main() -> None:
     args = parse()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    tokenizer = make_tokenizer(args.vocabulary)
+    if not (args.run / "tokenizer").exists():  # a resumed run keeps its own, whatever the text is now
+        make_tokenizer(args.vocabulary).save_pretrained(args.run / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(args.run / "tokenizer")
     model = make_model(args, tokenizer).to(args.device)
     run = train(model, Encoder(tokenizer), args)
     model.eval().cpu().half().save_pretrained(args.out)
