@@ -365,6 +365,7 @@ def main() -> None:
         {"searches": found, "spans": with_spans, "changes": changed},
         quick=args.quick,
         seconds=seconds,
+        load=os.getloadavg(),
     )
     console.print(f"written to {path}")
 
