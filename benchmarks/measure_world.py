@@ -134,7 +134,7 @@ class Measure:
         }
 
     @torch.no_grad()
-    def _subject_states(self, prompts: Sequence[str], subjects: Sequence[str]) -> torch.Tensor:
+    def subject_states(self, prompts: Sequence[str], subjects: Sequence[str]) -> torch.Tensor:
         """[prompts, layers + 1, D]: the state of each subject's last token after every layer, unit length."""
         batch = self.tokenizer(list(prompts), return_tensors="pt", padding=True, return_offsets_mapping=True)
         ends = [prompt.index(s) + len(s) for prompt, s in zip(prompts, subjects, strict=True)]
@@ -155,26 +155,9 @@ class Measure:
         for s in chosen:
             prompts = [f.prompt(i) for f in facts_of(s).values() for i in range(7)]
             pairs.append(self.rng.sample(prompts, 2))
-        one = self._subject_states([a for a, _ in pairs], chosen)
-        two = self._subject_states([b for _, b in pairs], chosen)
-        same = (one * two).sum(-1)  # [n, layers + 1]
-        cross = torch.einsum("ild,jld->lij", one, two)
-        other = cross[:, ~torch.eye(len(chosen), dtype=torch.bool)]
-        last = [s.split()[-1] for s in chosen]
-        alike = torch.tensor([[a == b and i != j for j, b in enumerate(last)] for i, a in enumerate(last)])
-        nearest = (cross.argmax(-1) == torch.arange(len(chosen))).float().mean(-1)
-
-        def listed(values: torch.Tensor) -> list[float]:
-            return [round(v, 3) for v in values.tolist()]
-
-        return {
-            "same subject, mean": listed(same.mean(0)),
-            "same subject, 5th percentile": listed(same.quantile(0.05, dim=0)),
-            "other subjects, mean": listed(other.mean(1)),
-            "other subjects, 95th percentile": listed(other.quantile(0.95, dim=1)),
-            "same last word, mean": listed(cross[:, alike].mean(1)),
-            "own state is nearest": listed(nearest),
-        }
+        one = self.subject_states([a for a, _ in pairs], chosen)
+        two = self.subject_states([b for _, b in pairs], chosen)
+        return cosines(one, two, [s.split()[-1] for s in chosen])
 
     def samples(self) -> dict[str, Any]:
         """What is sampled behind a fact about a subject, or behind the subject alone."""
@@ -199,6 +182,33 @@ class Measure:
             "examples": [f"{a} | {b}" for a, b in zip(told[:8], behind[:8], strict=True)]
             + [f"{f.subject} | {text}" for f, text in zip(chosen[:8], alone[:8], strict=True)],
         }
+
+
+def cosines(one: torch.Tensor, two: torch.Tensor, last: Sequence[str]) -> dict[str, Any]:
+    """How alike two sets of subject states are, listed for the embeddings and then each layer.
+
+    Args:
+        one, two: [subjects, layers + 1, D], unit length: each subject in two prompts.
+        last: the last word of each subject.
+    """
+    same = (one * two).sum(-1)  # [n, layers + 1]
+    cross = torch.einsum("ild,jld->lij", one, two)
+    other = cross[:, ~torch.eye(len(last), dtype=torch.bool)]
+    alike = torch.tensor([[a == b and i != j for j, b in enumerate(last)] for i, a in enumerate(last)])
+    nearest = (cross.argmax(-1) == torch.arange(len(last))).float().mean(-1)
+
+    def listed(values: torch.Tensor) -> list[float]:
+        return [round(v, 3) for v in values.tolist()]
+
+    found = {
+        "same subject, mean": listed(same.mean(0)),
+        "same subject, 5th percentile": listed(same.quantile(0.05, dim=0)),
+        "other subjects, mean": listed(other.mean(1)),
+        "other subjects, 95th percentile": listed(other.quantile(0.95, dim=1)),
+        "same last word, mean": listed(cross[:, alike].mean(1)) if alike.any() else None,
+        "own state is nearest": listed(nearest),
+    }
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def measure(folder: Path, limit: int = 4000) -> dict[str, Any]:

@@ -1,23 +1,16 @@
-"""The script that trains the embedded model: what it feeds, and that it resumes."""
+"""The script that trains the embedded model: its options, and that it feeds the world's lines."""
 
 from __future__ import annotations
 
 import importlib
-from itertools import islice
+import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from memplug import world
-from memplug.world.corpus import ANSWER, IGNORED, Piece, text_of
+from memplug.world.corpus import Corpus
 
-OPTIONS = ["--steps=6", "--batch-tokens=128", "--hidden=16", "--layers=2", "--checkpoint-every=3", "--out=x"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return world.load()[1]
+OPTIONS = ["--steps=2", "--batch-tokens=64", "--hidden=16", "--layers=2", "--vocabulary=500", "--threads=1"]
 
 
 @pytest.fixture
@@ -26,43 +19,17 @@ def script(monkeypatch):
     return importlib.import_module("train_world")
 
 
-def test_training_goes_on_where_it_was_broken_off(script, tokenizer, tmp_path, monkeypatch):
-    def start(run: str) -> tuple[torch.nn.Module, dict[str, float]]:
-        torch.manual_seed(0)
-        args = script.parse([*OPTIONS, f"--run={tmp_path / run}"])
-        model = script.make_model(args, tokenizer)
-        return model, script.train(model, script.Encoder(tokenizer), args)
-
-    with monkeypatch.context() as broken:
-        schedule = script.schedule
-        broken.setattr(script, "schedule", lambda step, args: schedule(step, args) if step < 5 else 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            start("broken")
-    (resumed, after), (straight, whole) = start("broken"), start("straight")
-    assert after["tokens"] == whole["tokens"]
-    for name, weight in straight.state_dict().items():
-        assert torch.equal(weight, resumed.state_dict()[name]), name
-
-
-def test_batches_can_be_entered_at_any_step(script, tokenizer):
-    encoder = script.Encoder(tokenizer)
-    whole = list(islice(script.batches(0, 0, encoder, 128), script.CHUNK + 3))
-    for start in (2, script.CHUNK, script.CHUNK + 2):
-        ids, weights = next(script.batches(0, start, encoder, 128))
-        assert torch.equal(ids, whole[start][0])
-        assert torch.equal(weights, whole[start][1])
-
-
-def test_weights_of_tokens_are_those_of_their_pieces(script, tokenizer):
-    encoder = script.Encoder(tokenizer)
-    line = [Piece("Note: Aa Bb is in", 0.2), Piece(" Cc", IGNORED), Piece(".", 0.2), Piece(" Where?", 0.2)]
-    line.append(Piece(" Amber Dd", ANSWER))
-    ((ids, weights),) = encoder([line])
-    shown = [tokenizer.decode([i]) for i in ids]
-    assert "".join(shown).replace("<bos>", "").replace("<eos>", "").strip() == text_of(line)
-    assert (weights[0], weights[-1]) == (0.0, 1.0)
-    by_weight = {
-        w: "".join(s for s, v in zip(shown[1:-1], weights[1:-1], strict=True) if v == w) for w in weights
-    }
-    assert by_weight[ANSWER].strip() == "Amber Dd"
-    assert by_weight[IGNORED].strip() == "Cc"
+def test_the_script_trains_on_the_world_and_writes_model_and_measurements(script, tmp_path, monkeypatch):
+    given = [f"--{name}={tmp_path / name}" for name in ("out", "run", "results")]
+    seeds = []
+    monkeypatch.setattr("sys.argv", ["train_world.py", *OPTIONS, *given])
+    monkeypatch.setattr(script, "Corpus", lambda seed: seeds.append(seed) or Corpus(seed))
+    monkeypatch.setattr(script, "train_texts", lambda n, seed: ["Where is Aa Bb?"] * 3)
+    monkeypatch.setattr(script, "measure", lambda folder: {"files": sorted(f.name for f in folder.iterdir())})
+    script.main()
+    assert seeds == ["0 0"]
+    written = json.loads((tmp_path / "results").read_text())
+    assert "model.safetensors" in written["files"]
+    assert "tokenizer.json" in written["files"]
+    assert written["settings"]["hidden"] == 16
+    assert written["training"]["tokens"] > 0

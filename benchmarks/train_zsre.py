@@ -1,0 +1,53 @@
+"""Train a small model that knows ZsRE questions, so that editors can be compared on public data.
+
+    python benchmarks/train_zsre.py --edit zsre_edit.jsonl --train zsre_train.jsonl --unseen zsre_val.jsonl \
+        --out runs/zsre/model
+
+The files hold one row a line with ``prompt``, ``subject``, ``target_true``, ``target_new``, ``rephrases`` and
+``locality``, or are in any format that ``memplug.data`` reads. The model learns the *true* answers of all
+edited cases, of their locality questions and of some other cases, and to believe a note against its memory.
+A run leaves its log (JSON lines) and its last checkpoint in ``--run`` and resumes from there. The weights are
+not part of this repository; the measurements are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import training
+from measure_zsre import measure
+from zsre import ZsreLines, questions
+
+from memplug.data import load_cases
+from memplug.world.corpus import text_of
+
+
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--edit", required=True, help="cases to be edited")
+    parser.add_argument("--train", required=True, help="other cases: some are known, the rest is read about")
+    parser.add_argument("--unseen", required=True, help="cases of which nothing is shown, to measure on")
+    parser.add_argument("--known", type=int, default=500, help="how many of --train the model is to know")
+    parser.add_argument("--longest", type=int, default=40, help="of a locality answer, in characters")
+    training.add_options(parser, "zsre_model", steps=2000, vocabulary=4096)
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    args = parse()
+    edit, train, unseen = (load_cases(spec) for spec in (args.edit, args.train, args.unseen))
+    given = questions(edit, train, args.known, args.longest)
+
+    def texts() -> list[str]:
+        lines = ZsreLines(given, "tokenizer")
+        return [text_of(lines.line()) for _ in range(30_000)]
+
+    trained = training.run(args, texts, partial(ZsreLines, given))
+    training.report(args, trained, measure(args.out, given, edit, unseen))
+
+
+if __name__ == "__main__":
+    main()
