@@ -103,14 +103,22 @@ class Ledger:
 
     def delete(self, ids: Iterable[str]) -> None:
         """Take edits out for good."""
+        self.hold(self.without(ids))
+
+    def without(self, ids: Iterable[str]) -> tuple[Entry, ...]:
+        """The entries without these edits; nothing is changed."""
         gone = self._known(ids)
         left = (entry if gone.isdisjoint(entry.ids) else entry.without(gone) for entry in self.entries)
-        self.hold(entry for entry in left if entry is not None)
+        return tuple(entry for entry in left if entry is not None)
 
     def switch(self, ids: Iterable[str], on: bool) -> None:
         """Switch edits off, or on again."""
+        self.hold(self.switched(ids, on))
+
+    def switched(self, ids: Iterable[str], on: bool) -> tuple[Entry, ...]:
+        """The entries with these edits off, or on again; nothing is changed."""
         asked = self._known(ids)
-        self.hold(
+        return tuple(
             entry
             if asked.isdisjoint(entry.ids)
             else replace(

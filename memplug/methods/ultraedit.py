@@ -45,4 +45,4 @@ class UltraEdit(WeightEditor):
     networks = False
 
     def _observes(self) -> bool:
-        return self.config.statistics == "stream"  # type: ignore[attr-defined]
+        return bool(self.config.statistics == "stream")

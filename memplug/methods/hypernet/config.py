@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from ...sites import WHICH, Range
+from ..inweights.config import WeightConfig
 
 __all__ = ["EditorConfig"]
 
 
 @dataclass(frozen=True)
-class EditorConfig:
+class EditorConfig(WeightConfig):
     """What an editor changes, how it solves, how it is fitted, and what it refuses.
 
     Defaults suit the embedded model (``benchmarks/README.md``), ``preset("paper")`` is as published.
@@ -20,14 +20,6 @@ class EditorConfig:
         ValueError: a constant out of its range.
     """
 
-    # Where.
-    modules: tuple[str, ...] | None = None
-    """Names of the linear modules to edit; None: found by `ranges`."""
-    ranges: tuple[Range, ...] = (("gate", 11 / 32, 16 / 32), ("up", 18 / 32, 25 / 32))
-    """Which linear of the MLP, from which to which share of the depth (published for Llama-3, 32 layers)."""
-    mode: Literal["merged", "side"] = "merged"
-    """"merged" writes the weights; "side" adds ``(x A) B`` beside them (quantised, instant switching)."""
-
     # How an edit is made.
     style: Literal["joint", "outer"] = "joint"
     """"joint": a least-squares solve over all tokens (MALMEN); "outer": the sum of outer products (MEND)."""
@@ -35,8 +27,6 @@ class EditorConfig:
     """Tokens whose activations and gradients make the edit: those that predict the answer, or all."""
     steps: int = 1
     """S, times that features are taken and a change is made for one batch of edits."""
-    batch_size: int = 10
-    """Edits solved together; longer lists are cut into batches of this size."""
     inner_lr: float | None = None
     """Initial size of a change; None: the smallest at which single edits of the base model succeed."""
     ridge: float = 1.0
@@ -93,93 +83,40 @@ class EditorConfig:
     """Run the model in bfloat16 while fitting; features, networks and solves stay in float32."""
     faithful: bool = False
     """Do as the published code does where it differs from the paper; see the method."""
-    seed: int = 0
-    """Of initialisation, order, targets."""
 
-    # The guard.
-    max_change: float = 2.0
-    """An edit is refused past this norm of a module's change, as a share of its weight's."""
-    max_perplexity: float = 20.0
-    """An edit is refused past this perplexity on `guard_texts`, as a multiple of the base model's."""
-    guard_every: int = 1
-    """Batches of edits between two looks; 0 never looks."""
-    guard_texts: tuple[str, ...] | None = None
-    """Held-out texts; None: some that the base model wrote itself."""
-
-    paper: ClassVar[dict[str, Any]] = {}
+    limits: ClassVar[tuple[tuple[str, float, float], ...]] = (
+        ("steps", 1, 64),
+        ("inner_lr", 1e-12, 1e6),
+        ("ridge", 1e-9, 1e9),
+        ("std_floor", 0, 1e3),
+        ("rank", 1, 1 << 16),
+        ("n_blocks", 1, 64),
+        ("fit_steps", 1, 1 << 30),
+        ("fit_lr", 0, 1e3),
+        ("fit_batch", 1, 1 << 20),
+        ("curriculum", 0, 1),
+        ("back_depth", 1, 1 << 20),
+        ("back_decay", 0, 1),
+        ("back_samples", 1, 1 << 20),
+        ("locality_weight", 0, 1e6),
+        ("own_prompt", 0, 1),
+        ("norm_weight", 0, 1e6),
+        ("clip", 1e-9, 1e9),
+        ("micro_batch", 1, 1 << 20),
+        ("n_selected", 0, 1),
+        ("hidden", 1, 1 << 16),
+    )
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "style": ("joint", "outer"),
+        "tokens": ("answer", "all"),
+        "locality": ("base", "previous", "none"),
+        "norm_of": ("edit", "drift"),
+    }
 
     def __post_init__(self) -> None:
-        if self.modules is not None:
-            object.__setattr__(self, "modules", tuple(self.modules))
-        object.__setattr__(self, "ranges", tuple((str(w), float(a), float(b)) for w, a, b in self.ranges))
+        super().__post_init__()
         object.__setattr__(self, "trajectory", tuple(self.trajectory))
-        if self.guard_texts is not None:
-            object.__setattr__(self, "guard_texts", tuple(self.guard_texts))
-        for which, start, stop in self.ranges:
-            if which not in WHICH or not 0 <= start < stop <= 1:
-                raise ValueError(
-                    f"ranges holds {(which, start, stop)}; give one of {WHICH} and two shares of the depth, "
-                    "0 <= from < to <= 1"
-                )
-        for name, low, high in _LIMITS:
-            value = getattr(self, name, low)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; choose a value from {low} to {high}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {allowed}")
         if len(self.trajectory) != 2 or not 1 <= self.trajectory[0] <= self.trajectory[1]:
             raise ValueError(
                 f"trajectory is {self.trajectory!r}; give its first and last length, like (3, 20)"
             )
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> Self:
-        """``"default"``, or ``"paper"`` for the published constants; fields given by name win.
-
-        Raises:
-            ValueError: no such preset or field.
-        """
-        presets = {"default": {}, "paper": cls.paper}
-        if name not in presets:
-            raise ValueError(f"no preset {name!r}; there are {sorted(presets)}")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(overrides) - known)
-        if unknown:
-            raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}")
-        return cls(**(presets[name] | overrides))
-
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "mode": ("merged", "side"),
-    "style": ("joint", "outer"),
-    "tokens": ("answer", "all"),
-    "locality": ("base", "previous", "none"),
-    "norm_of": ("edit", "drift"),
-}
-_LIMITS: tuple[tuple[str, float, float], ...] = (
-    ("steps", 1, 64),
-    ("batch_size", 1, 1 << 20),
-    ("inner_lr", 1e-12, 1e6),
-    ("ridge", 1e-9, 1e9),
-    ("std_floor", 0, 1e3),
-    ("rank", 1, 1 << 16),
-    ("n_blocks", 1, 64),
-    ("fit_steps", 1, 1 << 30),
-    ("fit_lr", 0, 1e3),
-    ("fit_batch", 1, 1 << 20),
-    ("curriculum", 0, 1),
-    ("back_depth", 1, 1 << 20),
-    ("back_decay", 0, 1),
-    ("back_samples", 1, 1 << 20),
-    ("locality_weight", 0, 1e6),
-    ("own_prompt", 0, 1),
-    ("norm_weight", 0, 1e6),
-    ("clip", 1e-9, 1e9),
-    ("micro_batch", 1, 1 << 20),
-    ("max_change", 1e-9, 1e9),
-    ("max_perplexity", 1, 1e12),
-    ("guard_every", 0, 1 << 30),
-    ("n_selected", 0, 1),
-    ("hidden", 1, 1 << 16),
-)

@@ -12,8 +12,8 @@ from ...edits import EditError
 from ...ledger import Ledger
 from ...text import Pair
 from ..base import Host
+from ..inweights.config import WeightConfig
 from .capture import flat_rows, predicting
-from .config import EditorConfig
 
 __all__ = ["CollapseError", "Guard", "perplexity"]
 
@@ -31,7 +31,7 @@ class Guard:
         config: with ``max_change``, ``max_perplexity``, ``guard_every`` and ``guard_texts``.
     """
 
-    def __init__(self, host: Host, ledger: Ledger, config: EditorConfig) -> None:
+    def __init__(self, host: Host, ledger: Ledger, config: WeightConfig) -> None:
         self._host, self._ledger, self._config = host, ledger, config
         self._texts: list[Pair] | None = None
         self._base = 0.0

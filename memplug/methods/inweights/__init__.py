@@ -1,0 +1,1 @@
+"""What all methods share whose edits are entries of a ledger: constants, switching, forgetting, saving."""

@@ -1,0 +1,213 @@
+"""The method behind all whose edits are entries of a ledger: batches, the guard, switching, replay, saving.
+
+How an edit's change comes about is for the subclass to say, in `LedgerMethod._make`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...edits import Edit, EditError
+from ...entries import Entry
+from ...hooks import Hook
+from ...layers import evaluating
+from ...ledger import Ledger
+from ...sites import find_sites
+from ..base import Host, State
+from ..hypernet.branch import Factors, side_branch
+from ..hypernet.capture import chunks
+from ..hypernet.explain import Explanation, report
+from ..hypernet.guard import Guard
+from .config import WeightConfig
+
+__all__ = ["LedgerMethod"]
+
+
+class LedgerMethod:
+    """Keeps edits in a ledger over pristine weights.
+
+    Args:
+        host: the model.
+        config: constants.
+
+    Raises:
+        ValueError: modules that do not exist, or are named twice.
+        UnsupportedModelError: modules that cannot be edited.
+    """
+
+    def __init__(self, host: Host, config: WeightConfig) -> None:
+        self.config: Any = config
+        self._host = host
+        merged = config.mode == "merged"
+        self.sites = find_sites(host.model, host.anatomy, config.ranges, config.modules, writable=merged)
+        self.ledger = Ledger(self.sites, config.mode)
+        self._guard = Guard(host, self.ledger, config)
+        self._edits: dict[str, Edit] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether an edit is in force."""
+        return self.ledger.active
+
+    def hooks(self) -> list[Hook]:
+        """In side mode, the changes beside the weights; else none."""
+        if self.config.mode == "merged":
+            return []
+        tracker = self._host.tracker
+
+        def current(name: str) -> Factors | None:
+            return None if tracker.current is None else self.ledger.branch(name)
+
+        return [side_branch(site, lambda name=site.name: current(name)) for site in self.sites]  # type: ignore[misc]
+
+    def paused(self) -> AbstractContextManager[None]:
+        """The original weights inside the ``with``."""
+        return self.ledger.paused()
+
+    def release(self) -> None:
+        """Put the original weights back, for good."""
+        self.ledger.release()
+
+    def merge(self) -> None:
+        """Make the edited weights the model's own."""
+        find_sites(self._host.model, self._host.anatomy, (), [site.name for site in self.sites])
+        self.ledger.merge()
+
+    # ------------------------------------------------------------------ edits
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Raises TokenizerError for a target without tokens, EditError where the plug is paused."""
+        for edit in edits:
+            self._host.text.pair(edit.prompt, edit.target)
+        self._check_not_paused()
+
+    def _check_not_paused(self) -> None:
+        if self.ledger.active != any(entry.on for entry in self.ledger.entries):
+            raise EditError(
+                "the plug is paused; edit outside of paused(): an edit is made on the edited weights"
+            )
+
+    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
+        """Change the weights, ``config.batch_size`` edits at a time, each batch on what the last one left.
+
+        Raises:
+            CollapseError: the guard refused a batch; none of the edits was made.
+        """
+        before = self.ledger.entries
+        try:
+            self._drop(replaced)
+            with tqdm(
+                total=len(edits),
+                desc="editing",
+                unit="edit",
+                disable=not progress or len(edits) < 2,
+                leave=False,
+            ) as bar:
+                for part in chunks(range(len(edits)), self.config.batch_size):
+                    self._edit([edits[i] for i in part])
+                    bar.update(len(part))
+        except BaseException:
+            self.ledger.hold(before)
+            raise
+        for edit in replaced:
+            self._edits.pop(str(edit.id), None)
+        self._edits |= {str(edit.id): edit for edit in edits}
+
+    def _make(self, edits: Sequence[Edit]) -> Entry:
+        """The entry of a batch of edits, made at the weights as they are now."""
+        raise NotImplementedError
+
+    def _hold(self, entries: Iterable[Entry]) -> None:
+        """Bring the weights in line with entries that were switched or taken from."""
+        self.ledger.hold(entries)
+
+    def _edit(self, edits: Sequence[Edit]) -> None:
+        with evaluating(self._host.model):
+            self.ledger.add(self._make(edits))
+            self._guard.look()
+
+    def _drop(self, edits: Iterable[Edit]) -> None:
+        ids = [str(edit.id) for edit in edits]
+        if ids:
+            self._hold(self.ledger.without(ids))
+
+    def _before(self) -> str:
+        """A name for the edits in force, those that the next one is made on."""
+        names = "\n".join(id for entry in self.ledger.entries for id in entry.on)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def forget(self, edits: Sequence[Edit], *, progress: bool, replay: bool = False) -> None:
+        """Take edits out of the ledger; with ``replay``, make all that came later anew.
+
+        Without it, later edits keep the change that was made on weights that held the deleted ones.
+        With it the model becomes the one in which the deleted edits had never been made, to the bit (edits
+        that are switched off are made again like the others, and then switched off).
+        """
+        if not replay:
+            self._drop(edits)
+        else:
+            self._replay({str(edit.id) for edit in edits}, progress)
+        for edit in edits:
+            self._edits.pop(str(edit.id), None)
+
+    def _replay(self, gone: set[str], progress: bool) -> None:
+        before = self.ledger.entries
+        first = next(i for i, entry in enumerate(before) if gone & set(entry.ids))
+        off = {id for entry in before for id in entry.off} - gone
+        try:
+            # Kept entries count as they did when the later ones were made: switched on.
+            self._hold(replace(entry, off=frozenset()) for entry in before[:first])
+            for entry in tqdm(before[first:], desc="replaying", disable=not progress, leave=False):
+                left = [self._edits[id] for id in entry.ids if id not in gone]
+                if left:
+                    self._edit(left)
+            if off:
+                self._hold(self.ledger.switched(off, on=False))
+        except BaseException:
+            self.ledger.hold(before)
+            raise
+
+    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
+        """Switch edits; a batch that was made together is made for those in force."""
+        if edits:
+            self._hold(self.ledger.switched([str(edit.id) for edit in edits], on))
+
+    # ------------------------------------------------------------------ looking
+
+    def explain(self, prompt: str) -> Explanation:
+        """Base and edited answer, what all edits change, and what those of this prompt or its subject did."""
+        text = self._host.text
+        ids = text.encode(prompt)
+        edited = text.decode(text.generate([ids], 12)[0])
+        with self.ledger.paused(), self._host.tracker.off():
+            base = text.decode(text.generate([ids], 12)[0])
+        near = [e for e in self._edits.values() if e.prompt == prompt or (e.subject or e.prompt) in prompt]
+        reports = tuple(report(self.ledger, edit) for edit in near)
+        return Explanation(prompt, base, edited, self.ledger.relative_change(), reports)
+
+    # ------------------------------------------------------------------ saving
+
+    def state(self) -> State:
+        """The ledger's rows."""
+        tensors = {f"ledger.{name}": tensor for name, tensor in self.ledger.tensors().items()}
+        return State(tensors, {"entries": self.ledger.meta()})
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
+    ) -> None:
+        """Take over what `state` gave."""
+        rows = {n.removeprefix("ledger."): t for n, t in tensors.items() if n.startswith("ledger.")}
+        ids = [id for entry in meta["entries"] for id in entry["ids"]]
+        if sorted(ids) != sorted(edits):
+            raise ValueError(
+                f"the ledger holds {len(ids)} edits, the list {len(edits)}, and they are not the same"
+            )
+        self.ledger.load(rows, meta["entries"])
+        self._edits = dict(edits)
