@@ -22,6 +22,8 @@ from zsre import ZsreLines, questions
 from memplug.data import load_cases
 from memplug.world.corpus import text_of
 
+TOKENIZER_LINES = 30_000
+
 
 def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -43,7 +45,7 @@ def main() -> None:
 
     def texts() -> list[str]:
         lines = ZsreLines(given, "tokenizer")
-        return [text_of(lines.line()) for _ in range(30_000)]
+        return [text_of(lines.line()) for _ in range(TOKENIZER_LINES)]
 
     trained = training.run(args, texts, partial(ZsreLines, given))
     training.report(args, trained, measure(args.out, given, edit, unseen))
