@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import world
+    from .comparison import Comparison, compare
     from .edits import Case, Edit, EditError, EditTable, Probe, UnknownEditError
     from .evaluation import evaluate
     from .layers import UnsupportedModelError
-    from .plugin import Plug, attach, load
+    from .opening import attach, load
+    from .plugin import Plug
     from .storage import LoadError, SaveError
     from .text import TokenizerError
 
@@ -16,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Case",
+    "Comparison",
     "Edit",
     "EditError",
     "EditTable",
@@ -27,6 +30,7 @@ __all__ = [
     "UnknownEditError",
     "UnsupportedModelError",
     "attach",
+    "compare",
     "evaluate",
     "load",
     "world",
@@ -35,8 +39,10 @@ __all__ = [
 # Public name -> its module; imported when first asked for, so that `import memplug` costs nothing.
 _HOMES = {
     **dict.fromkeys(("Case", "Edit", "EditError", "EditTable", "Probe", "UnknownEditError"), "edits"),
-    **dict.fromkeys(("Plug", "attach", "load"), "plugin"),
+    **dict.fromkeys(("attach", "load"), "opening"),
+    **dict.fromkeys(("Comparison", "compare"), "comparison"),
     **dict.fromkeys(("LoadError", "SaveError"), "storage"),
+    "Plug": "plugin",
     "TokenizerError": "text",
     "UnsupportedModelError": "layers",
     "evaluate": "evaluation",

@@ -76,7 +76,7 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
 
 def _change(folder: Path, model: str, device: str, dtype: str, change: Callable[[Plug], None]) -> None:
     """Load a plug, change it, save it, and show what it holds."""
-    from .plugin import load
+    from .opening import load
 
     plug = load(folder, *load_model(model, device, dtype))
     change(plug)
@@ -105,7 +105,7 @@ def edit(
     """Edit facts into a plug; a new one is made where FOLDER has none."""
     with _explained():
         wanted = _wanted(prompt, target, subject, cases, limit, skip_bad)
-        from .plugin import attach, load
+        from .opening import attach, load
 
         loaded = load_model(model, device, dtype)
         is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
@@ -190,7 +190,7 @@ def ask(
     """Ask the edited model, greedily."""
     with _explained():
         from .evaluation import answer
-        from .plugin import load
+        from .opening import load
 
         plug = load(folder, *load_model(model, device, dtype))
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from . import world
 from .edits import Case
 from .evaluation import Scores, answer, evaluate
-from .plugin import Plug, attach
+from .opening import attach
+from .plugin import Plug
 
 __all__ = ["run"]
 

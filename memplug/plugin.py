@@ -1,4 +1,4 @@
-"""Attach, edit, look, switch, delete, save, detach: the whole flow on one screen.
+"""Edit, look, switch, delete, save, detach: the whole flow on one screen.
 
 A `Plug` owns no tensors. It keeps the edits and their ids, asks a method to learn and forget them, and
 guards what every method promises: all or nothing, and the model as it was in the end.
@@ -15,16 +15,16 @@ from typing import Any
 
 from . import storage
 from .calls import CallTracker
-from .editors import SavedEditor, read_editor, shipped_editor, write_editor
+from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditError, EditTable, as_edits
 from .hooks import HookSet
 from .layers import dissect
-from .methods import Registered, choose, find_method
+from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import numbered
 from .text import Text
 
-__all__ = ["Plug", "attach", "load", "plug_of"]
+__all__ = ["Plug", "plug_of"]
 
 _MARK = "_memplug_plug"
 
@@ -304,68 +304,6 @@ class Plug:
 def plug_of(model: Any) -> Plug | None:
     """The plug that is attached to ``model``, if any."""
     return getattr(model, _MARK, None)
-
-
-def attach(
-    model: Any,
-    tokenizer: Any,
-    method: str | Any = "llp",
-    *,
-    preset: str = "default",
-    layers: str | None = None,
-    editor: str | Path | None = None,
-    **config: Any,
-) -> Plug:
-    """Give a loaded model an editable memory.
-
-    Args:
-        model: a Hugging Face causal language model, on any device, in any dtype.
-        tokenizer: its tokenizer.
-        method: a method's name, or a config object such as ``LLPConfig(threshold=0.8)``.
-        preset: ``"default"``, or ``"paper"`` for the published constants.
-        layers: dotted name of the list of decoder layers, where it cannot be found by rule.
-        editor: file of a fitted editor, for methods that learn to edit; its constants are the defaults.
-        **config: constants of the method by name.
-
-    Raises:
-        ValueError: no such method, preset or constant; a second plug on one model; a tokenizer that
-            does not fit (TokenizerError); a model that cannot be edited (UnsupportedModelError).
-    """
-    if editor is None and isinstance(method, str) and preset == "default":
-        editor = shipped_editor(method, model, config)
-    fitted = read_editor(Path(editor), model) if editor is not None else None
-    registered, chosen = choose(method, preset, (fitted.config if fitted else {}) | config)
-    plug = Plug(model, tokenizer, registered, chosen, layers)
-    if fitted:
-        try:
-            plug.take_editor(fitted)
-        except BaseException:
-            plug.detach()
-            raise
-    return plug
-
-
-def load(path: str | Path, model: Any, tokenizer: Any) -> Plug:
-    """Attach a plug that was saved, with its method, constants and edits, to the same base model.
-
-    Raises:
-        LoadError: the folder is no saved plug, is damaged, was written by a newer version, or belongs to
-            another base model (both fingerprints are named).
-    """
-    saved = storage.read(Path(path), model)
-    try:
-        config = find_method(saved.method).config(**saved.config)
-    except (TypeError, ValueError) as error:
-        raise storage.LoadError(
-            f"{path} does not fit this memplug ({error}); take a copy that is whole"
-        ) from error
-    plug = attach(model, tokenizer, config, layers=saved.layers)
-    try:
-        storage.fill(plug, saved)
-    except BaseException:
-        plug.detach()
-        raise
-    return plug
 
 
 def _named(ids: list[str]) -> str:

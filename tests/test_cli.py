@@ -11,7 +11,7 @@ import pytest
 from families import METHODS, TEXTS, lexical
 from typer.testing import CliRunner
 
-from memplug import plugin
+from memplug import opening
 from memplug.cli import app
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
@@ -28,12 +28,12 @@ def model(make_tokenizer, tmp_path_factory):
 
 def make_quick(patch):
     """New plugs get constants that suit the small model; loaded ones have theirs."""
-    attach = plugin.attach
+    attach = opening.attach
 
     def quick(model, tokenizer, method, **given):
         return attach(model, tokenizer, method, **(METHODS["llp"] | given if method == "llp" else given))
 
-    patch.setattr(plugin, "attach", quick)
+    patch.setattr(opening, "attach", quick)
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(facts, model, monkeypatch):
     def fail(*_args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(plugin, "load", fail)
+    monkeypatch.setattr(opening, "load", fail)
     result = call("ask", facts, BORN, "-m", model)
     assert isinstance(result.exception, RuntimeError)
 
