@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from memplug.edits import Case, Edit, EditError, Probe
 from memplug.layers import UnsupportedModelError, dissect, evaluating, frozen
 from memplug.methods.base import Host
 from memplug.methods.hiedit import HiEditConfig
-from memplug.methods.hypernet.capture import capture, flat_rows
+from memplug.methods.hypernet.capture import FORWARD_COSTS, alike, capture, flat_rows
 from memplug.methods.hypernet.config import EditorConfig
 from memplug.methods.hypernet.editor import Editor
 from memplug.methods.hypernet.fitting import Trajectory
@@ -105,6 +106,43 @@ def test_modules_that_cannot_be_edited() -> None:
 
 
 # ---------------------------------------------------------------- features
+
+
+def test_rows_of_like_length_run_together_at_the_least_cost() -> None:
+    cpu, rng = torch.device("cpu"), random.Random(0)
+    assert alike([5, 5, 6, 90, 5, 91], 3, cpu) == [[0, 1, 4], [2], [3, 5]]
+    for _ in range(30):
+        lengths = [rng.choice([3, 4, 9, 40, 41, 100]) for _ in range(rng.randint(1, 8))]
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+
+        def cost(parts: list[list[int]], lengths: list[int] = lengths) -> int:
+            return sum(FORWARD_COSTS["cpu"] + len(p) * max(lengths[i] for i in p) for p in parts)
+
+        found = alike(lengths, 8, cpu)
+        assert sorted(row for part in found for row in part) == sorted(order)
+        for cuts in itertools.product([False, True], repeat=len(order) - 1):  # every way to cut
+            at = [0, *(i for i, cut in enumerate(cuts, 1) if cut), len(order)]
+            assert cost(found) <= cost([order[a:b] for a, b in itertools.pairwise(at)])
+    assert max(map(len, alike([7] * 20, 6, cpu))) <= 6
+    assert len(alike(list(range(1, 60)), 256, torch.device("meta"))) == 1  # where a forward is dear
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_features_at_changed_modules_need_no_layer_below(make_host: Callable[..., Host], family: str) -> None:
+    host = make_host(family)
+    sites = find_sites(host.model, host.anatomy, [("gate", 0.5, 0.75), ("down", 0.5, 1.0)])
+    first = capture(host, sites, _pairs(host), "answer", micro_batch=3)
+    with torch.no_grad():
+        sites[0].weight.mul_(1.5)
+    fresh = capture(host, sites, _pairs(host), "answer", micro_batch=3)
+    ran: list[int] = []
+    handle = host.anatomy.layers[0].register_forward_hook(lambda *_: ran.append(1))
+    again = capture(host, sites, _pairs(host), "answer", micro_batch=3, below=first.below)
+    handle.remove()
+    for one, two in zip([*fresh.keys, *fresh.slopes], [*again.keys, *again.slopes], strict=True):
+        torch.testing.assert_close(one, two)
+    assert not torch.allclose(first.slopes[0], again.slopes[0])
+    assert torch.equal(fresh.owner, again.owner)
 
 
 @pytest.mark.parametrize("tokens", ["answer", "all"])
@@ -312,7 +350,9 @@ def test_drawn_history_stands_for_the_whole() -> None:
     rng = random.Random(0)
     for _ in range(3000):
         drawn = weighted(history, part, rng)
-        assert len(drawn) == 5 + 6
+        assert 5 < len(drawn) <= 5 + 6
+        assert len({item for item, _ in drawn}) == len(drawn)  # none is run twice
+        assert sum(weight for _, weight in drawn) == pytest.approx(1.0)
         for item, weight in drawn:
             mean[str(item)] = mean.get(str(item), 0.0) + weight / 3000
     assert all(mean[name] == pytest.approx(value, rel=0.25) for name, value in exact.items())

@@ -9,6 +9,7 @@ Letters: M modules, n rows (tokens), P logits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,21 +17,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...edits import EditError
-from ...hooks import Hook, HookSet
+from ...hooks import Hook, HookSet, resume
 from ...layers import evaluating, frozen
 from ...sites import Site
 from ...text import Pair
 from ..base import Host
 
-__all__ = ["Features", "capture", "chunks", "flat_rows", "predicting"]
+__all__ = ["Features", "alike", "capture", "chunks", "flat_rows", "predicting"]
+
+FORWARD_COSTS = {"cpu": 64}
+"""What one more forward costs, counted in tokens, by kind of device; elsewhere it costs thousands."""
 
 
 class Features(NamedTuple):
-    """Per module ``keys`` [n,d_k] and ``slopes`` [n,d_v]; ``owner`` int64 [n], a row's request."""
+    """Per module ``keys`` [n,d_k] and ``slopes`` [n,d_v]; ``owner`` int64 [n], a row's request; ``below``,
+    by forward, the inputs [B,T,D] of the lowest module's layer."""
 
     keys: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
     owner: Tensor
+    below: tuple[Tensor, ...] = ()
 
 
 def capture(
@@ -41,6 +47,7 @@ def capture(
     hooks: Sequence[Hook] = (),
     *,
     micro_batch: int = 256,
+    below: Sequence[Tensor] = (),
 ) -> Features:
     """The features of requests at the weights as they are now.
 
@@ -51,12 +58,17 @@ def capture(
         tokens: "answer" takes the positions that predict an answer token; "all" takes every position.
         hooks: what else is to happen in the forward (a change that is not yet in the weights).
         micro_batch: most requests in one forward.
+        below: of earlier features of the same requests, if nothing but the modules has changed since; the
+            layers below the modules are not run again.
 
     Raises:
         EditError: a feature is not finite, or a module was not called once on every token.
     """
+    parts = alike([len(pair.ids) for pair in pairs], micro_batch, host.text.device)
+    known = below or [None for _ in parts]
     found = [
-        _capture(host, sites, pairs, part, tokens, hooks) for part in chunks(_by_length(pairs), micro_batch)
+        _capture(host, sites, pairs, part, tokens, hooks, states)
+        for part, states in zip(parts, known, strict=True)
     ]
     owner = torch.cat([f.owner for f in found])
     order = owner.argsort(stable=True)
@@ -68,7 +80,7 @@ def capture(
                 f"the features of {site.name} are not finite; the model overflows on these prompts (half "
                 "precision?) or its weights are broken. Nothing was changed"
             )
-    return Features(keys, slopes, owner[order])
+    return Features(keys, slopes, owner[order], tuple(f.below[0] for f in found))
 
 
 def _capture(
@@ -78,12 +90,15 @@ def _capture(
     part: Sequence[int],
     tokens: str,
     hooks: Sequence[Hook],
+    known: Tensor | None,
 ) -> Features:
     rows = [pairs[i].ids[:-1] for i in part]
     batch = host.text.batch(rows)
     width = batch.ids.shape[1]
+    low = min(site.layer for site in sites)
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
+    below = [] if known is None else [known]
 
     def watch(site: Site) -> Hook:
         def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -98,10 +113,21 @@ def _capture(
 
         return Hook(site.module, "after", after)
 
+    def keep(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        below.append((args[0] if args else kwargs["hidden_states"]).detach())
+
     answers = flat_rows([pairs[i] for i in part], width, batch.ids.device)
     with evaluating(host.model), frozen(host.model), torch.enable_grad():
-        with HookSet([*hooks, *map(watch, sites)]), predicting(host, answers.flat):
-            logits = host.forward(host.model, batch).logits[0]
+        with HookSet([*hooks, *map(watch, sites)]):
+            if known is None:
+                with (
+                    HookSet([Hook(host.anatomy.layers[low], "before", keep)]),
+                    predicting(host, answers.flat),
+                ):
+                    logits = host.forward(host.model, batch).logits[0]
+            else:
+                run = partial(host.forward, host.model, batch)
+                logits = resume(host.model, host.anatomy, low, known, run, answers.flat)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if len(inputs) < len(sites):
             missing = next(site.name for site in sites if site.name not in inputs)
@@ -121,6 +147,7 @@ def _capture(
         tuple(inputs[s.name].reshape(-1, s.d_k)[at].to(wide) for s in sites),
         tuple(g.reshape(-1, s.d_v)[at].to(wide) / scale for g, s in zip(slopes, sites, strict=True)),
         names[owner],
+        (below[0],),
     )
 
 
@@ -160,8 +187,29 @@ def predicting(host: Host, flat: Tensor) -> HookSet:
     return HookSet([Hook(host.model.get_output_embeddings(), "before", narrow)])
 
 
-def _by_length(pairs: Sequence[Pair]) -> list[int]:
-    return sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids))
+def alike(lengths: Sequence[int], most: int, device: torch.device) -> list[list[int]]:
+    """The rows in parts of like length, at most ``most`` in one, so that padding and forwards together cost
+    the least.
+
+    Args:
+        lengths: tokens of each row.
+        most: rows of a part.
+        device: where the rows are run, which says what another forward costs.
+    """
+    cost = FORWARD_COSTS.get(device.type, 4096)
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    ends = [at for at in range(1, len(order)) if lengths[order[at]] > lengths[order[at - 1]]] + [len(order)]
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # by end, the cost so far and the ends chosen
+    for end in ends:
+        width = lengths[order[end - 1]]
+        best[end] = min(
+            (spent + cost * -(-(end - start) // most) + width * (end - start), [*cuts, end])
+            for start, (spent, cuts) in best.items()
+        )
+    cuts = best[len(order)][1]
+    return [
+        part for start, end in zip([0, *cuts], cuts, strict=False) for part in chunks(order[start:end], most)
+    ]
 
 
 def chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:

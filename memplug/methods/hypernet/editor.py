@@ -173,6 +173,7 @@ class Editor(nn.Module):
                     self.config.tokens,
                     [*hooks, *branch_hooks(by_name, before)],
                     micro_batch=self.config.micro_batch,
+                    below=made.features[0].below if made.features else (),
                 )
                 if observe:
                     self.observe(features, step)

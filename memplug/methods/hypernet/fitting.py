@@ -23,7 +23,7 @@ from ...solve import factor_norm
 from ...text import Pair
 from ..base import Host
 from .branch import Factors, branch_hooks
-from .capture import chunks
+from .capture import alike
 from .config import EditorConfig
 from .editor import Editor, Made
 from .samples import Prepared, logits_of, weighted
@@ -147,9 +147,8 @@ class Trajectory:
                 for item, weight in judged
                 if item.sample.kept is not None and item.kept is not None
             ]
-        rows.sort(key=lambda row: len(row.pair.ids))
         edit = kept = 0.0
-        for part in chunks(range(len(rows)), config.micro_batch):
+        for part in alike([len(row.pair.ids) for row in rows], config.micro_batch, self.host.text.device):
             terms = self._terms(leaves, [rows[i] for i in part], backward)
             if backward:
                 (terms[0] + config.locality_weight * terms[1]).backward()

@@ -18,7 +18,7 @@ from ...edits import Case, Edit
 from ...hooks import capture_input, resume
 from ...text import Pair
 from ..base import Host
-from .capture import Answers, chunks, flat_rows
+from .capture import Answers, alike, chunks, flat_rows
 from .config import EditorConfig
 
 __all__ = ["Prepared", "Sample", "draw_batches", "logits_of", "prepare", "sample_of", "weighted"]
@@ -99,15 +99,16 @@ def prepare(host: Host, low: int, samples: Sequence[Sample], config: EditorConfi
     hidden: dict[tuple[int, ...], Tensor] = {}
     base: dict[tuple[int, ...], Tensor] = {}
     pairs = [pair for s in samples for pair in (s.asked, s.kept) if pair is not None]
-    unique = sorted({tuple(p.ids): p for p in pairs}.values(), key=lambda p: len(p.ids))
-    for part in chunks(range(len(unique)), config.micro_batch):
+    unique = list({tuple(p.ids): p for p in pairs}.values())
+    device = host.text.device
+    for part in alike([len(p.ids) for p in unique], config.micro_batch, device):
         batch = host.text.batch([unique[i].ids[:-1] for i in part])
         states = capture_input(host.anatomy, low, partial(host.forward, host.anatomy.decoder, batch))
         for i, state in zip(part, states, strict=True):
             hidden[tuple(unique[i].ids)] = state[: len(unique[i].ids) - 1].clone()
     if config.locality == "base":
-        kept = [s.kept for s in samples if s.kept is not None]
-        for part in chunks(range(len(kept)), config.micro_batch):
+        kept = list({tuple(s.kept.ids): s.kept for s in samples if s.kept is not None}.values())
+        for part in alike([len(p.ids) for p in kept], config.micro_batch, device):
             rows = [kept[i] for i in part]
             logits, at = logits_of(host, low, rows, [hidden[tuple(p.ids)] for p in rows])
             for r, pair in enumerate(rows):
@@ -155,4 +156,7 @@ def weighted(
         drawn = rng.choices([item for item, _ in past], weights, k=config.back_samples)
         past = [(item, sum(weights) / config.back_samples) for item in drawn]
     whole = 1.0 + sum(config.back_decay**back for back in range(1, len(history[-config.back_depth :])))
-    return [(item, weight / whole) for item, weight in now + past]
+    judged: dict[int, tuple[Prepared, float]] = {}
+    for item, weight in now + past:  # one that was drawn twice is run once
+        judged[id(item)] = (item, judged.get(id(item), (item, 0.0))[1] + weight / whole)
+    return list(judged.values())
