@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ..checks import Limit
 from ..inweights.config import WeightConfig
 
 __all__ = ["EditorConfig"]
@@ -84,7 +85,7 @@ class EditorConfig(WeightConfig):
     faithful: bool = False
     """Do as the published code does where it differs from the paper; see the method."""
 
-    limits: ClassVar[tuple[tuple[str, float, float], ...]] = (
+    limits: ClassVar[tuple[Limit, ...]] = (
         ("steps", 1, 64),
         ("inner_lr", 1e-12, 1e6),
         ("ridge", 1e-9, 1e9),

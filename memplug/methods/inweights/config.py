@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ...sites import WHICH, Range
+from ..checks import Limit, check_choices, check_numbers, from_preset
 
 __all__ = ["WeightConfig"]
 
@@ -44,7 +45,7 @@ class WeightConfig:
     paper: ClassVar[dict[str, Any]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Further presets by name."""
-    limits: ClassVar[tuple[tuple[str, float, float], ...]] = ()
+    limits: ClassVar[tuple[Limit, ...]] = ()
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     def __post_init__(self) -> None:
@@ -59,13 +60,8 @@ class WeightConfig:
                     f"ranges holds {(which, start, stop)}; give one of {WHICH} and two shares of the depth, "
                     "0 <= from < to <= 1"
                 )
-        for name, low, high in (*_LIMITS, *self.limits):
-            value = getattr(self, name, low)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; choose a value from {low} to {high}")
-        for name, allowed in (_CHOICES | self.choices).items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {allowed}")
+        check_numbers(self, (*_LIMITS, *self.limits))
+        check_choices(self, _CHOICES | self.choices)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
@@ -74,18 +70,11 @@ class WeightConfig:
         Raises:
             ValueError: no such preset or field.
         """
-        presets = {"default": {}, "paper": cls.paper} | cls.presets
-        if name not in presets:
-            raise ValueError(f"no preset {name!r}; there are {sorted(presets)}")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(overrides) - known)
-        if unknown:
-            raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}")
-        return cls(**(presets[name] | overrides))
+        return from_preset(cls, {"default": {}, "paper": cls.paper} | cls.presets, name, overrides)
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {"mode": ("merged", "side")}
-_LIMITS: tuple[tuple[str, float, float], ...] = (
+_LIMITS: tuple[Limit, ...] = (
     ("batch_size", 1, 1 << 20),
     ("max_change", 1e-9, 1e9),
     ("max_perplexity", 1, 1e12),

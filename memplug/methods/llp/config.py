@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ...layers import check_layer, fraction
+from ..checks import check_choices, check_numbers, from_preset, several_layers
 
 __all__ = ["PAPER", "LLPConfig"]
 
@@ -87,20 +87,10 @@ class LLPConfig:
 
     def __post_init__(self) -> None:
         if self.think_layers is not None:
-            if not isinstance(self.think_layers, Iterable):
-                raise ValueError(f"think_layers is {self.think_layers!r}; give several: (0, 1, 2)")
-            object.__setattr__(self, "think_layers", tuple(self.think_layers))
-            if not self.think_layers or len(set(self.think_layers)) < len(self.think_layers):
-                raise ValueError(f"think_layers is {self.think_layers}; name each layer once, at least one")
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            kinds = (int,) if isinstance(low, int) else (int, float)
-            if type(value) not in kinds or not low <= value <= high:
-                whole = "a whole number" if isinstance(low, int) else "a value"
-                raise ValueError(f"{name} is {value!r}; choose {whole} from {low} to {high}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {allowed}")
+            layers = several_layers("think_layers", self.think_layers)
+            object.__setattr__(self, "think_layers", layers)
+        check_numbers(self, _RANGES, exact=True)
+        check_choices(self, _CHOICES)
         if not (self.n_prefixes or self.bare_prompt):
             raise ValueError("n_prefixes is 0 and bare_prompt is off: there is nothing to train on")
 
@@ -111,14 +101,7 @@ class LLPConfig:
         Raises:
             ValueError: no such preset or field.
         """
-        presets: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
-        if name not in presets:
-            raise ValueError(f"no preset {name!r}; there are {sorted(presets)}")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(overrides) - known)
-        if unknown:
-            raise ValueError(f"LLPConfig has no field {unknown[0]!r}; its fields are {sorted(known)}")
-        return cls(**(presets[name] | overrides))
+        return from_preset(cls, {"default": {}, "paper": PAPER}, name, overrides)
 
     def resolve(self, depth: int) -> LLPConfig:
         """This config with the layers filled in for a model of ``depth`` layers.

@@ -1,0 +1,77 @@
+"""What the configs of all methods check alike: numbers in their ranges, choices, layers, presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+__all__ = ["Limit", "check_choices", "check_numbers", "from_preset", "several_layers"]
+
+Config = TypeVar("Config")
+
+Limit = tuple[str, float, float]
+"""A field with its smallest and largest value."""
+
+
+def check_numbers(config: Any, limits: Iterable[Limit], *, exact: bool = False) -> None:
+    """Each field that ``config`` has is a number within its limits.
+
+    Args:
+        exact: where a limit is a whole number, so must the value be; and None is no value. Otherwise None
+            passes.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, low, high in limits:
+        value = getattr(config, name, low)
+        if value is None and not exact:
+            continue
+        whole = exact and isinstance(low, int)
+        kinds = int if whole else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+            kind = "a whole number" if whole else "a value"
+            raise ValueError(f"{name} is {value!r}; choose {kind} from {low} to {high}")
+
+
+def check_choices(config: Any, choices: Mapping[str, Sequence[Any]]) -> None:
+    """Each field holds one of its choices.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(config, name)!r}; choose one of {allowed}")
+
+
+def several_layers(name: str, layers: Any) -> tuple[int, ...]:
+    """The layers that the field ``name`` holds, as a tuple.
+
+    Raises:
+        ValueError: none, one twice, or not several.
+    """
+    if not isinstance(layers, Iterable):
+        raise ValueError(f"{name} is {layers!r}; give several: (0, 1, 2)")
+    found = tuple(layers)
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"{name} is {found}; name each layer once, at least one")
+    return found
+
+
+def from_preset(
+    config: type[Config], presets: Mapping[str, dict[str, Any]], name: str, overrides: dict[str, Any]
+) -> Config:
+    """A config made from the preset ``name``; ``overrides`` win over it.
+
+    Raises:
+        ValueError: no such preset or field.
+    """
+    if name not in presets:
+        raise ValueError(f"no preset {name!r}; there are {sorted(presets)}")
+    known = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ValueError(f"{config.__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}")
+    return config(**(presets[name] | overrides))
