@@ -10,6 +10,7 @@ CORE = [
     "safetensors>=0.5",
     "tokenizers>=0.22",
     "numpy>=1.26",
+    "psutil>=5.9",
     "tqdm>=4.66",
     "rich>=13.7",
     "typer>=0.15",

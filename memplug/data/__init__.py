@@ -1,6 +1,6 @@
 """Readers of editing data sets in their original formats."""
 
-from .load import BadRow, Loaded, load_cases
+from .load import ODDITIES, BadRow, Loaded, load_cases, sift
 from .rows import DataError
 
-__all__ = ["BadRow", "DataError", "Loaded", "load_cases"]
+__all__ = ["ODDITIES", "BadRow", "DataError", "Loaded", "load_cases", "sift"]

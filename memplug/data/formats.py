@@ -180,11 +180,13 @@ def parse(values: Mapping[str, Any], format: str | None = None) -> Record:
 
     Args:
         values: the row's fields.
-        format: a name in `FORMATS`; None tells it by the fields.
+        format: a name in `FORMATS`; None tells it by the fields, as do rows in memplug's own form.
 
     Raises:
         ValueError: a field is missing, empty or of the wrong type, or the edit cannot be made.
     """
+    if format is not None and detect(values) == "plain" and {"target", "target_new"} & values.keys():
+        format = "plain"  # one of the known sets, rewritten as memplug's own rows
     return FORMATS[format or detect(values)](values)
 
 

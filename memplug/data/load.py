@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,10 @@ from ..edits import Case
 from .formats import FORMATS, Record, parse
 from .rows import DataError, Row, read_file, read_hub
 
-__all__ = ["BadRow", "Loaded", "load_cases"]
+__all__ = ["ODDITIES", "BadRow", "Loaded", "load_cases", "sift"]
+
+ODDITIES = {"no-op": "noops", "repeated": "repeats", "contradicting": "conflicts"}
+"""What can be odd about an edit, and its count in `Loaded`."""
 
 
 class BadRow(NamedTuple):
@@ -68,7 +71,12 @@ class Loaded:
 
 
 def load_cases(
-    spec: str | Path, *, limit: int | None = None, skip_bad: bool = False, clean: bool = False
+    spec: str | Path,
+    *,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    clean: bool = False,
+    drop: Collection[str] = (),
 ) -> Loaded:
     """Read cases.
 
@@ -80,20 +88,18 @@ def load_cases(
         skip_bad: count rows that cannot be read instead of raising at the first.
         clean: leave out edits that are already true, repeated or contradict an earlier one; letter case
             and blanks aside.
+        drop: leave out only some of these: "no-op", "repeated", "contradicting".
 
     Raises:
         DataError: the source cannot be read, a row is broken (named by file and line), ``limit`` is
-            below 1, or no case is left.
+            below 1, ``drop`` names something else, or no case is left.
         ImportError: a hub data set without the ``datasets`` library.
     """
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise DataError(f"limit is {limit!r}; it must be a whole number of at least 1, or None for all")
+    sieve = _Sieve(ODDITIES if clean else drop)
     format, source, rows = _open(spec)
-    kept: list[Record] = []
     skipped: list[BadRow] = []
-    targets: dict[str, set[str]] = {}  # of each prompt so far
-    counts = {"noops": 0, "repeats": 0, "conflicts": 0}
-    left_out = empty = 0
     for row in rows:
         record, reason = _parsed(row, format)
         if record is None:
@@ -102,28 +108,71 @@ def load_cases(
                 raise DataError(f"{bad}; mend the row, or leave such rows out with skip_bad=True")
             skipped.append(bad)
             continue
-        odd = _oddity(record, targets)
-        if odd is not None:
-            counts[odd] += 1
-        if odd is not None and clean:
-            left_out += 1
-            continue
-        targets.setdefault(_key(record.case.edit.prompt), set()).add(_key(record.case.edit.target))
-        kept.append(record)
-        empty += record.empty_probes
-        if limit is not None and len(kept) == limit:
+        sieve.take(record)
+        if limit is not None and len(sieve.kept) == limit:
             break
-    if not kept:
+    if not sieve.kept:
         first = f"; the first: {skipped[0]}" if skipped else ""
-        raise DataError(f"no case in {str(spec)!r} ({len(skipped)} rows skipped, {left_out} left out{first})")
-    return Loaded(
-        cases=tuple(record.case for record in kept),
-        true_targets=tuple(record.true_targets for record in kept),
-        skipped=tuple(skipped),
-        left_out=left_out,
-        empty_probes=empty,
-        **counts,
-    )
+        raise DataError(
+            f"no case in {str(spec)!r} ({len(skipped)} rows skipped, {sieve.left_out} left out{first})"
+        )
+    return sieve.loaded(skipped)
+
+
+def sift(
+    cases: Iterable[Case], true_targets: Iterable[Sequence[str]], *, drop: Collection[str] = ()
+) -> Loaded:
+    """The same account of cases that are there already.
+
+    Args:
+        cases: the cases.
+        true_targets: of each, its answers before the edit, where they are known.
+        drop: as for `load_cases`.
+
+    Raises:
+        DataError: ``drop`` names something else, or no case is left.
+    """
+    sieve = _Sieve(drop)
+    for case, truths in zip(cases, true_targets, strict=True):
+        sieve.take(Record(case, tuple(truths), 0))
+    if not sieve.kept:
+        raise DataError(f"no case is left of {sieve.left_out}; drop fewer kinds")
+    return sieve.loaded()
+
+
+class _Sieve:
+    """Counts what is odd, and leaves out what is to be dropped."""
+
+    def __init__(self, drop: Collection[str]) -> None:
+        unknown = sorted(set(drop) - set(ODDITIES))
+        if unknown:
+            raise DataError(f"drop has {unknown[0]!r}; the kinds are {', '.join(ODDITIES)}")
+        self.drop = {ODDITIES[name] for name in drop}
+        self.kept: list[Record] = []
+        self.counts = dict.fromkeys(ODDITIES.values(), 0)
+        self.left_out = 0
+        self._targets: dict[str, set[str]] = {}  # of each prompt so far
+
+    def take(self, record: Record) -> None:
+        odd = _oddity(record, self._targets)
+        if odd is not None:
+            self.counts[odd] += 1
+            if odd in self.drop:
+                self.left_out += 1
+                return
+        edit = record.case.edit
+        self._targets.setdefault(_key(edit.prompt), set()).add(_key(edit.target))
+        self.kept.append(record)
+
+    def loaded(self, skipped: Sequence[BadRow] = ()) -> Loaded:
+        return Loaded(
+            cases=tuple(record.case for record in self.kept),
+            true_targets=tuple(record.true_targets for record in self.kept),
+            skipped=tuple(skipped),
+            left_out=self.left_out,
+            empty_probes=sum(record.empty_probes for record in self.kept),
+            **self.counts,
+        )
 
 
 def _open(spec: str | Path) -> tuple[str | None, str, Iterator[Row]]:

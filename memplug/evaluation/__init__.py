@@ -1,8 +1,8 @@
 """How well a model holds its edits: measures, their batched computation, and the protocol of one method."""
 
-from .metrics import Score
+from .metrics import Score, bootstrap, retained
 from .probing import Forced, Preference, answer, prefer, teacher_force
-from .protocol import Edited, Reference, evaluate, refer, score
+from .protocol import Edited, Reference, ask, evaluate, refer, score
 from .scores import Answer, Measures, Scores
 
 __all__ = [
@@ -15,9 +15,12 @@ __all__ = [
     "Score",
     "Scores",
     "answer",
+    "ask",
+    "bootstrap",
     "evaluate",
     "prefer",
     "refer",
+    "retained",
     "score",
     "teacher_force",
 ]

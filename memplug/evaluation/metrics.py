@@ -20,10 +20,13 @@ __all__ = [
     "Score",
     "answer_agreement",
     "bootstrap",
+    "choose_likeliest",
+    "choose_per_byte",
     "generated_exact",
     "generated_start",
     "perplexity",
     "positionwise_preference",
+    "retained",
     "sequence_preference",
     "token_accuracy",
     "token_agreement",
@@ -152,6 +155,54 @@ def positionwise_preference(new_log_probs: Sequence[float], true_log_probs_there
     _mean(new_log_probs, "new"), _mean(true_log_probs_there, "true")
     pairs = list(zip(new_log_probs, true_log_probs_there, strict=False))
     return sum(new > true for new, true in pairs) / len(pairs)
+
+
+def choose_likeliest(log_probs: Sequence[float]) -> int:
+    """Index of the likeliest of several answers: argmax_c log p(c | x), with log p(c | x) = sum_i log p(c_i).
+
+    "acc" of the Language Model Evaluation Harness, for answers that are much alike in length (labels).
+    The first of equal ones.
+
+    Args:
+        log_probs: log-likelihood of each whole answer, nats.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if len(log_probs) == 0:
+        raise ValueError("there is nothing to choose from; give at least one answer")
+    return max(range(len(log_probs)), key=lambda i: log_probs[i])
+
+
+def choose_per_byte(log_probs: Sequence[float], answers: Sequence[str]) -> int:
+    """Index of the likeliest of several answers for its length: argmax_c log p(c | x) / bytes(c).
+
+    "acc_norm" of the Language Model Evaluation Harness, for answers of different length; bytes of the
+    UTF-8 text, so that tokenizers are comparable.
+
+    Raises:
+        ValueError: as for `choose_likeliest`, or not one answer each.
+    """
+    pairs = zip(log_probs, answers, strict=True)
+    return choose_likeliest([score / max(1, len(answer.encode())) for score, answer in pairs])
+
+
+def retained(before: Sequence[float], after: Sequence[float]) -> float | None:
+    """Share of what once held that still holds: sum_i min(before_i, after_i) / sum_i before_i.
+
+    Edited retention where ``before`` is each edit's score right after it was made and ``after`` its score
+    once all edits are made; general retention where ``before`` is the base model's. None where nothing
+    held in the first place, so that a method that never learned does not pass for one that forgets nothing.
+
+    Args:
+        before, after: one value in [0, 1] a unit.
+
+    Raises:
+        ValueError: not one of each.
+    """
+    total = sum(before)
+    kept = sum(min(pair) for pair in zip(before, after, strict=True))
+    return kept / total if total else None
 
 
 def perplexity(log_probs: Sequence[float]) -> float:

@@ -15,10 +15,13 @@ from ..edits import Case, Edit, Probe
 from ..text import Text
 from .encoding import encode_pairs, shorten
 from .metrics import perplexity, token_accuracy, token_agreement, whole_answer
-from .probing import answer, teacher_force
+from .probing import Forced, answer, teacher_force
 from .scores import Answer, Group, Scores
 
-__all__ = ["Edited", "Reference", "evaluate", "refer", "score"]
+__all__ = ["Edited", "Reference", "ask", "evaluate", "refer", "score"]
+
+Asked = tuple[int, Group, Probe]
+"""A case's index, what is tested, and the probe."""
 
 
 class Edited(Protocol):
@@ -42,17 +45,23 @@ class Edited(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """What the base model does with the probes that an edit must not change.
+    """What the base model does with probes.
 
     Attributes:
         texts: its own answers, by prompt; empty if nothing was generated.
-        predicted: its first choices under teacher forcing, by probe.
+        forced: what it thinks of each probe's target.
         max_new_tokens: the limit the answers were generated with.
     """
 
     texts: Mapping[str, str]
-    predicted: Mapping[Probe, tuple[int, ...]]
+    forced: Mapping[Probe, Forced]
     max_new_tokens: int
+
+    def answers(self, cases: Sequence[Case]) -> list[Answer]:
+        """The base model's own rows, from a reference made for everything that is asked about ``cases``."""
+        asked = _asked(_checked(cases))
+        texts = [self.texts.get(probe.prompt) for _, _, probe in asked]
+        return _rows(asked, [self.forced[probe] for _, _, probe in asked], texts, self)
 
 
 def evaluate(
@@ -107,30 +116,26 @@ def refer(
     tokenizer: Any,
     cases: Sequence[Case],
     *,
+    everything: bool = False,
     batch_size: int = 32,
     max_new_tokens: int = 32,
     progress: bool = False,
 ) -> Reference:
-    """Ask the base model for the locality and same-subject probes of ``cases``; see `evaluate`."""
+    """Ask the base model for the locality and same-subject probes of ``cases``; see `evaluate`.
+
+    Args:
+        everything: ask all the other probes as well, so that every `Answer` also carries the base model's,
+            and `Reference.answers` gives the base model's own rows.
+    """
     cases = _checked(cases)
     _check_targets(model, tokenizer, cases, max_new_tokens)
-    probes = [probe for case in cases for group, probe in _probes(case) if _must_stay(group)]
-    forced = teacher_force(model, tokenizer, probes, batch_size=batch_size, progress=progress)
-    prompts = [probe.prompt for probe in probes] if max_new_tokens else []
-    texts = (
-        answer(
-            model,
-            tokenizer,
-            prompts,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            progress=progress,
-        )
-        if prompts
-        else []
+    probes = list(
+        dict.fromkeys(probe for _, group, probe in _asked(cases) if everything or _must_stay(group))
     )
-    predicted = {probe: found.predicted for probe, found in zip(probes, forced, strict=True)}
-    return Reference(dict(zip(prompts, texts, strict=True)), predicted, max_new_tokens)
+    forced, texts = _put(model, tokenizer, probes, batch_size, max_new_tokens, progress)
+    prompts = (probe.prompt for probe in probes)
+    known = {prompt: text for prompt, text in zip(prompts, texts, strict=True) if text is not None}
+    return Reference(known, dict(zip(probes, forced, strict=True)), max_new_tokens)
 
 
 def score(
@@ -148,26 +153,57 @@ def score(
     Raises:
         ValueError: as for `evaluate`; whether the model holds the edits is not asked.
     """
+    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    return Scores.from_answers(ask(model, tokenizer, cases, reference, **options, progress=progress))
+
+
+def ask(
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[Case],
+    reference: Reference,
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    progress: bool = False,
+) -> list[Answer]:
+    """The rows that `score` makes its scores of, in the order of the cases."""
     cases = _checked(cases)
     _check_targets(model, tokenizer, cases, max_new_tokens)
-    asked = [(index, group, probe) for index, case in enumerate(cases) for group, probe in _probes(case)]
+    asked = _asked(cases)
     _check_reference(reference, asked, max_new_tokens)
     probes = [probe for _, _, probe in asked]
-    forced = teacher_force(model, tokenizer, probes, batch_size=batch_size, progress=progress)
-    texts: Sequence[str | None] = [None] * len(probes)
-    if max_new_tokens:
-        texts = answer(
-            model,
-            tokenizer,
-            [probe.prompt for probe in probes],
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            progress=progress,
-        )
-    answers = []
+    forced, texts = _put(model, tokenizer, probes, batch_size, max_new_tokens, progress)
+    return _rows(asked, forced, texts, reference)
+
+
+def _put(
+    model: Any,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    batch_size: int,
+    max_new_tokens: int,
+    progress: bool,
+) -> tuple[list[Forced], Sequence[str | None]]:
+    """What the model thinks of the probes' targets, and its own answers (None where none are wanted)."""
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    forced = teacher_force(model, tokenizer, probes, **options)
+    if not max_new_tokens:
+        return forced, [None] * len(probes)
+    prompts = [probe.prompt for probe in probes]
+    return forced, answer(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
+
+
+def _rows(
+    asked: Sequence[Asked],
+    forced: Sequence[Forced],
+    texts: Sequence[str | None],
+    reference: Reference,
+) -> list[Answer]:
+    rows = []
     for (index, group, probe), found, text in zip(asked, forced, texts, strict=True):
-        stays = _must_stay(group)
-        answers.append(
+        base = reference.forced[probe].predicted if _must_stay(group) else None
+        rows.append(
             Answer(
                 case=index,
                 group=group,
@@ -177,11 +213,15 @@ def score(
                 whole=whole_answer(found.predicted, found.target),
                 perplexity=perplexity(found.log_probs),
                 text=text,
-                base_text=reference.texts.get(probe.prompt) if stays else None,
-                agreement=token_agreement(found.predicted, reference.predicted[probe]) if stays else None,
+                base_text=reference.texts.get(probe.prompt),
+                agreement=None if base is None else token_agreement(found.predicted, base),
             )
         )
-    return Scores.from_answers(answers)
+    return rows
+
+
+def _asked(cases: Sequence[Case]) -> list[Asked]:
+    return [(index, group, probe) for index, case in enumerate(cases) for group, probe in _probes(case)]
 
 
 def _probes(case: Case) -> Iterator[tuple[Group, Probe]]:
@@ -227,16 +267,14 @@ def _check_targets(model: Any, tokenizer: Any, cases: Sequence[Case], max_new_to
         )
 
 
-def _check_reference(
-    reference: Reference, asked: Sequence[tuple[int, Group, Probe]], max_new_tokens: int
-) -> None:
+def _check_reference(reference: Reference, asked: Sequence[Asked], max_new_tokens: int) -> None:
     if reference.max_new_tokens != max_new_tokens:
         raise ValueError(
             f"the reference was generated with max_new_tokens={reference.max_new_tokens}, this run has "
             f"{max_new_tokens}; use the same number"
         )
     for _, group, probe in asked:
-        if _must_stay(group) and probe not in reference.predicted:
+        if _must_stay(group) and probe not in reference.forced:
             raise ValueError(
                 f"the reference knows nothing of {probe.prompt!r}; make it with refer(...) on these cases"
             )

@@ -36,7 +36,7 @@ class Answer(NamedTuple):
         whole: `whole_answer` against the target, the stop token aside.
         perplexity: of the target.
         text: the model's own answer; None if nothing was generated.
-        base_text: the base model's own answer, for the probes that an edit must not change.
+        base_text: the base model's own answer, where the reference has it (always for what must not change).
         agreement: `token_agreement` with the base model, for the same probes.
     """
 

@@ -1,0 +1,158 @@
+"""The cases of a comparison: which are edited under which seed, which an editor is fitted on, what was odd.
+
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data import Loaded, load_cases, sift
+from ..edits import Case
+
+__all__ = ["Casebook", "Drawn", "open_casebook"]
+
+WORLD = "world"
+_WORLD_EDITS = 100
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The cases of one seed, in the order they are edited.
+
+    Attributes:
+        cases: the cases.
+        truths: of each, the answers before the edit according to the data set; often empty.
+    """
+
+    cases: tuple[Case, ...]
+    truths: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Casebook:
+    """Where cases come from.
+
+    Attributes:
+        name: how it is called in the results.
+        loaded: all cases there are; None for the made-up world, which draws them anew for each seed.
+    """
+
+    name: str
+    loaded: Loaded | None
+
+    def size(self, edits: int | None) -> int:
+        """How many edits a run has.
+
+        Raises:
+            ValueError: more are wanted than there are.
+        """
+        if edits is not None and (isinstance(edits, bool) or not isinstance(edits, int) or edits < 1):
+            raise ValueError(f"edits is {edits!r}; give a whole number of at least 1, or None for all cases")
+        if self.loaded is None:
+            return _WORLD_EDITS if edits is None else edits
+        there = len(self.loaded.cases)
+        if edits is not None and edits > there:
+            raise ValueError(f"edits is {edits}, but {self.name} has {there} cases; ask for {there} at most")
+        return there if edits is None else edits
+
+    def draw(self, n: int, seed: int) -> Drawn:
+        """``n`` cases in the order of ``seed``; the same for the same seed."""
+        if self.loaded is None:
+            from .. import world
+
+            cases = tuple(world.cases(n, seed))
+            return Drawn(cases, ((),) * n)
+        order = self._order(seed)[:n]
+        return Drawn(
+            tuple(self.loaded.cases[i] for i in order), tuple(self.loaded.true_targets[i] for i in order)
+        )
+
+    def fitting(self, wanted: int | str | Sequence[Case], n: int, seed: int) -> list[Case]:
+        """Cases to fit an editor on: none shares a subject with the ``n`` that are edited under ``seed``.
+
+        Args:
+            wanted: a number (of other cases of this source), a source as for `load_cases`, or cases.
+
+        Raises:
+            ValueError: none is left.
+        """
+        edited = {_subject(case) for case in self.draw(n, seed).cases}
+        if not isinstance(wanted, int):
+            cases = list(load_cases(wanted).cases) if isinstance(wanted, str) else list(wanted)
+            left = [case for case in cases if _subject(case) not in edited]
+        elif self.loaded is None:
+            from .. import world
+
+            left = world.cases(wanted, seed, split="train")
+        else:
+            others = [self.loaded.cases[i] for i in self._order(seed)[n:]]
+            left = [case for case in others if _subject(case) not in edited][:wanted]
+        if not left:
+            raise ValueError(
+                f"no case is left to fit on that shares no subject with the {n} edits; give more of them "
+                "(--fit-cases FILE), or make fewer edits"
+            )
+        return left
+
+    def _order(self, seed: int) -> list[int]:
+        order = list(range(len(self.loaded.cases if self.loaded else ())))
+        random.Random(f"order {seed}").shuffle(order)
+        return order
+
+    def account(self, n: int, seeds: Iterable[int]) -> dict[str, Any]:
+        """The ``data`` part of the results."""
+        loaded, seeds = self.loaded, list(seeds)
+        drawn = {seed: [asdict(case) for case in self.draw(n, seed).cases] for seed in seeds}
+        text = json.dumps(drawn, sort_keys=True, ensure_ascii=False)
+        counts = {"no_op": 0, "repeated": 0, "contradicting": 0, "left_out": 0, "skipped_lines": 0}
+        read = n
+        if loaded is not None:
+            counts = {
+                "no_op": loaded.noops,
+                "repeated": loaded.repeats,
+                "contradicting": loaded.conflicts,
+                "left_out": loaded.left_out,
+                "skipped_lines": len(loaded.skipped),
+            }
+            read = len(loaded.cases) + loaded.left_out + len(loaded.skipped)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return {"sha256": digest, "read": read, "used": n, **counts}
+
+
+def open_casebook(
+    cases: str | Path | Loaded | Sequence[Case], *, drop: Collection[str] = (), skip_bad: bool = False
+) -> Casebook:
+    """Open a source of cases.
+
+    Args:
+        cases: ``"world"``, a source as for `load_cases`, what that gave, or cases.
+        drop: oddities to leave out: no-op, repeated, contradicting. They are counted in any case.
+        skip_bad: count broken rows instead of raising at the first.
+
+    Raises:
+        ValueError: nothing to read, or an unknown oddity.
+    """
+    if isinstance(cases, str) and cases == WORLD:
+        return Casebook(WORLD, None)
+    if isinstance(cases, str | Path):
+        return Casebook(str(cases), load_cases(cases, drop=drop, skip_bad=skip_bad))
+    if isinstance(cases, Loaded):
+        return Casebook("cases", cases)
+    found = list(cases)
+    for case in found:
+        if not isinstance(case, Case):
+            raise ValueError(f"expected a Case, got {type(case).__name__}; wrap an edit: Case(edit)")
+    if not found:
+        raise ValueError("there are no cases to compare on; give at least one Case")
+    return Casebook("cases", sift(found, [()] * len(found), drop=drop))
+
+
+def _subject(case: Case) -> str:
+    return " ".join((case.edit.subject or case.edit.prompt).split()).casefold()

@@ -1,0 +1,149 @@
+"""What a comparison gives back: the results as plain values, as a table, and as reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..storage import write_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["FORMAT", "VERSION", "Comparison"]
+
+FORMAT, VERSION = "memplug comparison", 1
+_NONE = "–"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods that made the same edits on the same model.
+
+    Attributes:
+        results: settings, environment, data, the base model's scores, and every run with its raw answers;
+            plain values, as in ``results.json``.
+    """
+
+    results: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """Read a ``results.json``, or the one in a comparison's folder.
+
+        Raises:
+            ValueError: it is none, or was written by a newer memplug.
+        """
+        path = Path(path)
+        path = path / "results.json" if path.is_dir() else path
+        try:
+            results = json.loads(path.read_bytes())
+            is_one = results["format"] == FORMAT
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} holds no comparison ({error}); name a results.json") from error
+        if not is_one or results["version"] > VERSION:
+            raise ValueError(
+                f"{path} has format {results['format']!r} {results.get('version')}, this memplug reads "
+                f"{FORMAT!r} up to {VERSION}; upgrade memplug"
+            )
+        return cls(results)
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The runs that failed."""
+        return [run for run in self.results["runs"] if run["status"] == "failed"]
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the results."""
+        text = json.dumps(self.results, indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(Path(path), text.encode())
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one self-contained page."""
+        from .report import write_html
+
+        write_html(self.results, Path(path))
+
+    def to_markdown(self, path: str | Path) -> None:
+        """Write a Markdown table."""
+        from .report import write_markdown
+
+        write_markdown(self.results, Path(path))
+
+    def figures(self, folder: str | Path) -> None:
+        """Write figures as PNG files."""
+        from .report import write_figures
+
+        write_figures(self.results, Path(folder))
+
+    def table(self, title: str | None = None) -> Table:
+        """A rich table: a row a method, means over the seeds in percent; failed methods with their error.
+
+        Whole answers as the model generates them, or teacher forced (marked) where nothing was generated.
+        Specificity and same subject are counted against the base model.
+        """
+        from rich.box import SIMPLE_HEAD
+        from rich.markup import escape
+        from rich.table import Table
+
+        settings = self.results["settings"]
+        how = "generated" if settings["max_new_tokens"] else "whole"
+        general = sorted({name for run in self.results["runs"] for name in run["general"]})
+        table = Table(title=title, caption=self._caption(how), caption_justify="left", box=SIMPLE_HEAD)
+        table.add_column("%", no_wrap=True)
+        for heading in ("efficacy", "gener.", "specif.", "same subj.", "portab.", "first", *general):
+            table.add_column(heading, justify="right")
+        table.add_column("s/edit", justify="right")
+        table.add_column("forward", justify="right")
+        base = list(self.results["base"].values())
+        cells = [_mean([b["scores"][key][how] for b in base]) for key in _GROUPS]
+        table.add_row(
+            "base model", *cells, _NONE, *(_mean([b["general"].get(g) for b in base]) for g in general)
+        )
+        for label in dict.fromkeys(run["method"] for run in self.results["runs"]):
+            runs = [run for run in self.results["runs"] if run["method"] == label]
+            done = [run for run in runs if run["status"] == "done"]
+            if not done:
+                error = runs[0]["error"]
+                table.add_row(escape(label), f"[red]{escape(error['type'])}[/red]")
+                continue
+            cells = [_mean([run["final"][key][how] for run in done]) for key in _GROUPS]
+            cells.append(_mean([run["first"]["efficacy"][how] for run in done]))
+            cells += [_mean([run["general"].get(name) for run in done]) for name in general]
+            cells.append(_plain_mean([run["cost"]["seconds_per_edit"] for run in done], "{:.2f}"))
+            cells.append(_plain_mean([run["cost"]["forward"]["ratio"] for run in done], "{:.2f}×"))
+            mark = f" ({len(runs) - len(done)} of {len(runs)} failed)" if len(done) < len(runs) else ""
+            table.add_row(escape(label) + mark, *cells)
+        return table
+
+    def _caption(self, how: str) -> str:
+        settings = self.results["settings"]
+        asked = "whole answers as generated" if how == "generated" else "whole answers, teacher forced"
+        text = (
+            f"{settings['edits']} edits in batches of {settings['batch']}, seeds "
+            f"{', '.join(map(str, settings['seeds']))}; {asked}; "
+            "specificity and same subject against the base model"
+        )
+        errors = {run["method"]: run["error"] for run in self.failed}
+        lines = [f"{label}: {e['type']}: {' '.join(e['message'].split())}" for label, e in errors.items()]
+        return "\n".join([text, *lines]).replace("[", r"\[")
+
+    def __repr__(self) -> str:
+        labels = list(dict.fromkeys(run["method"] for run in self.results["runs"]))
+        runs = len(self.results["runs"])
+        return f"<Comparison of {', '.join(labels)}: {runs} runs, {len(self.failed)} failed>"
+
+
+_GROUPS = ("efficacy", "generalization", "specificity", "same_subject", "portability")
+
+
+def _mean(scores: list[Mapping[str, Any] | None]) -> str:
+    values = [score["value"] for score in scores if score is not None and score["value"] is not None]
+    return f"{100 * sum(values) / len(values):.1f}" if values else _NONE
+
+
+def _plain_mean(values: list[float], form: str) -> str:
+    return form.format(sum(values) / len(values)) if values else _NONE

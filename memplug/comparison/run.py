@@ -1,0 +1,304 @@
+"""One run: a method makes all edits of one seed, batch by batch, and is judged on the way and at the end.
+
+A run can be cut off at any moment; it goes on from the last point at which it was saved, and gives what it
+would have given.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..edits import Case
+from ..evaluation import Answer, Reference, Scores, ask
+from ..evaluation.general import General
+from ..opening import load
+from ..plugin import Plug
+from ..storage import LoadError
+from .casebook import Drawn
+from .contenders import Contender
+from .cost import Meter, hooks_of, overhead
+from .details import details
+from .fitting import ready
+from .folder import Folder, plain
+from .preference import preferences
+from .settings import Settings
+
+__all__ = ["Bench", "failed", "general_scores", "is_failure", "run"]
+
+FIRST = 100
+"""The early edits that are looked at again and again, at most."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs of one seed share.
+
+    Attributes:
+        model, tokenizer: the model, unedited between runs.
+        settings: of the comparison.
+        folder: its files.
+        seed: the seed.
+        drawn: the seed's cases.
+        reference: the unedited model on them.
+        general: the general sets.
+        fit_cases: gives the cases to fit on, if there are any.
+        alone: other processes were launched that must not take part in a fitting.
+        progress: show bars.
+    """
+
+    model: Any
+    tokenizer: Any
+    settings: Settings
+    folder: Folder
+    seed: int
+    drawn: Drawn
+    reference: Reference
+    general: Sequence[General]
+    fit_cases: Callable[[], Sequence[Case]] | None
+    alone: bool = False
+    progress: bool = True
+
+    def ask(self, cases: Sequence[Case], at: Sequence[int]) -> list[Answer]:
+        """Rows about these cases, which have the numbers ``at`` in the run."""
+        rows = ask(
+            self.model,
+            self.tokenizer,
+            cases,
+            self.reference,
+            batch_size=self.settings.batch_size,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        return [row._replace(case=at[row.case]) for row in rows]
+
+    def scores(self, rows: Sequence[Answer]) -> Scores:
+        """Scores of rows."""
+        return Scores.from_answers(rows, level=self.settings.level)
+
+
+@dataclass
+class _Tally:
+    """What a run knows so far; all of it is saved with the plug."""
+
+    done: int = 0
+    seconds: float = 0.0
+    host: int = 0
+    device: int | None = None
+    immediate: list[Answer] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    warned: dict[str, int] = field(default_factory=dict)
+    fit: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+
+
+def run(bench: Bench, contender: Contender) -> dict[str, Any]:
+    """The run of one method, as it stands in the results (``restored`` is for the caller to say).
+
+    Raises:
+        Exception: whatever the method raises; the model is detached from it.
+    """
+    before = hooks_of(bench.model)
+    plug, tally = _begin(bench, contender)
+    try:
+        _edit(bench, contender, plug, tally)
+        return _judge(bench, contender, plug, tally, before)
+    finally:
+        plug.detach()
+
+
+def _begin(bench: Bench, contender: Contender) -> tuple[Plug, _Tally]:
+    """The plug as it was saved, or a fresh one."""
+    state = bench.folder.state(contender.label, bench.seed)
+    saved = bench.folder.read(state / "progress.json")
+    if saved is not None:
+        try:
+            plug = load(state / saved.pop("plug"), bench.model, bench.tokenizer)
+            rows = [_answer(row) for row in saved.pop("immediate")]
+            return plug, _Tally(**saved, immediate=rows)
+        except LoadError as error:
+            warnings.warn(f"{contender.label} begins anew: {error}", stacklevel=2)
+    bench.folder.forget(contender.label, bench.seed)
+    plug, fit = ready(
+        contender,
+        bench.model,
+        bench.tokenizer,
+        bench.folder,
+        bench.seed,
+        bench.fit_cases,
+        steps=bench.settings.fit_steps,
+        alone=bench.alone,
+        progress=bench.progress,
+    )
+    return plug, _Tally(fit=fit, config=plain(asdict(plug.method.config)))
+
+
+def _edit(bench: Bench, contender: Contender, plug: Plug, tally: _Tally) -> None:
+    """Make the edits that are left, look at each right after its batch, and at the points at more."""
+    settings, cases = bench.settings, bench.drawn.cases
+    bar = tqdm(
+        total=len(cases), desc=f"{contender.label} {bench.seed}", disable=not bench.progress, unit="edit"
+    )
+    with bar:
+        bar.update(tally.done)
+        while tally.done < len(cases):
+            at = range(tally.done, min(tally.done + settings.batch, len(cases)))
+            batch = [cases[i] for i in at]
+            with warnings.catch_warnings(record=True) as caught, Meter() as meter:
+                warnings.simplefilter("always")
+                plug.edit(batch, progress=False)
+            tally.seconds += meter.seconds
+            tally.host = max(tally.host, meter.host)
+            if meter.device is not None:
+                tally.device = max(tally.device or 0, meter.device)
+            told = Counter(tally.warned)
+            told.update(str(one.message) for one in caught)
+            tally.warned = dict(told)
+            tally.immediate += bench.ask(batch, at)
+            tally.done = at.stop
+            bar.update(len(batch))
+            if tally.done in settings.points:
+                if tally.done < len(cases):
+                    tally.curve.append(_look(bench, tally, None))
+                _save(bench, contender, plug, tally)
+
+
+def _look(bench: Bench, tally: _Tally, rows: Sequence[Answer] | None) -> dict[str, Any]:
+    """A point of the curve; ``rows`` are those about all edits, where they have been asked already."""
+    k = min(FIRST, bench.settings.points[0])
+    first, recent = range(k), range(max(0, tally.done - k), tally.done)
+    if rows is None:
+        at = sorted({*first, *recent})
+        rows = bench.ask([bench.drawn.cases[i] for i in at], at)
+    return {
+        "edits": tally.done,
+        "seconds": tally.seconds,
+        "first": bench.scores([row for row in rows if row.case in first]).to_dict(),
+        "recent": bench.scores([row for row in rows if row.case in recent]).to_dict(),
+        "general": general_scores(bench.general, bench.model, bench.tokenizer, bench.settings),
+    }
+
+
+def _judge(
+    bench: Bench, contender: Contender, plug: Plug, tally: _Tally, before: frozenset[int]
+) -> dict[str, Any]:
+    cases, settings = bench.drawn.cases, bench.settings
+    final = bench.ask(cases, range(len(cases)))
+    last = _look(bench, tally, final)
+    first = [row for row in final if row.case < FIRST]
+    immediate, scores = bench.scores(tally.immediate), bench.scores(final)
+    state = bench.folder.state(contender.label, bench.seed)
+    size = sum(file.stat().st_size for file in _plug_folder(state, tally).rglob("*") if file.is_file())
+    learned = plug.method.state().tensors.values()
+    texts = [f"{p.prompt} {p.target}." for c in cases[:40] for p in c.locality] or [
+        c.edit.prompt for c in cases
+    ]
+    out = {
+        **_named(bench, contender),
+        "status": "done",
+        "error": None,
+        "config": tally.config,
+        "fit": tally.fit,
+        "cost": {
+            "seconds": tally.seconds,
+            "seconds_per_edit": tally.seconds / len(cases),
+            "peak_host_bytes": tally.host,
+            "peak_device_bytes": tally.device,
+            "parameters": sum(t.numel() for t in learned if t.is_floating_point()),
+            "bytes": size,
+            "bytes_per_edit": size / len(cases),
+            **overhead(bench.model, bench.tokenizer, texts, before).to_dict(),
+        },
+        "immediate": immediate.to_dict(),
+        "final": scores.to_dict(),
+        "first": bench.scores(first).to_dict(),
+        "preference": preferences(bench.model, bench.tokenizer, bench.drawn, bench.reference, settings),
+        "curve": [*tally.curve, last],
+        "general": last["general"],
+        "details": details(plug, cases),
+        "warnings": tally.warned,
+        "answers": {
+            "immediate": immediate.to_dict(answers=True)["answers"],
+            "final": scores.to_dict(answers=True)["answers"],
+        },
+    }
+    return plain(out)
+
+
+def _plug_folder(state: Path, tally: _Tally) -> Path:
+    return state / f"plug-{tally.done}"
+
+
+def _save(bench: Bench, contender: Contender, plug: Plug, tally: _Tally) -> None:
+    """The plug first, then the file that names it, so that the two always belong together."""
+    state = bench.folder.state(contender.label, bench.seed)
+    state.mkdir(parents=True, exist_ok=True)
+    folder = _plug_folder(state, tally)
+    shutil.rmtree(folder, ignore_errors=True)
+    plug.save(folder)
+    bench.folder.write(
+        state / "progress.json",
+        {**vars(tally), "immediate": [row._asdict() for row in tally.immediate], "plug": folder.name},
+    )
+    for old in state.glob("plug-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    """A row read back; an infinite perplexity is None in the file."""
+    return Answer(**{**row, "perplexity": float("inf") if row["perplexity"] is None else row["perplexity"]})
+
+
+def general_scores(sets: Sequence[General], model: Any, tokenizer: Any, settings: Settings) -> dict[str, Any]:
+    """The model's scores on all general sets, plain."""
+    found: dict[str, Any] = {}
+    for one in sets:
+        scores = one.score(model, tokenizer, batch_size=settings.batch_size, level=settings.level)
+        found |= {name: plain(score._asdict()) for name, score in scores.items()}
+    return found
+
+
+def _named(bench: Bench, contender: Contender) -> dict[str, Any]:
+    return {
+        "method": contender.label,
+        "name": contender.name,
+        "family": contender.family,
+        "seed": bench.seed,
+        "asked": contender.asked(),
+    }
+
+
+def failed(bench: Bench, contender: Contender, error: BaseException) -> dict[str, Any]:
+    """The row of a run that raised."""
+    empty = ("fit", "cost", "immediate", "final", "first", "preference", "answers")
+    return plain(
+        {
+            **_named(bench, contender),
+            "status": "failed",
+            "error": {
+                "type": type(error).__name__,
+                "message": str(error),
+                "traceback": "".join(traceback.format_exception(error)),
+            },
+            "config": json.loads(json.dumps(asdict(contender.chosen()), default=str)),
+            **dict.fromkeys(empty),
+            "curve": [],
+            "general": {},
+            "details": {},
+        }
+    )
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether an exception says something about the method, and not about the disk."""
+    return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
