@@ -1,5 +1,7 @@
 """One entry of the ledger: edits that were made together, as rows of keys and values per module.
 
+A change that has no such rows (one that was trained, element by element) is kept whole.
+
 Letters: n rows (tokens of the edits), d_k and d_v a module's widths, r columns of its factors.
 """
 
@@ -14,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .solve import solve
+from .solve import directed, solve
 
-__all__ = ["Entry", "Part"]
+__all__ = ["Entry", "Part", "Whole"]
 
 
 class Part(NamedTuple):
@@ -29,6 +31,7 @@ class Part(NamedTuple):
         owner: int64 [n], the place in `Entry.ids` of the edit that a row belongs to.
         ridge: weight of the norm in the joint solve of keys and values; None where the change is the sum of
             the rows' outer products.
+        directions: float32 [n,d_k], keys times the inverse of the solve's metric; None for the plain norm.
     """
 
     site: str
@@ -36,6 +39,29 @@ class Part(NamedTuple):
     values: Tensor
     owner: Tensor
     ridge: float | None
+    directions: Tensor | None = None
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The change of all rows as ``(a [d_k,r], b [r,d_v])``."""
+        if self.ridge is None:
+            return self.keys.T, self.values
+        if self.directions is not None:
+            return directed(self.keys, self.values, self.ridge, self.directions)
+        return solve(self.keys, self.values, self.ridge)
+
+
+class Whole(NamedTuple):
+    """A dense change of one module; takes as much memory as the module's weight in float32.
+
+    Attributes:
+        site: the module's name.
+        change: float32 [d_k,d_v].
+        ids: the edits that it was made for; it is in force where just these are.
+    """
+
+    site: str
+    change: Tensor
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +71,7 @@ class Entry:
     Attributes:
         ids: the edits' ids, in order.
         parts: their changes, steps in order.
+        wholes: dense changes, one of each module for each set of edits that was trained.
         off: ids that are switched off.
         notes: what the method wants to tell about them; goes through JSON.
         solved: factors by module for the ids in force, kept since they take solving.
@@ -54,6 +81,7 @@ class Entry:
     parts: tuple[Part, ...]
     off: frozenset[str] = frozenset()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    wholes: tuple[Whole, ...] = ()
     solved: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -62,9 +90,9 @@ class Entry:
         return tuple(id for id in self.ids if id not in self.off)
 
     @cached_property
-    def key(self) -> tuple[int, tuple[str, ...]]:
-        """Equal for entries of the same change, as long as their parts are kept."""
-        return id(self.parts), self.on
+    def key(self) -> tuple[int, int, tuple[str, ...]]:
+        """Equal for entries of the same change, as long as their parts and wholes are kept."""
+        return id(self.parts), id(self.wholes), self.on
 
     @cached_property
     def mark(self) -> int:
@@ -76,7 +104,27 @@ class Entry:
         left = tuple(id for id in self.ids if id not in set(gone))
         parts = tuple(_rows(part, self.ids, left) for part in self.parts)
         off = self.off & frozenset(left)
-        return Entry(left, tuple(p for p in parts if len(p.owner)), off, self.notes) if left else None
+        # Where none is left that fits, those that do not fit say that something has to be made.
+        wholes = tuple(whole for whole in self.wholes if set(whole.ids) <= set(left)) or self.wholes
+        kept = tuple(p for p in parts if len(p.owner))
+        return Entry(left, kept, off, self.notes, wholes) if left else None
+
+    @property
+    def trained(self) -> bool:
+        """Whether dense changes are there for just the edits in force, if any are needed."""
+        return not self.wholes or not self.on or any(whole.ids == self.on for whole in self.wholes)
+
+    def dense(self) -> dict[str, Tensor]:
+        """By module, the dense change [d_k,d_v] of the edits in force.
+
+        Raises:
+            ValueError: none was made for just these edits.
+        """
+        if not self.trained:
+            raise ValueError(
+                f"the change of {list(self.on)} was made together with other edits; train it anew"
+            )
+        return {whole.site: whole.change for whole in self.wholes if whole.ids == self.on}
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """By module, the change of the edits in force as ``(a [d_k,r], b [r,d_v])``, steps side by side."""
@@ -86,9 +134,7 @@ class Entry:
             for part in (_rows(part, self.ids, on) for part in self.parts):
                 if not len(part.owner):
                     continue
-                joint = part.ridge is not None
-                pair = solve(part.keys, part.values, part.ridge) if joint else (part.keys.T, part.values)  # type: ignore[arg-type]
-                found.setdefault(part.site, []).append(pair)
+                found.setdefault(part.site, []).append(part.factors())
             self.solved.clear()
             self.solved[on] = {
                 site: (torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs]))
@@ -104,4 +150,7 @@ def _rows(part: Part, ids: Sequence[str], kept: Sequence[str]) -> Part:
     at = {id: place for place, id in enumerate(kept)}
     owner = torch.tensor([at.get(id, -1) for id in ids], device=part.owner.device)[part.owner]
     mine = owner >= 0
-    return part._replace(keys=part.keys[mine], values=part.values[mine], owner=owner[mine])
+    directions = None if part.directions is None else part.directions[mine]
+    return part._replace(
+        keys=part.keys[mine], values=part.values[mine], owner=owner[mine], directions=directions
+    )

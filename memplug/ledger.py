@@ -11,7 +11,8 @@ What holds, to the bit, on one machine with one number of threads:
   ends is decided by the edits in it and not by their position, so a deletion disturbs one block only.
 - Every edit off, deleted or paused: the original weights, copied back.
 - An edit that was switched off and on again: the weights from before.
-- An edit taken out of a batch that was solved together: the smaller system, solved again.
+- An edit taken out of a batch that was solved together: the smaller system, solved again. (A change that
+  was trained as a whole holds for its own set of edits alone; whoever made it has to make the smaller one.)
 
 What does not hold: that the model were the one in which a deleted edit had never been made. Later entries
 were predicted on weights that held it. Only making the later edits anew gives that
@@ -31,7 +32,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .entries import Entry, Part
+from .entries import Entry, Part, Whole
 from .pristine import Pristine
 from .sites import Site
 
@@ -83,7 +84,8 @@ class Ledger:
             twice = next(id for id in ids if ids.count(id) > 1)
             raise ValueError(f"the id {twice!r} is in two entries; give each edit its own")
         known = set(self.entries)
-        unknown = {p.site for entry in entries if entry not in known for p in entry.parts} - self.sites.keys()
+        fresh = [entry for entry in entries if entry not in known]
+        unknown = {p.site for entry in fresh for p in (*entry.parts, *entry.wholes)} - self.sites.keys()
         if unknown:
             raise ValueError(
                 f"an entry changes {sorted(unknown)[0]!r}, the ledger knows {sorted(self.sites)[:8]}"
@@ -166,11 +168,15 @@ class Ledger:
     # ------------------------------------------------------------------ saving
 
     def tensors(self) -> dict[str, Tensor]:
-        """All rows by module and kind: keys [N,d_k] and values [N,d_v] float32, owner int64 [N]."""
+        """All rows by module and kind: keys and directions [N,d_k] and values [N,d_v] float32, owner int64
+        [N]; whole changes [d_k,d_v] one below the other."""
         found: dict[str, list[Tensor]] = {}
         for part in (part for entry in self.entries for part in entry.parts):
-            for kind in ("keys", "values", "owner"):
-                found.setdefault(f"{part.site}:{kind}", []).append(getattr(part, kind))
+            for kind in ("keys", "values", "owner", "directions"):
+                if getattr(part, kind) is not None:
+                    found.setdefault(f"{part.site}:{kind}", []).append(getattr(part, kind))
+        for whole in (whole for entry in self.entries for whole in entry.wholes):
+            found.setdefault(f"{whole.site}:whole", []).append(whole.change)
         return {name: torch.cat(rows) for name, rows in found.items()}
 
     def meta(self) -> list[dict[str, Any]]:
@@ -180,7 +186,11 @@ class Ledger:
                 "ids": list(entry.ids),
                 "off": sorted(entry.off),
                 "notes": dict(entry.notes),
-                "parts": [[part.site, len(part.owner), part.ridge] for part in entry.parts],
+                "parts": [
+                    [part.site, len(part.owner), part.ridge, part.directions is not None]
+                    for part in entry.parts
+                ],
+                "wholes": [[whole.site, list(whole.ids)] for whole in entry.wholes],
             }
             for entry in self.entries
         ]
@@ -191,27 +201,43 @@ class Ledger:
         Raises:
             ValueError: they do not fit each other or the modules.
         """
-        at: dict[str, int] = {}
+        rows = {name: _Rows(tensor) for name, tensor in tensors.items()}
         entries = []
         for item in meta:
-            parts = []
-            for name, count, ridge in item["parts"]:
-                site, start = self.sites.get(name), at.get(name, 0)
-                at[name] = start + count
-                keys, values, owner = (
-                    tensors[f"{name}:{k}"][start:][:count] for k in ("keys", "values", "owner")
-                )
-                if site is None or keys.shape != (count, site.d_k) or values.shape != (count, site.d_v):
-                    raise ValueError(
-                        f"the saved rows of {name!r} are {tuple(keys.shape)} and {tuple(values.shape)}, "
-                        f"which does not fit {site}"
-                    )
-                where = site.weight.device
-                parts.append(Part(name, keys.to(where), values.to(where), owner.to(where), ridge))
-            entries.append(
-                Entry(tuple(item["ids"]), tuple(parts), frozenset(item["off"]), dict(item["notes"]))
-            )
+            parts = tuple(self._part(rows, *part) for part in item["parts"])
+            wholes = tuple(self._whole(rows, *whole) for whole in item.get("wholes", ()))
+            off, notes = frozenset(item["off"]), dict(item["notes"])
+            entries.append(Entry(tuple(item["ids"]), parts, off, notes, wholes))
         self.hold(entries)
+
+    def _part(
+        self, rows: Mapping[str, _Rows], name: str, count: int, ridge: float | None, directed: bool = False
+    ) -> Part:
+        kinds = ("keys", "values", "owner", *(["directions"] if directed else []))
+        keys, values, owner, *directions = (rows[f"{name}:{kind}"].take(count) for kind in kinds)
+        site = self.sites.get(name)
+        if (
+            site is None
+            or values.shape != (count, site.d_v)
+            or any(k.shape != (count, site.d_k) for k in (keys, *directions))
+        ):
+            raise ValueError(
+                f"the saved rows of {name!r} are {tuple(keys.shape)} and {tuple(values.shape)}, "
+                f"which does not fit {site}"
+            )
+        keys, values, owner, *directions = (
+            rows.to(site.weight.device) for rows in (keys, values, owner, *directions)
+        )
+        return Part(name, keys, values, owner, ridge, *directions)
+
+    def _whole(self, rows: Mapping[str, _Rows], name: str, ids: Sequence[str]) -> Whole:
+        site = self.sites.get(name)
+        change = rows[f"{name}:whole"].take(site.d_k if site else 0)
+        if site is None or change.shape != (site.d_k, site.d_v):
+            raise ValueError(
+                f"a saved change of {name!r} is {tuple(change.shape)}, which does not fit {site}"
+            )
+        return Whole(name, change.to(site.weight.device), tuple(ids))
 
     # ------------------------------------------------------------------ looking
 
@@ -237,6 +263,9 @@ class Ledger:
         for entry in entries:
             for site, pair in entry.factors().items() if entry.on else ():
                 pairs.setdefault(site, []).append(pair)
+            for site, change in entry.dense().items() if entry.on else ():
+                eye = torch.eye(change.shape[1], dtype=change.dtype, device=change.device)
+                pairs.setdefault(site, []).append((change, eye))
         return {
             site: (torch.cat([a for a, _ in found], dim=1), torch.cat([b for _, b in found]))
             for site, found in pairs.items()
@@ -253,13 +282,24 @@ class Ledger:
         before, self._sums, size = self._sums, {}, 0
         for block in _blocks(entries):
             key = tuple(entry.key for entry in block)
-            found = before.get(key) or _BlockSum(_summed(block), tuple(entry.parts for entry in block))
+            found = before.get(key) or _BlockSum(_summed(block), tuple((e.parts, e.wholes) for e in block))
             size += sum(part.nbytes for part in found.sums.values())
             if size <= self._cache_bytes:
                 self._sums[key] = found
             for site, part in found.sums.items():
                 total[site] = total[site] + part if site in total else part
         return total
+
+
+class _Rows:
+    """Saved rows, taken from the top."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._left = rows
+
+    def take(self, count: int) -> Tensor:
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
 
 
 class _BlockSum(NamedTuple):
@@ -274,9 +314,12 @@ def _summed(block: Sequence[Entry]) -> dict[str, Tensor]:
     for entry in block:
         for site, pair in entry.factors().items():
             pairs.setdefault(site, []).append(pair)
-    return {
+    sums = {
         site: torch.cat([a for a, _ in f], dim=1) @ torch.cat([b for _, b in f]) for site, f in pairs.items()
     }
+    for site, change in (item for entry in block for item in entry.dense().items()):
+        sums[site] = sums[site] + change if site in sums else change.clone()
+    return sums
 
 
 def _blocks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

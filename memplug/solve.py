@@ -5,6 +5,10 @@ min over W of ``sum_i |k_i W - v_i|^2 + ridge |W|^2`` (MALMEN, equation 4) has t
 form needs nothing larger than keys by keys, forward and backward, and comes as two factors: ``K'`` and
 ``B = (KK' + ridge I)^-1 V``.
 
+Where the norm is that of a metric M, ``tr W'MW`` (MEMIT, equation 14: M is what the module's keys of other
+facts look like), the solution ``(K'K + ridge M)^-1 K'V`` is ``D' (KD' + ridge I)^-1 V`` with the directions
+``D = K M^-1``. With ridge 0 it is the smallest change that meets every value exactly (ROME, equation 2).
+
 Letters: n rows (tokens of the edits), d_k and d_v the module's input and output widths, M modules at once.
 """
 
@@ -15,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SolveError", "factor_norm", "push_through", "solve"]
+__all__ = ["SolveError", "directed", "factor_norm", "push_through", "solve"]
 
 
 class SolveError(ValueError):
@@ -39,6 +43,32 @@ def solve(keys: Tensor, values: Tensor, ridge: Tensor | float) -> tuple[Tensor, 
     ridge = _as_tensor(ridge, keys)
     eye = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
     return eye, torch.cholesky_solve(keys.T @ values, _cholesky(keys.T @ keys + ridge * eye))
+
+
+def directed(keys: Tensor, values: Tensor, ridge: float, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Low-rank factors ``(a [d_k,r], b [r,d_v])`` of the change under a metric, r = min(n, d_k).
+
+    The system is solved in float64: keys of other facts differ in size by many orders.
+
+    Args:
+        keys: [n,d_k] inputs of the module.
+        values: [n,d_v] wanted changes of its output.
+        ridge: weight of the norm; 0 meets the values exactly.
+        directions: [n,d_k], the keys times the inverse of the metric.
+
+    Raises:
+        SolveError: something is not finite, or the system is singular (ridge 0 and keys that depend on each
+            other).
+    """
+    d = directions.double()
+    system = keys.double() @ d.T
+    eye = torch.eye(len(d), dtype=d.dtype, device=d.device)
+    # Symmetric in exact arithmetic, with directions that were rounded nearly so.
+    lower = _cholesky((system + system.T) / 2 + ridge * eye)
+    b = torch.cholesky_solve(values.double(), lower)
+    if len(d) <= d.shape[1]:
+        return directions.T, b.to(values.dtype)
+    return torch.eye(d.shape[1], dtype=keys.dtype, device=keys.device), (d.T @ b).to(values.dtype)
 
 
 def push_through(keys: Tensor, values: Tensor, log_ridge: Tensor) -> Tensor:

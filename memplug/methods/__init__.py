@@ -20,6 +20,10 @@ class Registered(NamedTuple):
 METHODS = {
     "llp": "llp:LLP:LLPConfig",
     "elder": "elder:ELDER:ELDERConfig",
+    "finetune": "finetune:FineTune:FineTuneConfig",
+    "memit": "memit:MEMIT:MEMITConfig",
+    "alphaedit": "alphaedit:AlphaEdit:AlphaEditConfig",
+    "grace": "grace:GRACE:GRACEConfig",
     "ultraedit": "ultraedit:UltraEdit:UltraEditConfig",
     "mend": "mend:MEND:MENDConfig",
     "malmen": "malmen:MALMEN:MALMENConfig",

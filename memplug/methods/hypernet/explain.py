@@ -16,7 +16,8 @@ __all__ = ["EditReport", "Explanation", "Touched", "report"]
 
 
 class Touched(NamedTuple):
-    """One edit in one module; the norm is that of the edit's own rows of the batch's change.
+    """One edit in one module; the norm is that of the edit's own rows of the batch's change (of the batch's
+    change itself where that was trained as a whole).
 
     Attributes:
         module: the module's name.
@@ -97,6 +98,10 @@ def report(ledger: Ledger, edit: Edit) -> EditReport:
             a, b = a[:, mine], b[mine]
         norm = float(factor_norm(a, b))
         touched.append(Touched(name, norm, norm / max(ledger.pristine.norm(name), 1e-12)))
+    own = [whole for whole in entry.wholes if edit.id in whole.ids]
+    for whole in (whole for whole in own if whole.ids == own[0].ids):
+        norm = float(whole.change.norm())
+        touched.append(Touched(whole.site, norm, norm / max(ledger.pristine.norm(whole.site), 1e-12)))
     scores = dict(entry.notes.get("scores", {}))
     chosen = tuple(entry.notes.get("chosen", [one.module for one in touched]))
     return EditReport(
