@@ -25,8 +25,8 @@ import memplug
 from memplug import world
 from memplug.calls import held_by
 from memplug.evaluation import answer, evaluate
+from memplug.methods.llp.entries import Entry
 from memplug.methods.llp.keys import subject_states
-from memplug.methods.llp.method import Entry
 
 
 def quality(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...calls import hold
-from ...contexts import Question, sample_prefixes, sample_statements
+from ...contexts import sample_prefixes
 from ...edits import Edit
 from ...hooks import Hook
 from ...memory import KeyMemory
@@ -24,40 +24,15 @@ from ...recall import Recall
 from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
 from ..base import Host, State
 from .config import LLPConfig
+from .entries import Entry, changed, pack, unpack
 from .explain import Explanation, explain
+from .jobs import jobs_for
 from .keys import contexts_of, contrast, subject_states
-from .rows import Job
 from .values import Learned, train_values
 
-__all__ = ["LLP", "Entry"]
+__all__ = ["LLP"]
 
 _PREFIXES_KEPT = 1024  # recalled entries whose keys and values per layer stay at hand
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A subject, which shares one key and one value among its edits.
-
-    Attributes:
-        subject: its name.
-        edits: its edits by id, in the order they were learned.
-        off: ids that are switched off.
-        keys: its keys' numbers in the key memory, one for each way the subject tokenizes.
-        values: soft prompts [b,D] by the edits they answer; those in use, and those a switch returns to.
-        stamp: changes with every change of the entry.
-    """
-
-    subject: str
-    edits: dict[str, Edit]
-    off: frozenset[str] = frozenset()
-    keys: tuple[int, ...] = ()
-    values: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
-    stamp: int = 0
-
-    @property
-    def on(self) -> tuple[str, ...]:
-        """Ids of the edits in force."""
-        return tuple(id for id in self.edits if id not in self.off)
 
 
 class LLP:
@@ -163,7 +138,7 @@ class LLP:
         for edit in edits:
             subject = str(edit.subject)
             draft = drafts.get(subject) or self.entries.get(subject) or Entry(subject, {})
-            drafts[subject] = _changed(draft, {**draft.edits, str(edit.id): edit}, draft.off)
+            drafts[subject] = changed(draft, {**draft.edits, str(edit.id): edit}, draft.off)
         self._apply(drafts, progress)
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
@@ -176,7 +151,7 @@ class LLP:
         for edit in edits:
             entry = drafts.get(str(edit.subject)) or self.entries[str(edit.subject)]
             off = entry.off - {str(edit.id)} if on else entry.off | {str(edit.id)}
-            drafts[entry.subject] = _changed(entry, entry.edits, off)
+            drafts[entry.subject] = changed(entry, entry.edits, off)
         self._apply(drafts, progress)
 
     def _without(self, ids: Iterable[str | None]) -> dict[str, Entry]:
@@ -185,7 +160,7 @@ class LLP:
         for subject, entry in self.entries.items():
             if gone & entry.edits.keys():
                 edits = {id: edit for id, edit in entry.edits.items() if id not in gone}
-                drafts[subject] = _changed(entry, edits, entry.off - gone)
+                drafts[subject] = changed(entry, edits, entry.off - gone)
         return drafts
 
     def _apply(self, drafts: Mapping[str, Entry], progress: bool) -> None:
@@ -247,38 +222,8 @@ class LLP:
                 leave=False,
             ) as bar,
         ):
-            jobs = self._jobs(drafts)
+            jobs = jobs_for(self._host.text, config, drafts)
             return train_values(self._host, self._recall, config, jobs, self._contexts(), bar.update)
-
-    def _jobs(self, drafts: Sequence[Entry]) -> list[Job]:
-        """What each subject's value has to answer, and what it has to leave alone."""
-        config, text = self.config, self._host.text
-        groups = [tuple(draft.edits[id] for id in draft.on) for draft in drafts]
-        if not config.n_statements:
-            return [
-                Job(draft.subject, group, (), ("",) * len(group))
-                for draft, group in zip(drafts, groups, strict=True)
-            ]
-        flat = [edit for group in groups for edit in group]
-        answers = []
-        for at in range(0, len(flat), 64):
-            part = [text.encode(edit.prompt) for edit in flat[at : at + 64]]
-            answers += [text.decode(row).split("\n")[0] for row in text.generate(part, 12)]
-        questions = [
-            Question(str(edit.subject), edit.prompt, answer)
-            for edit, answer in zip(flat, answers, strict=True)
-        ]
-        found = sample_statements(
-            text, questions, config.n_statements, config.statement_tokens, config.sample_top_k, config.seed
-        )
-        jobs, at = [], 0
-        for draft, group in zip(drafts, groups, strict=True):
-            mine = slice(at, at + len(group))
-            statements = [s for some in found[mine] for s in some]
-            kept = tuple(dict.fromkeys(statements))[: config.n_statements]
-            jobs.append(Job(draft.subject, group, kept, tuple(answers[mine])))
-            at += len(group)
-        return jobs
 
     def _contexts(self) -> list[str]:
         """Sampled texts to stand before prompts; drawn once, so that they do not depend on the edits."""
@@ -324,22 +269,8 @@ class LLP:
     def state(self) -> State:
         """Keys, values, and which edit they belong to."""
         tensors = {f"key.{name}": tensor for name, tensor in self.memory.state_dict().items()}
-        entries: list[dict[str, Any]] = []
-        for entry in self.entries.values():
-            names: list[dict[str, Any]] = []
-            for ids, value in entry.values.items():
-                name = f"value.{len(entries)}.{len(names)}"
-                names.append({"edits": list(ids), "tensor": name})
-                tensors[name] = value
-            entries.append(
-                {
-                    "subject": entry.subject,
-                    "edits": list(entry.edits),
-                    "off": sorted(entry.off),
-                    "keys": list(entry.keys),
-                    "values": names,
-                }
-            )
+        values, entries = pack(self.entries.values())
+        tensors |= values
         return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
 
     def restore(
@@ -347,34 +278,12 @@ class LLP:
     ) -> None:
         """Take over what `state` gave."""
         keys = {name.removeprefix("key."): t for name, t in tensors.items() if name.startswith("key.")}
-        entries: dict[str, Entry] = {}
-        for stamp, item in enumerate(meta["entries"], start=1):
-            values = {tuple(v["edits"]): tensors[v["tensor"]] for v in item["values"]}
-            for value in values.values():
-                if value.ndim != 2 or value.shape[1] != self._host.anatomy.width:
-                    raise ValueError(
-                        f"the value of {item['subject']!r} is {tuple(value.shape)}, "
-                        f"the model's width is {self._host.anatomy.width}"
-                    )
-            entries[item["subject"]] = Entry(
-                item["subject"],
-                {id: edits[id] for id in item["edits"]},
-                frozenset(item["off"]),
-                tuple(item["keys"]),
-                values,
-                stamp,
-            )
+        entries = unpack(tensors, meta["entries"], edits, self._host.anatomy.width)
         self.memory.load_state_dict(keys)
         self.entries = entries
         self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
         self._next, self._stamp = int(meta["next"]), len(entries)
         self._kv.clear()
-
-
-def _changed(entry: Entry, edits: dict[str, Edit], off: frozenset[str]) -> Entry:
-    """``entry`` with other edits; values that answer a removed edit are dropped."""
-    values = {ids: value for ids, value in entry.values.items() if set(ids) <= edits.keys()}
-    return Entry(entry.subject, edits, off, entry.keys, values, entry.stamp)
 
 
 def _warn_unlearned(drafts: Sequence[Entry], learned: Sequence[Learned]) -> None:
