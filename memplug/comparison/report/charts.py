@@ -100,17 +100,20 @@ class Histogram:
 
 @dataclass
 class Bars:
-    """Counts by name."""
+    """Counts by name; ``note`` stands below the title."""
 
     title: str
     bars: dict[str, float] = field(default_factory=dict)
     x_label: str = ""
+    note: str = ""
 
 
 def quality_dots(gathered: Gathered) -> list[Dots]:
-    """The properties after all edits, under the main measure."""
+    """The properties after all edits, under the main measure; "right answer" is left to the tables."""
     charts = []
     for prop in PROPERTIES:
+        if prop.key.endswith("_gold"):
+            continue
         measure = suits(prop.key, gathered.main)
         rows = []
         for colour, method in _coloured(gathered):
@@ -172,8 +175,12 @@ def layers(method: Method) -> Bars | None:
     for run in method.runs:
         for name, count in (dig(run, "details", "layers") or {}).items():
             counts[name] = counts.get(name, 0) + count
-    title = f"{method.label}: modules chosen"
-    return Bars(title, dict(sorted(counts.items(), key=_by_numbers)), "edits") if counts else None
+    if not counts:
+        return None
+    head, tail, short = _shared({name: name.split(".") for name in counts})
+    bars = {short[name]: count for name, count in sorted(counts.items(), key=_by_numbers)}
+    where = ".".join([*head, "*", *tail]) if head or tail else ""
+    return Bars(f"{method.label}: modules chosen", bars, "edits", where)
 
 
 def distances(method: Method) -> Histogram | None:
@@ -206,6 +213,16 @@ def _lines(gathered: Gathered, title: str, path: tuple[str, ...], base: float | 
         if points:
             series.append(Series(method.label, colour, points))
     return Lines(title, series, base)
+
+
+def _shared(paths: dict[str, list[str]]) -> tuple[list[str], list[str], dict[str, str]]:
+    """What all dotted names begin and end with, and what is left of each."""
+    rest = {name: list(parts) for name, parts in paths.items()}
+    ends: tuple[list[str], list[str]] = ([], [])
+    for at, found in ((0, ends[0]), (-1, ends[1])):
+        while min(map(len, rest.values())) > 1 and len({parts[at] for parts in rest.values()}) == 1:
+            found.append({parts.pop(at) for parts in rest.values()}.pop())
+    return ends[0], ends[1][::-1], {name: ".".join(parts) for name, parts in rest.items()}
 
 
 def _by_numbers(item: tuple[str, Any]) -> list[tuple[bool, int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ def html(results: Mapping[str, Any], *, answers: int = 400_000) -> str:
     def own(text: str) -> markupsafe.Markup:
         return markupsafe.Markup(text)  # the package's own files, and figures whose labels are escaped
 
+    def breaks(label: str) -> markupsafe.Markup:
+        """A label that may break after its signs."""
+        return markupsafe.Markup(re.sub(r"([:/_=-])(?=\w)", r"\1<wbr>", str(markupsafe.escape(label))))
+
+    environment.filters["breaks"] = breaks
     environment.globals["svg"] = lambda chart: own(draw(chart))
     environment.globals["own"] = own
     page = environment.get_template("page.html")

@@ -181,7 +181,7 @@ def _bars(ax: Axes, chart: Bars) -> None:
     ax.bar_label(drawn, fmt="%g", fontsize=9, padding=2)
     ax.set_yticks(range(len(names)), [_plain(name) for name in names], fontsize=9)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel(chart.x_label, fontsize=9)
+    ax.set_xlabel(f"{chart.x_label}  {_plain(chart.note)}", fontsize=9)
 
 
 def _histogram(ax: Axes, chart: Histogram) -> None:

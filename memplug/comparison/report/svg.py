@@ -69,8 +69,7 @@ def _dots(chart: Dots) -> ET.Element:
 
 def _lines(chart: Lines) -> ET.Element:
     top, left = 28, 34
-    labelled = max(len(chart.series), 9)
-    height = top + 17 * labelled + 38
+    height = top + max(170, 21 * len(chart.series)) + 38
     right, bottom = WIDTH - LABELS, height - 36
     told = "; ".join(f"{s.label} ends at {100 * s.points[-1][1]:.0f} percent" for s in chart.series)
     root = _svg(chart.title, height, told)
@@ -184,10 +183,12 @@ def _histogram(chart: Histogram) -> ET.Element:
 
 
 def _bars(chart: Bars) -> ET.Element:
-    top, left, right = 26, 178, WIDTH - 44
+    top, right = (44 if chart.note else 26), WIDTH - 44
+    left = 12 + min(166, max(map(width, chart.bars)))
     height = top + ROW * len(chart.bars) + 6
     told = "; ".join(f"{name} {count:g}" for name, count in chart.bars.items())
     root = _svg(chart.title, height, told)
+    _text(root, 0, 34, clip(chart.note, 1.1 * WIDTH), "small")
     across = _scale(0, max([*chart.bars.values(), 1]), left, right)
     for i, (name, count) in enumerate(chart.bars.items()):
         y = top + ROW * i
