@@ -1,4 +1,4 @@
-"""Every answer, packed small enough for the page: prompts once, texts once, a number or a letter elsewhere."""
+"""Every answer, packed small for the page: each text once, a number or a letter wherever it comes up."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def pack(gathered: Gathered, limit: int) -> dict[str, Any]:
 
     Returns:
         ``texts``: all texts; ``methods``, ``seeds``, ``groups`` ([label, expectation]): names by number;
-        ``probes``: [seed, case, group, prompt, target, answer before the edit] as numbers, -1 where there is
-        none; ``runs``: for a method and seed, ``after`` (moment -> text of each probe) and ``right`` (moment ->
+        ``probes``: [seed, case, group, prompt, target, answer before the edit] as numbers, -1 for none;
+        ``runs``: for a method and seed, ``after`` (moment -> text of each probe) and ``right`` (moment ->
         a letter a probe: y, n or -); ``cases`` and ``shown``: how many cases there are, and are kept, a seed.
     """
     seeds = list(dict.fromkeys(run.get("seed") for method in gathered.done for run in method.runs))

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .charts import distances, layers
 from .gather import Gathered, Method, dig
 from .svg import draw
 
-__all__ = ["Vote", "Votes", "decisions", "votes"]
+__all__ = ["Share", "Vote", "Votes", "decisions", "votes"]
 
-_SHOWN = 24  # prompts of a table of votes
+_SHOWN = 30  # prompts of a table of votes
 
 
 class Vote(NamedTuple):
-    """A prompt, each think layer's similarity (None where it has none), and the edit that was recalled."""
+    """A prompt: its kind, each layer's similarity (None: it has none) and vote, and the edit recalled."""
 
     prompt: str
+    kind: str
     similarity: list[float | None]
+    voted: list[bool]
     recalled: str
 
 
+class Share(NamedTuple):
+    """All prompts of a kind: their number, the share for which each layer voted, and that recalled an edit."""
+
+    kind: str
+    count: int
+    voted: list[float]
+    recalled: float
+
+
 class Votes(NamedTuple):
-    """The votes of one method; ``threshold`` is the similarity that a vote takes, None if not told."""
+    """The votes of one method on the prompts that its first run noted; ``more`` are not in ``rows``."""
 
     label: str
     layers: list[int]
+    shares: list[Share]
     rows: list[Vote]
     threshold: float | None
     more: int
@@ -38,16 +51,30 @@ def votes(method: Method) -> Votes | None:
         numbers = sorted({int(n) for vote in noted for n in vote.get("layers") or ()})
         if not numbers:
             continue
-        rows = []
-        for vote in noted[:_SHOWN]:
-            by_layer = dict(zip(vote.get("layers") or (), vote.get("similarity") or (), strict=False))
-            recalled = vote.get("recalled")
-            similar = [None if by_layer.get(n) is None else float(by_layer[n]) for n in numbers]
-            rows.append(Vote(str(vote.get("prompt")), similar, "" if recalled is None else str(recalled)))
-        threshold = dig(run, "config", "threshold")
-        number = float(threshold) if isinstance(threshold, int | float) else None
-        return Votes(method.label, numbers, rows, number, max(0, len(noted) - _SHOWN))
+        threshold = noted[0].get("threshold", dig(run, "config", "threshold"))
+        limit = float(threshold) if isinstance(threshold, int | float) else None
+        rows = [_vote(vote, numbers, limit) for vote in noted]
+        shares = []
+        for kind in dict.fromkeys(row.kind for row in rows):
+            its = [row for row in rows if row.kind == kind]
+            voted = [sum(row.voted[j] for row in its) / len(its) for j in range(len(numbers))]
+            shares.append(Share(kind, len(its), voted, sum(bool(row.recalled) for row in its) / len(its)))
+        return Votes(method.label, numbers, shares, rows[:_SHOWN], limit, max(0, len(rows) - _SHOWN))
     return None
+
+
+def _vote(noted: Mapping[str, Any], numbers: list[int], limit: float | None) -> Vote:
+    seen = noted.get("layers") or ()
+    similarity = dict(zip(seen, noted.get("similarity") or (), strict=False))
+    told = dict(zip(seen, noted.get("voted") or (), strict=False))
+    found = [None if similarity.get(n) is None else float(similarity[n]) for n in numbers]
+    voted = [
+        bool(told.get(n, value is not None and limit is not None and value >= limit))
+        for n, value in zip(numbers, found, strict=True)
+    ]
+    recalled = noted.get("recalled")
+    kind, prompt = str(noted.get("kind") or "prompts"), str(noted.get("prompt"))
+    return Vote(prompt, kind, found, voted, "" if recalled is None else str(recalled))
 
 
 def decisions(gathered: Gathered) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def html(results: Mapping[str, Any], *, answers: int = 400_000) -> str:
         """A label that may break after its signs."""
         return markupsafe.Markup(re.sub(r"([:/_=-])(?=\w)", r"\1<wbr>", str(markupsafe.escape(label))))
 
+    environment.filters["heat"] = lambda value: f"{100 * min(max(value, 0.0), 1.0):.0f}"
     environment.filters["breaks"] = breaks
     environment.globals["svg"] = lambda chart: own(draw(chart))
     environment.globals["own"] = own
@@ -119,7 +120,8 @@ def _content(gathered: Gathered, answers: int) -> dict[str, Any]:
 
 def _title(gathered: Gathered) -> str:
     count = len(gathered.methods)
-    return f"{count} editing method{'' if count == 1 else 's'} compared on {gathered.setting('model', 'a model')}"
+    methods = "editing method" if count == 1 else "editing methods"
+    return f"{count} {methods} compared on {gathered.setting('model', 'a model')}"
 
 
 def _facts(gathered: Gathered) -> list[tuple[str, str]]:

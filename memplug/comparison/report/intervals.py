@@ -62,8 +62,8 @@ def over_cases(
 ) -> dict[Key, Mean]:
     """``scores`` with intervals from a bootstrap over the distinct cases of all seeds.
 
-    A case (an edit's prompt and target) that came up under several seeds is one unit with several values, as its
-    values are not independent. The statistic is the mean of the seeds' means. A score whose mean the
+    A case (an edit's prompt and target) that came up under several seeds is one unit with several values,
+    which are not independent. The statistic is the mean of the seeds' means. A score whose mean the
     answers do not give is left as it is: the answers are then not what it was made from.
 
     Args:

@@ -16,10 +16,10 @@ _NARROW, _WIDE = 7.1, 13.0  # mean width of a 13-unit character; the wide ones a
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least ``gap`` apart, within bounds if there is room, whose squared shifts sum to the least.
+    """Positions at least ``gap`` apart, within bounds if there is room; the squared shifts sum to the least.
 
-    With z_i = y_i - i gap in the order of the wanted positions, the gaps ask for a z that never falls: isotonic
-    regression, solved by pooling adjacent violators.
+    With z_i = y_i - i gap in the order of the wanted positions, the gaps ask for a z that never falls:
+    isotonic regression, solved by pooling adjacent violators.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     blocks: list[tuple[float, int]] = []  # mean and length
@@ -84,7 +84,7 @@ def extent(values: Sequence[float], least: float = 1.0) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, count: int) -> list[int]:
-    """At most about ``count`` round whole numbers within the bounds; the bounds themselves where there are none."""
+    """At most about ``count`` round whole numbers within the bounds; the lower bound if there are none."""
     wanted = max(1.0, (high - low) / count)
     power = 10 ** math.floor(math.log10(wanted))
     step = next(

@@ -81,8 +81,8 @@ COSTS = (
 )
 
 _FORCED = (
-    "Teacher forced: the model reads the prompt x and the expected answer's own beginning y₁…yᵢ₋₁, and its first "
-    "choice aᵢ = argmax p(· | x, y₁…yᵢ₋₁) is compared with yᵢ."
+    "Teacher forced: the model reads the prompt x and the expected answer's own beginning y₁…yᵢ₋₁, and its "
+    "first choice aᵢ = argmax p(· | x, y₁…yᵢ₋₁) is compared with yᵢ."
 )
 FORMULAS = (
     Formula("tokens, teacher forced", "1/n · Σᵢ [aᵢ = yᵢ]. " + _FORCED, "MEND, MALMEN, RLEdit, HiEdit, LLP"),
@@ -91,41 +91,41 @@ FORMULAS = (
     ),
     Formula(
         "whole answer, generated",
-        "1 if the greedily decoded answer, up to where the model itself stops, is the expected text (blanks at "
-        "both ends aside); else 0.",
+        "1 if the greedily decoded answer, up to where the model itself stops, is the expected text (blanks "
+        "at both ends aside); else 0.",
         "exact match of free generation",
     ),
     Formula(
         "begins with, generated",
-        "1 if that answer begins with the expected text and no word goes on there; else 0. For models that were "
-        "never taught to stop.",
+        "1 if that answer begins with the expected text and no word goes on there; else 0. For models that "
+        "were never taught to stop.",
         "prefix match of free generation",
     ),
     Formula(
         "Specificity, same subject",
-        "The same four, with the base model's own answer as the expected one: 1/n · Σᵢ [aᵢ = aᵢ(base)], all of "
-        "them equal, or the same generated text. The base model has 100 by definition; “begins with” is not "
-        "asked. The columns “right answer” expect the data set's answer instead, which the base model need "
-        "not know.",
+        "The same four, with the base model's own answer as the expected one: 1/n · Σᵢ [aᵢ = aᵢ(base)], all "
+        "of them equal, or the same generated text. The base model has 100 by definition; “begins with” is "
+        "not asked. The columns “right answer” expect the data set's answer instead, which the base model "
+        "need not know.",
         "agreement as in LLP; right answer as in MEND and RLEdit",
     ),
     Formula("perplexity", "exp(−1/n · Σᵢ ln p(yᵢ | x, y₁…yᵢ₋₁)) of the new answer; lower is better.", "LLP"),
     Formula(
         "new answer likelier, whole sequence",
-        "[1/n Σᵢ ln p(newᵢ | x, new₁…newᵢ₋₁) > 1/m Σᵢ ln p(trueᵢ | x, true₁…trueᵢ₋₁)]; for neighbourhood prompts "
-        "the other way round.",
+        "[1/n Σᵢ ln p(newᵢ | x, new₁…newᵢ₋₁) > 1/m Σᵢ ln p(trueᵢ | x, true₁…trueᵢ₋₁)]; for neighbourhood "
+        "prompts the other way round.",
         "ROME and MEMIT on CounterFact",
     ),
     Formula(
         "new answer likelier, position by position",
-        "Over the common length m: 1/m · Σᵢ [p(newᵢ | x, new₁…newᵢ₋₁) > p(trueᵢ | x, new₁…newᵢ₋₁)]. Not comparable "
-        "with the line above.",
+        "Over the common length m: 1/m · Σᵢ [p(newᵢ | x, new₁…newᵢ₋₁) > p(trueᵢ | x, new₁…newᵢ₋₁)]. Not "
+        "comparable with the line above.",
         "RLEdit and HiEdit on CounterFact",
     ),
     Formula(
         "edited retention",
-        "Efficacy, generalization and specificity of the first edits (100 at most), asked again when more and "
-        "more later edits have been made.",
+        "Efficacy, generalization and specificity of the first edits (100 at most), asked again when more "
+        "and more later edits have been made.",
         "GRACE, RLEdit, HiEdit",
     ),
     Formula(
@@ -140,22 +140,23 @@ FORMULAS = (
     ),
     Formula(
         "one method, one seed",
-        "A case's probes of one kind are averaged first, then the cases. The interval is a percentile bootstrap "
-        "over cases (1,000 resamples).",
+        "A case's probes of one kind are averaged first, then the cases. The interval is a percentile "
+        "bootstrap over cases (1,000 resamples).",
         "Efron 1979",
     ),
     Formula(
         "several seeds",
-        "The mean over seeds of the seeds' means. The interval is a percentile bootstrap (1,000 resamples) over "
-        "distinct cases: a case that came up under several seeds is drawn once, with all of its results. Where "
-        "only the seeds' own intervals are at hand (base model, retention, general tasks), their half-widths are "
-        "combined as of independent means, √(Σ h²)/S. “Seeds” gives the lowest and the highest seed's mean.",
+        "The mean over seeds of the seeds' means. The interval is a percentile bootstrap (1,000 resamples) "
+        "over distinct cases: a case that came up under several seeds is drawn once, with all of its "
+        "results. Where only the seeds' own intervals are at hand (base model, retention, general tasks), "
+        "their half-widths are combined as of independent means, √(Σ h²)/S. “Seeds” "
+        "gives the lowest and the highest seed's mean.",
         "Efron 1979",
     ),
     Formula(
         "forward, decoding",
-        "Time with the edits in place over time of the bare model, measured in turns in the same process; 1.00 is "
-        "no overhead. No edit is recalled in the timed text.",
+        "Time with the edits in place over time of the bare model, measured in turns in the same process; "
+        "1.00 is no overhead. No edit is recalled in the timed text.",
         "–",
     ),
 )
