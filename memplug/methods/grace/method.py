@@ -1,0 +1,326 @@
+"""GRACE: one layer's MLP output becomes an edit's value where a prompt ends near the edit's key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...calls import Call, hold
+from ...contexts import sample_prefixes
+from ...edits import Edit
+from ...hooks import Hook
+from ...nearest import Nearest
+from ...text import Pair
+from ..base import Host, State
+from ..continuing import Continuing, unflat
+from ..elder.places import find_places, find_site
+from .codebook import Codebook, Entry, Keyed
+from .coded import Coded
+from .config import GRACEConfig
+from .values import read_states, train_values
+
+__all__ = ["GRACE", "Explanation"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What happens to the edits when the model reads a prompt.
+
+    Attributes:
+        prompt: the text.
+        deferred: whether the base model answers.
+        nearest: the edits that share the nearest key; empty where none is in force.
+        distance, radius: from that key, and its deferral radius; NaN without edits.
+    """
+
+    prompt: str
+    deferred: bool
+    nearest: tuple[Edit, ...]
+    distance: float
+    radius: float
+
+    def __str__(self) -> str:
+        if not self.nearest:
+            return f"{self.prompt!r}: deferred to the base model; no edit is in force"
+        names = ", ".join(str(edit.id) for edit in self.nearest)
+        what = "deferred to the base model" if self.deferred else f"answered by edit {names}"
+        sign = ">" if self.deferred else "<="
+        return (
+            f"{self.prompt!r}: {what}; nearest key: edit {names}, distance {self.distance:.4g} {sign} "
+            f"radius {self.radius:.4g}"
+        )
+
+    __repr__ = __str__
+
+
+class GRACE:
+    """A codebook of keys, values and deferral radii over a base model whose weights never change.
+
+    A row's key is read at its last prompt token, once, and decides for the whole text. In a plain forward
+    over prompt and answer, `Plug.prompt_lengths` says where the prompt ends; unsaid, the last real token
+    counts. A text given in pieces with a cache is decided by the first piece.
+
+    Args:
+        host: the model.
+        config: constants; the layer is chosen from the model's depth if left open.
+
+    Raises:
+        ValueError: a layer out of range.
+        UnsupportedModelError: a layer without a linear that can be edited.
+        ImportError: FAISS is missing.
+    """
+
+    def __init__(self, host: Host, config: GRACEConfig) -> None:
+        self.config = config.resolve(len(host.anatomy.layers))
+        self._host, self._continuing = host, Continuing()
+        layer = self.config.layer or 0
+        (self._place,) = find_places(host.model, host.anatomy, [layer])
+        read = layer - 1 if self.config.key == "hidden" else layer
+        self._site = find_site(host.model, host.anatomy, read, self.config.key)
+        self.records: dict[str, tuple[Keyed, Edit]] = {}
+        self.off: set[str] = set()
+        self.book = Codebook(0.0)
+        self._values: dict[tuple[str, ...], Tensor] = {}
+        self._index = Nearest(self._site.width, "euclidean")
+        self._at: dict[int, Entry] = {}
+        self._usual: float | None = None
+        self._next = self._version = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether any edit is in force."""
+        return bool(self.book.entries)
+
+    # ------------------------------------------------------------------ forwards
+
+    def hooks(self) -> list[Hook]:
+        """Look at the key, and put the value in place."""
+        tracker = self._host.tracker
+
+        def look(states: Tensor) -> None:
+            call = tracker.current
+            if call is not None and self._held(call) is None:
+                call.scratch = _query(call, unflat(states.detach(), len(call.valid)))
+
+        def after(_m: Any, _args: Any, _kwargs: Any, output: Tensor) -> Tensor | None:
+            call = tracker.current
+            if call is None:
+                return None
+            begins = self._held(call) is None
+            coded = self._decide(call)
+            return None if coded is None else coded.apply(call, output, self.config.replace, begins)
+
+        return [self._site.hook(self._host.anatomy, look), Hook(self._place.module, "after", after)]
+
+    def _held(self, call: Call) -> Coded | None:
+        held = call.held
+        mine = isinstance(held, Coded) and held.owner is self and len(held) == len(call.valid)
+        return held if mine else None
+
+    def _decide(self, call: Call) -> Coded | None:
+        """What the rows are given: as decided when their cache was begun, or now if this is the beginning."""
+        held = self._held(call)
+        if held is not None and held.version == self._version:
+            return held
+        if held is None and call.past and call.valid.shape[1] == 1:
+            return None  # a cache begun without us; what follows is an answer's token, not a prompt's
+        query = call.scratch if held is None else held.query
+        if held is None and call.cache is None and not call.past:
+            query = self._continuing.query(call, query)
+        entry, value = self._find(query)
+        length = held.length if held is not None else call.past + call.valid.shape[1]
+        coded = Coded(self, self._version, query, entry, value, length)
+        if call.cache is not None:
+            hold(call.cache, coded)
+        return coded
+
+    @torch.no_grad()
+    def _find(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The entry [B] of each row, -1 for none, and their values [B,D]."""
+        near = self._index.search(query[:, :-1])
+        number = torch.full((len(query),), -1)
+        values = torch.zeros(len(query), self._place.fan_out)
+        for row, (found, distance) in enumerate(zip(near.number[:, 0], near.measure[:, 0], strict=True)):
+            entry = self._at.get(int(found))
+            if entry is not None and distance <= entry.radius:
+                number[row] = int(found)
+                values[row] = self._values[entry.members]
+        return number, values.to(self._place.device) if bool((number >= 0).any()) else None
+
+    # ------------------------------------------------------------------ edits
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
+        for edit in edits:
+            self._pair(edit)
+
+    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
+        """Give each edit its place in the codebook, in order, and train the values that this asks for."""
+        gone = {str(edit.id) for edit in replaced}
+        with self._host.tracker.off():
+            keys = self._keys(edits)
+            records = {id: record for id, record in self.records.items() if id not in gone}
+            for number, (edit, key) in enumerate(zip(edits, keys, strict=True), start=self._next):
+                records[str(edit.id)] = Keyed(number, str(edit.id), edit.target, key), edit
+            self._apply(records, self.off - gone, progress)
+        self._next += len(edits)
+
+    def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
+        """Drop keys and values; the codebook becomes what it would be without the edits."""
+        gone = {str(edit.id) for edit in edits}
+        records = {id: record for id, record in self.records.items() if id not in gone}
+        self._apply(records, self.off - gone, progress)
+
+    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
+        """Switch edits; the codebook becomes that of the edits in force."""
+        ids = {str(edit.id) for edit in edits}
+        self._apply(self.records, self.off - ids if on else self.off | ids, progress)
+
+    def _apply(self, records: dict[str, tuple[Keyed, Edit]], off: set[str], progress: bool) -> None:
+        """Take over records and switches: nothing is changed before everything is computed."""
+        book = self._book(records, off)
+        values = {ids: value for ids, value in self._values.items() if set(ids) <= records.keys()}
+        lacking = [entry.members for entry in book.entries if entry.members not in values]
+        quiet = not progress or len(lacking) < 2
+        with (
+            self._host.tracker.off(),
+            tqdm(total=len(lacking), desc="learning", unit="edit", disable=quiet, leave=False) as bar,
+        ):
+            jobs = [[self._pair(records[id][1]) for id in ids] for ids in lacking]
+            trained = train_values(self._host, self.config, self._place, jobs, bar.update)
+        values |= dict(zip(lacking, trained, strict=True))
+        self._put(records, off, book, values)
+
+    def _put(
+        self,
+        records: dict[str, tuple[Keyed, Edit]],
+        off: set[str],
+        book: Codebook,
+        values: dict[tuple[str, ...], Tensor],
+    ) -> None:
+        self._index.hold({entry.first.number: entry.first.key for entry in book.entries})
+        self._at = {entry.first.number: entry for entry in book.entries}
+        self.records, self.off, self.book, self._values = dict(records), set(off), book, values
+        self._version += 1
+
+    def _book(self, records: Mapping[str, tuple[Keyed, Edit]], off: Iterable[str]) -> Codebook:
+        """The codebook of the edits in force, continued where they only became more."""
+        on = [keyed for id, (keyed, _) in records.items() if id not in set(off)]
+        before = [keyed for id, (keyed, _) in self.records.items() if id not in self.off]
+        if before and [k.number for k in on[: len(before)]] == [k.number for k in before]:
+            book = self.book.copy()
+            book.add(on[len(before) :])
+        else:
+            book = Codebook(self._epsilon() if on else 0.0)
+            book.add(on)
+        return book
+
+    def _epsilon(self) -> float:
+        """The radius of a new key."""
+        if self.config.epsilon is not None:
+            return self.config.epsilon
+        if self._usual is None:
+            c = self.config
+            with self._host.tracker.off():
+                texts = sample_prefixes(self._host.text, c.heldout, c.heldout_tokens, c.sample_top_k, c.seed)
+                keys = self._read([self._host.text.encode(text) for text in texts])
+            apart = torch.pdist(keys.double())
+            self._usual = float(apart.median()) if len(apart) else 1.0
+        return self.config.epsilon_share * self._usual
+
+    def _keys(self, edits: Sequence[Edit]) -> Tensor:
+        pairs = [self._pair(edit) for edit in edits]
+        return self._read([pair.ids[: pair.start] for pair in pairs])
+
+    def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Keys float32 [n,p] (CPU) at the last token of each row."""
+        keys = []
+        for at in range(0, len(rows), 64):
+            batch = self._host.text.batch(rows[at : at + 64])
+            states = read_states(self._host, self._site, batch)
+            end = (batch.mask.sum(1) - 1).to(states.device)
+            keys.append(states[torch.arange(len(end), device=states.device), end].float().cpu())
+        return torch.cat(keys) if keys else torch.zeros(0, self._site.width)
+
+    def _pair(self, edit: Edit) -> Pair:
+        return self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
+
+    # ------------------------------------------------------------------ looking, saving
+
+    def explain(self, prompt: str) -> Explanation:
+        """The nearest key, its distance and radius, and whether its value takes effect.
+
+        Raises:
+            ValueError: the prompt is empty.
+        """
+        if not prompt.strip():
+            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        if not self.active:
+            return Explanation(prompt, True, (), float("nan"), float("nan"))
+        with self._host.tracker.off():
+            near = self._index.search(self._read([self._host.text.encode(prompt)]))
+        entry = self._at[int(near.number[0, 0])]
+        distance = float(near.measure[0, 0])
+        edits = tuple(self.records[id][1] for id in entry.members)
+        return Explanation(prompt, distance > entry.radius, edits, distance, entry.radius)
+
+    def state(self) -> State:
+        """Keys and values; radii follow from the keys."""
+        records = [keyed for keyed, _ in self.records.values()]
+        width = self._site.width
+        tensors = {
+            "keys": torch.stack([keyed.key for keyed in records]) if records else torch.zeros(0, width)
+        }
+        values = list(self._values.items())
+        if values:
+            tensors["values"] = torch.stack([value for _, value in values])
+        meta = {
+            "numbers": {keyed.id: keyed.number for keyed in records},
+            "off": sorted(self.off),
+            "values": [list(ids) for ids, _ in values],
+            "usual": self._usual,
+            "next": self._next,
+            "config": asdict(self.config),
+        }
+        return State(tensors, meta)
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
+    ) -> None:
+        """Take over what `state` gave."""
+        keys, shared = tensors["keys"], [tuple(ids) for ids in meta["values"]]
+        values = tensors.get("values", torch.zeros(0, self._place.fan_out))
+        expected = (len(meta["numbers"]), self._site.width), (len(shared), self._place.fan_out)
+        if (tuple(keys.shape), tuple(values.shape)) != expected:
+            raise ValueError(
+                f"keys are {tuple(keys.shape)} and values {tuple(values.shape)}, expected {expected}"
+            )
+        records = {
+            id: (Keyed(int(number), id, edits[id].target, key), edits[id])
+            for (id, number), key in zip(meta["numbers"].items(), keys, strict=True)
+        }
+        held = dict(zip(shared, values, strict=True))
+        before, self._usual = self._usual, meta["usual"]
+        try:
+            book = self._book(records, meta["off"])
+            lacking = [entry.members for entry in book.entries if entry.members not in held]
+            if lacking:
+                raise ValueError(f"the value of the edits {lacking[0]} is missing")
+        except BaseException:
+            self._usual = before
+            raise
+        self._put(records, set(meta["off"]), book, held)
+        self._next = int(meta["next"])
+
+
+def _query(call: Call, states: Tensor) -> Tensor:
+    """Float32 [B,p+1]: the states [B,T,p] at the end of each row's prompt, and the tokens of that prompt."""
+    at = call.prompt_end().to(states.device)
+    rows = torch.arange(len(at), device=at.device)
+    tokens = call.real.long().cumsum(1).to(states.device)[rows, at]
+    return torch.cat([states[rows, at].float(), tokens[:, None].float()], dim=1)
