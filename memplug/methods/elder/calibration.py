@@ -41,6 +41,11 @@ class Heldout(NamedTuple):
     tokens: Tensor
     owner: Tensor
 
+    def at(self, ends: set[int]) -> Tensor:
+        """BoolTensor [m], the tokens that are among ``ends``; all, where those are too few."""
+        at_end = torch.isin(self.tokens.cpu(), torch.tensor(sorted(ends)))
+        return at_end if int(at_end.sum()) >= _ENOUGH else torch.ones_like(at_end)
+
 
 class Limits(NamedTuple):
     """What calibration found.
@@ -118,6 +123,33 @@ def calibrate(
     return _choose(kinds, rate, epsilon, threshold, gate, 2 * experts.top_k * len(experts.places))
 
 
+def within(deferral: Deferral, chosen: Tensor, queries: Tensor, rate: float, picks: int) -> tuple[int, float]:
+    """Limits for queries that name their subject: what else may be asked about it is to stay out.
+
+    What else is asked is taken from the sampled texts, as if it were about the same subject. The similarity
+    is set halfway between what keeps out all but ``rate`` of that, and 1: a rephrasing is far more similar.
+
+    Args:
+        deferral: the edits.
+        chosen: bool [m], the sampled queries that count.
+        queries: [m,q], sampled and prepared, without subjects.
+        rate: the share.
+        picks: experts that a row uses.
+
+    Returns:
+        epsilon, three quarters of the bits, and the threshold.
+    """
+    width = queries.shape[1]
+    on = torch.from_numpy(deferral.on).to(deferral.queries.device)
+    mine = F.normalize(deferral.queries[on][-_LATEST:, :width], dim=-1)
+    theirs = F.normalize(queries[chosen.to(queries.device)].to(mine), dim=-1)
+    if not len(theirs):
+        return 3 * picks // 2, 0.9
+    other = np.quantile((theirs @ mine.T).cpu().numpy(), 1 - rate)
+    halfway = (1 + float(np.clip(other, 0.0, 1.0))) / 2
+    return 3 * picks // 2, min((1 + halfway) / 2, 0.999)  # the same subject is the other half of a query
+
+
 def _sampled(
     deferral: Deferral,
     experts: Experts,
@@ -127,8 +159,7 @@ def _sampled(
     ends: set[int],
 ) -> Closeness:
     """How close the sampled texts come to the edits."""
-    at_end = torch.isin(heldout.tokens.cpu(), torch.tensor(sorted(ends)))
-    chosen = at_end if int(at_end.sum()) >= _ENOUGH else torch.ones_like(at_end)
+    chosen = heldout.at(ends)
     owner = heldout.owner[chosen].tolist()
     names = list(dict.fromkeys(subjects))
     place = {name: i for i, name in enumerate(names)}

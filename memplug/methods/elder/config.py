@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ...layers import check_layer, fraction
+from ..checks import check_choices, check_numbers, from_preset, several_layers
 
 __all__ = ["PAPER", "ELDERConfig"]
 
@@ -71,6 +72,15 @@ class ELDERConfig:
     """Earlier edits trained again beside each batch, those that share most experts (published: none)."""
     router_replay: int = 0
     """Earlier edits whose stored queries take part in the guide (published: none)."""
+    subjects: bool = True
+    """Ask for the subject of an edit in the prompt, all its tokens, and let it take part in the query
+    (published: no). The thresholds below are then cosines of queries that name the same subject."""
+    subject_layer: int | None = None
+    """Layer in whose output a subject is recognised. None: at an eighth of the depth."""
+    subject_threshold: float = 0.7
+    """Cosine that each of its tokens has to exceed."""
+    snap: bool = True
+    """Route a row in scope as the edit that its query is most similar to (published: as itself)."""
     epsilon: int | None = None
     """A row is in scope if its code differs from some edit's in fewer than this many bits (published: 12).
     None: calibrated."""
@@ -95,16 +105,9 @@ class ELDERConfig:
 
     def __post_init__(self) -> None:
         if self.edit_layers is not None:
-            object.__setattr__(self, "edit_layers", tuple(self.edit_layers))
-            if not self.edit_layers or len(set(self.edit_layers)) < len(self.edit_layers):
-                raise ValueError(f"edit_layers is {self.edit_layers}; name each layer once, at least one")
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; choose a value from {low} to {high}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {allowed}")
+            object.__setattr__(self, "edit_layers", several_layers("edit_layers", self.edit_layers))
+        check_numbers(self, _RANGES)
+        check_choices(self, _CHOICES)
         if self.threshold is not None and self.gate == "off":
             raise ValueError(f"threshold is {self.threshold}, but the gate is off; set gate='auto'")
         if self.top_k > self.n_experts:
@@ -119,14 +122,7 @@ class ELDERConfig:
         Raises:
             ValueError: no such preset or field.
         """
-        presets: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
-        if name not in presets:
-            raise ValueError(f"no preset {name!r}; there are {sorted(presets)}")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(overrides) - known)
-        if unknown:
-            raise ValueError(f"ELDERConfig has no field {unknown[0]!r}; its fields are {sorted(known)}")
-        return cls(**(presets[name] | overrides))
+        return from_preset(cls, {"default": {}, "paper": PAPER}, name, overrides)
 
     def resolve(self, depth: int) -> ELDERConfig:
         """This config with the layers filled in for a model of ``depth`` layers.
@@ -148,12 +144,22 @@ class ELDERConfig:
         for layer in layers:
             check_layer(layer, depth, "an edited layer")
         query = layers[0] - 1 if self.query_layer is None else self.query_layer
+        subject = self.subject_layer
+        if subject is None:
+            subject = min(fraction(1 / 8, depth), query)
+        elif not 0 <= subject < layers[0]:
+            raise ValueError(
+                f"subject layer {subject} is not below the first edited layer, {layers[0]}; "
+                "a row's subject is looked up before its experts are used"
+            )
         if not 0 <= query < layers[0]:
             raise ValueError(
                 f"query layer {query} is not below the first edited layer, {layers[0]}; "
                 "a row's experts are chosen before they are used"
             )
-        return replace(self, edit_layers=layers, n_layers=len(layers), query_layer=query)
+        return replace(
+            self, edit_layers=layers, n_layers=len(layers), query_layer=query, subject_layer=subject
+        )
 
 
 _CHOICES = {
@@ -180,6 +186,7 @@ _RANGES = (
     ("sample_top_k", 1, 1 << 20),
     ("replay", 0, 1 << 20),
     ("router_replay", 0, 1 << 20),
+    ("subject_threshold", 0.0, 0.999999),
     ("epsilon", 1, 1 << 20),
     ("threshold", 0.0, 0.999999),
     ("false_accept", 0.0, 1.0),
@@ -208,6 +215,8 @@ PAPER: dict[str, Any] = {
     "n_prefixes": 0,
     "replay": 0,
     "router_replay": 0,
+    "subjects": False,
+    "snap": False,
     "epsilon": 12,
     "gate": "off",
     "refresh": False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,27 @@ from .config import ELDERConfig
 from .deferral import Decision, Deferral
 from .experts import Experts, Routing
 from .places import Place, Site
+from .subjects import Subjects, marks
 
-__all__ = ["Knowledge", "Record"]
+__all__ = ["Knowledge", "Record", "Seen"]
+
+
+class Seen(NamedTuple):
+    """What is looked at in B rows.
+
+    Attributes:
+        query: float32 [B,q], the states where their prompts end, as they come from the model.
+        states: [B,T,D] of the layer in which subjects are recognised; None where none are asked for.
+        valid: BoolTensor [B,T], which of their tokens are the prompt's.
+    """
+
+    query: Tensor
+    states: Tensor | None = None
+    valid: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Seen:
+        """The same of rows ``rows``."""
+        return Seen(*(None if x is None else x[rows.to(x.device)] for x in self))
 
 
 @dataclass(frozen=True)
@@ -45,8 +64,10 @@ class Knowledge:
         config: with its layers filled in.
         places: the edited linears.
         site: where queries are read.
+        subjects: keys of the edits' subjects; None where queries are compared without.
 
     Attributes:
+        width: of a prepared query, twice q with subjects.
         experts: all learnable parameters.
         deferral: codes and queries of the edits, and the limits of what is in scope.
         records: the edits by id, in order.
@@ -55,8 +76,11 @@ class Knowledge:
         version: changes with every change.
     """
 
-    def __init__(self, config: ELDERConfig, places: Sequence[Place], site: Site) -> None:
+    def __init__(
+        self, config: ELDERConfig, places: Sequence[Place], site: Site, subjects: Subjects | None
+    ) -> None:
         self._config, self._places, self._site = config, tuple(places), site
+        self.subjects, self.width = subjects, site.width * (1 if subjects is None else 2)
         self.center = torch.zeros(site.width, device=site.device)
         self.version = self.next = 0
         self.clear()
@@ -64,10 +88,15 @@ class Knowledge:
     def clear(self) -> None:
         """Forget everything but the center; experts start again as they started at first."""
         c, site = self._config, self._site
-        self.experts = Experts(self._places, site.width, c.n_experts, c.top_k, c.rank, c.init, c.seed)
+        self.experts = Experts(self._places, self.width, c.n_experts, c.top_k, c.rank, c.init, c.seed)
         every = 2 * c.top_k * len(self._places) + 2  # more than any distance
-        self.deferral = Deferral(site.width, c.n_experts, c.epsilon or every, c.block, site.device)
+        self.deferral = Deferral(self.width, c.n_experts, c.epsilon or every, c.block, site.device)
         self.records: dict[str, Record] = {}
+
+    @property
+    def layer(self) -> int | None:
+        """In whose output subjects are recognised; None where none are asked for."""
+        return None if self.subjects is None else self.subjects.layer
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
@@ -79,8 +108,14 @@ class Knowledge:
         except BaseException:
             vars(self).update(before)
             self.experts.load(tensors)
+            self._prune()
             raise
+        self._prune()
         self.version += 1
+
+    def _prune(self) -> None:
+        if self.subjects is not None:
+            self.subjects.keep({str(record.edit.subject) for record in self.records.values()})
 
     def on(self) -> list[Record]:
         """The edits in force, in order."""
@@ -91,21 +126,44 @@ class Knowledge:
         return {record.number: record.edit for record in self.records.values()}
 
     @torch.no_grad()
-    def decide(self, query: Tensor) -> tuple[Routing, Decision]:
-        """Where rows with these queries [B,q], as they come from the model, are routed, and if they are."""
-        prepared = self.prepare(query)
+    def decide(self, seen: Seen) -> tuple[Routing, Decision]:
+        """Where rows are routed, and if they are."""
+        named: list[str | None] = [None] * len(seen.query)
+        if self.subjects is not None and seen.states is not None and seen.valid is not None:
+            named = self.subjects.find(seen.states, seen.valid)
+        prepared = self.prepare(seen.query, named)
         routing = self.experts.route(prepared)
-        return routing, self.deferral.decide(prepared, routing.picks)
+        decision = self.deferral.decide(prepared, routing.picks)
+        if self.subjects is not None:
+            known = torch.tensor([name is not None for name in named])
+            decision = decision._replace(scope=decision.scope & known)
+        if self._config.snap and bool(decision.scope.any()):
+            routing = self._snapped(routing, decision)
+        return routing, decision
 
-    def prepare(self, query: Tensor) -> Tensor:
-        """[B,q] queries as they are routed and compared."""
+    def _snapped(self, routing: Routing, decision: Decision) -> Routing:
+        """Rows in scope as the edits they were found to be about, so that a rephrasing uses what was trained."""
+        found = decision.nearest if self.deferral.threshold is None else decision.similar
+        rows = decision.scope.nonzero()[:, 0]
+        place = {number: i for i, number in enumerate(self.deferral.numbers)}
+        edits = torch.tensor([place[int(number)] for number in found[rows]])
+        own = self.experts.route(self.deferral.queries[edits.to(self.deferral.queries.device)])
+        picks, weights = routing.picks.clone(), routing.weights.clone()
+        picks[:, rows.to(picks.device)] = own.picks
+        weights[:, rows.to(weights.device)] = own.weights
+        return Routing(picks, weights)
+
+    def prepare(self, query: Tensor, subjects: Sequence[str | None] = ()) -> Tensor:
+        """Queries [B,q] as they are routed and compared, with the subjects' marks behind them."""
         query = query.to(self.center.device)
-        if not self._config.normalise:
+        if self._config.normalise:
+            query = query - self.center
+            unit = self._config.gain * self._site.width**0.5
+            query = query * (unit / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        if self.subjects is None:
             return query
-        query = query - self.center
-        return query * (
-            self._config.gain * self._site.width**0.5 / query.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        )
+        mark = marks(subjects or [None] * len(query), self._site.width, query.device)
+        return torch.cat([query, mark * query.norm(dim=-1, keepdim=True)], dim=-1)
 
     # ------------------------------------------------------------------ saving
 
@@ -128,6 +186,9 @@ class Knowledge:
             "next": self.next,
             "config": asdict(self._config),
         }
+        if self.subjects is not None:
+            keys, meta["subjects"] = self.subjects.state()
+            tensors |= {f"subjects.{name}": tensor for name, tensor in keys.items()}
         return State(tensors, meta)
 
     def restore(
@@ -145,7 +206,7 @@ class Knowledge:
         numbers = [int(number) for number in meta["numbers"]]
         if sorted(numbers) != sorted(record.number for record in records.values()):
             raise ValueError("its codes do not belong to its edits")
-        queries, codes, width = tensors["queries"], tensors["codes"], self._site.width
+        queries, codes, width = tensors["queries"], tensors["codes"], self.width
         if tuple(queries.shape) != (len(numbers), width) or len(codes) != len(numbers):
             raise ValueError(
                 f"queries are {tuple(queries.shape)} and codes {tuple(codes.shape)} for {len(numbers)} edits "
@@ -159,3 +220,7 @@ class Knowledge:
             self.deferral.limit(int(meta["epsilon"]), meta["threshold"])
             self.records, self.next = records, int(meta["next"])
             self.center = tensors["center"].to(self.center)
+            if self.subjects is not None:
+                mine = [name for name in tensors if name.startswith("subjects.")]
+                keys = {name.removeprefix("subjects."): tensors[name] for name in mine}
+                self.subjects.restore(keys, meta["subjects"])

@@ -14,7 +14,7 @@ from ...edits import Edit
 from ...text import Pair
 from ..base import Host
 from .allocation import Allocation, draw, draw_spread, hot
-from .calibration import Heldout, calibrate
+from .calibration import Heldout, calibrate, within
 from .config import ELDERConfig
 from .knowledge import Knowledge, Record
 from .places import Place, Site
@@ -45,6 +45,8 @@ class Learner:
     def learn(self, known: Knowledge, edits: Sequence[Edit], progress: bool) -> None:
         """Train on ``edits`` in their order, `batch_size` at a time; an error leaves it half done."""
         size, sampled = self._config.batch_size, self._sampled()
+        if known.subjects is not None:
+            known.subjects.learn(edits)
         if self._config.normalise and not len(known.deferral) and len(sampled.queries):
             known.center = sampled.queries.mean(0)
         quiet = not progress or len(edits) < 2
@@ -69,18 +71,21 @@ class Learner:
     def rows(self, known: Knowledge, edits: Sequence[Edit]) -> tuple[Rows, list[Allocation]]:
         """What is trained for a batch of edits, theirs first, and the experts they are given."""
         pairs = [self.pair(edit.prompt, edit.target) for edit in edits]
-        given = self._allocate(known, edits, self._queries(known, pairs))
+        names = [str(edit.subject) for edit in edits]
+        given = self._allocate(known, edits, self._queries(known, pairs, names))
         old = self._endangered(known, given)
         meant = [*given, *(record.allocation for record in old)]
+        names += [str(record.edit.subject) for record in old]
         pairs += [self.pair(record.edit.prompt, record.edit.target) for record in old]
         for front in self._fronts():
             for edit, allocation in zip(edits, given, strict=True):
                 pair = self.pair(f"{front} {edit.prompt}", edit.target)
                 if len(pair.ids) <= self._host.text.max_length:
                     pairs.append(pair)
+                    names.append(str(edit.subject))
                     meant.append(allocation)
         rows = observe_rows(self._host, self._site, self._places[0].layer, pairs)
-        rows.query = known.prepare(rows.query)
+        rows.query = known.prepare(rows.query, names)
         rows.goal = goals(meant, self._config.n_experts, rows.query.device)
         return rows, given
 
@@ -95,12 +100,12 @@ class Learner:
             rehearsed = Rehearsed(known.deferral.queries[at], goal)
         return train_batch(self._host, known.experts, config, self._places[0].layer, rows, rehearsed)
 
-    def _queries(self, known: Knowledge, pairs: Sequence[Pair]) -> Tensor:
+    def _queries(self, known: Knowledge, pairs: Sequence[Pair], names: Sequence[str]) -> Tensor:
         """[B,q] prepared queries of the prompts, wanted before it is known which rows to train."""
         batch = self._host.text.batch([pair.ids[: pair.start] for pair in pairs])
         seen, _ = observe(self._host, self._site, None, batch)
         ends = (batch.mask.sum(1) - 1).to(seen.device)
-        return known.prepare(seen[torch.arange(len(pairs), device=seen.device), ends])
+        return known.prepare(seen[torch.arange(len(pairs), device=seen.device), ends], names)
 
     def _endangered(self, known: Knowledge, given: Sequence[Allocation]) -> list[Record]:
         """The earlier edits to be replayed: those that share the most experts with the batch's."""
@@ -171,6 +176,14 @@ class Learner:
     def _calibrate(self, known: Knowledge, sampled: Heldout) -> None:
         c, on = self._config, known.on()
         if not on or (c.epsilon is not None and c.gate == "off"):
+            return
+        if known.subjects is not None and c.gate == "auto":
+            queries = known.prepare(sampled.queries)[:, : self._site.width]
+            ends = {self._host.text.encode(record.edit.prompt)[-1] for record in on}
+            epsilon, threshold = within(
+                known.deferral, sampled.at(ends), queries, c.false_accept, len(self._places) * c.top_k
+            )
+            known.deferral.limit(c.epsilon or epsilon, threshold if c.threshold is None else c.threshold)
             return
         limits = calibrate(
             known.deferral,

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from ...calls import Call, hold
 from ...edits import Edit
 from ...hooks import Hook
+from ...think import think_hooks
+from ...text import Batch
 from ..base import Host, State
 from .config import ELDERConfig
 from .explain import Explanation, explained
-from .knowledge import Knowledge
+from .knowledge import Knowledge, Seen
 from .learning import Learner
 from .places import find_places, find_site
 from .routed import Routed, continued
-from .training import observe, unflat
+from .subjects import Subjects
+from .training import see, unflat
 
 __all__ = ["ELDER", "Removed"]
 
@@ -69,7 +72,10 @@ class ELDER:
         self._places = tuple(find_places(host.model, host.anatomy, self.config.edit_layers or ()))
         layer = self.config.query_layer or 0
         self._site = find_site(host.model, host.anatomy, layer, self.config.query)
-        self.known = Knowledge(self.config, self._places, self._site)
+        subjects = None
+        if self.config.subjects:
+            subjects = Subjects(host, self.config.subject_layer or 0, self.config.subject_threshold)
+        self.known = Knowledge(self.config, self._places, self._site, subjects)
         self._learner = Learner(host, self.config, self._places, self._site)
 
     @property
@@ -105,7 +111,21 @@ class ELDER:
             return Hook(self._places[index].module, "after", after)
 
         before = Hook(anatomy.layers[self._places[0].layer], "before", decide)
-        return [self._site.hook(anatomy, look), before, *map(make, range(len(self._places)))]
+        think = [] if self.known.subjects is None else [self.known.subjects.layer]
+        return [
+            *think_hooks(anatomy, tracker, tuple(think)),
+            self._site.hook(anatomy, look),
+            before,
+            *map(make, range(len(self._places))),
+        ]
+
+    def _seen(self, call: Call) -> Seen:
+        """What decides about the rows of a forward that begins their texts."""
+        if self.known.subjects is None:
+            return Seen(call.scratch)
+        at = torch.arange(call.valid.shape[1], device=call.valid.device)
+        asked = at <= call.prompt_end().to(at.device)[:, None]
+        return Seen(call.scratch, call.states[self.known.subjects.layer].detach(), call.valid & asked)
 
     def _held(self, call: Call) -> Routed | None:
         held = call.held
@@ -117,14 +137,14 @@ class ELDER:
         held, known = self._held(call), self.known
         if held is not None and held.version == known.version:
             return held
-        query = call.scratch if held is None else held.query
         if held is None and call.past and call.valid.shape[1] == 1:
             return None  # a cache begun without us; what follows is an answer's token, not a prompt's
+        seen = self._seen(call) if held is None else held.seen
         if held is None and cache is None and not call.past:
-            query = continued(self._local, call, query)
-        routing, decision = known.decide(query)
+            seen = continued(self._local, call, seen)
+        routing, decision = known.decide(seen)
         length = held.length if held is not None else call.past + call.valid.shape[1]
-        routed = Routed(self, known.version, query, decision.scope, routing, length)
+        routed = Routed(self, known.version, seen, decision.scope, routing, length)
         if cache is not None:
             hold(cache, routed)
         return routed
@@ -209,11 +229,14 @@ class ELDER:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         with self._host.tracker.off():
             batch = self._host.text.batch([self._host.text.encode(prompt)])
-            seen, _ = observe(self._host, self._site, None, batch)
-        routing, decision = self.known.decide(seen[:, -1])
+            routing, decision = self.known.decide(self.see(batch))
         d = self.known.deferral
         edits = self.known.numbered()
         return explained(prompt, self._places, routing, decision, edits, d.epsilon, d.threshold)
+
+    def see(self, batch: Batch) -> Seen:
+        """What is looked at in a batch of prompts."""
+        return see(self._host, self._site, self._places[0].layer, self.known.layer, batch)
 
     def state(self) -> State:
         """Everything learned."""

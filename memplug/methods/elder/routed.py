@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...calls import Call
 from .experts import Experts, Mixer, Routing
+from .knowledge import Seen
 from .training import unflat
 
 __all__ = ["Routed", "continued"]
@@ -23,7 +24,7 @@ class Routed:
     Attributes:
         owner: the method that decided; another one's decisions do not count.
         version: the state of the edits then; with another one the query decides again.
-        query: float32 [B,q], as it came from the model.
+        seen: what was looked at.
         scope: bool [B] on the CPU; rows out of scope are the base model's.
         routing: experts and weights.
         length: columns of the cache when it was decided.
@@ -32,7 +33,7 @@ class Routed:
 
     owner: Any
     version: int
-    query: Tensor
+    seen: Seen
     scope: Tensor
     routing: Routing
     length: int = 0
@@ -48,8 +49,8 @@ class Routed:
         """The same for rows ``rows`` of it."""
         picks, weights = (x[:, rows.to(x.device)] for x in self.routing)
         at = rows.cpu()
-        query = self.query[rows.to(self.query.device)]
-        return Routed(self.owner, self.version, query, self.scope[at], Routing(picks, weights), self.length)
+        seen = self.seen.select(rows)
+        return Routed(self.owner, self.version, seen, self.scope[at], Routing(picks, weights), self.length)
 
     def crop(self, length: int) -> Routed | None:
         """The same for a cache cut to ``length`` columns; None where the prompt is cut as well."""
@@ -89,20 +90,20 @@ class Routed:
         return experts.mix(index, x[rows.to(x.device)], spread)
 
 
-def continued(local: threading.local, call: Call, query: Tensor) -> Tensor:
-    """Queries [B,q] for a forward without a cache, where generation feeds the whole text at every step.
+def continued(local: threading.local, call: Call, seen: Seen) -> Seen:
+    """What counts for a forward without a cache, where generation feeds the whole text at every step.
 
     A row that goes on by one token from a row of the forward just before, on the same thread, is taken as its
-    continuation, and keeps its query: the prompt's, not the answer's. Beams may have changed places.
+    continuation, and keeps what was seen: the prompt's, not the answer's. Beams may have changed places.
     """
     before = getattr(local, "before", None)
     local.before = None
     if call.ids is None or call.prompt is not None:
-        return query
+        return seen
     if before is not None and before[0].shape[1] + 1 == call.ids.shape[1]:
         ids, old = before
         same = (call.ids[:, None, :-1] == ids[None]).all(-1)  # [B,B']
         if bool(same.any(1).all()):
-            query = old[same.int().argmax(1).to(old.device)]
-    local.before = call.ids, query
-    return query
+            seen = old.select(same.int().argmax(1))
+    local.before = call.ids, seen
+    return seen

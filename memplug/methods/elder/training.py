@@ -23,6 +23,7 @@ from .active import Active, Adam
 from .allocation import Allocation, hot
 from .config import ELDERConfig
 from .experts import Experts, best, scores
+from .knowledge import Seen
 from .places import Site
 
 __all__ = ["Rehearsed", "Rows", "goals", "observe", "observe_rows", "train_batch", "unflat"]
@@ -77,6 +78,26 @@ def observe(host: Host, site: Site, first: int | None, batch: Batch) -> tuple[Te
     with evaluating(host.model), HookSet(hooks), suppress(StopForward):
         host.forward(host.anatomy.decoder, batch)
     return seen[0], hidden[0] if hidden else None
+
+
+@torch.no_grad()
+def see(host: Host, site: Site, first: int, layer: int | None, batch: Batch) -> Seen:
+    """What is looked at in whole prompts: ``first`` is the first edited layer, ``layer`` that in which
+    subjects are recognised, if any."""
+    states: list[Tensor] = []
+
+    def keep(_m: Any, _a: Any, _k: Any, output: Any) -> None:
+        states.append(host.anatomy.hidden(output))
+
+    hooks = [] if layer is None else [Hook(host.anatomy.layers[layer], "after", keep)]
+    with HookSet(hooks):
+        query, _ = observe(host, site, first, batch)
+    ends = (batch.mask.sum(1) - 1).to(query.device)
+    query = query[torch.arange(len(ends), device=ends.device), ends]
+    if layer is None:
+        return Seen(query)
+    begins = (batch.positions == 0) & (batch.ids == host.text.bos_id)
+    return Seen(query, states[0], batch.mask.bool() & ~begins)
 
 
 def observe_rows(host: Host, site: Site, first: int, pairs: Sequence[Pair]) -> Rows:

@@ -1,0 +1,104 @@
+"""Which edited subject a prompt names: all tokens of a name, compared in one early layer.
+
+A last token's state says what is asked better than about whom; with answers that all begin alike ("Lake
+...") it need not say the latter at all. So the subject is looked up in the key memory, by keys as LLP has
+them with spans, and takes part in the query by a mark of its own.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...edits import Edit
+from ...memory import KeyMemory
+from ..base import Host
+from ..llp.config import LLPConfig
+from ..llp.keys import contexts_of, subject_states
+
+__all__ = ["Subjects"]
+
+
+class Subjects:
+    """Keys of the edits' subjects.
+
+    Args:
+        host: the model.
+        layer: whose outputs are compared.
+        threshold: cosine that every token of a name has to exceed.
+
+    Attributes:
+        keys: numbers of a subject's keys, one for each way it tokenizes.
+    """
+
+    def __init__(self, host: Host, layer: int, threshold: float) -> None:
+        self.layer, self._host = layer, host
+        self._config = LLPConfig(think_layers=(layer,), n_prefixes=0)
+        device = str(host.text.device)
+        self._memory = KeyMemory(1, host.anatomy.width, threshold=threshold, quorum=1, device=device)
+        self.keys: dict[str, tuple[int, ...]] = {}
+        self._owner: dict[int, str] = {}
+        self._next = 0
+
+    def learn(self, edits: Sequence[Edit]) -> None:
+        """Make keys for the subjects that have none yet."""
+        fresh = {str(edit.subject): edit.prompt for edit in edits if str(edit.subject) not in self.keys}
+        if not fresh:
+            return
+        contexts = [contexts_of(subject, prompt, (), self._config) for subject, prompt in fresh.items()]
+        states = subject_states(self._host, list(fresh), contexts, self._config)
+        for subject, groups in zip(fresh, states, strict=True):
+            numbers = tuple(range(self._next, self._next + len(groups)))
+            self._next += len(groups)
+            self.keys[subject] = numbers
+            for number, group in zip(numbers, groups, strict=True):
+                self._memory.add(number, group.mean(0))
+                self._owner[number] = subject
+
+    def keep(self, subjects: Collection[str]) -> None:
+        """Forget all others."""
+        for subject in self.keys.keys() - set(subjects):
+            for number in self.keys.pop(subject):
+                self._memory.remove(number)
+                del self._owner[number]
+
+    def find(self, states: Tensor, valid: Tensor) -> list[str | None]:
+        """The subject that each row names, from states [B,T,D] of the layer and BoolTensor [B,T] of tokens."""
+        hits, _ = self._memory.search((states,), valid)
+        return [self._owner.get(number) for number in hits.winner.tolist()]
+
+    # ------------------------------------------------------------------ saving
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Keys, and whose they are."""
+        meta = {
+            "keys": {subject: list(numbers) for subject, numbers in self.keys.items()},
+            "next": self._next,
+        }
+        return self._memory.state_dict(), meta
+
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            ValueError, KeyError: it is none; nothing is changed then.
+        """
+        keys = {str(subject): tuple(map(int, numbers)) for subject, numbers in meta["keys"].items()}
+        first = int(meta["next"])
+        self._memory.load_state_dict(tensors)
+        self.keys, self._next = keys, first
+        self._owner = {number: subject for subject, numbers in keys.items() for number in numbers}
+
+
+def marks(subjects: Sequence[str | None], width: int, device: torch.device) -> Tensor:
+    """[B,width] float32, a random unit vector for each subject that follows from its name; zero for None."""
+    rows = torch.zeros(len(subjects), width)
+    for row, subject in zip(rows, subjects, strict=True):
+        if subject is not None:
+            draw = torch.Generator().manual_seed(zlib.crc32(subject.encode()))
+            row.copy_(torch.nn.functional.normalize(torch.randn(width, generator=draw), dim=0))
+    return rows.to(device)
