@@ -1,4 +1,4 @@
-"""The command line: edit, list, switch, delete and ask on a saved plug; the demo.
+"""The command line: edit, list, switch, delete and ask on a saved plug; compare methods; the demo.
 
 Heavy imports are inside the commands, so that ``--help`` is quick.
 """
@@ -6,12 +6,14 @@ Heavy imports are inside the commands, so that ``--help`` is quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .commands.compare import compare
+from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
 
 if TYPE_CHECKING:
     from .plugin import Plug
@@ -27,61 +29,24 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the saved plug.", show_default=False)]
 Ids = Annotated[list[str], typer.Argument(help="Ids of edits, see `memplug list`.", show_default=False)]
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", help="The base model: a path, a hub id, or `world`, the embedded one."),
-]
-Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto (as it was saved).")]
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Mistakes a user can mend are told in one line; anything else keeps its traceback."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
-        raise typer.Exit(2) from None
+def _change(
+    folder: Path, ids: list[str], model: str, device: str, dtype: str, change: Callable[[Plug], None]
+) -> None:
+    """Load a plug, change these edits of it, save it, and show what it holds."""
+    with explained():
+        from .storage import peek
 
+        _, table = peek(folder)
+        for id in ids:
+            table[id]  # an unknown one is told before a model is loaded
+        from .opening import load
 
-def _quiet() -> None:
-    """No bar for a model that loads in a moment; what the commands themselves report stays."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
-    """The model and tokenizer called ``name``; ``world`` is the embedded model.
-
-    Raises:
-        ValueError: no such dtype.
-    """
-    import torch
-
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in (*types, "auto"):
-        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(types)}, auto")
-    _quiet()
-    if name == "world":
-        from . import world
-
-        return world.load(types.get(dtype, torch.float32), device)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=types.get(dtype, "auto"))
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
-
-
-def _change(folder: Path, model: str, device: str, dtype: str, change: Callable[[Plug], None]) -> None:
-    """Load a plug, change it, save it, and show what it holds."""
-    from .opening import load
-
-    plug = load(folder, *load_model(model, device, dtype))
-    change(plug)
-    plug.save(folder)
-    typer.echo(repr(plug.edits))
+        plug = load(folder, *load_model(model, device, dtype))
+        change(plug)
+        plug.save(folder)
+        typer.echo(repr(plug.edits))
 
 
 @app.command()
@@ -103,7 +68,7 @@ def edit(
     dtype: Dtype = "auto",
 ) -> None:
     """Edit facts into a plug; a new one is made where FOLDER has none."""
-    with _explained():
+    with explained():
         wanted = _wanted(prompt, target, subject, cases, limit, skip_bad)
         from .opening import attach, load
 
@@ -142,7 +107,7 @@ def _wanted(
 @app.command("list")
 def list_(folder: Folder) -> None:
     """Show the edits of a saved plug; needs no model."""
-    with _explained():
+    with explained():
         from .storage import peek
 
         method, table = peek(folder)
@@ -154,8 +119,7 @@ def delete(
     folder: Folder, ids: Ids, model: Model = "world", device: Device = "cpu", dtype: Dtype = "auto"
 ) -> None:
     """Delete edits for good."""
-    with _explained():
-        _change(folder, model, device, dtype, lambda plug: plug.delete(ids))
+    _change(folder, ids, model, device, dtype, lambda plug: plug.delete(ids))
 
 
 @app.command()
@@ -163,8 +127,7 @@ def disable(
     folder: Folder, ids: Ids, model: Model = "world", device: Device = "cpu", dtype: Dtype = "auto"
 ) -> None:
     """Switch edits off."""
-    with _explained():
-        _change(folder, model, device, dtype, lambda plug: plug.disable(ids))
+    _change(folder, ids, model, device, dtype, lambda plug: plug.disable(ids))
 
 
 @app.command()
@@ -172,8 +135,7 @@ def enable(
     folder: Folder, ids: Ids, model: Model = "world", device: Device = "cpu", dtype: Dtype = "auto"
 ) -> None:
     """Switch edits on again."""
-    with _explained():
-        _change(folder, model, device, dtype, lambda plug: plug.enable(ids))
+    _change(folder, ids, model, device, dtype, lambda plug: plug.enable(ids))
 
 
 @app.command()
@@ -188,7 +150,7 @@ def ask(
     dtype: Dtype = "auto",
 ) -> None:
     """Ask the edited model, greedily."""
-    with _explained():
+    with explained():
         from .evaluation import answer
         from .opening import load
 
@@ -212,8 +174,11 @@ def demo(
     seed: Annotated[int, typer.Option(help="Which facts.")] = 0,
 ) -> None:
     """Edit facts of the embedded model, look at them, delete one, detach: two minutes on a CPU."""
-    with _explained():
+    with explained():
         from .demo import run
 
-        _quiet()
+        quiet()
         sys.exit(run(edits, seed))
+
+
+app.command()(compare)

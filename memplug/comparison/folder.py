@@ -69,6 +69,7 @@ class Folder:
                     "settings to go on with it, or name another folder"
                 )
             asked = {**before.get("contenders", {}), **asked}
+            now["orders"] = {**before.get("orders", {}), **now.get("orders", {})}
         for name in ("base", "runs", "state", "editors"):
             (root / name).mkdir(parents=True, exist_ok=True)
         folder = cls(root)

@@ -95,6 +95,7 @@ def checked_points(points: Sequence[int], edits: int, batch: int) -> tuple[int, 
     Raises:
         SettingsError: a point outside of 1..edits.
     """
+    _whole("batch", batch, 1)
     for point in points:
         if isinstance(point, bool) or not isinstance(point, int) or not 1 <= point <= edits:
             raise SettingsError(f"there is no point at {point!r} edits; a run has {edits}, from 1 on")
@@ -109,11 +110,17 @@ def differences(
 
     Other methods and further seeds may join; a label stands for the same constants in all of a folder.
     """
-    free = {"methods", "seeds", "command"}
+    free = {"methods", "seeds", "orders", "command"}
     found = [
         f"{name} is {now[name]!r}, was {before.get(name)!r}"
         for name in now
-        if name not in free and name != "contenders" and before.get(name) != now[name]
+        if name not in free and before.get(name) != now[name]
+    ]
+    orders = before.get("orders", {})
+    found += [
+        f"the cases of seed {seed} are not the same"
+        for seed, digest in now.get("orders", {}).items()
+        if orders.get(seed, digest) != digest
     ]
     earlier = before.get("contenders", {})
     found += [

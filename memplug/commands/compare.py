@@ -1,0 +1,124 @@
+"""``memplug compare``: methods side by side, from a shell; one process or several."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .shared import Device, Dtype, Model, explained, load_model
+
+__all__ = ["compare"]
+
+
+def compare(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results, report and editors.")],
+    methods: Annotated[
+        str,
+        typer.Option(help="Names with commas between, each also as name:preset, such as llp,elder:paper."),
+    ] = "llp,elder,ultraedit",
+    model: Model = "world",
+    cases: Annotated[
+        str,
+        typer.Option(
+            help="world, FILE.jsonl, FILE.csv, zsre:FILE, counterfact:FILE, selfcheckgpt:FILE, hub:NAME."
+        ),
+    ] = "world",
+    edits: Annotated[int | None, typer.Option(help="Edits of a run; all cases if left out.")] = None,
+    batch: Annotated[int, typer.Option(help="Edits made together.")] = 1,
+    seed: Annotated[str, typer.Option("--seed", help="One or several, such as 0,1,2.")] = "0",
+    points: Annotated[
+        str | None, typer.Option(help="Edits at which early ones are looked at again: 100,500.")
+    ] = None,
+    general: Annotated[
+        str | None,
+        typer.Option(
+            help="General abilities: skills, skills:N, FILE.jsonl of choices, lm-eval TASK or TASK:N; "
+            "`skills` for the embedded model if left out, `none` for none."
+        ),
+    ] = None,
+    fit_cases: Annotated[
+        str | None,
+        typer.Option(help="What editors without a shipped one are fitted on: so many other cases, or FILE."),
+    ] = None,
+    fit_steps: Annotated[int | None, typer.Option(help="Steps of such a fitting.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A constant: METHOD.KEY=VALUE; METHOD may be a label. Repeatable."),
+    ] = None,
+    drop: Annotated[
+        str | None, typer.Option(help="Leave out odd edits: no-op,repeated,contradicting (counted anyway).")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Count broken lines instead of stopping at one.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off; 0 generates none.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Prompts scored at once.")] = 32,
+    level: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
+    retry: Annotated[bool, typer.Option(help="Run again what failed before.")] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+) -> None:
+    """Make the same edits with several methods and judge all alike; goes on where it was stopped.
+
+    Several processes share the runs: accelerate launch -m memplug compare ...
+    """
+    with explained():
+        from ..comparison.contenders import parse_constants
+        from ..comparison.processes import Processes
+        from ..comparison.runner import compare as run
+
+        here = Processes.here()
+        given: dict[str, Any] = {
+            "methods": _parts(methods),
+            "edits": edits,
+            "batch": batch,
+            "seeds": [_number(part, "seed") for part in _parts(seed)],
+            "points": None if points is None else [_number(part, "points") for part in _parts(points)],
+            "general": _general(general, model),
+            "fit_cases": int(fit_cases) if fit_cases and fit_cases.isdigit() else fit_cases,
+            "fit_steps": fit_steps,
+            "constants": parse_constants(set_ or []),
+            "drop": _parts(drop or ""),
+            "skip_bad": skip_bad,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "level": level,
+            "retry": retry,
+        }
+        loaded = load_model(model, here.device(device), dtype)
+        command = shlex.join(["memplug", *sys.argv[1:]])
+        comparison = run(*loaded, cases, out=out, name=model, command=command, **given)
+        if here.rank == 0:
+            _show(comparison, out)
+
+
+def _show(comparison: Any, out: Path) -> None:
+    from rich.console import Console
+
+    Console().print(comparison.table())
+    written = ["results.json"]
+    try:
+        comparison.to_html(out / "report.html")
+        comparison.to_markdown(out / "report.md")
+        written = ["report.html", "report.md", *written]
+    except ImportError as error:
+        typer.secho(f"no report: {error}", fg="yellow", err=True)
+    typer.echo(f"{', '.join(written)} are in {out}")
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str, what: str) -> int:
+    if not text.isdigit():
+        raise ValueError(f"{what} has {text!r}; give whole numbers with commas between, such as 0,1,2")
+    return int(text)
+
+
+def _general(text: str | None, model: str) -> list[str]:
+    if text is None:
+        return ["skills"] if model == "world" else []
+    return [] if text == "none" else _parts(text)

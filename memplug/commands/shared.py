@@ -1,0 +1,74 @@
+"""What the commands share: options, how mistakes are told, how a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["Device", "Dtype", "Model", "explained", "load_model", "quiet"]
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="The base model: a path, a hub id, or `world`, the embedded one."),
+]
+Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto (as it was saved).")]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Mistakes a user can mend are told in one line; anything else keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def quiet() -> None:
+    """No bar for a model that loads in a moment; what the commands themselves report stays."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """The model and tokenizer called ``name``; ``world`` is the embedded model.
+
+    Raises:
+        ValueError: no such dtype or device.
+    """
+    import torch
+
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in (*types, "auto"):
+        raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(types)}, auto")
+    _check_device(device)
+    quiet()
+    if name == "world":
+        from .. import world
+
+        return world.load(types.get(dtype, torch.float32), device)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=types.get(dtype, "auto"))
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        asked = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device is {name!r}, which torch does not know; give cpu, cuda or cuda:1"
+        ) from error
+    there = torch.cuda.device_count()
+    if asked.type == "cuda" and (asked.index or 0) >= there:
+        raise ValueError(
+            f"device is {name!r}, and torch sees {there} GPUs here; give --device cpu, or another"
+        )

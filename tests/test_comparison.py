@@ -1,0 +1,359 @@
+"""Comparisons of quick methods on a tiny model: protocol, failures, what is left behind, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+import toy
+from families import TEXTS
+
+import memplug
+from memplug.comparison import NotRestoredError, SettingsError, run, runner
+from memplug.comparison.bits import bits_of
+from memplug.comparison.cost import bare, hooks_of
+from memplug.edits import Case, Edit, Probe
+from memplug.evaluation import Scores, ask, refer
+from memplug.methods import METHODS
+
+NAMES = ["Ada Quill", "Tam Wickes", "Orlo Bridge", "Zar Vest", "Mar Row", "Wick Land"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    toy.register()
+    yield
+    for name in ("toy", "toyfit"):
+        METHODS.pop(name, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Times are measured, but not for long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "overhead", partial(run.overhead, turns=1, steps=2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded(make_tokenizer, make_llama):
+    tokenizer = make_tokenizer(TEXTS)
+    return make_llama(len(tokenizer), num_hidden_layers=2), tokenizer
+
+
+def case(index):
+    name = NAMES[index]
+    return Case(
+        Edit(f"Where was {name} born?", ["Zarnow", "Marrow"][index % 2], name),
+        rephrases=(f"{name} was born in",),
+        locality=(Probe("Who founded it?", "Tam"), Probe("Who taught?", "Ada")),
+    )
+
+
+CASES = [case(i) for i in range(6)]
+SETTINGS = {"batch": 2, "points": [2, 4], "max_new_tokens": 6, "progress": False}
+
+
+def figures(comparison):
+    """The results without what differs from one run to the next: times, memory, the moment."""
+    results = json.loads(json.dumps(comparison.results))
+    del results["environment"]
+    for one in results["runs"]:
+        one.pop("cost")
+        for point in one["curve"]:
+            point.pop("seconds")
+        if one["fit"]:
+            one["fit"] = {k: v for k, v in one["fit"].items() if k in ("steps", "cases", "parameters")}
+    return results
+
+
+def no_nan(value):
+    if isinstance(value, dict):
+        return all(map(no_nan, value.values()))
+    if isinstance(value, list):
+        return all(map(no_nan, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+@pytest.fixture(scope="module")
+def compared(loaded):
+    """Two variants of one method, two seeds."""
+    before = bits_of(loaded[0])
+    comparison = memplug.compare(*loaded, CASES, methods=["toy", "toy:strong"], seeds=[0, 1], **SETTINGS)
+    assert bits_of(loaded[0]) == before
+    assert not hasattr(loaded[0], "_memplug_plug")
+    return comparison
+
+
+def test_every_run_has_what_the_report_needs(compared):
+    results = compared.results
+    json.dumps(results, allow_nan=False)
+    assert no_nan(results)
+    assert [(one["method"], one["seed"]) for one in results["runs"]] == [
+        ("toy", 0), ("toy:strong", 0), ("toy", 1), ("toy:strong", 1)
+    ]  # fmt: skip
+    assert results["settings"]["methods"] == ["toy", "toy:strong"]
+    assert results["settings"]["points"] == [2, 4, 6]
+    assert results["data"]["used"] == 6
+    for one in results["runs"]:
+        assert (one["status"], one["restored"], one["error"]) == ("done", True, None)
+        assert [point["edits"] for point in one["curve"]] == [2, 4, 6]
+        assert one["config"]["strength"] == (30.0 if one["method"] == "toy:strong" else 3.0)
+        assert one["config"]["seed"] == one["seed"]
+        assert len(one["answers"]["final"]) == len(one["answers"]["immediate"]) == 6 * 4
+        assert all(row["base_text"] is not None for row in one["answers"]["final"])
+        cost = one["cost"]
+        assert cost["parameters"] == compared_vocabulary(results)
+        assert cost["bytes_per_edit"] == cost["bytes"] / 6
+        assert cost["forward"]["tokens"] == 64
+        assert cost["forward"]["ratio"] == cost["forward"]["edited_ms"] / cost["forward"]["bare_ms"]
+        assert min(cost["decode"].values()) > 0
+
+
+def compared_vocabulary(results):
+    return results["runs"][0]["cost"]["parameters"]
+
+
+def test_scores_are_those_of_the_method_by_hand(loaded, compared):
+    """Immediate: after the edit's own batch; final: after all; each as `score` gives it."""
+    model, tokenizer = loaded
+    order = runner.open_casebook(CASES).draw(6, seed=1).cases
+    assert [c.edit.prompt for c in order] != [c.edit.prompt for c in CASES]
+    options = {"max_new_tokens": 6}
+    reference = refer(model, tokenizer, order, **options)
+    rows = []
+    with memplug.attach(model, tokenizer, "toy", seed=1) as plug:
+        for start in (0, 2, 4):
+            plug.edit(order[start : start + 2])
+            found = ask(model, tokenizer, order[start : start + 2], reference, **options)
+            rows += [row._replace(case=row.case + start) for row in found]
+            if start == 2:
+                middle = ask(model, tokenizer, order[:4], reference, **options)
+        final = Scores.from_answers(ask(model, tokenizer, order, reference, **options))
+    found = next(r for r in compared.results["runs"] if (r["method"], r["seed"]) == ("toy", 1))
+    assert found["final"] == final.to_dict()
+    assert found["first"] == final.to_dict()
+    assert found["immediate"] == Scores.from_answers(rows).to_dict()
+    assert found["immediate"] != found["final"]
+    early, late = ([row for row in middle if row.case // 2 == half] for half in (0, 1))
+    assert found["curve"][1]["first"] == Scores.from_answers(early).to_dict()
+    assert found["curve"][1]["recent"] == Scores.from_answers(late).to_dict()
+    assert found["curve"][2]["first"] == Scores.from_answers(r for r in final.answers if r.case < 2).to_dict()
+
+
+def test_the_base_model_is_scored_once_a_seed(loaded, compared):
+    base = compared.results["base"]["1"]["scores"]
+    assert base["specificity"]["generated"]["value"] == 1.0
+    model, tokenizer = loaded
+    order = runner.open_casebook(CASES).draw(6, seed=1).cases
+    reference = refer(model, tokenizer, order, everything=True, max_new_tokens=6)
+    assert base == Scores.from_answers(ask(model, tokenizer, order, reference, max_new_tokens=6)).to_dict()
+
+
+def test_preference_takes_the_base_models_answers_where_the_data_gives_none(compared):
+    found = compared.results["runs"][0]["preference"]
+    assert found["before"]["data"] == 0
+    assert 0 < found["before"]["base model"] <= 6
+    assert found["rome"]["efficacy"]["n"] == found["before"]["base model"]
+    assert set(found["rledit"]) == {"efficacy", "generalization", "neighborhood"}
+
+
+def test_a_method_that_fails_is_a_row(loaded, tmp_path):
+    made = memplug.compare(
+        *loaded, CASES, methods=[("broken", toy.ToyConfig(fail_at=3)), "toy"], out=tmp_path, **SETTINGS
+    )
+    broken, fine = made.results["runs"]
+    assert (broken["status"], broken["error"]["type"]) == ("failed", "RuntimeError")
+    assert "edit e3 cannot be made" in broken["error"]["message"]
+    assert "Traceback" in broken["error"]["traceback"]
+    assert broken["restored"]
+    assert fine["status"] == "done"
+    assert made.failed == [broken]
+    shown = list(made.table().columns[0].cells)
+    assert shown == ["base model", "broken", "toy"]
+    assert list(made.table().columns[1].cells)[1] == "[red]RuntimeError[/red]"
+    # It stays a row, and is tried again when that is asked for.
+    again = memplug.compare(
+        *loaded, CASES, methods=[("broken", toy.ToyConfig(fail_at=3)), "toy"], out=tmp_path, **SETTINGS
+    )
+    assert figures(again) == figures(made)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_is_not_the_methods_fault_stops_the_comparison(loaded, tmp_path, monkeypatch, error):
+    def stop(*_args, **_given):
+        raise error
+
+    monkeypatch.setattr(toy.Toy, "learn", stop)
+    with pytest.raises(type(error)):
+        memplug.compare(*loaded, CASES, methods=["toy"], out=tmp_path, **SETTINGS)
+    assert not list((tmp_path / "runs").iterdir())
+    assert not hasattr(loaded[0], "_memplug_plug")
+
+
+def test_a_model_that_is_not_restored_stops_the_comparison(loaded, tmp_path):
+    model, _ = loaded
+    before = next(model.parameters()).detach().clone()
+    try:
+        with pytest.raises(NotRestoredError, match="'leaky' did not leave the model as it was"):
+            memplug.compare(
+                *loaded,
+                CASES,
+                methods=[("leaky", toy.ToyConfig(leak=True)), "toy"],
+                out=tmp_path,
+                **SETTINGS,
+            )
+    finally:
+        next(model.parameters()).data.copy_(before)
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [(one["method"], one["status"], one["restored"]) for one in runs] == [("leaky", "failed", False)]
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, monkeypatch, compared, saves):
+    """Also within a method; the figures are those of the run that was never stopped."""
+    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
+    save, count = run._save, []
+
+    def stopping(bench, contender, *rest):
+        save(bench, contender, *rest)
+        count.append(contender.label)
+        if len(count) == 3 + saves:  # the second method's
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            memplug.compare(*loaded, CASES, **asked)
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    (state,) = [p for p in (tmp_path / "state").iterdir() if (p / "progress.json").is_file()]
+    assert json.loads((state / "progress.json").read_text())["done"] == 2 * saves
+    made = []
+    learn = toy.Toy.learn
+    monkeypatch.setattr(toy.Toy, "learn", lambda *a, **k: (made.append(len(a[1])), learn(*a, **k))[1])
+    again = memplug.compare(*loaded, CASES, **asked)
+    assert sum(made) == (6 - 2 * saves) + 2 * 6
+    assert figures(again) == figures(compared)
+    assert not list((tmp_path / "state").iterdir())
+
+
+def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
+    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
+    save = run._save
+
+    def stopping(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            memplug.compare(*loaded, CASES, **asked)
+    for file in (tmp_path / "state").rglob("*.safetensors"):
+        file.write_bytes(b"x")
+    with pytest.warns(UserWarning, match="toy begins anew: .*is not the file that was saved"):
+        again = memplug.compare(*loaded, CASES, **asked)
+    assert figures(again) == figures(compared)
+
+
+def test_a_folder_is_for_one_comparison(loaded, tmp_path):
+    memplug.compare(*loaded, CASES, methods=["toy"], out=tmp_path, **SETTINGS)
+    with pytest.raises(
+        SettingsError, match="other settings: batch is 3, was 2; points is .* Give the same settings"
+    ):
+        memplug.compare(
+            *loaded, CASES, methods=["toy"], out=tmp_path, **{**SETTINGS, "batch": 3, "points": [6]}
+        )
+    with pytest.raises(SettingsError, match="toy is .*'strength': 9.* was .*'constants': {}"):
+        memplug.compare(
+            *loaded, CASES, methods=["toy"], constants={"toy": {"strength": 9}}, out=tmp_path, **SETTINGS
+        )
+    with pytest.raises(SettingsError, match="data is .*; the cases of seed 0 are not the same"):
+        memplug.compare(*loaded, [*CASES[:5], case(5 - 2)], methods=["toy"], out=tmp_path, **SETTINGS)
+    # Further methods and seeds may join.
+    joined = memplug.compare(
+        *loaded, CASES, methods=["toy", "toy:strong"], seeds=[0, 2], out=tmp_path, **SETTINGS
+    )
+    assert len(joined.results["runs"]) == 4
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("dear")
+    with pytest.raises(SettingsError, match="files that are not a comparison"):
+        memplug.compare(*loaded, CASES, methods=["toy"], out=tmp_path / "other", **SETTINGS)
+
+
+def test_editors_are_fitted_once_and_kept(loaded, tmp_path, monkeypatch):
+    fits = []
+    fit = toy.ToyFit.fit
+    monkeypatch.setattr(
+        toy.ToyFit, "fit", lambda self, cases, **k: (fits.append(cases), fit(self, cases, **k))[1]
+    )
+    asked = {"edits": 3, "batch": 3, "max_new_tokens": 6, "progress": False, "out": tmp_path}
+    made = memplug.compare(*loaded, CASES, methods=["toyfit"], fit_cases=2, fit_steps=7, **asked)
+    (one,) = made.results["runs"]
+    assert one["status"] == "done", one["error"]
+    assert one["fit"]["steps"] == 7
+    assert one["fit"]["seconds_per_step"] == 0.5 / 7
+    assert (one["fit"]["parameters"], one["fit"]["cases"], one["fit"]["shipped"]) == (1, 2, False)
+    edited = {row["prompt"] for row in one["answers"]["final"] if row["group"] == "efficacy"}
+    assert len(fits) == 1
+    assert not edited & {c.edit.prompt for c in fits[0]}
+    (tmp_path / "runs" / "toyfit-seed0.json").unlink()
+    again = memplug.compare(*loaded, CASES, methods=["toyfit"], fit_cases=2, fit_steps=7, **asked)
+    assert len(fits) == 1
+    assert figures(again) == figures(made)
+
+
+def test_an_editor_without_cases_to_fit_on_is_a_failed_row(loaded):
+    made = memplug.compare(*loaded, CASES, methods=["toyfit"], progress=False, max_new_tokens=0)
+    assert "'toyfit' has to be fitted to this model first" in made.failed[0]["error"]["message"]
+    with pytest.raises(ValueError, match="no case is left to fit on that shares no subject with the 6 edits"):
+        runner.open_casebook(CASES).fitting(3, 6, 0)
+
+
+def test_bare_is_the_model_without_the_plugs_hooks(loaded):
+    model, tokenizer = loaded
+    own = model.model.layers[0].register_forward_hook(lambda *_: None)
+    before, ids = hooks_of(model), tokenizer("Who taught?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = model(ids).logits
+        with memplug.attach(model, tokenizer, "toy") as plug:
+            plug.edit(CASES[0])
+            everything = hooks_of(model)
+            assert not torch.equal(model(ids).logits, expected)
+            with bare(model, before):
+                assert torch.equal(model(ids).logits, expected)
+                assert hooks_of(model) == before
+            assert hooks_of(model) == everything > before
+            assert not torch.equal(model(ids).logits, expected)
+    own.remove()
+
+
+def test_mistakes_are_told_before_anything_runs(loaded, tmp_path):
+    def refused(match, **given):
+        with pytest.raises(ValueError, match=match):
+            memplug.compare(
+                *loaded, given.pop("cases", CASES), **({"methods": ["toy"], "out": tmp_path} | given)
+            )
+
+    refused("no method 'toyy'; did you mean 'toy'", methods=["toyy"])
+    refused("no preset 'weak'", methods=["toy:weak"])
+    refused("'toy' is there twice", methods=["toy", "toy"])
+    refused("no methods to compare", methods=[])
+    refused("constants for 'llp', which is not compared", constants={"llp": {"threshold": 1}})
+    refused("edits is 7, but cases has 6", edits=7)
+    refused("batch is 0; it must be", batch=0)
+    refused(r"seeds are \[0, 0\]", seeds=[0, 0])
+    refused("there is no point at 9 edits; a run has 6", points=[9])
+    refused("level is 95", level=95)
+    refused("drop has 'odd'; the kinds are no-op, repeated, contradicting", drop=["odd"])
+    refused("there are no cases to compare on", cases=[])
+    refused("expected a Case, got Edit", cases=[CASES[0].edit])
+    refused("the token that ends it take", max_new_tokens=1)
+    with (
+        memplug.attach(*loaded, "toy"),
+        pytest.raises(ValueError, match="this model has a plug; call detach"),
+    ):
+        memplug.compare(*loaded, CASES, methods=["toy"])
