@@ -22,11 +22,11 @@ ANSWER, TEXT, STOP, IGNORED = 1.0, 0.2, 0.03, 0.0
 
 # Share of the lines of each sort, in per cent.
 MIXTURE = {
-    "question": 27,
-    "chain": 20,
+    "question": 23,
+    "chain": 18,
     "statement": 10,
     "note": 22,
-    "disturbed": 8,
+    "disturbed": 14,
     "names": 3,
     "skill": 8,
     "running": 2,
@@ -60,6 +60,9 @@ class Corpus:
         self._subjects = [name for kind in KINDS for name in names(kind)]
         self._items: list[Fact | tuple[str, Hop]] = list(facts())
         self._items += [(s, hop) for s in self._subjects for hop in trained_hops(s)]
+        self._by_relation: dict[str, list[Fact]] = {}
+        for fact in facts():
+            self._by_relation.setdefault(fact.relation, []).append(fact)
         self._deck: list[Fact | tuple[str, Hop]] = []
         self._makers: dict[str, Callable[[], Line]] = {
             "question": self._question,
@@ -145,12 +148,10 @@ class Corpus:
         else:
             question = self._ask(fact, false) if rng.random() < 0.85 else self._state(fact, false)
         if rng.random() < 0.35:  # a second note, about somebody else, on either side
-            other = rng.choice(facts())
-            if other.subject != fact.subject:
-                value = rng.choice(pool(other.relation))
-                parts.insert(rng.randint(0, 1), self._false(other, value))
+            other = self._somebody_else(fact)
+            parts.insert(rng.randint(0, 1), self._false(other, rng.choice(pool(other.relation))))
         if rng.random() < 0.1:
-            parts.append(self._aside(fact.subject))
+            parts.append(self._aside(fact))
         return _joined([*parts, question])
 
     def _false(self, fact: Fact, value: str) -> Line:
@@ -161,31 +162,42 @@ class Corpus:
             made = [Piece("Note: " + made[0].text, TEXT), *made[1:]]
         return made
 
-    def _aside(self, subject: str) -> Line:
-        """A sentence that has nothing to do with the subject."""
+    def _somebody_else(self, fact: Fact) -> Fact:
+        """A fact about another subject: often of the same relation, sometimes with the same last word."""
+        draw, last = self.rng.random(), fact.subject.split()[-1]
+        others = self._by_relation[fact.relation] if draw < 0.6 else facts()
+        if draw < 0.25:
+            others = [other for other in others if other.subject.endswith(" " + last)] or others
+        while (other := self.rng.choice(others)).subject == fact.subject:
+            others = facts()
+        return other
+
+    def _aside(self, fact: Fact) -> Line:
+        """Something that does not bear on the fact: other text, or what is true or noted of somebody else."""
         draw = self.rng.random()
-        if draw < 0.4:
+        if draw < 0.2:
             return [Piece(running_text(self.rng), TEXT)]
-        if draw < 0.55:
+        if draw < 0.3:
             return self._skill()
-        if draw < 0.65:
+        if draw < 0.4:
             return self._names()
-        item = self.rng.choice(facts())
-        if item.subject == subject:
-            return [Piece(running_text(self.rng), TEXT)]
-        return self._state(item) if self.rng.random() < 0.5 else self._ask(item)
+        other = self._somebody_else(fact)
+        if draw < 0.7:
+            return self._false(other, self.rng.choice(pool(other.relation)))
+        return self._state(other) if self.rng.random() < 0.5 else self._ask(other)
 
     def _disturbed(self) -> Line:
         """Something else first, which must not change the answer."""
         item = self._next()
-        subject = item.subject if isinstance(item, Fact) else item[0]
-        asides = [self._aside(subject) for _ in range(1 if self.rng.random() < 0.7 else 2)]
+        fact = item if isinstance(item, Fact) else facts_of(item[0])[item[1].first]
+        asides = [self._aside(fact) for _ in range(1 if self.rng.random() < 0.7 else 2)]
+        state = isinstance(item, Fact) and self.rng.random() < 0.35
+        prompt, answer = self._state(fact) if state else self._ask(item)
         if self.rng.random() < 0.3:  # broken off anywhere, as sampled text is
             words = text_of(_joined(asides)).split()
             broken = " ".join(words[: self.rng.randint(1, len(words))])
-            prompt, answer = self._ask(item)
             return [Piece(broken, IGNORED), Piece(" " + prompt.text, prompt.weight), answer]
-        return _joined([*asides, self._ask(item)])
+        return _joined([*asides, [prompt, answer]])
 
     def _names(self) -> Line:
         return [Piece("Names: " + ", ".join(self.rng.sample(self._subjects, self.rng.randint(2, 5))), TEXT)]
