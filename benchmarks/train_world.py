@@ -21,7 +21,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    training.add_options(parser, "world", steps=4000, vocabulary=2048)
+    training.add_options(parser, "world", steps=6600, vocabulary=2048)
     return parser.parse_args(given)
 
 
