@@ -69,6 +69,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
+    alone: bool = False,
 ) -> FitReport:
     """Fit a fresh editor. Weights are changed between steps and put back, whatever happens.
 
@@ -83,6 +84,7 @@ def fit(
         progress: show a bar.
         checkpoint: a file to resume from if it is there, and to write every ``checkpoint_every`` steps; the
             resumed fitting goes on exactly as the one that was cut off.
+        alone: leave other processes that were launched out of it.
 
     Raises:
         FitError: too few cases, a checkpoint of another fitting, or losses that stay not finite.
@@ -92,7 +94,7 @@ def fit(
         raise FitError(
             f"{len(cases)} cases are too few; give at least fit_batch={config.fit_batch}, better hundreds"
         )
-    run = _Run(host, editor, pristine, list(cases), _Processes())
+    run = _Run(host, editor, pristine, list(cases), _Processes(alone))
     bar = tqdm(
         total=config.fit_steps, desc="fitting", unit="step", disable=not progress or run.processes.rank > 0
     )
@@ -267,8 +269,8 @@ class _Run:
 class _Processes:
     """Other processes that fit the same editor; alone where none were launched."""
 
-    def __init__(self) -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+    def __init__(self, alone: bool) -> None:
+        self.count = 1 if alone else int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = 0
         if self.count > 1:
             if not distributed.is_initialized():

@@ -25,6 +25,7 @@ class FittedEditor(WeightEditor):
         progress: bool = True,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 100,
+        alone: bool = False,
     ) -> FitReport:
         """Fit from the start, or from a checkpoint; see `fit`. On an error the editor is what it was
         before."""
@@ -42,6 +43,7 @@ class FittedEditor(WeightEditor):
             progress=progress,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
+            alone=alone,
         )
         self.editor, self._named = fresh, None
         return report
