@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import TEXTS, lexical
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -69,3 +70,17 @@ def make_llama() -> Callable[..., LlamaForCausalLM]:
             return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(settings | config))).eval()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    """Of the texts that the tiny models of `families.lexical` are asked; pads on the left."""
+    made = make_tokenizer(TEXTS)
+    made.padding_side = "left"
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """A tiny Llama that can be edited; a test that changes it takes a copy."""
+    return lexical("llama", len(tokenizer))

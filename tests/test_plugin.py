@@ -1,30 +1,17 @@
-"""The plug: edits of one subject, switches, replacement, failures that change nothing, two plugs at once."""
+"""The plug: edits of one subject, switches, replacement, two plugs at once, threads."""
 
 from __future__ import annotations
 
 import copy
 import threading
-import warnings
 
 import pytest
 import torch
-from families import TEXTS, attach_llp, lexical
-from test_contract import Trace, answers, encode
+from families import lexical
+from plug_facts import BORN, FOUNDED, TAUGHT, logits, save_two_facts, text_of
+from test_contract import answers
 
 import memplug
-
-BORN, TAUGHT, FOUNDED = (
-    "Where was Ada Quill born?",
-    "Who taught Ada Quill?",
-    "Who founded the Orlo Bridge Company?",
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(make_tokenizer):
-    tokenizer = make_tokenizer(TEXTS)
-    tokenizer.padding_side = "left"
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +23,7 @@ def base(tokenizer):
 def saved(base, tokenizer, tmp_path_factory):
     """A saved plug with two edits, trained once for all tests here."""
     path = tmp_path_factory.mktemp("plug") / "facts"
-    with attach_llp(copy.deepcopy(base), tokenizer) as plug:
-        plug.edit(BORN, "Zarnow", "Ada Quill")
-        plug.edit(FOUNDED, "Marrow", "Orlo Bridge Company")
-        plug.save(path)
+    save_two_facts(copy.deepcopy(base), tokenizer, path)
     return path
 
 
@@ -47,32 +31,6 @@ def saved(base, tokenizer, tmp_path_factory):
 def plug(base, tokenizer, saved):
     with memplug.load(saved, copy.deepcopy(base), tokenizer) as plug:
         yield plug
-
-
-def logits(model, tokenizer, *texts):
-    with torch.no_grad():
-        return model(**encode(tokenizer, *texts)).logits
-
-
-def state_of(plug):
-    tensors, meta = plug.method.state()
-    return (
-        {name: tensor.clone() for name, tensor in tensors.items()},
-        meta,
-        dict(plug.edits),
-        repr(plug.edits),
-    )
-
-
-def assert_same(before, after):
-    assert before[0].keys() == after[0].keys()
-    for name, tensor in before[0].items():
-        assert torch.equal(tensor, after[0][name]), name
-    assert before[1:] == after[1:]
-
-
-def text_of(tokenizer, row):
-    return tokenizer.decode(row, skip_special_tokens=True).strip()
 
 
 def test_edits_of_one_subject_share_an_entry(plug, tokenizer):
@@ -152,121 +110,6 @@ def test_disabling_all_leaves_the_model_alone(plug, tokenizer):
     assert torch.equal(logits(plug.model, tokenizer, BORN, FOUNDED), base)
     plug.enable("e1", "e2")
     assert torch.equal(logits(plug.model, tokenizer, BORN, FOUNDED), edited)
-
-
-def test_leaving_by_an_error_detaches(base, tokenizer, saved):
-    model = copy.deepcopy(base)
-    trace = Trace(model)
-    with pytest.raises(RuntimeError, match="inside"), memplug.load(saved, model, tokenizer):
-        raise RuntimeError("inside")
-    trace.check(model)
-
-
-def test_a_failing_attach_leaves_nothing(base, tokenizer):
-    model = copy.deepcopy(base)
-    trace = Trace(model)
-    for wrong in (
-        {"recall_layer": 9},
-        {"think_layers": (0, 3), "recall_layer": 2},
-        {"layers": "model.nowhere"},
-    ):
-        with pytest.raises(ValueError, match="layer"):
-            attach_llp(model, tokenizer, **wrong)
-    trace.check(model)
-
-
-def test_a_raising_forward_leaves_the_next_one_alone(plug, tokenizer):
-    before = logits(plug.model, tokenizer, BORN)
-
-    def fail(*_args):
-        raise RuntimeError("in a layer")
-
-    handle = plug.model.model.layers[3].register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="in a layer"):
-        logits(plug.model, tokenizer, BORN)
-    handle.remove()
-    assert torch.equal(logits(plug.model, tokenizer, BORN), before)
-
-
-class Failure(Exception):
-    """Stands for running out of memory."""
-
-
-@pytest.mark.parametrize("calls", [0, 3, 8, 20, 60])
-def test_an_edit_that_runs_out_of_memory_changes_nothing(plug, tokenizer, monkeypatch, calls):
-    before, texts = state_of(plug), (BORN, FOUNDED, TAUGHT)
-    trace, bits = Trace(plug.model), logits(plug.model, tokenizer, *texts)
-    left = [calls]
-    original = type(plug.model.model.layers[2].mlp).forward
-
-    def forward(self, *args, **kwargs):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Failure
-        return original(self, *args, **kwargs)
-
-    edits = [memplug.Edit(TAUGHT, "Marrow", "Ada Quill"), memplug.Edit("Who is Tam Wickes?", "Ada")]
-    with monkeypatch.context() as patch:
-        patch.setattr(type(plug.model.model.layers[2].mlp), "forward", forward)
-        with pytest.raises(Failure):
-            plug.edit(edits)
-    assert_same(before, state_of(plug))
-    trace.check(plug.model)
-    assert torch.equal(logits(plug.model, tokenizer, *texts), bits)
-
-
-def test_an_edit_whose_loss_is_not_finite_changes_nothing(plug, tokenizer, monkeypatch):
-    before, trace, bits = state_of(plug), Trace(plug.model), logits(plug.model, tokenizer, BORN)
-    with monkeypatch.context() as patch:
-        head = type(plug.model.lm_head)
-        original = head.forward
-        patch.setattr(
-            head, "forward", lambda self, x: original(self, x) * (torch.nan if self.out_features > 100 else 1)
-        )
-        with pytest.raises(memplug.EditError, match="loss that is not finite; nothing was changed"):
-            plug.edit(TAUGHT, "Marrow", "Ada Quill")
-    assert_same(before, state_of(plug))
-    trace.check(plug.model)
-    assert torch.equal(logits(plug.model, tokenizer, BORN), bits)
-
-
-def test_a_failure_while_keys_are_stored_changes_nothing(plug, monkeypatch):
-    before = state_of(plug)
-    add, count = plug.method.memory.add, [0]
-
-    def failing(number, key):
-        count[0] += 1
-        if count[0] == 2:
-            raise Failure
-        add(number, key)
-
-    monkeypatch.setattr(plug.method.memory, "add", failing)
-    with pytest.raises(Failure):
-        plug.edit([memplug.Edit("Who is Tam Wickes?", "Ada"), memplug.Edit("Where is Vestland now?", "Ada")])
-    assert count[0] == 2
-    assert_same(before, state_of(plug))
-
-
-def test_warnings_as_errors_change_nothing(base, tokenizer):
-    with attach_llp(copy.deepcopy(base), tokenizer, value_steps=0) as plug, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="1 of 1 subjects were not learned well"):
-            plug.edit(BORN, "Zarnow", "Ada Quill")
-        assert not plug.edits
-        assert not plug.method.active
-
-
-def test_bad_edits_change_nothing(plug):
-    before = state_of(plug)
-    good = memplug.Edit("Who is Tam Wickes?", "Ada", "Tam Wickes")
-    for bad in ("text", 3, None):
-        with pytest.raises(memplug.EditError, match="expected an Edit or a Case"):
-            plug.edit([good, bad])
-    with pytest.raises(memplug.EditError, match="the id 'e2' is used twice"):
-        plug.edit([good, memplug.Edit("Who saw Tam Wickes?", "Ada", "Tam Wickes", id="e2")])
-    with pytest.raises(KeyError, match="no edit has the id 'e11'; did you mean 'e1'"):
-        plug.delete("e2", "e11")
-    assert_same(before, state_of(plug))
 
 
 def test_two_plugs_on_two_models_do_not_touch_each_other(base, tokenizer, saved):
