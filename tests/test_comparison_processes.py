@@ -1,0 +1,83 @@
+"""Two processes that share a comparison give what one gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy
+from families import TEXTS
+from test_comparison import CASES, SETTINGS, figures
+
+import memplug
+from memplug.methods import METHODS
+
+pytest.importorskip("accelerate")
+
+PROGRAM = """
+import sys
+import torch
+import memplug
+import toy
+from memplug.comparison import runner
+from memplug.comparison.processes import Processes
+from test_comparison import CASES, SETTINGS, figures
+from transformers import AutoModelForCausalLM, AutoTokenizer
+import json
+
+torch.set_num_threads(1)
+toy.register()
+folder, out, told = sys.argv[1:]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+made, run = [], runner.run
+runner.run = lambda *given: (made.append(1), run(*given))[1]
+methods = ["toy", "toy:strong", ("broken", toy.ToyConfig(fail_at=1))]
+compared = memplug.compare(model, tokenizer, CASES, methods=methods, out=out, **SETTINGS)
+rank = Processes.here().rank
+with open(f"{told}.{rank}", "w") as file:
+    json.dump({"runs": len(made), "figures": figures(compared)}, file)
+"""
+
+
+def launch(folder, out, told, count):
+    """Run the program in ``count`` processes, as a launcher would start them; what each of them wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = Path(__file__).parent
+    given = {"PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count)}
+    given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    running = []
+    for rank in range(count):
+        environment = {**os.environ, **given, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-c", PROGRAM, str(folder), str(out), str(told)]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+    return [json.loads(Path(f"{told}.{rank}").read_text()) for rank in range(count)]
+
+
+def test_two_processes_give_what_one_gives(make_tokenizer, make_llama, tmp_path, monkeypatch):
+    tokenizer = make_tokenizer(TEXTS)
+    model = make_llama(len(tokenizer), num_hidden_layers=2)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    first, second = launch(tmp_path / "model", tmp_path / "out", tmp_path / "told", 2)
+    assert (first["runs"], second["runs"]) == (2, 1)
+
+    monkeypatch.setitem(METHODS, "toy", "toy:Toy:ToyConfig")
+    monkeypatch.setitem(sys.modules, "memplug.methods.toy", toy)
+    methods = ["toy", "toy:strong", ("broken", toy.ToyConfig(fail_at=1))]
+    model.config.name_or_path = str(tmp_path / "model")
+    alone = figures(memplug.compare(model, tokenizer, CASES, methods=methods, **SETTINGS))
+    for found in (alone, first["figures"]):
+        assert [run["method"] for run in found["runs"]] == ["toy", "toy:strong", "broken"]
+        assert found["runs"][2].pop("error")["message"] == "edit e1 cannot be made"
+    assert first["figures"] == alone
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["base"] == alone["base"]
