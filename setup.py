@@ -46,7 +46,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["memplug", "memplug.*"]),
-    package_data={"memplug": ["py.typed"], "memplug.world": ["model/*"]},
+    package_data={
+        "memplug": ["py.typed"],
+        "memplug.world": ["model/*"],
+        "memplug.comparison.report": ["page/*"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["memplug = memplug.cli:app"]},

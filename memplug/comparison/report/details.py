@@ -25,10 +25,10 @@ class Vote(NamedTuple):
 
 
 class Share(NamedTuple):
-    """All prompts of a kind: their number, the share for which each layer voted, and that recalled an edit."""
+    """The prompts of a kind: how many, the share for which each layer voted, and that recalled an edit."""
 
     kind: str
-    count: int
+    prompts: int
     voted: list[float]
     recalled: float
 

@@ -1,10 +1,10 @@
-"""Writes a file in one step: readers see the earlier one or the new one, whole."""
+"""Writes a report in one step: readers see the earlier one or the new one, whole."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+
+from ...storage import write_atomically
 
 __all__ = ["write_text"]
 
@@ -13,18 +13,11 @@ def write_text(path: str | Path, text: str) -> Path:
     """Write text as UTF-8; characters that UTF-8 does not have become HTML character references.
 
     Args:
-        path: the file; its folder is made if it is not there.
+        path: the file; its folder is made if it is not there. A report is for others, so they may read it.
         text: all of it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8", "xmlcharrefreplace"))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomically(path, text.encode("utf-8", "xmlcharrefreplace"))
+    path.chmod(0o644)
     return path

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ..result import FORMAT, VERSION
 from .intervals import Key, Mean, combine, over_cases
 from .words import MEASURES, MOMENTS, PROPERTIES
 
-__all__ = ["FORMAT", "VERSION", "Gathered", "Method", "Span", "dig", "gather", "suits"]
+__all__ = ["Gathered", "Method", "Span", "dig", "gather", "suits"]
 
-FORMAT, VERSION = "memplug comparison", 1
 _EARLIEST = 100  # cases that the moment "first" is about
 
 
