@@ -1,0 +1,62 @@
+"""ELDER on a tiny model: constants that learn quickly, edits, and what its tests ask."""
+
+from __future__ import annotations
+
+import torch
+
+from memplug import Edit
+
+QUICK = {
+    "edit_layers": (2, 3),
+    "query_layer": 1,
+    "query": "input",
+    "n_experts": 4,
+    "top_k": 2,
+    "rank": 8,
+    "gain": 2,
+    "allocation": "random",
+    "lr": 1e-2,
+    "relative_lr": False,
+    "router_lr": None,
+    "batch_size": 4,
+    "replay": 0,
+    "steps": 120,
+    "stop_loss": 0.02,
+    "threshold": 0.9,
+    "heldout": 8,
+}
+
+
+ADA = Edit("Where was Ada Quill born?", "Zarnow", "Ada Quill")
+
+
+TAM = Edit("Tam Wickes was taught by", "Marrow", "Tam Wickes")
+
+
+ORLO = Edit("The Orlo Bridge Company is based in", "Vestland", "Orlo Bridge Company")
+
+
+def encode(tokenizer, *texts, side="left"):
+    tokenizer.padding_side = side
+    out = tokenizer(list(texts), return_tensors="pt", padding=True)
+    tokenizer.padding_side = "left"
+    return {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"]}
+
+
+def answer(model, tokenizer, text, **given):
+    inputs = encode(tokenizer, text)
+    out = model.generate(**inputs, max_new_tokens=8, do_sample=False, **given)
+    return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def logits(model, **inputs):
+    return model(**inputs).logits
+
+
+def learned(plug):
+    return [tensor.clone() for tensor in plug.method.known.experts.snapshot()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

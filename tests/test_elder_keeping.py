@@ -1,0 +1,91 @@
+"""ELDER forgets and keeps: deletion, retraining, saving and loading."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from elder_tiny import ADA, ORLO, QUICK, TAM, answer, encode, learned, logits, same
+
+import memplug
+from memplug import Edit
+
+
+@pytest.fixture
+def plug(model, tokenizer):
+    with memplug.attach(model, tokenizer, "elder", **QUICK) as made:
+        yield made
+
+
+def test_deleting_says_what_still_covers(plug, model, tokenizer):
+    rephrased = Edit("Where was Ada Quill born ?", ADA.target, ADA.subject)
+    kept, gone, far = plug.edit([rephrased, ADA, ORLO], progress=False)
+    base_inputs = encode(tokenizer, ADA.prompt)
+    with plug.paused():
+        base = logits(model, **base_inputs)
+    plug.method.known.deferral.limit(1000, 0.2)
+    (left,) = plug.delete(gone)
+    assert (left.edit, left.covered_by) == (gone, kept)
+    assert torch.equal(logits(model, **base_inputs), base)  # its own prompt is kept out all the same
+    assert answer(model, tokenizer, kept.prompt) == kept.target
+    plug.method.known.deferral.limit(1000, 0.999)
+    (left,) = plug.delete(far)
+    assert left.covered_by is None
+
+
+def test_a_deleted_prompt_can_be_edited_again(plug, model, tokenizer):
+    plug.delete(plug.edit(ADA))
+    plug.edit(ADA.prompt, "Marrow", ADA.subject)
+    assert answer(model, tokenizer, ADA.prompt) == "Marrow"
+
+
+def test_retraining_leaves_nothing_of_the_deleted(plug, model, tokenizer):
+    plug.edit([ADA, TAM, ORLO], progress=False)
+    plug.disable("e3")
+    plug.delete("e1", retrain=True)
+    assert not plug.edits.enabled("e3")
+    assert answer(model, tokenizer, TAM.prompt) == TAM.target
+    assert plug.explain(ORLO.prompt).deferred
+    assert plug.explain(ADA.prompt).deferred
+    got = learned(plug)
+    plug.detach()
+    with memplug.attach(model, tokenizer, "elder", **QUICK) as fresh:
+        fresh.edit([TAM, ORLO], progress=False)
+        assert same(learned(fresh), got)
+
+
+def test_other_methods_refuse_retraining(model, tokenizer):
+    with memplug.attach(model, tokenizer, "llp", n_statements=0, n_prefixes=0, value_steps=1) as plug:
+        plug.edit(ADA)
+        with pytest.raises(ValueError, match="retrain=True"):
+            plug.delete("e1", retrain=True)
+        assert len(plug.edits) == 1
+
+
+def test_a_loaded_plug_goes_on_where_the_saved_one_was(plug, model, tokenizer, tmp_path):
+    plug.edit([ADA, TAM], progress=False)
+    plug.delete(plug.edit(ORLO))
+    plug.disable("e2")
+    inputs = encode(tokenizer, ADA.prompt, TAM.prompt, ORLO.prompt)
+    before = logits(model, **inputs)
+    plug.save(tmp_path / "facts")
+    plug.edit(ORLO.prompt, "Zarnow", ORLO.subject)
+    after, explained = logits(model, **inputs), str(plug.explain(ORLO.prompt))
+    plug.detach()
+    with memplug.load(tmp_path / "facts", model, tokenizer) as loaded:
+        assert torch.equal(logits(model, **inputs), before)
+        loaded.edit(ORLO.prompt, "Zarnow", ORLO.subject)
+        assert torch.equal(logits(model, **inputs), after)
+        assert str(loaded.explain(ORLO.prompt)) == explained
+
+
+def test_a_damaged_state_is_refused(plug):
+    plug.edit([ADA, TAM], progress=False)
+    tensors, meta = plug.method.state()
+    before = learned(plug)
+    with pytest.raises(ValueError, match="codes do not belong"):
+        plug.method.restore(tensors, meta | {"numbers": [0]}, plug.edits)
+    with pytest.raises(ValueError, match="queries are"):
+        plug.method.restore(tensors | {"queries": tensors["queries"][:, :3]}, meta, plug.edits)
+    with pytest.raises(ValueError, match="shapes"):
+        plug.method.restore(tensors | {"experts.0": tensors["experts.0"][:1]}, meta, plug.edits)
+    assert same(learned(plug), before)

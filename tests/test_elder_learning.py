@@ -1,0 +1,141 @@
+"""How ELDER learns: allocations, guide, codes, replay, its seed, and failures that change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from elder_tiny import ADA, ORLO, QUICK, TAM, answer, encode, learned, logits, same
+
+import memplug
+from memplug import Edit, EditError
+from memplug.methods.elder import learning, training
+from memplug.methods.elder.allocation import pack
+
+
+@pytest.fixture
+def plug(model, tokenizer):
+    with memplug.attach(model, tokenizer, "elder", **QUICK) as made:
+        yield made
+
+
+def test_parameters_stay_as_many_and_their_start_follows_from_the_seed(plug, model, tokenizer):
+    count, start = plug.method.known.experts.count, learned(plug)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        plug.edit([ADA, TAM, ORLO], progress=False)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert plug.method.known.experts.count == count == sum(t.numel() for t in learned(plug))
+    first = learned(plug)
+    assert not same(first, start)
+    plug.detach()
+    with memplug.attach(model, tokenizer, "elder", **QUICK) as again:
+        assert same(learned(again), start)
+        again.edit([ADA, TAM, ORLO], progress=False)
+        assert same(learned(again), first)
+
+
+def test_rephrasings_share_an_allocation_and_answers_do_not_group(plug):
+    again = Edit("The birthplace of Ada Quill is", ADA.target, ADA.subject)
+    other = Edit("Where was Tam Wickes born?", ADA.target, "Tam Wickes")
+    plug.edit([ADA, again, other], progress=False)
+    given = [record.allocation for record in plug.method.known.records.values()]
+    assert given[0] == given[1] != given[2]
+
+
+@pytest.mark.parametrize("allocation", ["random", "spread"])
+def test_the_guide_pulls_routers_to_the_allocation(model, tokenizer, allocation):
+    strong = QUICK | {"guide_weight": 1.0, "router_lr": 3e-2, "stop_loss": 0.0, "allocation": allocation}
+    for guide in ("guided", "none"):
+        with memplug.attach(model, tokenizer, "elder", **strong, guide=guide) as plug:
+            plug.edit([ADA, TAM, ORLO], progress=False)
+            known = plug.method.known
+            wanted = torch.tensor([record.allocation for record in known.records.values()]).transpose(0, 1)
+            reached = (pack(wanted, known.experts.n) == known.deferral.codes).all()
+            assert reached == (guide == "guided")
+
+
+def test_load_balancing_trains_the_routers(model, tokenizer):
+    with memplug.attach(
+        model, tokenizer, "elder", **QUICK | {"guide": "balance", "guide_weight": 1.0}
+    ) as plug:
+        start = plug.method.known.experts.gates.clone()
+        plug.edit([ADA, TAM], progress=False)
+        assert not torch.equal(plug.method.known.experts.gates, start)
+        assert answer(model, tokenizer, ADA.prompt) == ADA.target
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_codes_follow_the_routers_if_they_are_refreshed(model, tokenizer, refresh):
+    with memplug.attach(model, tokenizer, "elder", **QUICK, refresh=refresh) as plug:
+        plug.edit(ADA)
+        known = plug.method.known
+        used = known.experts.route(known.deferral.queries).picks[0].flatten().tolist()
+        known.experts.bias[0, min(set(range(known.experts.n)) - set(used))] += 100  # as if routers had moved
+        plug.edit(TAM)
+        now = pack(known.experts.route(known.deferral.queries).picks, known.experts.n)
+        assert (now[0] == known.deferral.codes[0]).all() == refresh
+
+
+def test_replay_takes_the_edits_that_share_the_most_experts(model, tokenizer, monkeypatch):
+    rows, observe_rows = [], learning.observe_rows
+    monkeypatch.setattr(
+        "memplug.methods.elder.learning.observe_rows",
+        lambda host, site, first, pairs: rows.append(len(pairs)) or observe_rows(host, site, first, pairs),
+    )
+    with memplug.attach(model, tokenizer, "elder", **QUICK | {"replay": 1, "batch_size": 1}) as plug:
+        plug.edit([ADA, TAM, ORLO], progress=False)
+        assert rows == [1, 2, 2]
+        records = list(plug.method.known.records.values())
+        (found,) = plug.method._learner._endangered(plug.method.known, [records[1].allocation])
+        assert found is records[1]
+        plug.disable(str(records[1].edit.id))
+        (found,) = plug.method._learner._endangered(plug.method.known, [records[1].allocation])
+        assert found is not records[1]
+
+
+def test_sampled_contexts_are_further_rows(model, tokenizer):
+    with memplug.attach(model, tokenizer, "elder", **QUICK, n_prefixes=2) as plug:
+        plug.edit(ADA)
+        fronts = plug.method._learner._fronts()
+        assert fronts
+        assert answer(model, tokenizer, ADA.prompt) == ADA.target
+
+
+@pytest.mark.parametrize("failure", [EditError("no"), KeyboardInterrupt()])
+def test_a_failing_edit_changes_nothing(plug, model, tokenizer, monkeypatch, failure):
+    plug.edit(ADA)
+    inputs = encode(tokenizer, ADA.prompt, TAM.prompt)
+    before, tensors, table = logits(model, **inputs), learned(plug), repr(plug.edits)
+    calls = []
+
+    def fail(*args):
+        calls.append(1)
+        if len(calls) == 2:  # the first batch is learned by then
+            raise failure
+        return training.train_batch(*args)
+
+    monkeypatch.setattr("memplug.methods.elder.learning.train_batch", fail)
+    many = [TAM, *(Edit(f"Orlo {i} is", "Marrow", f"Orlo {i}") for i in range(4))]
+    with pytest.raises(type(failure)):
+        plug.edit([ADA_AGAIN, *many], progress=False)
+    assert len(calls) == 2
+    assert same(learned(plug), tensors)
+    assert repr(plug.edits) == table
+    assert torch.equal(logits(model, **inputs), before)
+
+
+ADA_AGAIN = Edit(ADA.prompt, "Marrow", ADA.subject)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(model, tokenizer):
+    with memplug.attach(
+        model, tokenizer, "elder", **QUICK | {"lr": 1e3, "init": "published", "stop_loss": 0}
+    ) as plug:
+        model.get_output_embeddings().weight.data.mul_(1e36)
+        try:
+            with pytest.raises(EditError, match="not finite"):
+                plug.edit(ADA)
+        finally:
+            model.get_output_embeddings().weight.data.div_(1e36)
+        assert not plug.edits
