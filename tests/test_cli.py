@@ -11,7 +11,7 @@ import pytest
 from families import METHODS, TEXTS, lexical
 from typer.testing import CliRunner
 
-from memplug import opening
+from memplug import cli, opening
 from memplug.cli import app
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
@@ -132,6 +132,13 @@ def test_mistakes_are_told_in_one_line(facts, model, tmp_path, make_tokenizer):
     (tmp_path / "letter" / "a.txt").write_text("dear")
     assert "is not a saved plug" in refused("edit", tmp_path / "letter", BORN, "Tam", "-m", model)
     assert sorted((path.name, path.read_bytes()) for path in facts.iterdir()) == before
+
+
+def test_an_unknown_edit_or_plug_is_told_before_a_model_is_loaded(facts, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "load_model", lambda *_args: pytest.fail("a model was loaded"))
+    for command in ("delete", "disable", "enable"):
+        assert "no edit has the id 'e11'; did you mean 'e1'?" in refused(command, facts, "e1", "e11")
+        assert "is not a saved plug" in refused(command, tmp_path / "nowhere", "e1")
 
 
 def test_another_base_model(facts, model, make_tokenizer, tmp_path):
