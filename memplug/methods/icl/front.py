@@ -1,0 +1,188 @@
+"""Attention over what was read in front: keys and values of every layer, of another length in each row.
+
+A text that is read in front takes the place of the row's own first token (BOS), which it brings along: to the
+tokens after it the row's own is closed. So they see what they would see if the texts were one. Positions
+stay as they are where they are relative; where they are learned, the row's tokens are counted on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...hooks import capture_input
+from ...layers import Anatomy, UnsupportedModelError, input_device
+from ...prefix import KV, Extension, PrefixedCache, causal
+from ...recall import Recall
+
+__all__ = ["Front", "Reader"]
+
+
+@dataclass(frozen=True)
+class Front:
+    """What the rows of one forward have in front.
+
+    Attributes:
+        kv: keys and values [B,H,b,w] per layer, filled up with zeros on the left.
+        open: BoolTensor [B,b]; positions that hold something.
+        begin: LongTensor [B]; column of each row's first real token.
+        bos: BoolTensor [B]; rows whose own first token is closed, as the text in front brings its own.
+        after: BoolTensor [B,T]; new tokens that see what is in front: all but the row's own first one.
+    """
+
+    kv: KV
+    open: Tensor
+    begin: Tensor
+    bos: Tensor
+    after: Tensor
+
+    @property
+    def length(self) -> int:
+        """b, the positions in front."""
+        return self.kv[0][0].shape[-2]
+
+    @property
+    def start(self) -> Tensor:
+        """LongTensor [B]; the column that the text in front ends before."""
+        return self.begin + self.bos.to(self.begin.device)
+
+    @staticmethod
+    def stack(rows: Sequence[KV | None]) -> tuple[KV, Tensor]:
+        """Keys and values of a batch from each row's own [1,H,b,w], of which one is given at least, and
+        which positions they fill [B,b]."""
+        model = next(kv for kv in rows if kv is not None)
+        sizes = [0 if kv is None else kv[0][0].shape[-2] for kv in rows]
+        longest = max(sizes)
+
+        def filled(layer: int, which: int) -> Tensor:
+            like = model[layer][which]
+            parts = []
+            for kv, size in zip(rows, sizes, strict=True):
+                blank = like.new_zeros(1, like.shape[1], longest - size, like.shape[3])
+                parts.append(blank if kv is None else torch.cat([blank, kv[layer][which]], dim=2))
+            return torch.cat(parts)
+
+        kv = [(filled(layer, 0), filled(layer, 1)) for layer in range(len(model))]
+        return kv, torch.arange(longest)[None] >= longest - torch.tensor(sizes)[:, None]
+
+
+class Reader(Recall):
+    """Reads texts in front, and lets every layer see them.
+
+    Raises:
+        UnsupportedModelError: as `Recall`; or positions that are learned and cannot be handed in.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+        super().__init__(model, anatomy, 0)
+        self._signature = inspect.signature(type(anatomy.decoder).forward)
+        takes = "position_ids" in self._signature.parameters
+        relative = anatomy.rotary or anatomy.alibi_arg is not None or anatomy.bias_by_column
+        self.counts_on = takes and not relative
+        self._by_mask = self.counts_on and self._counts_from_mask()
+
+    def read(self, ids: Sequence[int], bos: bool, first: int) -> KV:
+        """Keys and values of ``ids``, of which a BOS is the first one if ``bos``.
+
+        Args:
+            first: position id of the first real token of the row that they stand in front of.
+        """
+        length = len(ids)
+        device = input_device(self._model)
+        begin = first if self.counts_on else first + int(bos) - length
+        given: dict[str, Any] = {"input_ids": torch.tensor([list(ids)], device=device)}
+        if self.counts_on:
+            given["position_ids"] = begin + torch.arange(length, device=device)[None]
+        run = lambda: self._anatomy.decoder(**given, use_cache=False)  # noqa: E731
+        with self.forced(None):
+            values = capture_input(self._anatomy, 0, run)
+        return self.project(values, torch.tensor([begin + length]))
+
+    def moved(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], past: int, real: Tensor, by: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The decoder's arguments with positions counted on.
+
+        Args:
+            past: columns in the cache.
+            real: BoolTensor [B,T], new tokens that are not padding.
+            by: LongTensor [B,T], what to add to each one's position.
+        """
+        given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
+        positions = given.get("position_ids")
+        if positions is None:
+            if self._by_mask:
+                mask = given.get("attention_mask")
+                before = mask[:, :past].sum(1, keepdim=True) if isinstance(mask, Tensor) else past
+                positions = (before + real.long().cumsum(1) - 1).clamp(min=0)
+            else:
+                positions = past + torch.arange(real.shape[1], device=real.device)[None]
+        given["position_ids"] = positions + by.to(positions.device)
+        return (), given
+
+    @torch.no_grad()
+    def _counts_from_mask(self) -> bool:
+        """Whether a row's positions, where nobody hands them in, start at its first real token."""
+        device = input_device(self._model)
+        ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+        mask = torch.tensor([[0, 1, 1]], device=device)
+
+        def entering(**given: Any) -> Tensor:
+            decoder = self._anatomy.decoder
+            run = lambda: decoder(input_ids=ids, attention_mask=mask, use_cache=False, **given)  # noqa: E731
+            return capture_input(self._anatomy, 0, run)[:, 1:]
+
+        alone = entering()
+        by_mask = entering(position_ids=torch.tensor([[0, 0, 1]], device=device))
+        by_column = entering(position_ids=torch.tensor([[0, 1, 2]], device=device))
+        return torch.equal(alone, by_mask) and not torch.equal(alone, by_column)
+
+    def _inject(self, index: int, prefix: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        anatomy = self._anatomy
+        bound = anatomy.bind(args, kwargs)
+        name, hidden = next(iter(bound.items()))
+        del bound[name]
+        cache = bound.get(anatomy.cache_arg)
+        queries = hidden.shape[1]
+        columns, offset = (queries, 0) if cache is None else cache.get_mask_sizes(queries, index)
+        mask = bound.get(anatomy.mask_arg)
+        if mask is None:
+            mask = causal(queries, columns, hidden, self._eager)
+        extend = _Widened(prefix, anatomy, hidden.device)
+        bound[anatomy.mask_arg] = extend.widen(mask, offset)
+        if anatomy.alibi_arg:
+            bound[anatomy.alibi_arg] = extend.alibi(bound[anatomy.alibi_arg])
+        bound[anatomy.cache_arg] = PrefixedCache(cache, prefix.kv[index], extend)
+        return (hidden,), bound
+
+
+class _Widened(Extension):
+    """One forward's masks, biases, keys and values with those in front."""
+
+    def __init__(self, front: Front, anatomy: Anatomy, device: torch.device) -> None:
+        super().__init__(front, anatomy, device)  # type: ignore[arg-type]
+        self.front = front
+
+    def widen(self, mask: Any, offset: int) -> Tensor:
+        """[B,H,T,columns] -> [B,H,T,b+columns]; ``offset`` columns of the cache are no longer seen."""
+        if not isinstance(mask, Tensor) or mask.ndim != 4:
+            raise UnsupportedModelError(
+                f"notes cannot extend an attention mask of type {type(mask).__name__}; use "
+                "attn_implementation 'sdpa' or 'eager'"
+            )
+        front, device = self.front, mask.device
+        mask = mask.expand(len(front.open), -1, -1, -1)
+        after = front.after.to(device)[:, None, :, None]
+        opened = (self.open.to(device)[:, None, None, :] & after).expand(-1, mask.shape[1], -1, -1)
+        at = torch.arange(mask.shape[-1], device=device)[None] == (front.begin.to(device) - offset)[:, None]
+        own = (at & front.bos.to(device)[:, None])[:, None, None, :] & after
+        if mask.dtype == torch.bool:
+            return self._join(opened ^ self.masked_is_true, mask.masked_fill(own, self.masked_is_true), -1)
+        floor = torch.finfo(mask.dtype).min
+        value = self._extrapolate(mask[:, :, -1:]) if mask.shape[1] > 1 else mask.new_zeros(1)
+        return self._join(torch.where(opened, value, floor), mask.masked_fill(own, floor), -1)

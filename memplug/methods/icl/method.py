@@ -1,0 +1,354 @@
+"""In-context editing: what was edited is said before the prompt, and the model answers from that."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...calls import Call, hold
+from ...contexts import sample_prefixes
+from ...edits import Edit
+from ...hooks import Hook, capture_input
+from ...layers import evaluating
+from ...nearest import Nearest
+from ...prefix import KV
+from ..base import Host, State
+from ..continuing import Continuing
+from .config import ICLConfig
+from .front import Front, Reader
+from .fronted import Fronted
+from .notes import Notes
+
+__all__ = ["ICL", "Explanation"]
+
+_READ = 64  # notes whose keys and values per layer stay at hand
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What happens to the edits when the model reads a prompt.
+
+    Attributes:
+        prompt: the text.
+        nearest: edits with their cosine, the most similar first; a few more than are read.
+        threshold: the cosine to exceed.
+        notes: what is read before the prompt; empty where the base model answers.
+    """
+
+    prompt: str
+    nearest: tuple[tuple[Edit, float], ...]
+    threshold: float
+    notes: str
+
+    def __str__(self) -> str:
+        what = f"read after {self.notes!r}" if self.notes else "answered by the base model"
+        lines = [f"{self.prompt!r}: {what} (threshold {self.threshold:.3f})"]
+        lines += [f"  edit {edit.id}, cosine {cosine:.3f}: {edit.prompt}" for edit, cosine in self.nearest]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+class ICL:
+    """Reads the notes on the edits nearest to a prompt before it; the base model's weights never change.
+
+    The notes come between a row's BOS and the rest of it. They are not part of the row: ids, logits,
+    positions and the caller's cache keep their length, and attention sees the notes' keys and values in every
+    layer, just as it would see them in one text. (Layers with a sliding window see all of the notes.) A
+    text's first forward decides; where it is told where the prompt ends (`Plug.prompt_lengths`), by the
+    prompt alone.
+
+    Args:
+        host: the model.
+        config: constants; the layer is chosen from the model's depth if left open.
+
+    Raises:
+        ValueError: a layer out of range.
+        UnsupportedModelError: the model's attention cannot take notes in front.
+        ImportError: FAISS is missing.
+    """
+
+    def __init__(self, host: Host, config: ICLConfig) -> None:
+        self.config = config.resolve(len(host.anatomy.layers))
+        self._host, self._continuing = host, Continuing()
+        self._notes = Notes(host.text, self.config)
+        self._reader = Reader(host.model, host.anatomy)
+        self._signature = inspect.signature(type(host.anatomy.decoder).forward)
+        self._index = Nearest(host.anatomy.width, "cosine")
+        self._center: Tensor | None = None
+        self.records: dict[str, tuple[int, Edit, Tensor]] = {}  # number, edit, embedding
+        self.off: set[str] = set()
+        self._ids: dict[int, str] = {}
+        self._next = 0
+        self._kv: OrderedDict[tuple[tuple[str, ...], bool, int], KV] = OrderedDict()
+
+    @property
+    def active(self) -> bool:
+        """Whether any edit is in force."""
+        return bool(self._ids)
+
+    # ------------------------------------------------------------------ forwards
+
+    def hooks(self) -> list[Hook]:
+        """Decide before the decoder is entered, then attend to the notes in every layer."""
+        tracker = self._host.tracker
+
+        def enter(_m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = tracker.current
+            if call is None:
+                return None
+            fronted = self._decide(call, args, kwargs)
+            call.scratch = fronted
+            if fronted is None or not bool(fronted.moved.any()):
+                return None
+            by = fronted.moved[:, None] * fronted.after(call)
+            return self._reader.moved(args, kwargs, call.past, call.real, by)
+
+        def begin() -> Any:
+            call = tracker.current
+            if call is None or call.scratch is None:
+                return None
+            fronted: Fronted = call.scratch
+            if call.cache is not None:
+                hold(call.cache, fronted)
+            call.scratch = fronted.front(call)
+            return call.scratch
+
+        def current() -> Any:
+            call = tracker.current
+            return None if call is None else call.scratch
+
+        return [Hook(self._host.anatomy.decoder, "before", enter), *self._reader.hooks(begin, current)]
+
+    def _decide(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fronted | None:
+        """What the rows have read: as decided when their cache was begun, or now if this is the beginning."""
+        held = call.held
+        if isinstance(held, Fronted) and held.owner is self and len(held) == len(call.valid):
+            return self._kept(held)
+        if call.past:
+            return None  # a cache begun without us goes on without notes
+        given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
+        query = self._embed(call, given)
+        cached = given.get("use_cache")
+        if cached is None:
+            cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
+        if not cached:
+            query = self._continuing.query(call, query)
+        found = self._find(query)
+        begin = call.start[:, None]
+        bos = (call.real & ~call.valid).gather(1, begin)[:, 0]
+        room = self._host.text.max_length - call.real.sum(1)
+        edits = tuple(
+            self._fitting(ids, size) if bool(there) else ()
+            for ids, size, there in zip(found, room.tolist(), call.valid.any(1), strict=True)
+        )
+        return self._fronted(edits, call, bos)
+
+    def _fitting(self, ids: tuple[str, ...], room: int) -> tuple[str, ...]:
+        """The nearest of ``ids`` whose notes leave the row some room."""
+        while ids and len(self._notes.ids(self._edits(ids))) >= room:
+            ids = ids[1:]
+        return ids
+
+    def _fronted(self, edits: tuple[tuple[str, ...], ...], call: Call, bos: Tensor) -> Fronted:
+        rows = zip(edits, bos.tolist(), call.first.tolist(), strict=True)
+        kv, open_ = self._stack([self._kv_of(*row) if row[0] else None for row in rows])
+        moved = torch.zeros_like(call.start)
+        if self._reader.counts_on and open_ is not None:
+            moved = open_.sum(1).to(moved) - bos.to(moved)
+            moved = moved * torch.tensor([bool(ids) for ids in edits], device=moved.device)
+        length = call.valid.shape[1]
+        return Fronted(self, edits, call.start, call.first, bos, moved, kv, open_, length)
+
+    def _kept(self, held: Fronted) -> Fronted:
+        """What rows have read, less the notes on edits that are no longer in force."""
+        in_force = set(self._ids.values())
+        edits = tuple(tuple(id for id in ids if id in in_force) for ids in held.edits)
+        if edits == held.edits:
+            return held
+        rows = zip(edits, held.bos.tolist(), held.first.tolist(), strict=True)
+        kv, open_ = self._stack([self._kv_of(*row) if row[0] else None for row in rows])
+        return replace(held, edits=edits, kv=kv, open=open_)
+
+    @staticmethod
+    def _stack(rows: Sequence[KV | None]) -> tuple[KV | None, Tensor | None]:
+        return Front.stack(rows) if any(row is not None for row in rows) else (None, None)
+
+    @torch.no_grad()
+    def _kv_of(self, ids: tuple[str, ...], bos: bool, first: int) -> KV:
+        """Keys and values of notes per layer; computed alone, so that their bits depend on nothing else."""
+        name = (ids, bos, first)
+        if name not in self._kv:
+            tokens = self._notes.ids(self._edits(ids))
+            begin = [self._host.text.bos_id] if bos else []
+            with self._host.tracker.off(), evaluating(self._host.model):
+                self._kv[name] = self._reader.read([*begin, *tokens], bos, first)  # type: ignore[list-item]
+            while len(self._kv) > _READ:
+                self._kv.popitem(last=False)
+        return self._kv[name]
+
+    @torch.no_grad()
+    def _embed(self, call: Call, given: Mapping[str, Any]) -> Tensor:
+        """[B,D] embeddings of the rows' prompts, from the arguments that the decoder was given."""
+        tokens = {name: given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None}
+        count = call.real.long().cumsum(1)
+        asked = call.valid
+        if call.prompt is not None:
+            asked = asked & (count <= call.prompt.to(count.device)[:, None])
+        states = self._states({**tokens, "attention_mask": call.real.long()}, (count - 1).clamp(min=0))
+        return self._pooled(states, asked)
+
+    def _states(self, given: dict[str, Any], positions: Tensor) -> Tensor:
+        """[B,T,D] outputs of the layer that texts are compared by, of the base model."""
+        anatomy, layer = self._host.anatomy, self.config.layer or 0
+        if "position_ids" in self._signature.parameters:
+            given["position_ids"] = positions
+        found: list[Tensor] = []
+
+        def run() -> Any:
+            return anatomy.decoder(**given, use_cache=False)
+
+        with self._host.tracker.off(), evaluating(self._host.model):
+            if layer + 1 < len(anatomy.layers):
+                return capture_input(anatomy, layer + 1, run).float()
+            found.append(run().last_hidden_state)
+        return found[0].float()
+
+    def _pooled(self, states: Tensor, asked: Tensor) -> Tensor:
+        """[B,D] from states [B,T,D] and the tokens that count [B,T]."""
+        asked = asked.to(states.device)
+        if self.config.pooling == "last":
+            at = (asked * torch.arange(1, asked.shape[1] + 1, device=asked.device)).argmax(1)
+            pooled = states[torch.arange(len(at), device=at.device), at]
+        else:
+            pooled = (states * asked[..., None]).sum(1) / asked.sum(1, keepdim=True).clamp(min=1)
+        center = self._center
+        return pooled if center is None else pooled - center.to(pooled.device)
+
+    def _find(self, query: Tensor) -> list[tuple[str, ...]]:
+        """The edits whose notes each row reads, the nearest last."""
+        near = self._index.search(query, self.config.k)
+        return [
+            tuple(
+                self._ids[int(n)]
+                for n, cosine in reversed(list(zip(numbers, cosines, strict=True)))
+                if n >= 0 and cosine > self.config.threshold
+            )
+            for numbers, cosines in zip(near.number, near.measure, strict=True)
+        ]
+
+    def _edits(self, ids: Sequence[str]) -> list[Edit]:
+        return [self.records[id][1] for id in ids]
+
+    # ------------------------------------------------------------------ edits
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Raises TokenizerError for a target without tokens, or a note longer than the context."""
+        text = self._host.text
+        for edit in edits:
+            pair = text.pair(edit.prompt, edit.target)
+            text.check_length([*self._notes.ids([edit]), *pair.ids], self._notes.write([edit]))
+
+    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
+        """Note each edit under the embedding of its prompt."""
+        gone = {str(edit.id) for edit in replaced}
+        center = self._center
+        if center is None and self.config.center:
+            c, text = self.config, self._host.text
+            with self._host.tracker.off():
+                texts = sample_prefixes(text, c.heldout, c.heldout_tokens, c.sample_top_k, c.seed)
+                center = self._embeddings(texts).mean(0) if texts else torch.zeros(self._index.width)
+        fresh = self._embeddings([edit.prompt for edit in edits])
+        if self._center is None and center is not None:
+            fresh = fresh - center
+        records = {id: record for id, record in self.records.items() if id not in gone}
+        for number, (edit, embedding) in enumerate(zip(edits, fresh, strict=True), start=self._next):
+            records[str(edit.id)] = (number, edit, embedding)
+        self._put(records, self.off - gone)
+        self._center = center
+        self._next += len(edits)
+
+    def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
+        """Drop notes and embeddings."""
+        gone = {str(edit.id) for edit in edits}
+        records = {id: record for id, record in self.records.items() if id not in gone}
+        self._put(records, self.off - gone)
+
+    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
+        """Take notes out of the search, or put them back."""
+        ids = {str(edit.id) for edit in edits}
+        self._put(self.records, self.off - ids if on else self.off | ids)
+
+    def _put(self, records: dict[str, tuple[int, Edit, Tensor]], off: set[str]) -> None:
+        on = {number: embedding for id, (number, _, embedding) in records.items() if id not in off}
+        self._index.hold(on)
+        self.records, self.off = dict(records), set(off)
+        self._ids = {number: id for id, (number, _, _) in records.items() if id not in off}
+        self._kv.clear()
+
+    @torch.no_grad()
+    def _embeddings(self, texts: Sequence[str]) -> Tensor:
+        """Float32 [n,D] (CPU) of texts."""
+        text, found = self._host.text, []
+        for at in range(0, len(texts), 64):
+            batch = text.batch([text.encode(piece) for piece in texts[at : at + 64]])
+            given = {"input_ids": batch.ids, "attention_mask": batch.mask}
+            begins = (batch.positions == 0) & (batch.ids == text.bos_id) & batch.mask.bool()
+            states = self._states(given, batch.positions)
+            found.append(self._pooled(states, batch.mask.bool() & ~begins).cpu())
+        return torch.cat(found)
+
+    # ------------------------------------------------------------------ looking, saving
+
+    def explain(self, prompt: str) -> Explanation:
+        """The nearest edits, and the notes that are read before the prompt.
+
+        Raises:
+            ValueError: the prompt is empty.
+        """
+        if not prompt.strip():
+            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        query = self._embeddings([prompt])
+        near = self._index.search(query, self.config.k + 2)
+        pairs = [(int(n), float(c)) for n, c in zip(near.number[0], near.measure[0], strict=True) if n >= 0]
+        nearest = tuple((self.records[self._ids[n]][1], cosine) for n, cosine in pairs)
+        room = self._host.text.max_length - len(self._host.text.encode(prompt))
+        read = self._fitting(self._find(query)[0], room)
+        notes = self._notes.write(self._edits(read)) if read else ""
+        return Explanation(prompt, nearest, self.config.threshold, notes)
+
+    def state(self) -> State:
+        """Embeddings; notes follow from the edits."""
+        width = self._index.width
+        embeddings = [embedding for _, _, embedding in self.records.values()]
+        tensors = {"embeddings": torch.stack(embeddings) if embeddings else torch.zeros(0, width)}
+        if self._center is not None:
+            tensors["center"] = self._center
+        meta = {
+            "numbers": {id: number for id, (number, _, _) in self.records.items()},
+            "off": sorted(self.off),
+            "next": self._next,
+            "config": asdict(self.config),
+        }
+        return State(tensors, meta)
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
+    ) -> None:
+        """Take over what `state` gave."""
+        embeddings, center, width = tensors["embeddings"], tensors.get("center"), self._index.width
+        expected = (len(meta["numbers"]), width)
+        if tuple(embeddings.shape) != expected or (center is not None and tuple(center.shape) != (width,)):
+            raise ValueError(f"embeddings are {tuple(embeddings.shape)}, expected {expected}")
+        records = {
+            id: (int(number), edits[id], embedding)
+            for (id, number), embedding in zip(meta["numbers"].items(), embeddings, strict=True)
+        }
+        self._put(records, set(meta["off"]))
+        self._center, self._next = center, int(meta["next"])
