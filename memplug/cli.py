@@ -170,15 +170,19 @@ def ask(
 
 @app.command()
 def demo(
-    edits: Annotated[int, typer.Option(min=2, max=1000, help="Facts to edit.")] = 100,
+    edits: Annotated[int, typer.Option(min=2, max=1000, help="Facts to edit.")] = 40,
     seed: Annotated[int, typer.Option(help="Which facts.")] = 0,
+    compared: Annotated[int, typer.Option(min=0, max=1000, help="Edits of the comparison; 0 for none.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison; a new ./memplug-demo if left out.")
+    ] = None,
 ) -> None:
-    """Edit facts of the embedded model, look at them, delete one, detach: two minutes on a CPU."""
+    """Edit facts of the embedded model, look, delete one, detach; then compare methods: two minutes."""
     with explained():
         from .demo import run
 
         quiet()
-        sys.exit(run(edits, seed))
+        sys.exit(run(edits, seed, compared, out))
 
 
 app.command()(compare)

@@ -1,8 +1,10 @@
-"""The demo: the main job on the embedded model, with every claim checked while it is shown."""
+"""The demo: the main job on the embedded model, each claim checked while it is shown; then a comparison."""
 
 from __future__ import annotations
 
 import time
+from itertools import chain, count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,25 +13,47 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import world
+from .comparison import compare
+from .editors import shipped_editor
 from .edits import Case
 from .evaluation import Scores, answer, evaluate
+from .methods import METHODS, find_method
 from .opening import attach
 from .plugin import Plug
 
 __all__ = ["run"]
 
 _SHOWN = 6
+_METHODS = ("llp", "elder", "rledit", "ultraedit", "finetune", "icl")
 
 
-def run(edits: int = 100, seed: int = 0) -> int:
-    """Show it all; returns 0 if the model is back to the bit in the end, 1 if not."""
+def run(edits: int = 40, seed: int = 0, compared: int = 20, out: Path | None = None) -> int:
+    """Show it all.
+
+    Args:
+        edits: facts to edit.
+        seed: which facts.
+        compared: edits of the comparison; 0 leaves it out.
+        out: the comparison's folder; by default a new one in the current folder.
+
+    Returns:
+        0 if the model is back to the bit in the end, 1 if not.
+    """
     console = Console()
     begin = time.perf_counter()
     model, tokenizer = world.load()
+    same = _edit(console, model, tokenizer, world.cases(edits, seed))
+    if same and compared:
+        same = _compare(console, model, tokenizer, world.cases(compared, seed), out or _new_folder())
+    console.print(f"{time.perf_counter() - begin:.0f} s in all.")
+    return 0 if same else 1
+
+
+def _edit(console: Console, model: Any, tokenizer: Any, cases: list[Case]) -> bool:
+    """Edit, look, delete, detach; whether the model is back to the bit."""
     pristine = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     size = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"The embedded model: {size:.1f} M parameters, {len(world.facts())} made-up facts.")
-    cases = world.cases(edits, seed)
     probe = tokenizer(cases[0].edit.prompt, return_tensors="pt")
     with torch.no_grad():
         before = model(**probe).logits
@@ -57,9 +81,45 @@ def run(edits: int = 100, seed: int = 0) -> int:
     with torch.no_grad():
         same = torch.equal(before, model(**probe).logits)
     same = same and all(torch.equal(pristine[name], t) for name, t in model.state_dict().items())
-    console.print(f"Detached: weights and logits are the base model's to the bit: {same}")
-    console.print(f"{time.perf_counter() - begin:.0f} s in all.")
-    return 0 if same else 1
+    console.print(f"Detached: weights and logits are the base model's to the bit: {same}\n")
+    return same
+
+
+def _compare(console: Console, model: Any, tokenizer: Any, cases: list[Case], out: Path) -> bool:
+    """The same edits by several methods; whether each left the model as it was."""
+    # Those that need fitting only where an editor comes with the model.
+    methods = [name for name in _METHODS if name in METHODS and _needs_nothing(name, model)]
+    console.print(f"Now {', '.join(methods)} make the same {len(cases)} edits, 10 at a time.")
+    few = [Case(c.edit, c.rephrases[:2], c.locality[:3], c.same_subject[:2], c.portability) for c in cases]
+    comparison = compare(
+        model,
+        tokenizer,
+        few,
+        methods=methods,
+        batch=10,
+        points=[len(few)],
+        general=["skills:5"],
+        batch_size=64,
+        out=out,
+        name="world",
+        progress=console.is_terminal,
+    )
+    console.print(comparison.table(title="Side by side"))
+    comparison.to_html(out / "report.html")
+    comparison.to_markdown(out / "report.md")
+    console.print(f"The report with every answer: {escape(str(out / 'report.html'))}", soft_wrap=True)
+    return all(run["restored"] for run in comparison.results["runs"])
+
+
+def _needs_nothing(name: str, model: Any) -> bool:
+    fits = hasattr(find_method(name).method, "fit")
+    return not fits or shipped_editor(name, model, {}) is not None
+
+
+def _new_folder() -> Path:
+    """``memplug-demo`` in the current folder, with a number where there is one already."""
+    names = chain(["memplug-demo"], (f"memplug-demo-{i}" for i in count(2)))
+    return next(folder for folder in map(Path, names) if not folder.exists())
 
 
 def _changes(plug: Plug, cases: list[Case]) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -13,13 +15,30 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_it_ends_with_the_base_model_to_the_bit(capsys):
-    assert demo.run(edits=4) == 0
+def test_it_ends_with_the_base_model_to_the_bit(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "_METHODS", ("ultraedit", "mend", "no such method"))
+    assert demo.run(edits=4, compared=2, out=tmp_path / "demo") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Learned 4 edits" in shown
     assert "Facts that were not edited" in shown
     assert "Deleted e1:" in shown
     assert "weights and logits are the base model's to the bit: True" in shown
+    # A method that would have to be fitted first is left out, unless it comes with an editor.
+    assert "make the same 2 edits" in shown
+    assert "ultraedit" in shown
+    assert "no such method" not in shown
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert all(one["status"] == "done" and one["restored"] for one in results["runs"])
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert results["runs"][0]["answers"]["final"][0]["prompt"] in page
+
+
+def test_the_folder_is_a_new_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(demo._new_folder()) == "memplug-demo"
+    (tmp_path / "memplug-demo").mkdir()
+    (tmp_path / "memplug-demo-2").mkdir()
+    assert str(demo._new_folder()) == "memplug-demo-3"
 
 
 def test_a_changed_model_is_noticed(monkeypatch, capsys):

@@ -129,7 +129,8 @@ def overhead(
     *,
     tokens: int = 64,
     steps: int = 16,
-    turns: int = 7,
+    turns: int = 5,
+    seconds: float = 2.0,
 ) -> Overhead:
     """Time a forward of one row of ``tokens`` and greedy decoding behind it, edited and bare in turns.
 
@@ -140,7 +141,8 @@ def overhead(
         before: `hooks_of` the model before the plug was attached.
         tokens: length of the row, if the model's context holds it.
         steps: tokens decoded.
-        turns: how often each is run; one more to warm up.
+        turns: how often each is run at least; one more to warm up.
+        seconds: more turns are taken until so much time has gone, as others may share the machine.
     """
     text = Text(model, tokenizer)
     tokens = min(tokens, max(2, text.max_length - steps - 1))
@@ -153,7 +155,8 @@ def overhead(
     ids = torch.tensor([row], device=input_device(model))
     best = {name: [float("inf"), float("inf")] for name in ("bare", "edited")}
     with evaluating(model):
-        for turn in range(turns + 1):
+        begin, turn = time.perf_counter(), -1
+        while (turn := turn + 1) <= turns or time.perf_counter() - begin < seconds:
             for name in best:
                 if name == "bare":
                     with bare(model, before):

@@ -93,11 +93,9 @@ class Comparison:
         how = "generated" if settings["max_new_tokens"] else "whole"
         general = sorted({name for run in self.results["runs"] for name in run["general"]})
         table = Table(title=title, caption=self._caption(how), caption_justify="left", box=SIMPLE_HEAD)
-        table.add_column("%", no_wrap=True)
-        for heading in ("efficacy", "gener.", "specif.", "same subj.", "portab.", "first", *general):
-            table.add_column(heading, justify="right")
-        table.add_column("s/edit", justify="right")
-        table.add_column("forward", justify="right")
+        table.add_column("%", overflow="fold")
+        for heading in (*_HEADINGS, "first", *general, "s/edit", "fwd"):
+            table.add_column(heading, justify="right", no_wrap=True)
         base = list(self.results["base"].values())
         cells = [_mean([b["scores"][key][how] for b in base]) for key in _GROUPS]
         table.add_row(
@@ -107,14 +105,13 @@ class Comparison:
             runs = [run for run in self.results["runs"] if run["method"] == label]
             done = [run for run in runs if run["status"] == "done"]
             if not done:
-                error = runs[0]["error"]
-                table.add_row(escape(label), f"[red]{escape(error['type'])}[/red]")
+                table.add_row(escape(label), "[red]failed[/red]")
                 continue
             cells = [_mean([run["final"][key][how] for run in done]) for key in _GROUPS]
             cells.append(_mean([run["first"]["efficacy"][how] for run in done]))
             cells += [_mean([run["general"].get(name) for run in done]) for name in general]
             cells.append(_plain_mean([run["cost"]["seconds_per_edit"] for run in done], "{:.2f}"))
-            cells.append(_plain_mean([run["cost"]["forward"]["ratio"] for run in done], "{:.2f}×"))
+            cells.append(_plain_mean([run["cost"]["forward"]["ratio"] for run in done], "{:.2f}"))
             mark = f" ({len(runs) - len(done)} of {len(runs)} failed)" if len(done) < len(runs) else ""
             table.add_row(escape(label) + mark, *cells)
         return table
@@ -122,10 +119,12 @@ class Comparison:
     def _caption(self, how: str) -> str:
         settings = self.results["settings"]
         asked = "whole answers as generated" if how == "generated" else "whole answers, teacher forced"
+        several = len(settings["seeds"]) > 1
         text = (
-            f"{settings['edits']} edits in batches of {settings['batch']}, seeds "
-            f"{', '.join(map(str, settings['seeds']))}; {asked}; "
-            "specificity and same subject against the base model"
+            f"{settings['edits']} edits in batches of {settings['batch']}, seed{'s' * several} "
+            f"{', '.join(map(str, settings['seeds']))}. Efficacy, generalization, specificity, other facts about "
+            f"the same subjects, portability: {asked}, the third and fourth against the base model. First: "
+            "efficacy of the first edits after all. Seconds an edit; a forward's time over the bare model's"
         )
         errors = {run["method"]: run["error"] for run in self.failed}
         lines = [f"{label}: {e['type']}: {' '.join(e['message'].split())}" for label, e in errors.items()]
@@ -137,12 +136,13 @@ class Comparison:
         return f"<Comparison of {', '.join(labels)}: {runs} runs, {len(self.failed)} failed>"
 
 
+_HEADINGS = ("eff.", "gen.", "spec.", "same", "port.")
 _GROUPS = ("efficacy", "generalization", "specificity", "same_subject", "portability")
 
 
 def _mean(scores: list[Mapping[str, Any] | None]) -> str:
     values = [score["value"] for score in scores if score is not None and score["value"] is not None]
-    return f"{100 * sum(values) / len(values):.1f}" if values else _NONE
+    return f"{100 * sum(values) / len(values):.0f}" if values else _NONE
 
 
 def _plain_mean(values: list[float], form: str) -> str:

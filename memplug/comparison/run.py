@@ -192,7 +192,9 @@ def _judge(
     bench: Bench, contender: Contender, plug: Plug, tally: _Tally, before: frozenset[int]
 ) -> dict[str, Any]:
     cases, settings = bench.drawn.cases, bench.settings
-    final = bench.ask(cases, range(len(cases)))
+    # One batch of all edits was looked at right after it: nothing has changed since.
+    once = settings.batch >= len(cases)
+    final = list(tally.immediate) if once else bench.ask(cases, range(len(cases)))
     last = _look(bench, tally, final)
     first = [row for row in final if row.case < FIRST]
     immediate, scores = bench.scores(tally.immediate), bench.scores(final)
