@@ -23,6 +23,7 @@ METHODS = {
     "finetune": "finetune:FineTune:FineTuneConfig",
     "memit": "memit:MEMIT:MEMITConfig",
     "alphaedit": "alphaedit:AlphaEdit:AlphaEditConfig",
+    "lora": "lora:LoRA:LoRAConfig",
     "icl": "icl:ICL:ICLConfig",
     "grace": "grace:GRACE:GRACEConfig",
     "ultraedit": "ultraedit:UltraEdit:UltraEditConfig",

@@ -1,0 +1,239 @@
+"""LoRA: one adapter that learns every edit, as the baseline that fine-tunes few parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...contexts import sample_prefixes
+from ...edits import Edit
+from ...hooks import Hook, HookSet
+from ...layers import evaluating
+from ...pristine import Pristine
+from ...sites import find_sites
+from ...text import Pair
+from ..base import Host, State
+from .adapter import Adapter
+from .config import LoRAConfig
+from .seen import Explanation
+from .training import answered, train
+
+__all__ = ["LoRA", "Removed"]
+
+
+class Removed(NamedTuple):
+    """What is left of a deleted edit.
+
+    Attributes:
+        edit: the edit.
+        answered: whether its prompt still gets its target, token by token.
+        loss: -log p of the target, mean over its tokens.
+    """
+
+    edit: Edit
+    answered: bool
+    loss: float
+
+
+class LoRA:
+    """One low-rank adapter over a base model whose weights never change.
+
+    All edits share the adapter, which is trained on with each of them. So a single edit cannot be taken out
+    of it: deleting one leaves its traces (the result measures them), and only ``delete(..., retrain=True)``,
+    which starts afresh and learns the kept edits, removes it. Switching one off does that too; switching it
+    on again brings the adapter back from before, unless something was learned or deleted meanwhile. Without
+    an edit in force the model is the base model, to the bit.
+
+    peft's layers are called from hooks, beside the model's own linears; see `adapter`.
+
+    Args:
+        host: the model.
+        config: constants.
+
+    Raises:
+        ImportError: peft is missing or too old.
+        ValueError: modules that do not exist.
+        UnsupportedModelError: linears that cannot be adapted.
+    """
+
+    def __init__(self, host: Host, config: LoRAConfig) -> None:
+        self.config, self._host = config, host
+        ranges = [(name, config.start, config.stop) for name in config.linears]
+        sites = find_sites(host.model, host.anatomy, ranges, config.modules, writable=False)
+        self.adapter = Adapter(host.model, sites, config)
+        self.records: dict[str, Edit] = {}
+        self.off: set[str] = set()
+        self._before: dict[tuple[str, ...], list[Tensor]] = {}
+        self._texts: list[Pair] | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether any edit is in force."""
+        return bool(self._on())
+
+    def _on(self) -> tuple[str, ...]:
+        return tuple(id for id in self.records if id not in self.off)
+
+    def hooks(self) -> list[Hook]:
+        """Add the adapter's part to every adapted linear."""
+        tracker = self._host.tracker
+        return [
+            self.adapter.hook(i, lambda: tracker.current is not None) for i in range(len(self.adapter.sites))
+        ]
+
+    # ------------------------------------------------------------------ edits
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """On any error the adapter and the edits are as they were before the ``with``."""
+        tensors, records, off = self.adapter.snapshot(), self.records, self.off
+        before = dict(self._before)
+        try:
+            with self._host.tracker.off():
+                yield
+        except BaseException:
+            self.adapter.load(tensors)
+            self.records, self.off, self._before = records, off, before
+            raise
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
+        for edit in edits:
+            self._pair(edit)
+
+    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
+        """Train the adapter further, on all of ``edits`` together."""
+        with self._changing():
+            gone = {str(edit.id) for edit in replaced}
+            kept = {id: edit for id, edit in self.records.items() if id not in gone}
+            earlier = [edit for id, edit in kept.items() if id not in self.off]
+            self._train(edits, earlier, progress)
+            self.records = kept | {str(edit.id): edit for edit in edits}
+            self.off, self._before = self.off - gone, {}
+
+    def forget(self, edits: Sequence[Edit], *, progress: bool, retrain: bool = False) -> tuple[Removed, ...]:
+        """Let go of the edits and say what the adapter still holds of them.
+
+        ``retrain=True`` starts from a fresh adapter and learns the kept edits anew: the only true removal, at
+        the price of learning them all. The last edit in force takes the adapter with it.
+        """
+        with self._changing():
+            gone = {str(edit.id) for edit in edits}
+            self.records = {id: edit for id, edit in self.records.items() if id not in gone}
+            self.off, self._before = self.off - gone, {}
+            if retrain or not self.active:
+                self._relearn(progress)
+            found = answered(self._host, self.adapter, [self._pair(edit) for edit in edits])
+        return tuple(Removed(edit, *left) for edit, left in zip(edits, found, strict=True))
+
+    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
+        """Learn the edits in force anew without these, or go back to the adapter that held them."""
+        with self._changing():
+            ids = {str(edit.id) for edit in edits}
+            self._before[self._on()] = self.adapter.snapshot()
+            self.off = self.off - ids if on else self.off | ids
+            if self._on() in self._before:
+                self.adapter.load(self._before[self._on()])
+            else:
+                self._relearn(progress)
+
+    def _relearn(self, progress: bool) -> None:
+        self.adapter.reset()
+        kept = [self.records[id] for id in self._on()]
+        if kept:
+            self._train(kept, [], progress)
+
+    def _train(self, edits: Sequence[Edit], earlier: Sequence[Edit], progress: bool) -> None:
+        pairs, before = ([self._pair(edit) for edit in some] for some in (edits, earlier))
+        quiet = not progress or len(edits) < 2
+        with tqdm(total=len(edits), desc="learning", unit="edit", disable=quiet, leave=False) as bar:
+            train(self._host, self.adapter, self.config, pairs, before, self._sampled(), bar.update)
+
+    def _sampled(self) -> list[Pair]:
+        """Texts of the base model, to be kept; sampled once, so that they do not depend on the edits."""
+        c, text = self.config, self._host.text
+        if self._texts is None:
+            wanted = c.keep_pool if c.keep and c.keep_weight else 0
+            pieces = sample_prefixes(text, wanted, c.keep_tokens, c.sample_top_k, c.seed) if wanted else []
+            rows = [text.encode(piece) for piece in pieces]
+            self._texts = [Pair(row, 1) for row in rows if len(row) > 1]
+        return self._texts
+
+    def _pair(self, edit: Edit) -> Pair:
+        return self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
+
+    # ------------------------------------------------------------------ weights
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Nothing to do: no weight is ever changed."""
+        return nullcontext()
+
+    def release(self) -> None:
+        """Nothing to put back."""
+
+    def merge(self) -> None:
+        """Add the adapter to the model's weights.
+
+        Raises:
+            UnsupportedModelError: weights that cannot be written.
+        """
+        if not self.active:
+            return
+        model, anatomy = self._host.model, self._host.anatomy
+        sites = find_sites(model, anatomy, (), [site.name for site in self.adapter.sites])
+        weights = Pristine({site.name: site for site in sites})
+        weights.write(self.adapter.changes())
+        weights.drop()
+
+    # ------------------------------------------------------------------ looking, saving
+
+    @torch.no_grad()
+    def explain(self, prompt: str) -> Explanation:
+        """The next token with and without the adapter, and how much it adds to each linear.
+
+        Raises:
+            ValueError: the prompt is empty.
+        """
+        if not prompt.strip():
+            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        text, shares = self._host.text, list[tuple[str, float]]()
+        batch = text.batch([text.encode(prompt)])
+
+        def sizes(index: int) -> Hook:
+            hook, site = self.adapter.hook(index, lambda: self.active), self.adapter.sites[index]
+
+            def after(m: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+                changed = hook.fn(m, args, kwargs, output)
+                if changed is not None:
+                    own, new = (x.reshape(-1, x.shape[-1])[-1].float() for x in (output, changed))
+                    shares.append((site.name, float((new - own).norm() / own.norm().clamp(min=1e-30))))
+                return changed
+
+            return Hook(site.module, "after", after)
+
+        with self._host.tracker.off(), evaluating(self._host.model):
+            base = self._host.forward(self._host.model, batch).logits[0, -1].argmax()
+            with HookSet([sizes(i) for i in range(len(self.adapter.sites))]):
+                edited = self._host.forward(self._host.model, batch).logits[0, -1].argmax()
+        before, after = (text.tokenizer.decode([int(token)]) for token in (base, edited))
+        return Explanation(prompt, before, after, tuple(shares))
+
+    def state(self) -> State:
+        """The adapter."""
+        tensors = {f"adapter.{i}": tensor for i, tensor in enumerate(self.adapter.snapshot())}
+        meta = {"edits": list(self.records), "off": sorted(self.off), "config": asdict(self.config)}
+        return State(tensors, meta)
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
+    ) -> None:
+        """Take over what `state` gave."""
+        records = {id: edits[id] for id in meta["edits"]}
+        self.adapter.load([tensors[f"adapter.{i}"] for i in range(len(self.adapter.parameters))])
+        self.records, self.off, self._before = records, set(meta["off"]), {}
