@@ -73,10 +73,13 @@ class LiteralTrajectory(Trajectory):
 
     def _dense(self, features: Features) -> list[Tensor]:
         found = []
-        for change in self.editor.changes(features, 0):
+        for index, change in enumerate(self.editor.changes(features, 0)):
             keys, values = change.keys[0], change.values[0]
             ridge = change.log_ridge.exp()  # type: ignore[union-attr]
-            system = keys.T @ keys + ridge * torch.eye(keys.shape[1])
+            metric = torch.eye(keys.shape[1])
+            if self.editor.usual:
+                metric = torch.linalg.inv(self.editor.usual[index](metric))
+            system = keys.T @ keys + ridge * metric
             found.append(torch.linalg.solve(system, keys.T @ values))
         return found
 

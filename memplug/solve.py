@@ -71,18 +71,20 @@ def directed(keys: Tensor, values: Tensor, ridge: float, directions: Tensor) -> 
     return torch.eye(d.shape[1], dtype=keys.dtype, device=keys.device), (d.T @ b).to(values.dtype)
 
 
-def push_through(keys: Tensor, values: Tensor, log_ridge: Tensor) -> Tensor:
+def push_through(keys: Tensor, values: Tensor, log_ridge: Tensor, directions: Tensor | None = None) -> Tensor:
     """``B = (KK' + exp(log_ridge) I)^-1 V`` for M modules at once; differentiable in V and log_ridge.
 
     Args:
         keys: [M,n,d_k], constants.
         values: [M,n,d_v].
         log_ridge: [M].
+        directions: [M,n,d_k], constants, the keys times the inverse of a metric; then ``K D'`` stands in for
+            ``KK'``, and the changes are ``D' B``. None for the plain norm, where they are the keys.
 
     Raises:
         SolveError: see `solve`.
     """
-    return _PushThrough.apply(keys, values, log_ridge)
+    return _PushThrough.apply(keys, values, log_ridge, keys if directions is None else directions)
 
 
 def factor_norm(a: Tensor, b: Tensor) -> Tensor:
@@ -98,23 +100,23 @@ def factor_norm(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _PushThrough(torch.autograd.Function):
-    """With C the cotangent of the change K'B, autograd hands in R = KC; then dV = S^-1 R and
+    """With C the cotangent of the change D'B, autograd hands in R = DC; then dV = S^-1 R and
     d log ridge = -ridge <dV, B>. The keys are constants, so no other term exists."""
 
     @staticmethod
-    def forward(ctx: Any, keys: Tensor, values: Tensor, log_ridge: Tensor) -> Tensor:
+    def forward(ctx: Any, keys: Tensor, values: Tensor, log_ridge: Tensor, directions: Tensor) -> Tensor:
         ridge = log_ridge.exp()
         eye = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
-        lower = _cholesky(keys @ keys.mT + ridge[:, None, None] * eye)
+        lower = _cholesky(keys @ directions.mT + ridge[:, None, None] * eye)
         b = torch.cholesky_solve(values, lower)
         ctx.save_for_backward(lower, b, ridge)
         return b
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
         lower, b, ridge = ctx.saved_tensors
         slope = torch.cholesky_solve(grads[0], lower)
-        return None, slope, -ridge * (slope * b).sum((-2, -1))
+        return None, slope, -ridge * (slope * b).sum((-2, -1)), None
 
 
 def _cholesky(system: Tensor) -> Tensor:

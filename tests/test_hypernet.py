@@ -25,6 +25,7 @@ from memplug.methods.hypernet.editor import Editor
 from memplug.methods.hypernet.fitting import Trajectory
 from memplug.methods.hypernet.nets import Normaliser
 from memplug.methods.hypernet.samples import draw_batches, prepare, sample_of, weighted
+from memplug.methods.hypernet.usual import Usual
 from memplug.pristine import Pristine
 from memplug.sites import find_sites
 from memplug.text import Text
@@ -205,6 +206,48 @@ def test_statistics_are_those_of_all_rows(sizes: list[int]) -> None:
     np.testing.assert_allclose(normaliser.std.numpy(), rows.std(0, ddof=1), rtol=1e-9)
     want = (rows - rows.mean(0)) / rows.std(0, ddof=1)
     np.testing.assert_allclose(normaliser(torch.tensor(rows)).numpy(), want, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [6, 40])
+def test_the_metric_is_the_second_moment_cut_to_its_principal_directions(rank: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(50, 12, generator=draw, dtype=torch.float64) * torch.logspace(0, -2, 12)
+    usual = Usual(12, protect=7.0, rank=rank).double()
+    keys = torch.randn(3, 12, generator=draw, dtype=torch.float64)
+    assert torch.equal(usual(keys), keys)  # nothing is known yet
+    usual.study(inputs)
+    second = inputs.T @ inputs / len(inputs)
+    values, axes = torch.linalg.eigh(second / second.diagonal().mean())
+    values[: 12 - min(rank, 12)] = 0
+    metric = torch.eye(12, dtype=torch.float64) + 7.0 * axes @ torch.diag(values) @ axes.T
+    torch.testing.assert_close(usual(keys), keys @ torch.linalg.inv(metric))
+    usual.study(inputs[:2])  # fewer inputs than directions
+    assert int((usual.held > 0).sum()) == 2
+
+
+@pytest.mark.parametrize("style", ["joint", "outer"])
+def test_changes_keep_clear_of_the_usual_inputs(make_host: Callable[..., Host], style: str) -> None:
+    host = make_host("llama")
+    sites = find_sites(host.model, host.anatomy, [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
+    pairs = _pairs(host)
+    usual = capture(host, sites, pairs[1:], "all")
+    moved: dict[float, float] = {}
+    for protect in (0.0, 1e6):
+        config = EditorConfig(style=style, protect=protect, protect_rank=4, inner_lr=1e-2)  # type: ignore[arg-type]
+        editor = Editor(sites, config, gate=False).double()
+        editor.observe(capture(host, sites, pairs, "answer"), 0)
+        editor.study(usual.keys)
+        made = editor.make(host, pairs[:1])
+        factors = made.factors(sites)
+        parts = {part.site: part.factors() for part in made.parts(sites)}
+        for name, (a, b) in factors.items():  # the ledger's change is the one that was judged
+            kept = (parts[name][0] @ parts[name][1]).double()
+            torch.testing.assert_close(kept, a @ b, rtol=1e-4, atol=1e-7)
+        moved[protect] = sum(
+            float(((x @ a @ b).norm() / (a @ b).norm()).detach())
+            for (a, b), x in zip(factors.values(), usual.keys, strict=True)
+        )
+    assert moved[1e6] < 0.8 * moved[0.0]
 
 
 def test_a_constant_feature_is_not_blown_up() -> None:

@@ -38,6 +38,23 @@ def test_gradients_equal_those_through_the_dense_solution() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
 
 
+def test_under_a_metric_factors_and_gradients_are_those_of_the_dense_solution() -> None:
+    keys, cotangent = _draw(3, 5, 12), _draw(3, 12, 7, seed=2)
+    root = _draw(3, 12, 12, seed=4)
+    metric = torch.eye(12, dtype=torch.float64) + root @ root.mT
+    directions = torch.linalg.solve(metric, keys.mT).mT
+    fast = [_draw(3, 5, 7, seed=1).requires_grad_(), _draw(3, seed=3).requires_grad_()]
+    slow = [x.detach().clone().requires_grad_() for x in fast]
+    ours = directions.mT @ push_through(keys, *fast, directions)
+    system = keys.mT @ keys + slow[1].exp()[:, None, None] * metric
+    theirs = torch.linalg.solve(system, keys.mT @ slow[0])
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    (ours * cotangent).sum().backward()
+    (theirs * cotangent).sum().backward()
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-10)
+
+
 def test_gradcheck() -> None:
     keys = _draw(2, 3, 6)
     values, ridge = _draw(2, 3, 4, seed=1).requires_grad_(), _draw(2, seed=2).requires_grad_()

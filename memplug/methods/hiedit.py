@@ -35,6 +35,7 @@ class HiEditConfig(EditorConfig):
         "n_blocks": 4,
         "inner_lr": 1e-6,
         "std_floor": 0.0,
+        "protect": 0.0,
         "batch_size": 1,
         "fit_lr": 1e-5,
         "fit_batch": 1,

@@ -27,6 +27,7 @@ class MALMENConfig(EditorConfig):
         "n_blocks": 2,
         "inner_lr": 1e-6,
         "std_floor": 0.0,
+        "protect": 0.0,
         "fit_lr": 1e-5,
         "fit_batch": 512,
         "own_prompt": 0.0,

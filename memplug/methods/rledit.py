@@ -22,6 +22,7 @@ class RLEditConfig(EditorConfig):
         "n_blocks": 4,
         "inner_lr": 1e-6,
         "std_floor": 0.0,
+        "protect": 0.0,
         "batch_size": 20,
         "fit_lr": 1e-5,
         "fit_batch": 20,

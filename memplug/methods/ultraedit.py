@@ -25,6 +25,7 @@ class UltraEditConfig(EditorConfig):
         "statistics": "stream",
         "inner_lr": 1e-6,
         "std_floor": 0.0,
+        "protect": 0.0,
         "batch_size": 100,
     }
 

@@ -21,10 +21,16 @@ from .capture import capture, chunks, flat_rows, predicting
 from .editor import Editor
 from .nets import Change
 
-__all__ = ["answered", "find_step", "stand_ins"]
+__all__ = ["answered", "find_step", "stand_ins", "usual_texts"]
 
 LADDER = tuple(1e-4 * 2.0**n for n in range(24))
 """Step sizes that are tried, from small to large."""
+
+
+def usual_texts(host: Host, count: int, seed: int) -> list[Pair]:
+    """Up to ``count`` sampled texts, all but the first token as answer."""
+    texts = sample_prefixes(host.text, count, 24, 20, seed)
+    return [Pair(ids, 1) for ids in map(host.text.encode, texts) if len(ids) > 1]
 
 
 def stand_ins(host: Host, count: int, seed: int) -> list[Pair]:
@@ -57,7 +63,8 @@ def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
     for change in editor.changes(features, 0):
         keys, values = _padded(change.keys[0], rows), _padded(change.values[0], rows)
         ridge = None if change.log_ridge is None else change.log_ridge.expand(len(pairs))
-        units.append(Change(keys, values, ridge).factors())
+        directions = None if change.directions is None else _padded(change.directions[0], rows)
+        units.append(Change(keys, values, ridge, directions).factors())
     reached: list[float] = []
     for step in LADDER:
         hooks = [

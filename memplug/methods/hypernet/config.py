@@ -32,6 +32,11 @@ class EditorConfig(WeightConfig):
     """Initial size of a change; None: the smallest at which single edits of the base model succeed."""
     ridge: float = 1.0
     """Initial weight of the squared norm in the joint solve."""
+    protect: float = 100.0
+    """How much more a change's size counts along the usual inputs of its module than elsewhere: the weight of
+    their second moment (published: 0, all directions alike; see `Usual`)."""
+    protect_rank: int = 64
+    """Principal directions of those inputs that are told apart."""
     std_floor: float = 0.05
     """Smallest standard deviation a feature is divided by, as a share of its half's (published: 0)."""
 
@@ -89,6 +94,8 @@ class EditorConfig(WeightConfig):
         ("steps", 1, 64),
         ("inner_lr", 1e-12, 1e6),
         ("ridge", 1e-9, 1e9),
+        ("protect", 0, 1e9),
+        ("protect_rank", 1, 1 << 16),
         ("std_floor", 0, 1e3),
         ("rank", 1, 1 << 16),
         ("n_blocks", 1, 64),

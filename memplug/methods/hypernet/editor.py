@@ -22,6 +22,7 @@ from .capture import Features, capture
 from .config import EditorConfig
 from .gate import Choice, Gate
 from .nets import Change, EditNet
+from .usual import Usual
 
 __all__ = ["Editor", "Made"]
 
@@ -58,8 +59,10 @@ class Made(NamedTuple):
             for index, (site, change) in enumerate(zip(sites, step, strict=True)):
                 if self.choice is None or bool(self.choice.mask[index] > 0.5):
                     keys, values = (x[0].detach().float().contiguous() for x in change[:2])
+                    directed = change.directions
+                    directions = None if directed is None else directed[0].detach().float().contiguous()
                     ridge = None if change.log_ridge is None else float(change.log_ridge.detach().exp()[0])
-                    found.append(Part(site.name, keys, values, features.owner, ridge))
+                    found.append(Part(site.name, keys, values, features.owner, ridge, directions))
         return tuple(found)
 
 
@@ -104,6 +107,9 @@ class Editor(nn.Module):
             for step in range(own)
         )
         self.gate = Gate(sites, config) if gate else None
+        self.usual = nn.ModuleList(
+            Usual(site.d_k, config.protect, config.protect_rank) for site in sites if config.protect
+        )
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def net(self, step: int, shape: int) -> EditNet:
@@ -118,6 +124,11 @@ class Editor(nn.Module):
             self.net(step, shape).normalise.update(torch.cat(rows))
         if self.gate is not None and step == 0:
             self.gate.observe(features)
+
+    def study(self, inputs: Sequence[Tensor]) -> None:
+        """Learn from the base model's inputs of each module, [n,d_k], where changes are to keep clear."""
+        for usual, rows in zip(self.usual, inputs, strict=bool(self.usual)):
+            usual.study(rows)  # type: ignore[operator]
 
     def set_step(self, inner_lr: float) -> None:
         """Start all networks from one step size."""
@@ -134,8 +145,12 @@ class Editor(nn.Module):
             change = self.net(step, shape)(keys, slopes, self.config.style)
             for place, i in enumerate(members):
                 one = slice(place, place + 1)
-                ridge = None if change.log_ridge is None else change.log_ridge[one]
-                found[i] = Change(change.keys[one], change.values[one], ridge)
+                keys, values = change.keys[one], change.values[one]
+                away = self.usual[i](keys) if self.usual else keys
+                if change.log_ridge is None:
+                    found[i] = Change(away, values, None)
+                else:
+                    found[i] = Change(keys, values, change.log_ridge[one], away if self.usual else None)
         return [found[i] for i in range(len(self.sites))]
 
     def make(

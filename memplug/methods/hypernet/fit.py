@@ -138,6 +138,10 @@ class _Run:
         edits = [self.host.text.pair(case.edit.prompt, case.edit.target) for case in self.cases[:64]]
         features = capture(self.host, self.editor.sites, edits, self.config.tokens)
         self.editor.observe(features, 0)
+        if self.editor.usual:
+            text = self.host.text
+            kept = [text.pair(*probe) for case in self.cases[:128] for probe in case.locality[:4]] or edits
+            self.editor.study(capture(self.host, self.editor.sites, kept, "all").keys)
         given = self.config.inner_lr
         self.inner_lr = find_step(self.host, self.editor, edits[:32]) if given is None else given
 

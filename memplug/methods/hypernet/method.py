@@ -18,13 +18,15 @@ from ...entries import Entry
 from ...layers import evaluating
 from ..base import Host, State
 from ..inweights.method import LedgerMethod
-from .calibrate import find_step, stand_ins
+from .calibrate import find_step, stand_ins, usual_texts
+from .capture import capture
 from .config import EditorConfig
 from .editor import Editor, Made
 
 __all__ = ["UnfittedError", "WeightEditor"]
 
 _STAND_INS = 64
+_TEXTS = 256
 
 
 class UnfittedError(EditError):
@@ -100,6 +102,9 @@ class WeightEditor(LedgerMethod):
         fresh = Editor(self.sites, self.config, self.gated, self.networks).to(self._host.text.device)
         with self.ledger.paused(), self._host.tracker.off(), evaluating(self._host.model):
             pairs = stand_ins(self._host, _STAND_INS, self.config.seed)
+            if fresh.usual:
+                texts = usual_texts(self._host, _TEXTS, self.config.seed + 2)
+                fresh.study(capture(self._host, self.sites, texts, "all").keys)
             fresh.make(self._host, pairs, observe=True)
             if self.config.inner_lr is None:
                 find_step(self._host, fresh, pairs[:24])

@@ -73,20 +73,23 @@ class Change(NamedTuple):
     """Changes of the M modules of a shape.
 
     Attributes:
-        keys: [M,n,d_k]; the left factors are their transposes.
+        keys: [M,n,d_k]; the left factors are their transposes, or those of `directions`.
         values: [M,n,d_v]; wanted output changes (joint), or the right factors (outer).
         log_ridge: [M] for a joint solve, None for outer products.
+        directions: [M,n,d_k], the keys times the inverse of the solve's metric; None for the plain norm.
     """
 
     keys: Tensor
     values: Tensor
     log_ridge: Tensor | None
+    directions: Tensor | None = None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """``(a [M,d_k,n], b [M,n,d_v])`` with the modules' changes ``a @ b``."""
         if self.log_ridge is None:
             return self.keys.mT, self.values
-        return self.keys.mT, push_through(self.keys, self.values, self.log_ridge)
+        left = self.keys if self.directions is None else self.directions
+        return left.mT, push_through(self.keys, self.values, self.log_ridge, left)
 
 
 class EditNet(nn.Module):
