@@ -47,9 +47,9 @@ class LiteralELDER:
         for i, pair in enumerate(pairs):
             labels[i, pair.start : len(pair.ids)] = torch.tensor(pair.ids[pair.start :])
         prompts = host.text.batch([pair.ids[: pair.start] for pair in pairs])
-        query = self._queries(model, prompts)
+        query = self._queries(model, prompts, [str(edit.subject) for edit in edits])
         learner, known = self.method._learner, self.method.known
-        goal = [hot(torch.tensor(a), config.n_experts) for a in learner._allocate(known, edits, query)]
+        goal = [hot(torch.tensor(a), config.n_experts) for a in learner._allocate(known, edits)]
         loras = [t for group in (*self.down, *self.up) for t in group]
         unit = self.places[0].fan_in ** 0.5 if config.relative_lr else 1.0  # all are of one shape here
         router_lr = config.lr / unit if config.router_lr is None else config.router_lr
@@ -95,7 +95,7 @@ class LiteralELDER:
         return add
 
     @torch.no_grad()
-    def _queries(self, model: Any, prompts: Any) -> Tensor:
+    def _queries(self, model: Any, prompts: Any, names: list[str]) -> Tensor:
         found: list[Tensor] = []
         hook = self.method._site.hook(self.method._host.anatomy, found.append)
         register = "register_forward_pre_hook" if hook.kind == "before" else "register_forward_hook"
@@ -105,4 +105,4 @@ class LiteralELDER:
         finally:
             handle.remove()
         ends = prompts.mask.sum(1) - 1
-        return self.method.known.prepare(found[0][torch.arange(len(ends)), ends].float())
+        return self.method.known.prepare(found[0][torch.arange(len(ends)), ends].float(), names)

@@ -14,7 +14,7 @@ from memplug.methods.elder.allocation import draw, draw_spread, hot, pack
 from memplug.methods.elder.calibration import Closeness, _choose
 from memplug.methods.elder.config import ELDERConfig
 from memplug.methods.elder.deferral import Deferral, hamming
-from memplug.methods.elder.experts import Experts, Routing, parameter_count
+from memplug.methods.elder.experts import Experts, Routing, mix_rows, parameter_count
 from memplug.methods.elder.places import Place
 
 CPU = torch.device("cpu")
@@ -76,6 +76,20 @@ def test_two_products_are_the_sum_over_experts():
         torch.testing.assert_close(made.mixer(i, routing, torch.tensor([2]))(x[2:]), naive[2:])
 
 
+@pytest.mark.parametrize("n", [5, 40])  # all experts at once, or each row's own
+def test_mixing_by_rows_is_mixing_all_with_zeros(n):
+    made = experts(n)
+    x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(3))
+    picks, weights = (
+        torch.tensor([[0, 3], [1, 2], [0, 1]]),
+        torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]),
+    )
+    every = torch.zeros(3, n).scatter_(-1, picks, weights)
+    for i in range(2):
+        got = mix_rows(x, made.down[i], made.up[i], picks, weights)
+        torch.testing.assert_close(got, made.mix(i, x, every))
+
+
 def test_training_only_the_experts_in_use_is_adam_on_all_of_them():
     ours, theirs = experts(), experts()
     x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(4))
@@ -86,12 +100,13 @@ def test_training_only_the_experts_in_use_is_adam_on_all_of_them():
     adam = Adam(active.tensors, [1e-2] * 4)
     for picks in ([[0, 3], [0, 1]], [[0, 3], [2, 3]], [[0, 1], [0, 1]]):  # experts come in and drop out
         chosen = torch.tensor(picks)[None].expand(2, -1, -1)
-        weights = hot(chosen[0], 5) * 0.5
+        weights = torch.full((2, 2), 0.5)
         active.take_in(chosen, adam)
-        loss = sum(active.mix(i, x, weights).square().sum() for i in range(2))
+        loss = sum(active.mix(i, x, chosen[i], weights).square().sum() for i in range(2))
         adam.step(torch.autograd.grad(loss, adam.tensors, allow_unused=True))
         reference.zero_grad()
-        sum(theirs.mix(i, x, weights).square().sum() for i in range(2)).backward()
+        every = hot(chosen[0], 5) * 0.5
+        sum(theirs.mix(i, x, every).square().sum() for i in range(2)).backward()
         reference.step()
     before = [tensor.clone() for tensor in ours.loras]
     active.write_back()

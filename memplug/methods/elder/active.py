@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .experts import Experts, mix
+from .experts import Experts, mix_rows
 
 __all__ = ["Active", "Adam"]
 
@@ -67,6 +67,7 @@ class Active:
         self._experts = experts
         none = torch.zeros(0, dtype=torch.long)
         self.ids = [none.to(down.device) for down in experts.down]
+        self._place = [torch.full((experts.n,), -1, device=down.device) for down in experts.down]
         self.down = [self._down(i, ids) for i, ids in enumerate(self.ids)]
         self.up = [self._up(i, ids) for i, ids in enumerate(self.ids)]
 
@@ -85,9 +86,10 @@ class Active:
         """Hold the experts in ``picks`` LongTensor [l,...] too, from now on."""
         for i, held in enumerate(self.ids):
             wanted = picks[i].flatten().unique().to(held.device)
-            fresh = wanted[~torch.isin(wanted, held)]
+            fresh = wanted[self._place[i][wanted] < 0]
             if len(fresh):
                 self.ids[i] = torch.cat([held, fresh])
+                self._place[i][fresh] = torch.arange(len(held), len(self.ids[i]), device=held.device)
                 for tensors, more, place in (
                     (self.down, self._down(i, fresh), i),
                     (self.up, self._up(i, fresh), len(self.ids) + i),
@@ -96,10 +98,11 @@ class Active:
                     tensors[i] = joined
                     adam.grow(place, joined, 0)
 
-    def mix(self, index: int, x: Tensor, weights: Tensor) -> Tensor:
-        """As `Experts.mix`, of the experts held; ``weights`` [B,N] must be zero for all others."""
-        mine = weights.to(self.ids[index].device)[:, self.ids[index]]
-        return mix(x, self.down[index], self.up[index], mine)
+    def mix(self, index: int, x: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
+        """`mix_rows` of linear ``index``; all of ``picks`` have to be held."""
+        device = self.ids[index].device
+        local = self._place[index][picks.to(device)]
+        return mix_rows(x, self.down[index], self.up[index], local, weights.to(device))
 
     @torch.no_grad()
     def write_back(self) -> None:

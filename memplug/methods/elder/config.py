@@ -54,8 +54,8 @@ class ELDERConfig:
     """Take that step in units of 1/sqrt(in-features), where LoRA's A starts (published: absolute)."""
     router_lr: float | None = 0.0
     """Adam's step for the routers, absolute; 0 leaves them as they start. None: as for the LoRAs."""
-    batch_size: int = 4
-    """Edits trained together."""
+    batch_size: int = 16
+    """Edits trained together (published: 4)."""
     steps: int = 50
     """Steps a batch."""
     stop_loss: float = 0.05
@@ -68,8 +68,12 @@ class ELDERConfig:
     """Top-k of all sampling from the base model."""
     train_stop: bool = True
     """Train the answer to end with the stop token."""
-    replay: int = 8
-    """Earlier edits trained again beside each batch, those that share most experts (published: none)."""
+    replay: int = 32
+    """Earlier edits looked at beside each batch, those that share most experts with it; where they are above
+    `stop_loss` they are trained again (published: none)."""
+    rehearse: int = 64
+    """After so many new edits all are looked at, and trained again where they were lost; 0 is never, as
+    published."""
     router_replay: int = 0
     """Earlier edits whose stored queries take part in the guide (published: none)."""
     subjects: bool = True
@@ -185,6 +189,7 @@ _RANGES = (
     ("prefix_tokens", 1, 1 << 12),
     ("sample_top_k", 1, 1 << 20),
     ("replay", 0, 1 << 20),
+    ("rehearse", 0, 1 << 20),
     ("router_replay", 0, 1 << 20),
     ("subject_threshold", 0.0, 0.999999),
     ("epsilon", 1, 1 << 20),
@@ -214,6 +219,7 @@ PAPER: dict[str, Any] = {
     "stop_loss": 0.0,
     "n_prefixes": 0,
     "replay": 0,
+    "rehearse": 0,
     "router_replay": 0,
     "subjects": False,
     "snap": False,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .places import Place
 
-__all__ = ["Experts", "Mixer", "Routing", "best", "mix", "parameter_count", "scores"]
+__all__ = ["Experts", "Mixer", "Routing", "best", "mix", "mix_rows", "parameter_count", "scores"]
 
 
 def parameter_count(shapes: Sequence[tuple[int, int]], query: int, n: int, rank: int) -> int:
@@ -134,15 +134,9 @@ class Experts:
 
     def mixer(self, index: int, routing: Routing, rows: Tensor) -> Mixer:
         """The LoRAs that ``rows`` LongTensor [b] of a routing use at linear ``index``."""
-        place, device = self.places[index], self.down[index].device
+        device = self.down[index].device
         picks, weights = (x[index][rows.to(x.device)].to(device) for x in routing)
-        b, wide = len(picks), self.top_k * self.rank
-        down = self.down[index][picks]  # [b,k,p,r]
-        up = self.up[index][picks]  # [b,k,r,o]
-        return Mixer(
-            down.transpose(1, 2).reshape(b, place.fan_in, wide),
-            (up * weights[:, :, None, None]).reshape(b, wide, place.fan_out),
-        )
+        return _mixer(self.down[index], self.up[index], picks, weights)
 
     def mix(self, index: int, x: Tensor, weights: Tensor) -> Tensor:
         """`mix` of all experts of linear ``index``."""
@@ -170,6 +164,34 @@ def mix(x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
     scale = weights.to(x.device).repeat_interleave(rank, dim=-1)[:, None]
     fused = down.transpose(0, 1).reshape(p, n * rank)
     return ((x.float() @ fused) * scale) @ up.reshape(n * rank, -1)
+
+
+def mix_rows(x: Tensor, down: Tensor, up: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
+    """As `mix`, from the experts that each row uses.
+
+    Args:
+        x: [B,T,p], the linear's input, of any dtype.
+        down, up: A [n,p,r] and B [n,r,o].
+        picks, weights: [B,k], which experts, and how much of each.
+
+    Returns:
+        [B,T,o] float32.
+    """
+    if len(down) <= _DENSE * picks.shape[1]:
+        every = torch.zeros(len(picks), len(down), device=weights.device).scatter(-1, picks, weights)
+        return mix(x, down, up, every)
+    return _mixer(down, up, picks, weights)(x)
+
+
+_DENSE = 3  # with so few experts for each one used, all of them cost less than every row's own copies
+
+
+def _mixer(down: Tensor, up: Tensor, picks: Tensor, weights: Tensor) -> Mixer:
+    """The LoRAs ``picks`` [b,k] of A [n,p,r] and B [n,r,o], side by side, their weights multiplied in."""
+    (b, k), (_, p, rank) = picks.shape, down.shape
+    chosen = down.index_select(0, picks.flatten()).view(b, k, p, rank)
+    out = up.index_select(0, picks.flatten()).view(b, k, rank, -1) * weights[:, :, None, None]
+    return Mixer(chosen.transpose(1, 2).reshape(b, p, k * rank), out.view(b, k * rank, -1))
 
 
 def best(logits: Tensor, k: int) -> Tensor:

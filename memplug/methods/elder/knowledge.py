@@ -37,7 +37,8 @@ class Seen(NamedTuple):
 
     def select(self, rows: Tensor) -> Seen:
         """The same of rows ``rows``."""
-        return Seen(*(None if x is None else x[rows.to(x.device)] for x in self))
+        at = [None if x is None else x[rows.to(x.device)] for x in self[1:]]
+        return Seen(self.query[rows.to(self.query.device)], *at)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Knowledge:
         return routing, decision
 
     def _snapped(self, routing: Routing, decision: Decision) -> Routing:
-        """Rows in scope as the edits they were found to be about, so that a rephrasing uses what was trained."""
+        """Rows in scope as the edits they were found to be about: a rephrasing uses what was trained."""
         found = decision.nearest if self.deferral.threshold is None else decision.similar
         rows = decision.scope.nonzero()[:, 0]
         place = {number: i for i, number in enumerate(self.deferral.numbers)}

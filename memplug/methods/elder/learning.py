@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,13 @@ from .calibration import Heldout, calibrate, within
 from .config import ELDERConfig
 from .knowledge import Knowledge, Record
 from .places import Place, Site
-from .training import Rehearsed, Rows, goals, observe, observe_rows, train_batch
+from .rows import Rows, goals, observe, observe_rows
+from .training import Rehearsed, losses, train_batch
 
 __all__ = ["Learner"]
+
+_LOOK = 128  # edits looked at in one forward
+_PASSES = 3
 
 
 class Learner:
@@ -67,16 +71,22 @@ class Learner:
         for number, edit, allocation in zip(numbers, edits, given, strict=True):
             known.records[str(edit.id)] = Record(number, edit, allocation)
         known.deferral.add(numbers, rows.query[:count], picks[:, :count])
+        every = self._config.rehearse
+        if every and known.next // every > (known.next - count) // every:
+            self._rehearse(known)
 
     def rows(self, known: Knowledge, edits: Sequence[Edit]) -> tuple[Rows, list[Allocation]]:
         """What is trained for a batch of edits, theirs first, and the experts they are given."""
-        pairs = [self.pair(edit.prompt, edit.target) for edit in edits]
-        names = [str(edit.subject) for edit in edits]
-        given = self._allocate(known, edits, self._queries(known, pairs, names))
-        old = self._endangered(known, given)
+        given = self._allocate(known, edits)
+        return self._rows(known, edits, given, self._endangered(known, given)), given
+
+    def _rows(
+        self, known: Knowledge, edits: Sequence[Edit], given: Sequence[Allocation], old: Sequence[Record]
+    ) -> Rows:
         meant = [*given, *(record.allocation for record in old)]
-        names += [str(record.edit.subject) for record in old]
-        pairs += [self.pair(record.edit.prompt, record.edit.target) for record in old]
+        every = [*edits, *(record.edit for record in old)]
+        pairs = [self.pair(edit.prompt, edit.target) for edit in every]
+        names = [str(edit.subject) for edit in every]
         for front in self._fronts():
             for edit, allocation in zip(edits, given, strict=True):
                 pair = self.pair(f"{front} {edit.prompt}", edit.target)
@@ -87,7 +97,30 @@ class Learner:
         rows = observe_rows(self._host, self._site, self._places[0].layer, pairs)
         rows.query = known.prepare(rows.query, names)
         rows.goal = goals(meant, self._config.n_experts, rows.query.device)
-        return rows, given
+        return rows
+
+    def _rehearse(self, known: Knowledge) -> None:
+        """Look at all edits in force, and train those again that were lost, until none is."""
+        for _ in range(_PASSES):
+            on, lost = known.on(), list[Record]()
+            for at in range(0, len(on), _LOOK):
+                part = on[at : at + _LOOK]
+                pairs = [self.pair(record.edit.prompt, record.edit.target) for record in part]
+                rows = observe_rows(self._host, self._site, self._places[0].layer, pairs)
+                rows.query = known.prepare(rows.query, [str(record.edit.subject) for record in part])
+                routing = known.experts.route(rows.query)
+                found = losses(self._host, known.experts, self._places[0].layer, rows, routing)
+                lost += [
+                    record for record, loss in zip(part, found, strict=True) if loss > self._config.stop_loss
+                ]
+            if not lost:
+                return
+            size = 2 * self._config.batch_size
+            for at in range(0, len(lost), size):
+                batch = lost[at : at + size]
+                given = [record.allocation for record in batch]
+                old = self._endangered(known, given, {record.number for record in batch})
+                self._train(known, self._rows(known, [record.edit for record in batch], given, old))
 
     def _train(self, known: Knowledge, rows: Rows) -> Tensor:
         """Train on ``rows``; the picks [l,B,k] of the last step."""
@@ -100,16 +133,20 @@ class Learner:
             rehearsed = Rehearsed(known.deferral.queries[at], goal)
         return train_batch(self._host, known.experts, config, self._places[0].layer, rows, rehearsed)
 
-    def _queries(self, known: Knowledge, pairs: Sequence[Pair], names: Sequence[str]) -> Tensor:
-        """[B,q] prepared queries of the prompts, wanted before it is known which rows to train."""
-        batch = self._host.text.batch([pair.ids[: pair.start] for pair in pairs])
+    def _queries(self, known: Knowledge, edits: Sequence[Edit]) -> Tensor:
+        """[B,q] prepared queries of the edits' prompts, wanted before it is known which rows to train."""
+        batch = self._host.text.batch([self._host.text.encode(edit.prompt) for edit in edits])
         seen, _ = observe(self._host, self._site, None, batch)
         ends = (batch.mask.sum(1) - 1).to(seen.device)
-        return known.prepare(seen[torch.arange(len(pairs), device=seen.device), ends], names)
+        query = seen[torch.arange(len(edits), device=seen.device), ends]
+        return known.prepare(query, [str(edit.subject) for edit in edits])
 
-    def _endangered(self, known: Knowledge, given: Sequence[Allocation]) -> list[Record]:
+    def _endangered(
+        self, known: Knowledge, given: Sequence[Allocation], but: Collection[int] = ()
+    ) -> list[Record]:
         """The earlier edits to be replayed: those that share the most experts with the batch's."""
         on = self._earlier(known, len(known.records)) if self._config.replay else []
+        on = [record for record in on if record.number not in but]
         if len(on) <= self._config.replay:
             return on
         codes = hot(torch.tensor([record.allocation for record in on]), self._config.n_experts).flatten(1)
@@ -123,11 +160,13 @@ class Learner:
         count = min(count, len(on))
         return random.Random(f"{self._config.seed} {known.next}").sample(on, count)
 
-    def _allocate(self, known: Knowledge, edits: Sequence[Edit], query: Tensor) -> list[Allocation]:
+    def _allocate(self, known: Knowledge, edits: Sequence[Edit]) -> list[Allocation]:
         """The experts of each edit; edits with the same subject and target are rephrasings of one fact."""
         c, linears = self._config, len(self._places)
         facts = {(r.edit.subject, r.edit.target): r.allocation for r in known.records.values()}
-        own = known.experts.route(query).picks.transpose(0, 1).tolist() if c.allocation == "own" else []
+        own: list[list[list[int]]] = []
+        if c.allocation == "own":
+            own = known.experts.route(self._queries(known, edits)).picks.transpose(0, 1).tolist()
         given = []
         for i, edit in enumerate(edits):
             fact = edit.subject, edit.target

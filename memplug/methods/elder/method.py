@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ...calls import Call, hold
 from ...edits import Edit
 from ...hooks import Hook
-from ...think import think_hooks
 from ...text import Batch
+from ...think import think_hooks
 from ..base import Host, State
 from .config import ELDERConfig
 from .explain import Explanation, explained
@@ -23,8 +23,8 @@ from .knowledge import Knowledge, Seen
 from .learning import Learner
 from .places import find_places, find_site
 from .routed import Routed, continued
+from .rows import see, unflat
 from .subjects import Subjects
-from .training import see, unflat
 
 __all__ = ["ELDER", "Removed"]
 

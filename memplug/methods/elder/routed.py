@@ -12,7 +12,7 @@ from torch import Tensor
 from ...calls import Call
 from .experts import Experts, Mixer, Routing
 from .knowledge import Seen
-from .training import unflat
+from .rows import unflat
 
 __all__ = ["Routed", "continued"]
 

@@ -67,7 +67,7 @@ class Subjects:
                 del self._owner[number]
 
     def find(self, states: Tensor, valid: Tensor) -> list[str | None]:
-        """The subject that each row names, from states [B,T,D] of the layer and BoolTensor [B,T] of tokens."""
+        """The subject each row names, from states [B,T,D] of the layer and BoolTensor [B,T] of tokens."""
         hits, _ = self._memory.search((states,), valid)
         return [self._owner.get(number) for number in hits.winner.tolist()]
 

@@ -1,133 +1,28 @@
 """Training LoRAs and routers on one batch of edits after the other.
 
-The layers below the first edited one never change, so their output is computed once a batch; a step runs only
-the layers above, and the language-model head only at the tokens that count. Queries are constant, too.
+A step runs only the layers from the first edited one up, the language-model head only at the tokens that
+count, and only the rows that are not learned yet. Queries are constant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...edits import EditError
-from ...hooks import Hook, HookSet, StopForward, resume
+from ...hooks import Hook, HookSet, resume
 from ...layers import evaluating, frozen
-from ...text import Batch, Pair
 from ..base import Host
 from .active import Active, Adam
-from .allocation import Allocation, hot
+from .allocation import hot
 from .config import ELDERConfig
-from .experts import Experts, best, scores
-from .knowledge import Seen
-from .places import Site
+from .experts import Experts, Routing, best, mix_rows, scores
+from .rows import Rows, unflat
 
-__all__ = ["Rehearsed", "Rows", "goals", "observe", "observe_rows", "train_batch", "unflat"]
-
-
-@dataclass
-class Rows:
-    """Rows of one batch with everything about them that training does not change.
-
-    Attributes:
-        batch: token ids [B,T].
-        hidden: [B,T,D], inputs of the first edited layer.
-        query: [B,q] float32, prepared as for routing.
-        goal: [l,B,N] float32, ones at the experts each row is meant to use.
-        flat, target: [P] positions that count, as row * T + column, and the tokens expected there.
-        weight: [P], 1 / tokens of the row's answer.
-    """
-
-    batch: Batch
-    hidden: Tensor
-    query: Tensor
-    goal: Tensor
-    flat: Tensor
-    target: Tensor
-    weight: Tensor
-
-
-def unflat(x: Tensor, batch: int) -> Tensor:
-    """[B,T,w] of a linear's input or output, whether or not the model flattened rows and tokens (OPT)."""
-    return x if x.ndim == 3 else x.view(batch, -1, x.shape[-1])
-
-
-@torch.no_grad()
-def observe(host: Host, site: Site, first: int | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """What the frozen part of the model computes: queries [B,T,q] float32 at every token, and the inputs
-    [B,T,D] of layer ``first`` where one is named."""
-    seen: list[Tensor] = []
-    hidden: list[Tensor] = []
-
-    def look(states: Tensor) -> None:
-        seen.append(unflat(states, len(batch.ids)).float())
-        if first is None:
-            raise StopForward
-
-    def stop(_m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden.append(args[0] if args else kwargs["hidden_states"])
-        raise StopForward
-
-    hooks = [site.hook(host.anatomy, look)]
-    if first is not None:
-        hooks.append(Hook(host.anatomy.layers[first], "before", stop))
-    with evaluating(host.model), HookSet(hooks), suppress(StopForward):
-        host.forward(host.anatomy.decoder, batch)
-    return seen[0], hidden[0] if hidden else None
-
-
-@torch.no_grad()
-def see(host: Host, site: Site, first: int, layer: int | None, batch: Batch) -> Seen:
-    """What is looked at in whole prompts: ``first`` is the first edited layer, ``layer`` that in which
-    subjects are recognised, if any."""
-    states: list[Tensor] = []
-
-    def keep(_m: Any, _a: Any, _k: Any, output: Any) -> None:
-        states.append(host.anatomy.hidden(output))
-
-    hooks = [] if layer is None else [Hook(host.anatomy.layers[layer], "after", keep)]
-    with HookSet(hooks):
-        query, _ = observe(host, site, first, batch)
-    ends = (batch.mask.sum(1) - 1).to(query.device)
-    query = query[torch.arange(len(ends), device=ends.device), ends]
-    if layer is None:
-        return Seen(query)
-    begins = (batch.positions == 0) & (batch.ids == host.text.bos_id)
-    return Seen(query, states[0], batch.mask.bool() & ~begins)
-
-
-def observe_rows(host: Host, site: Site, first: int, pairs: Sequence[Pair]) -> Rows:
-    """Rows of prompts with their answers; their queries are as they come, and they have no goal yet."""
-    batch = host.text.batch([pair.ids for pair in pairs])
-    queries, hidden = observe(host, site, first, batch)
-    ends = torch.tensor([pair.start - 1 for pair in pairs], device=queries.device)
-    width = batch.ids.shape[1]
-    flat, target, weight = [], [], []
-    for i, pair in enumerate(pairs):
-        size = len(pair.ids) - pair.start
-        for t in range(pair.start, len(pair.ids)):
-            flat.append(i * width + t - 1)
-            target.append(pair.ids[t])
-            weight.append(1.0 / size)
-    device = host.text.device
-    return Rows(
-        batch,
-        hidden,  # type: ignore[arg-type]  # a layer was named
-        queries[torch.arange(len(pairs), device=queries.device), ends],
-        queries.new_zeros(0),
-        torch.tensor(flat, device=device),
-        torch.tensor(target, device=device),
-        torch.tensor(weight, device=device),
-    )
-
-
-def goals(allocations: Sequence[Allocation], n: int, device: torch.device) -> Tensor:
-    """[l,B,N] float32, ones at the experts of each row's allocation."""
-    return hot(torch.tensor(allocations, device=device), n).transpose(0, 1)
+__all__ = ["Rehearsed", "losses", "train_batch"]
 
 
 class Rehearsed(NamedTuple):
@@ -135,6 +30,38 @@ class Rehearsed(NamedTuple):
 
     query: Tensor
     goal: Tensor
+
+
+@torch.no_grad()
+def losses(host: Host, experts: Experts, first: int, rows: Rows, routing: Routing) -> Tensor:
+    """[B] float32: -log p of each row's answer, the mean over its tokens; all rows are in scope."""
+
+    def add(index: int, x: Tensor) -> Tensor:
+        picks, weights = (part[index].to(experts.down[index].device) for part in routing)
+        return mix_rows(x, experts.down[index], experts.up[index], picks, weights)
+
+    return _forward(host, experts, first, rows, add)
+
+
+def _forward(
+    host: Host, experts: Experts, first: int, rows: Rows, add: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Those losses with ``add(index, x)`` for the experts' output at a linear."""
+
+    def after(index: int) -> Hook:
+        def hook(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
+            delta = add(index, unflat(args[0], len(rows)))
+            return output + delta.reshape(output.shape).to(output.dtype)
+
+        return Hook(experts.places[index].module, "after", hook)
+
+    def run() -> Any:
+        return host.forward(host.model, rows.batch)
+
+    with evaluating(host.model), HookSet([after(index) for index in range(len(experts.places))]):
+        out = resume(host.model, host.anatomy, first, rows.hidden, run, rows.flat)
+    nll = -out.float().log_softmax(-1).gather(-1, rows.target[:, None])[:, 0]
+    return torch.zeros(len(rows), device=nll.device).index_add(0, rows.owner, nll * rows.weight)
 
 
 def train_batch(
@@ -149,7 +76,8 @@ def train_batch(
 
     The loss is the mean over rows of -log p of the answer's tokens (their mean), plus lambda times the guide
     (ELDER, equation 9): the sum over linears and over an edit's k experts of -log softmax(router)_expert,
-    mean over rows.
+    mean over rows. Rows below `stop_loss` rest while others are trained; when all rest they are looked at
+    again, as training the others may have harmed them. It ends when all hold, or with the last step.
 
     Returns:
         The last step's picks [l,B,k], taken before its update.
@@ -163,43 +91,47 @@ def train_batch(
     routers = [tensor.clone().requires_grad_(router_lr > 0) for tensor in experts.routers]
     moving = routers if router_lr else []
     adam = Adam([*active.tensors, *moving], [*steps, *steps, *[router_lr] * len(moving)])
-    owner = rows.flat // rows.batch.ids.shape[1]
-    weights: list[Tensor] = []
-
-    def after(index: int) -> Hook:
-        def add(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
-            x = unflat(args[0], len(rows.batch.ids))
-            return output + active.mix(index, x, weights[index]).reshape(output.shape).to(output.dtype)
-
-        return Hook(experts.places[index].module, "after", add)
-
-    def run() -> Any:
-        return host.forward(host.model, rows.batch)
-
-    hooks = [after(index) for index in range(len(experts.places))]
-    with evaluating(host.model), frozen(host.model), HookSet(hooks), torch.enable_grad():
+    awake = torch.ones(len(rows), dtype=torch.bool, device=rows.flat.device)
+    part, look = rows, config.stop_loss > 0
+    with frozen(host.model), torch.enable_grad():
         for step in range(config.steps):
-            logits = scores(routers, rows.query)
-            picks = best(logits.detach(), config.top_k)
-            active.take_in(picks, adam)
-            weights[:] = list(logits.softmax(-1) * hot(picks, experts.n))
-            out = resume(host.model, host.anatomy, first, rows.hidden, run, rows.flat)
-            nll = -out.float().log_softmax(-1).gather(-1, rows.target[:, None])[:, 0]
-            per_row = torch.zeros(len(rows.batch.ids), device=nll.device)
-            per_row = per_row.index_add(0, owner, nll * rows.weight)
+            if moving or not step:
+                logits = scores(routers, rows.query)
+                picks = best(logits.detach(), config.top_k)
+                weights = logits.softmax(-1).gather(-1, picks)
+            if look:
+                active.write_back()
+                awake = (
+                    losses(host, experts, first, rows, Routing(picks, weights.detach())) >= config.stop_loss
+                )
+                if not bool(awake.any()):
+                    break
+                part, look = rows.select(awake), False
+            used = Routing(*(x[:, awake.to(x.device)] for x in (picks, weights)))
+            active.take_in(used.picks, adam)
+
+            def add(index: int, x: Tensor, used: Routing = used) -> Tensor:
+                return active.mix(index, x, used.picks[index], used.weights[index])
+
+            per_row = _forward(host, experts, first, part, add)
             if not bool(torch.isfinite(per_row).all()):
                 raise EditError(
                     f"training gave a loss that is not finite at step {step}; nothing was changed; "
                     f"lower lr ({config.lr:g})"
                 )
-            if float(per_row.detach().max()) < config.stop_loss:
-                break
+            done = per_row.detach() < config.stop_loss
+            look = bool(done.all())
+            if look:
+                continue
             loss = per_row.mean()
             if moving and config.guide != "none":
                 loss = loss + config.guide_weight * _guide(config, rows, logits, routers, rehearsed)
             gradients = torch.autograd.grad(loss * scaler.scale, adam.tensors, allow_unused=True)
             if scaler.accept(gradients):
                 adam.step([None if g is None else g / scaler.used for g in gradients])
+            if 4 * int(done.sum()) >= len(part):  # fewer rows are not worth the copying
+                awake[awake.nonzero()[done, 0]] = False
+                part = rows.select(awake)
     active.write_back()
     for tensor, trained in zip(experts.routers, routers, strict=True):
         tensor.copy_(trained.detach())
