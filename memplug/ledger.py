@@ -85,7 +85,9 @@ class Ledger:
             raise ValueError(f"the id {twice!r} is in two entries; give each edit its own")
         known = set(self.entries)
         fresh = [entry for entry in entries if entry not in known]
-        unknown = {p.site for entry in fresh for p in (*entry.parts, *entry.wholes)} - self.sites.keys()
+        unknown = {part.site for entry in fresh for part in entry.parts}
+        unknown |= {whole.site for entry in fresh for whole in entry.wholes}
+        unknown -= self.sites.keys()
         if unknown:
             raise ValueError(
                 f"an entry changes {sorted(unknown)[0]!r}, the ledger knows {sorted(self.sites)[:8]}"

@@ -28,6 +28,11 @@ class AlphaEditConfig(LocateConfig):
     ridge: float = 0.01
     """Weight of the change's squared norm; in relative units, a share of a key's mean squared length."""
 
+    limits: ClassVar[tuple[tuple[str, float, float], ...]] = (
+        *LocateConfig.limits,
+        ("threshold", 0, 1e12),
+        ("ridge", 1e-12, 1e12),
+    )
     paper: ClassVar[dict[str, Any]] = {
         "lr": 0.1,
         "relative_lr": False,

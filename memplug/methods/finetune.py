@@ -127,7 +127,7 @@ class FineTune(LedgerMethod):
                         f"training {edits[0].prompt!r} gave a loss that is not finite; lower lr, or look for "
                         "NaN in the model. Nothing was changed"
                     )
-                if step == config.steps or float(loss) < config.stop_loss:
+                if step == config.steps or float(loss.detach()) < config.stop_loss:
                     break
                 slopes = torch.autograd.grad(loss * scale, changes)
                 for change, slope in zip(changes, slopes, strict=True):
@@ -138,7 +138,7 @@ class FineTune(LedgerMethod):
                         for change, unit in zip(changes, units, strict=True):
                             change.clamp_(-config.bound * unit, config.bound * unit)
         found = {site.name: change.detach() for site, change in zip(self.sites, changes, strict=True)}
-        return found, float(loss)
+        return found, float(loss.detach())
 
 
 def _beside(site: Site, change: Tensor) -> Hook:

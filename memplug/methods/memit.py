@@ -38,6 +38,14 @@ class MEMITConfig(LocateConfig):
     constraint: Literal["least squares", "equality"] = "least squares"
     """How new facts are met."""
 
+    limits: ClassVar[tuple[tuple[str, float, float], ...]] = (
+        *LocateConfig.limits,
+        ("covariance_weight", 1e-12, 1e12),
+        ("floor", 0, 1),
+    )
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = LocateConfig.choices | {
+        "constraint": ("least squares", "equality")
+    }
     paper: ClassVar[dict[str, Any]] = {
         "relative_lr": False,
         "train_stop": False,

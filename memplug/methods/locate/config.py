@@ -79,16 +79,8 @@ class LocateConfig(WeightConfig):
         ("micro_batch", 1, 1 << 20),
         ("covariance_texts", 1, 1 << 24),
         ("covariance_length", 2, 1 << 16),
-        # Of the methods.
-        ("covariance_weight", 1e-12, 1e12),
-        ("floor", 0, 1),
-        ("threshold", 0, 1e12),
-        ("ridge", 1e-12, 1e12),
     )
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "units": ("relative", "absolute"),
-        "constraint": ("least squares", "equality"),
-    }
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = {"units": ("relative", "absolute")}
 
     units: Literal["relative", "absolute"] = "relative"
     """Constants of the solve in units of the model's own keys, or as published for other models."""
