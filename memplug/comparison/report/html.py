@@ -12,7 +12,7 @@ from .answers import pack
 from .charts import general_retention, quality_dots, retention, trade_offs
 from .details import decisions
 from .files import write_text
-from .gather import Gathered, Method, gather, suits
+from .gather import Gathered, Method, dig, gather, suits
 from .svg import draw
 from .tables import all_quality, costs, general, preferences
 from .units import percent, ratio, seconds
@@ -102,6 +102,8 @@ def _content(gathered: Gathered, answers: int) -> dict[str, Any]:
         "costs": costs(gathered),
         "general": general(gathered),
         "preferences": preferences(gathered),
+        "truths": _truths(gathered),
+        "warned": _warned(gathered),
         "dots": quality_dots(gathered),
         "retention": retention(gathered),
         "general_retention": general_retention(gathered),
@@ -157,6 +159,28 @@ def _highlights(gathered: Gathered) -> list[tuple[str, str, str]]:
         who = ", ".join(winners) if len(winners) < 4 else f"{len(winners)} methods"
         tiles.append((name, best + (" %" if text is percent else ""), who))
     return tiles
+
+
+def _truths(gathered: Gathered) -> str:
+    """Where the answers came from that a new answer was compared with."""
+    counts: dict[str, int] = {}
+    for run in (*gathered.base.runs, *(run for method in gathered.done for run in method.runs)):
+        for source, count in (dig(run, "preference", "before") or {}).items():
+            counts[source] = max(counts.get(source, 0), int(count))
+    names = {"data": "the data set's", "base model": "the base model's own before the edit"}
+    told = [
+        f"{names.get(source, source)} ({count} cases a seed)" for source, count in counts.items() if count
+    ]
+    return " or ".join(told)
+
+
+def _warned(gathered: Gathered) -> list[tuple[str, str]]:
+    """Warnings by method, each once."""
+    found: dict[tuple[str, str], None] = {}
+    for method in gathered.methods:
+        for run in (*method.runs, *method.failed):
+            found.update(dict.fromkeys((method.label, str(warning)) for warning in run.get("warnings") or ()))
+    return list(found)
 
 
 def _value(method: Method, prop: str, measure: str) -> float | None:

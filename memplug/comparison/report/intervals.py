@@ -74,34 +74,32 @@ def over_cases(
     keys = list(scores)
     column = {key: j for j, key in enumerate(keys)}
     units: dict[Any, int] = {}
-    sums: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    parts: list[tuple[Any, int, Any]] = []  # unit of each case, column, share of each case in the seed's mean
     means: dict[int, list[float]] = defaultdict(list)
     for number, rows in enumerate(seeds):
-        names = {r["case"]: (r["prompt"], r["target"]) for r in rows if r["group"] == "efficacy"}
-        by_case: dict[tuple[Any, Key], list[float]] = defaultdict(list)
+        names: dict[int, Any] = {row["case"]: (number, row["case"]) for row in rows}
+        names |= {r["case"]: (r["prompt"], r["target"]) for r in rows if r["group"] == "efficacy"}
+        unit = np.array([units.setdefault(names[case], len(units)) for case in names], dtype=np.int64)
+        place = {case: i for i, case in enumerate(names)}
+        asked: dict[int, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
         for row in rows:
             for key, value in _values(row):
-                by_case[row["case"], key].append(value)
-        counts: dict[Key, int] = defaultdict(int)
-        for _, key in by_case:
-            counts[key] += 1
-        totals: dict[Key, float] = defaultdict(float)
-        for (case, key), values in by_case.items():
-            if key not in column:
-                continue
-            unit = units.setdefault(names.get(case, (number, case)), len(units))
-            mean = sum(values) / len(values)
-            cell = sums[unit, column[key]]
-            cell[0] += mean / counts[key]
-            cell[1] += 1 / counts[key]
-            totals[key] += mean / counts[key]
-        for key, total in totals.items():
-            means[column[key]].append(total)
-    if not units:
+                j = column.get(key)
+                if j is not None:
+                    asked[j][0].append(place[row["case"]])
+                    asked[j][1].append(value)
+        for j, (at, values) in asked.items():
+            probes = np.bincount(at, minlength=len(unit))
+            has = probes > 0
+            share = (np.bincount(at, values, minlength=len(unit))[has] / probes[has]) / has.sum()
+            means[j].append(float(share.sum()))
+            parts.append((unit[has], j, share))
+    if not parts:
         return dict(scores)
     table = np.zeros((2, len(units), len(keys)))
-    for (unit, j), (value, weight) in sums.items():
-        table[:, unit, j] = value, weight
+    for at_units, j, share in parts:
+        np.add.at(table[0, :, j], at_units, share)
+        np.add.at(table[1, :, j], at_units, 1 / len(share))
     low, high = _bootstrap(table[0], table[1], level)
     out = {}
     for key, score in scores.items():

@@ -195,7 +195,7 @@ def _histogram(ax: Axes, chart: Histogram) -> None:
         )
     if chart.mark is not None:
         ax.axvline(
-            chart.mark + 0.5, color="black", ls="--", lw=1, label=f"{chart.mark_label} = {chart.mark:g}"
+            chart.mark - 0.5, color="black", ls="--", lw=1, label=f"{chart.mark_label} = {chart.mark:g}"
         )
     ax.set_xlabel(chart.x_label, fontsize=9)
     ax.set_ylabel("share of a group (%)", fontsize=9)

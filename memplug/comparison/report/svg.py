@@ -174,7 +174,7 @@ def _histogram(chart: Histogram) -> ET.Element:
         _text(root, across(tick + step / 2), bottom + 14, f"{tick:,.0f}", "small", "middle")
     _text(root, (left + right) / 2, height - 3, chart.x_label, "small", "middle")
     if chart.mark is not None:
-        x = across(chart.mark + step)  # up to and with the mark is near
+        x = across(chart.mark)  # what is below the mark is near
         _line(root, x, top - 4, x, bottom, "base")
         side = "end" if x > WIDTH / 2 else "start"
         told = f"{chart.mark_label} = {chart.mark:g}"

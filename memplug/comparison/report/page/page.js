@@ -108,8 +108,9 @@
       const line = document.createElement("tr");
       const first = document.createElement("th");
       first.scope = "row";
-      first.textContent = `${data.seeds.length > 1 ? `seed ${data.seeds[seed]}, ` : ""}case ${number} · ${kind}`;
-      first.title = meaning;
+      const small = document.createElement("small");
+      small.textContent = `${kind}, ${meaning}`;
+      first.append(`${data.seeds.length > 1 ? `seed ${data.seeds[seed]}, ` : ""}case ${number} `, small);
       line.append(first);
       add(line, heads[1], text(prompt));
       add(line, heads[2], text(target));
