@@ -62,6 +62,14 @@ def test_ways_to_ask_come_from_other_rows_and_what_an_edit_is_judged_by_is_left_
     assert set(given.known[0].prompts) == {way.format(s="Birch 20") for way in WAYS}
 
 
+def test_a_pair_of_ways_holds_in_both_directions(zsre, files, tmp_path):
+    (tmp_path / "other.jsonl").write_text(json.dumps(row(0, "Amber", 1, 2)) + "\n")
+    loaded = load_cases(tmp_path / "other.jsonl"), load_cases(files["train"])
+    (question,) = zsre.questions(*loaded, known=0).edits
+    assert question.prompts[0] == "What maker has Amber 0?"
+    assert set(question.prompts[1:]) == {"Who made Amber 0?"}
+
+
 def test_long_locality_answers_are_counted_and_left_out(given):
     assert [q.answer for q in given.locality] == [f"Place{i}" for i in (0, 2, 4, 6)]
     assert given.dropped == 4
@@ -76,6 +84,19 @@ def test_every_question_to_know_is_asked_and_answered_truly(zsre, given):
     for question in given.deck:
         assert any((prompt, question.answer) in asked for prompt in question.prompts)
     assert {answer for _, answer in asked} == {q.answer for q in given.deck}
+    for question in (*given.edits, *given.known):  # in more than one way
+        assert len({prompt for prompt, answer in asked if answer == question.answer}) > 1
+
+
+def test_several_questions_in_a_row_are_all_answered_truly(zsre, given):
+    truth = {prompt: question.answer for question in given.deck for prompt in question.prompts}
+    rows = [line for line in lines(zsre, given) if [p.weight for p in line].count(ANSWER) > 1]
+    answered = [
+        (line[i - 1].text.strip(), line[i].text.strip()) for line in rows for i in range(1, len(line), 3)
+    ]
+    assert {len(line) for line in rows} == {5, 8}
+    assert all(truth[prompt] == answer for prompt, answer in answered)
+    assert {answer for _, answer in answered} == set(truth.values())
 
 
 def test_nothing_of_an_edit_is_shown(zsre, given):
