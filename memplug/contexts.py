@@ -1,4 +1,4 @@
-"""Texts sampled from the base model itself: contexts to put before a prompt, statements about a subject.
+"""Texts sampled from the base model itself: contexts for a prompt, statements about a subject, rephrasings.
 
 An editor has to know in which contexts an edit must hold and what must not change, and needs no data
 set for it: the model can be asked. Every draw has its own seed, made from the configuration's seed and
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .text import Text, TopKSampler
 
-__all__ = ["Question", "sample_prefixes", "sample_statements"]
+__all__ = ["Question", "Sampled", "sample_about", "sample_prefixes"]
 
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n+")
 
@@ -25,6 +25,18 @@ class Question(NamedTuple):
     subject: str
     prompt: str
     answer: str
+
+
+class Sampled(NamedTuple):
+    """What the base model says about a question's subject.
+
+    Attributes:
+        statements: sentences that leave the answer to the question out.
+        restatements: what stands before the answer in sentences that give it: other ways to ask.
+    """
+
+    statements: list[str]
+    restatements: list[str]
 
 
 def _seed(*parts: object) -> int:
@@ -42,22 +54,26 @@ def sample_prefixes(text: Text, count: int, tokens: int, top_k: int, seed: int) 
     return [piece for piece in dict.fromkeys(texts) if piece]
 
 
-def sample_statements(
+def sample_about(
     text: Text,
     questions: Sequence[Question],
     count: int,
+    restated: int,
     tokens: int,
     top_k: int,
     seed: int,
     batch_size: int = 192,
-) -> list[list[str]]:
-    """Up to ``count`` different statements about each question's subject that do not answer the question.
+) -> list[Sampled]:
+    """What the base model says about each question's subject.
+
+    Up to ``count`` different statements, and up to ``restated`` restatements of the question.
 
     The base model continues the subject's name, and the question with its own answer (models that
     have seen several facts about one thing in a row go on with others). The continuation is cut into
     sentences, a question keeping the sentence after it; kept are those that name the subject, say
-    something of it, differ from the prompt, and do not contain the base model's answer to it. Of many,
-    those that share the fewest words are taken.
+    something of it and differ from the prompt. One that contains the base model's answer restates the
+    question if the subject comes first, up to the answer; the others are statements. Of many, those that
+    share the fewest words are taken.
     """
     jobs = [
         (owner, opening, draw)
@@ -66,22 +82,30 @@ def sample_statements(
         for draw in range(count)
     ]
     jobs.sort(key=lambda job: len(job[1]))  # rows of like length lie in one batch
-    found: list[list[str]] = [[] for _ in questions]
+    said = [Sampled([], []) for _ in questions]
     for at in range(0, len(jobs), batch_size):
         part = jobs[at : at + batch_size]
         starts = [text.encode(opening) for _, opening, _ in part]
         sampler = TopKSampler([_seed(seed, opening, draw) for _, opening, draw in part], tokens, top_k)
         rows = text.generate(starts, tokens, choose=sampler)
         for (owner, _, _), start, row in zip(part, starts, rows, strict=True):
-            found[owner] += _about(text.decode(start + row), questions[owner])
-    ordered = [sorted(dict.fromkeys(pieces), key=lambda piece: _seed(seed, piece)) for pieces in found]
-    return [_spread(pieces, count, q.subject) for pieces, q in zip(ordered, questions, strict=True)]
+            more = _about(text.decode(start + row), questions[owner])
+            said[owner].statements.extend(more.statements)
+            said[owner].restatements.extend(more.restatements)
+
+    def chosen(pieces: list[str], most: int, subject: str) -> list[str]:
+        return _spread(sorted(dict.fromkeys(pieces), key=lambda piece: _seed(seed, piece)), most, subject)
+
+    return [
+        Sampled(chosen(one.statements, count, q.subject), chosen(one.restatements, restated, q.subject))
+        for one, q in zip(said, questions, strict=True)
+    ]
 
 
-def _about(whole: str, question: Question) -> list[str]:
+def _about(whole: str, question: Question) -> Sampled:
     sentences = [sentence.strip() for sentence in _SENTENCE.split(whole)]
     answer = re.compile(rf"(?<!\w){re.escape(question.answer)}(?!\w)", re.IGNORECASE)
-    pieces = []
+    said = Sampled([], [])
     for i, sentence in enumerate(sentences):
         piece = (
             f"{sentence} {sentences[i + 1]}"
@@ -90,9 +114,15 @@ def _about(whole: str, question: Question) -> list[str]:
         )
         if question.subject not in piece or piece == question.subject or piece.startswith(question.prompt):
             continue
-        if not (question.answer and answer.search(piece)) and not _is_list(piece, question.subject):
-            pieces.append(piece)
-    return pieces
+        given = answer.search(piece) if question.answer else None
+        if given is None:
+            if not _is_list(piece, question.subject):
+                said.statements.append(piece)
+            continue
+        front = piece[: given.start()].rstrip()
+        if question.subject in front and front != question.subject:
+            said.restatements.append(front)
+    return said
 
 
 def _is_list(piece: str, subject: str) -> bool:

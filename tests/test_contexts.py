@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import TEXTS, build
 
-from memplug.contexts import Question, _spread, sample_prefixes, sample_statements
+from memplug.contexts import Question, Sampled, _spread, sample_about, sample_prefixes
 from memplug.text import Text
 
 ADA = Question("Ada Quill", "Where was Ada Quill born?", "Zarnow")
@@ -45,8 +45,13 @@ class Scripted:
 
 
 def statements(continuation, count=9, **given):
-    (found,) = sample_statements(Scripted(Ada=continuation), [ADA], count, 8, 5, 0, **given)
-    return found
+    (found,) = sample_about(Scripted(Ada=continuation), [ADA], count, 0, 8, 5, 0, **given)
+    return found.statements
+
+
+def restatements(continuation, count=9):
+    (found,) = sample_about(Scripted(Ada=continuation), [ADA], 9, count, 8, 5, 0)
+    return found.restatements
 
 
 def test_prefixes_are_different_and_drawn_from_the_start_of_a_text(text):
@@ -88,6 +93,17 @@ def test_the_answer_is_looked_for_as_a_word():
     assert statements("loves zarnow.") == []
 
 
+def test_sentences_that_give_the_answer_restate_the_question_up_to_it():
+    found = restatements(
+        "comes from Zarnow. Zarnow is where Ada Quill grew up. Who is Ada Quill? A child of Zarnow. "
+        "Ada Quill paints. Where was Ada Quill born? Zarnow."
+    )
+    assert sorted(found) == ["Ada Quill comes from", "Who is Ada Quill? A child of"]
+    assert restatements("Zarnow.") == []  # the bare subject asks nothing
+    assert len(restatements("comes from Zarnow. Ada Quill left Zarnow.", 1)) == 1
+    assert restatements("comes from Zarnow.", 0) == []
+
+
 def test_names_alone_say_nothing():
     assert statements("Tam Wickes, Orlo Bridge.") == []
     assert statements("met Tam Wickes, Orlo Bridge.") == ["Ada Quill met Tam Wickes, Orlo Bridge."]
@@ -108,8 +124,8 @@ def test_as_many_statements_as_asked_for():
 
 def test_openings_are_the_subject_and_the_answered_question_sorted_by_length():
     scripted = Scripted(Ada="paints.", Orlo="is old.", Where="")
-    found = sample_statements(scripted, [ADA, ORLO], 2, 8, 5, 0, batch_size=3)
-    assert found == [["Ada Quill paints."], ["Orlo is old."]]
+    found = sample_about(scripted, [ADA, ORLO], 2, 0, 8, 5, 0, batch_size=3)
+    assert found == [Sampled(["Ada Quill paints."], []), Sampled(["Orlo is old."], [])]
     assert [len(batch) for batch in scripted.batches] == [3, 3, 2]
     openings = [opening for batch in scripted.batches for opening in batch]
     assert openings == sorted(openings, key=len)
@@ -123,8 +139,8 @@ def test_openings_are_the_subject_and_the_answered_question_sorted_by_length():
 
 def test_what_is_sampled_for_one_question_does_not_depend_on_the_others(text):
     ada = ADA._replace(answer="Oslo")
-    together = sample_statements(text, [ada, ORLO], 3, 12, 20, 0)
-    assert sample_statements(text, [ORLO], 3, 12, 20, 0) == together[1:]
-    assert sample_statements(text, [ada, ORLO], 3, 12, 20, 0, batch_size=5) == together
-    assert len(together[0]) > 1
-    assert sample_statements(text, [ada], 3, 12, 20, 1) != together[:1]
+    together = sample_about(text, [ada, ORLO], 3, 2, 12, 20, 0)
+    assert sample_about(text, [ORLO], 3, 2, 12, 20, 0) == together[1:]
+    assert sample_about(text, [ada, ORLO], 3, 2, 12, 20, 0, batch_size=5) == together
+    assert len(together[0].statements) > 1
+    assert sample_about(text, [ada], 3, 2, 12, 20, 1) != together[:1]

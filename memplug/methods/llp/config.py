@@ -26,7 +26,7 @@ class LLPConfig:
     """Layers whose outputs are matched. None: the first quarter (published: 0 to 7 of 32)."""
     recall_layer: int | None = None
     """Layer z from whose input on the value is seen. None: 10/32 of the depth, above the think layers."""
-    n_values: int = 2
+    n_values: int = 4
     """b, soft-prompt vectors an edit (published configurations: 1)."""
     span_keys: bool = True
     """Match all tokens of the subject, not the last one alone (published: the last)."""
@@ -40,8 +40,8 @@ class LLPConfig:
     """Ties in votes: by summed similarity, or (published code) by the earliest layer, then the oldest."""
     think: Literal["always", "prompt"] = "always"
     """Match every new token, or the prompt's only (no work while decoding)."""
-    n_prefixes: int = 3
-    """Sampled texts put before the prompt in training."""
+    n_prefixes: int = 2
+    """Sampled texts put before the prompt in training (published: 3)."""
     prefix_tokens: int = 8
     """Longest such text, in tokens (published: 14)."""
     sample_top_k: int = 5
@@ -50,7 +50,7 @@ class LLPConfig:
     """Train on the prompt without a text before it, too (published: no)."""
     train_stop: bool = True
     """Train the answer to end with the stop token (published: no)."""
-    value_lr: float = 0.1
+    value_lr: float = 0.35
     """Adam's step for values (published: 0.05, or 0.5 for one model, absolute)."""
     relative_lr: bool = True
     """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
@@ -66,7 +66,9 @@ class LLPConfig:
     """Weight of the published code's penalty on the value's norm (0.1 to 1 there; not in the paper)."""
     n_statements: int = 6
     """Sampled statements about the subject that an edit must not change (published: none)."""
-    statement_tokens: int = 24
+    n_restatements: int = 2
+    """Most sampled sentences that state the old answer, trained to state the new one (published: none)."""
+    statement_tokens: int = 16
     """Longest continuation they are cut from, in tokens."""
     statement_weight: float = 1.0
     """Weight of the KL divergence to the base model on these statements."""
@@ -148,6 +150,7 @@ _RANGES = (
     ("stop_divergence", 0.0, 1e3),
     ("norm_penalty", 0.0, 1e3),
     ("n_statements", 0, 1 << 10),
+    ("n_restatements", 0, 1 << 10),
     ("statement_tokens", 1, 1 << 12),
     ("statement_weight", 0.0, 1e3),
     ("key_lr", 0.0, 1e3),
@@ -158,6 +161,7 @@ _RANGES = (
 )
 
 PAPER: dict[str, Any] = {
+    "n_prefixes": 3,
     "prefix_tokens": 14,
     "value_lr": 5e-2,
     "stop_loss": 5e-2,
@@ -170,6 +174,7 @@ PAPER: dict[str, Any] = {
     "norm_penalty": 0.5,
     "stop": "published",
     "n_statements": 0,
+    "n_restatements": 0,
     "mean_key": False,
 }
 """What the published procedure does differently (Llama-3.1-8B's norm penalty)."""

@@ -30,12 +30,14 @@ class Job(NamedTuple):
         edits: its edits; the value has to answer all of them.
         statements: texts about the subject that must stay as they are.
         answers: the base model's answers to the edits' prompts; there, statements need not stay.
+        restated: other ways to ask for each edit.
     """
 
     subject: str
     edits: tuple[Edit, ...]
     statements: tuple[str, ...]
     answers: tuple[str, ...]
+    restated: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ def build_rows(
     fronts = ([""] if config.bare_prompt or not prefixes else []) + list(prefixes)
     for j, job in enumerate(jobs):
         pairs = [pair for edit in job.edits for pair in _pairs(host, config, edit, fronts)]
+        for edit, others in zip(job.edits, job.restated, strict=True):
+            # What follows the answer in running text is open: no stop is trained there.
+            pairs += [host.text.pair(front, edit.target) for front in others]
         for pair in pairs:
             size = len(pair.ids) - pair.start
             points += [
