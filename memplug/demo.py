@@ -24,6 +24,7 @@ from .plugin import Plug
 __all__ = ["run"]
 
 _SHOWN = 6
+_GENERAL = ("skills:5",)
 _METHODS = ("llp", "elder", "rledit", "ultraedit", "finetune", "icl")
 
 
@@ -98,7 +99,7 @@ def _compare(console: Console, model: Any, tokenizer: Any, cases: list[Case], ou
         methods=methods,
         batch=10,
         points=[len(few)],
-        general=["skills:5"],
+        general=_GENERAL,
         batch_size=64,
         out=out,
         name="world",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from memplug.data import DataError, load_cases
+from memplug.data import DataError, load_cases, sift
 from memplug.edits import Case, Edit, Probe
 
 ZSRE = {
@@ -289,7 +289,26 @@ def test_odd_edits_are_counted_and_left_out_on_request(write):
     assert [case.edit.target for case in cleaned.cases] == ["Quill", "Marrow"]
     assert (cleaned.noops, cleaned.repeats, cleaned.conflicts, cleaned.left_out) == (1, 1, 1, 3)
     assert len(cleaned.true_targets) == 2
+    part = load_cases(path, drop=["repeated", "no-op"])
+    assert [case.edit.target for case in part.cases] == ["Quill", "Sedge", "Marrow"]
+    assert (part.conflicts, part.left_out) == (1, 2)
+    with pytest.raises(DataError, match="drop has 'odd'; the kinds are no-op, repeated, contradicting"):
+        load_cases(path, drop=["odd"])
+    again = sift(loaded.cases, loaded.true_targets, drop=["repeated", "no-op"])
+    assert (again.cases, again.conflicts, again.noops) == (part.cases, 1, 1)
+    with pytest.raises(DataError, match="no case is left of 1; drop fewer kinds"):
+        sift([loaded.cases[3]], [["Tilden"]], drop=["no-op"])
     assert str(cleaned) == "2 cases, 1 already true, 1 repeated, 1 contradicting, 3 of these left out"
+
+
+def test_a_known_set_may_be_in_rows_of_ones_own(write):
+    """Its name then says where it is from, and the fields how to read it."""
+    path = write([OWN | {"target_new": "Brightmoor Glass"}])
+    assert (
+        load_cases(f"zsre:{path}").cases == load_cases(f"counterfact:{path}").cases == load_cases(path).cases
+    )
+    with pytest.raises(DataError, match="no field 'alt' or 'answers'"):
+        load_cases(f"zsre:{write([{'src': 'Where was Mara Voss born?', 'target': 'Quill'}])}")
 
 
 def test_sources_that_cannot_be_read(write, tmp_path):

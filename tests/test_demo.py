@@ -16,16 +16,17 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_it_ends_with_the_base_model_to_the_bit(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "_METHODS", ("ultraedit", "mend", "no such method"))
-    assert demo.run(edits=4, compared=2, out=tmp_path / "demo") == 0
+    monkeypatch.setattr(demo, "_METHODS", ("icl", "mend", "no such method"))
+    monkeypatch.setattr(demo, "_GENERAL", ())
+    assert demo.run(edits=4, compared=1, out=tmp_path / "demo") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Learned 4 edits" in shown
     assert "Facts that were not edited" in shown
     assert "Deleted e1:" in shown
     assert "weights and logits are the base model's to the bit: True" in shown
     # A method that would have to be fitted first is left out, unless it comes with an editor.
-    assert "make the same 2 edits" in shown
-    assert "ultraedit" in shown
+    assert "make the same 1 edits" in shown
+    assert "Now icl" in shown
     assert "no such method" not in shown
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert all(one["status"] == "done" and one["restored"] for one in results["runs"])

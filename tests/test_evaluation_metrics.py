@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from memplug.evaluation.metrics import (
     answer_agreement,
     bootstrap,
+    choose_likeliest,
+    choose_per_byte,
     generated_exact,
     generated_start,
     perplexity,
     positionwise_preference,
+    retained,
     sequence_preference,
     token_accuracy,
     token_agreement,
@@ -70,6 +73,25 @@ def test_generated_text_against_target(text, target, exact, start):
 def test_answer_agreement_is_of_texts():
     assert answer_agreement("Lyon ", "Lyon")
     assert not answer_agreement("Lyon", "Paris")
+
+
+def test_choices_by_whole_likelihood_and_by_bytes():
+    log_probs, answers = [-4.0, -6.0, -9.0], ["no", "yés", "not at all"]
+    assert choose_likeliest(log_probs) == 0
+    assert choose_likeliest([-1.0, -1.0]) == 0
+    # -4/2, -6/4 (é has two bytes), -9/10
+    assert choose_per_byte(log_probs, answers) == 2
+    assert choose_per_byte(log_probs[:2], answers[:2]) == 1
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        choose_likeliest([])
+
+
+def test_retained_is_the_share_of_what_held():
+    assert retained([1, 1, 0, 1], [1, 0, 1, 1]) == pytest.approx(2 / 3)
+    assert retained([0.5, 1.0], [1.0, 0.25]) == pytest.approx(0.75 / 1.5)
+    assert retained([0, 0], [1, 1]) is None
+    with pytest.raises(ValueError, match="zip"):
+        retained([1], [1, 1])
 
 
 def test_sequence_preference_is_per_token_mean():

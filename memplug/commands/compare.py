@@ -18,7 +18,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results, report and editors.")],
     methods: Annotated[
         str,
-        typer.Option(help="Names with commas between, each also as name:preset, such as llp,elder:paper."),
+        typer.Option(help="Names with commas between, also name:preset and label=name: llp,x=elder:paper."),
     ] = "llp,elder,ultraedit",
     model: Model = "world",
     cases: Annotated[
@@ -65,6 +65,7 @@ def compare(
     Several processes share the runs: accelerate launch -m memplug compare ...
     """
     with explained():
+        from ..comparison.bits import NotRestoredError
         from ..comparison.contenders import parse_constants
         from ..comparison.processes import Processes
         from ..comparison.runner import compare as run
@@ -89,7 +90,10 @@ def compare(
         }
         loaded = load_model(model, here.device(device), dtype)
         command = shlex.join(["memplug", *sys.argv[1:]])
-        comparison = run(*loaded, cases, out=out, name=model, command=command, **given)
+        try:
+            comparison = run(*loaded, cases, out=out, name=model, command=command, **given)
+        except NotRestoredError as error:
+            raise ValueError(str(error)) from error
         if here.rank == 0:
             _show(comparison, out)
 

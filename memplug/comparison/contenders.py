@@ -86,7 +86,8 @@ def contenders(
     """Read what a user names.
 
     Args:
-        methods: each a method's name, ``"name:preset"``, a config object, or a pair (label, any of these).
+        methods: each a method's name, ``"name:preset"``, ``"label=name:preset"``, a config object, or a pair
+            (label, any of these).
         constants: constants by label or by method name.
 
     Raises:
@@ -126,8 +127,9 @@ def _contender(item: Any) -> Contender:
             raise ValueError(f"{item!r} is no pair of a label and a method; write (label, name or config)")
         return replace(_contender(item[1]), label=item[0].strip())
     if isinstance(item, str):
-        name, _, preset = item.strip().partition(":")
-        return Contender(item.strip(), find_method(name).name, preset or "default")
+        label, _, text = item.rpartition("=")
+        name, _, preset = text.strip().partition(":")
+        return Contender(label.strip() or text.strip(), find_method(name).name, preset or "default")
     registered, config = choose(item, "default", {})
     return Contender(registered.name, registered.name, config=config)
 

@@ -93,6 +93,7 @@ class Comparison:
         how = "generated" if settings["max_new_tokens"] else "whole"
         general = sorted({name for run in self.results["runs"] for name in run["general"]})
         table = Table(title=title, caption=self._caption(how), caption_justify="left", box=SIMPLE_HEAD)
+        table.padding = (0, 1, 0, 0)
         table.add_column("%", overflow="fold")
         for heading in (*_HEADINGS, "first", *general, "s/edit", "fwd"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -122,9 +123,9 @@ class Comparison:
         several = len(settings["seeds"]) > 1
         text = (
             f"{settings['edits']} edits in batches of {settings['batch']}, seed{'s' * several} "
-            f"{', '.join(map(str, settings['seeds']))}. Efficacy, generalization, specificity, other facts about "
-            f"the same subjects, portability: {asked}, the third and fourth against the base model. First: "
-            "efficacy of the first edits after all. Seconds an edit; a forward's time over the bare model's"
+            f"{', '.join(map(str, settings['seeds']))}. Efficacy, generalization, specificity, other facts "
+            f"about the same subjects, portability: {asked}, the third and fourth against the base model. "
+            "First: efficacy of the first edits after all. Seconds an edit; a forward's time over the base's"
         )
         errors = {run["method"]: run["error"] for run in self.failed}
         lines = [f"{label}: {e['type']}: {' '.join(e['message'].split())}" for label, e in errors.items()]

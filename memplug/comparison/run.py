@@ -20,8 +20,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..edits import Case
-from ..evaluation import Answer, Reference, Scores, ask
+from ..evaluation import Answer, Reference, Scores, ask, retained
 from ..evaluation.general import General
+from ..evaluation.metrics import generated_exact
 from ..opening import load
 from ..plugin import Plug
 from ..storage import LoadError
@@ -223,6 +224,7 @@ def _judge(
         "immediate": immediate.to_dict(),
         "final": scores.to_dict(),
         "first": bench.scores(first).to_dict(),
+        "retained": _retained(tally.immediate, final),
         "preference": preferences(bench.model, bench.tokenizer, bench.drawn, bench.reference, settings),
         "curve": [*tally.curve, last],
         "general": last["general"],
@@ -234,6 +236,19 @@ def _judge(
         },
     }
     return plain(out)
+
+
+def _retained(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float | None]:
+    """`retained`, of whole answers as generated, or teacher forced where none were."""
+
+    def held(row: Answer) -> float:
+        return float(row.whole if row.text is None else generated_exact(row.text, row.target))
+
+    groups = ("efficacy", "generalization")
+    pairs = {
+        name: [[held(r) for r in rows if r.group == name] for rows in (before, after)] for name in groups
+    }
+    return {name: retained(*pair) for name, pair in pairs.items()}
 
 
 def _plug_folder(state: Path, tally: _Tally) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import tempfile
@@ -96,7 +97,7 @@ def compare(
         command: the command line, for the record.
 
     Returns:
-        The comparison; in processes other than the first, with that process's runs only.
+        The comparison, the same in all processes.
 
     Raises:
         ValueError: settings that make no sense, cases that cannot be read, a folder of another comparison.
@@ -274,7 +275,12 @@ def _attempt(bench: Bench, rival: Contender) -> tuple[dict[str, Any], Exception 
     except Exception as error:
         if not is_failure(error):
             raise
-        return failed(bench, rival, error), error
+        row = failed(bench, rival, error)
+        error.__traceback__ = None  # its frames hold the method's tensors
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return row, error
 
 
 def _by_seed(todo: Sequence[tuple[Contender, int]]) -> list[tuple[int, list[Contender]]]:

@@ -5,10 +5,15 @@ Each set has a name and scores any model; an editor that harms the rest of the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
 
 from ..data import DataError
 from ..data.rows import read_file
@@ -133,10 +138,10 @@ class Harness:
             ) from error
         from statistics import NormalDist
 
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        out = simple_evaluate(
-            model=wrapped, tasks=[self.name], limit=self.limit, bootstrap_iters=0, **(self.settings or {})
-        )
+        with _generators_kept():
+            wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            given = {"limit": self.limit, "bootstrap_iters": 0, **(self.settings or {})}
+            out = simple_evaluate(model=wrapped, tasks=[self.name], **given)
         width = NormalDist().inv_cdf(0.5 + level / 2)
         found: dict[str, Score] = {}
         for task, values in out["results"].items():
@@ -149,6 +154,18 @@ class Harness:
                 half = width * spread if isinstance(spread, int | float) else 0.0
                 found[f"{task}:{metric}"] = Score(float(value), value - half, value + half, n)
         return found
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """The harness seeds all global random generators; they are put back."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
 
 
 def open_general(name: str | Path) -> General:

@@ -1,0 +1,144 @@
+"""Which methods, which cases, which points: all that is settled before anything runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from memplug import world
+from memplug.comparison.casebook import open_casebook
+from memplug.comparison.contenders import contenders, parse_constants
+from memplug.comparison.folder import Folder, plain
+from memplug.comparison.settings import SettingsError, checked_points, default_points
+from memplug.data import sift
+from memplug.edits import Case, Edit
+from memplug.methods.llp import LLPConfig
+from memplug.methods.ultraedit import UltraEditConfig
+
+
+def named(i, target="Quill"):
+    return Case(Edit(f"Where was Mara V{i} born?", target, f"Mara V{i}"))
+
+
+def test_methods_are_named_in_many_ways():
+    found = contenders(["llp", "llp:paper", "slow=ultraedit", "elder"])
+    assert [(one.label, one.name, one.preset) for one in found] == [
+        ("llp", "llp", "default"),
+        ("llp:paper", "llp", "paper"),
+        ("slow", "ultraedit", "default"),
+        ("elder", "elder", "default"),
+    ]
+    config = UltraEditConfig(batch_size=3)
+    plain_one, labelled = contenders([config, ("mine", config)])
+    assert (plain_one.label, plain_one.name, plain_one.chosen()) == ("ultraedit", "ultraedit", config)
+    assert (labelled.label, labelled.config) == ("mine", config)
+    assert [one.family for one in contenders(["llp", "ultraedit", "mend", "elder"])] == [
+        "memory", "weights", "weights", "memory"
+    ]  # fmt: skip
+
+
+def test_constants_go_to_a_label_or_to_all_variants_of_a_method():
+    set_ = parse_constants(
+        ["llp.threshold=0.8", "llp:paper.top_k=3", "ultraedit.mode=side", "llp.order=mean"]
+    )
+    assert set_ == {
+        "llp": {"threshold": 0.8, "order": "mean"},
+        "llp:paper": {"top_k": 3},
+        "ultraedit": {"mode": "side"},
+    }
+    base, paper, side = contenders(["llp", "llp:paper", "x=ultraedit"], {**set_, "llp": {"threshold": 0.8}})
+    assert (base.constants, paper.constants) == ({"threshold": 0.8}, {"top_k": 3})
+    assert side.chosen().mode == "side"
+    for wrong in ("llp.threshold", "threshold=3", "=3", "llp.=3"):
+        with pytest.raises(ValueError, match="write METHOD.KEY=VALUE"):
+            parse_constants([wrong])
+    with pytest.raises(ValueError, match="has no field 'nope'"):
+        contenders(["llp"], {"llp": {"nope": 1}})
+    with pytest.raises(ValueError, match="'ultraedit' is a config object, which comes with its constants"):
+        contenders([UltraEditConfig()], {"ultraedit": {"batch_size": 2}})
+    with pytest.raises(ValueError, match="is no pair of a label and a method"):
+        contenders([("llp", "llp", 3)])
+
+
+def test_what_nobody_set_takes_the_runs_seed():
+    (free,) = contenders(["llp"])
+    assert free.with_constants(seed=3, fit_steps=9).chosen().seed == 3
+    (fixed,) = contenders(["llp"], {"llp": {"seed": 5}})
+    assert fixed.with_constants(seed=3).chosen().seed == 5
+    (given,) = contenders([LLPConfig(seed=7)])
+    assert given.with_constants(seed=3).chosen().seed == 7
+
+
+def test_points():
+    assert default_points(3, 1) == (3,)
+    assert default_points(30, 10) == (20, 30)
+    assert default_points(1200, 1) == (100, 200, 500, 1000, 1200)
+    assert checked_points([1, 7, 8], 20, 5) == (5, 10, 20)
+    with pytest.raises(SettingsError, match="there is no point at 0 edits"):
+        checked_points([0], 20, 5)
+
+
+def test_a_seed_orders_and_chooses_the_cases():
+    book = open_casebook([named(i) for i in range(20)])
+    first, second = book.draw(8, 0), book.draw(8, 1)
+    assert book.draw(8, 0) == first
+    assert set(first.cases) != set(second.cases)
+    assert book.draw(20, 0).cases[:8] == first.cases
+    assert sorted(c.edit.prompt for c in book.draw(20, 1).cases) == sorted(
+        c.edit.prompt for c in book.draw(20, 0).cases
+    )
+    account = book.account(8, [0, 1])
+    assert (account["read"], account["used"]) == (20, 8)
+    assert account["sha256"] == book.account(8, [0, 1])["sha256"] != book.account(8, [0])["sha256"]
+
+
+def test_truths_stay_with_their_cases():
+    cases = [named(i, f"T{i}") for i in range(9)]
+    book = open_casebook(sift(cases, [[f"old {i}"] for i in range(9)]))
+    drawn = book.draw(9, 4)
+    assert [c.edit.target.replace("T", "old ") for c in drawn.cases] == [truths[0] for truths in drawn.truths]
+
+
+def test_odd_edits_are_counted_and_dropped():
+    cases = [named(0), named(0), named(0, "Sedge"), named(1)]
+    kept = open_casebook(cases).account(4, [0])
+    assert (kept["repeated"], kept["contradicting"], kept["left_out"]) == (1, 1, 0)
+    book = open_casebook(cases, drop=["repeated"])
+    assert book.account(3, [0]) | {"sha256": 0} == {
+        "sha256": 0, "read": 4, "used": 3, "no_op": 0, "repeated": 1, "contradicting": 1, "left_out": 1,
+        "skipped_lines": 0,
+    }  # fmt: skip
+
+
+def test_cases_to_fit_on_share_no_subject_with_the_edits(tmp_path):
+    cases = [named(i % 10, f"T{i}") for i in range(20)]
+    book = open_casebook(cases)
+    edited = {c.edit.subject for c in book.draw(5, 0).cases}
+    for wanted in (4, cases):
+        found = book.fitting(wanted, 5, 0)
+        assert found
+        assert not edited & {c.edit.subject for c in found}
+    assert len(book.fitting(4, 5, 0)) == 4
+    file = tmp_path / "fit.jsonl"
+    file.write_text(json.dumps({"prompt": "Where was Oren Fisk born?", "target": "Quill"}) + "\n")
+    assert [c.edit.subject for c in book.fitting(str(file), 5, 0)] == ["Oren Fisk"]
+
+
+def test_the_worlds_cases_are_drawn_by_seed_and_fitted_on_its_training_split():
+    book = open_casebook("world")
+    assert book.size(None) == 100
+    assert list(book.draw(3, 7).cases) == world.cases(3, 7)
+    assert book.fitting(4, 3, 7) == world.cases(4, 7, split="train")
+    assert book.name == "world"
+
+
+def test_files_are_plain_and_named_apart(tmp_path):
+    assert plain({"a": (1.5, float("nan"), float("inf")), 3: None, "p": tmp_path}) == {
+        "a": [1.5, None, None], "3": None, "p": str(tmp_path)
+    }  # fmt: skip
+    folder = Folder(tmp_path)
+    assert folder.run("llp", 0).name == "llp-seed0.json"
+    names = {folder.run(label, 0).name for label in ("llp:paper", "llp/paper", "llp_paper", "llp paper")}
+    assert len(names) == 4
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for name in names)
