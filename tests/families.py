@@ -156,8 +156,18 @@ METHODS: dict[str, dict[str, Any]] = {
         "threshold": 0.97,
         "heldout": 16,
     },
+    "grace": {
+        "layer": 2,
+        "replace": "all",
+        "epsilon": 0.03,
+        "steps": 300,
+    },
 }
 """Methods under the contract, with constants that make them quick on a `lexical` model."""
+
+ONLY = {"grace": ("llama", "mistral", "mixtral", "ministral", "qwen2", "gemma")}
+"""Families that a method is held to the contract on, where not on all: one MLP output, the same for every
+token, is not enough for most random models to say a word and then stop."""
 
 
 def attach_llp(model: Any, tokenizer: Any, **config: Any) -> Any:

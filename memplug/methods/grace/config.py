@@ -35,7 +35,7 @@ class GRACEConfig:
     models), or these and every generated one."""
     epsilon: float | None = None
     """Deferral radius of a new key (published: 1.0). None: `epsilon_share` of what is usual in the model."""
-    epsilon_share: float = 0.6
+    epsilon_share: float = 0.4
     """That radius as a share of the median distance between the keys of sampled texts."""
     start: Literal["warm", "cold"] = "warm"
     """A value starts as the output it replaces, or uniform in [0, 1) (published)."""

@@ -29,7 +29,7 @@ class ICLConfig:
     text by itself; else a line break."""
     k: int = 1
     """Notes read at most, the nearest one last."""
-    threshold: float = 0.85
+    threshold: float = 0.93
     """Cosine that an edit has to exceed; where none does, the base model answers."""
     layer: int | None = None
     """Layer whose output texts are compared by. None: at `depth`."""

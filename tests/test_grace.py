@@ -1,0 +1,297 @@
+"""GRACE: the codebook against the published algorithm, values against literal replacement, exact removal."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import METHODS, TEXTS, lexical
+from test_contract import Trace, answers, encode
+
+import memplug
+from memplug.hooks import Hook, HookSet
+from memplug.methods.grace import GRACEConfig
+from memplug.methods.grace.codebook import Codebook, Keyed
+
+PROMPT, OTHER, THIRD = "Where was Ada Quill born?", "Who taught Ada Quill", "What is the capital of Vestland:"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_tokenizer):
+    tokenizer = make_tokenizer(TEXTS)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer):
+    return lexical("llama", len(tokenizer))
+
+
+def attach(model, tokenizer, **config):
+    return memplug.attach(copy.deepcopy(model), tokenizer, "grace", **(METHODS["grace"] | config))
+
+
+def logits(plug, tokenizer, *texts, **given):
+    with torch.no_grad():
+        return plug.model(**encode(tokenizer, *texts), **given).logits
+
+
+# ---------------------------------------------------------------------- the codebook
+
+
+def literal(edits, epsilon):
+    """Algorithm 1 of Hartvigsen et al. (2023), one edit after the other: keys, radii, labels, members."""
+    keys, radii, labels, members = [], [], [], []
+    for key, label, name in edits:
+        key = key.double()
+        if keys:
+            distances = torch.stack([(key - k).norm() for k in keys])
+            i = int(distances.argmin())
+            d = float(distances[i])
+            if d <= radii[i] + epsilon:
+                if labels[i] == label:
+                    radii[i] = max(radii[i], d)
+                    members[i].append(name)
+                    continue
+                radii[i] = min(radii[i], d / 2)
+                keys.append(key), radii.append(min(epsilon, d / 2)), labels.append(label)
+                members.append([name])
+                continue
+        keys.append(key), radii.append(epsilon), labels.append(label), members.append([name])
+    return keys, radii, labels, members
+
+
+def keyed(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(count, 2, generator=generator) * 6
+    labels = torch.randint(0, 3, (count,), generator=generator).tolist()
+    return [Keyed(i, f"e{i}", f"answer {labels[i]}", points[i]) for i in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_codebook_is_that_of_the_published_algorithm(seed):
+    edits = keyed(60, seed)
+    book = Codebook(0.7)
+    book.add(edits[:25])
+    book.add(edits[25:])
+    keys, radii, labels, members = literal([(e.key, e.label, e.id) for e in edits], 0.7)
+    assert [entry.first.label for entry in book.entries] == labels
+    assert [list(entry.members) for entry in book.entries] == members
+    for entry, key, radius in zip(book.entries, keys, radii, strict=True):
+        assert torch.equal(entry.first.key.double(), key)
+        assert entry.radius == pytest.approx(radius, rel=3e-4)
+    sizes = [len(m) for m in members]
+    assert max(sizes) > 1  # some radius was widened
+    assert min(radii) < 0.7  # and some were split
+
+
+def test_a_copy_is_changed_on_its_own():
+    edits = keyed(10, 0)
+    book = Codebook(0.7)
+    book.add(edits[:5])
+    before = list(book.entries)
+    book.copy().add(edits[5:])
+    assert book.entries == before
+
+
+# ---------------------------------------------------------------------- forwards
+
+
+@pytest.mark.parametrize("which", ["last", "prompt", "all"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_value_replaces_what_the_mlp_says(base, tokenizer, which, side):
+    """Against a hook that puts it there, on the row alone."""
+    tokenizer.padding_side = side
+    try:
+        with attach(base, tokenizer, replace=which, steps=3) as plug:
+            plug.edit(PROMPT, "Zarnow", "Ada Quill")
+            texts = [PROMPT, "Who founded the Orlo Bridge Company? Tam Wickes did. What is it"]
+            got = logits(plug, tokenizer, *texts)
+            mask = encode(tokenizer, *texts)["attention_mask"]
+            (value,) = plug.method._values.values()
+            module = plug.model.model.layers[2].mlp.down_proj
+
+            def after(_m, _a, _k, output):
+                output = output.clone()
+                output[:, slice(-1, None) if which == "last" else slice(None)] = value
+                return output
+
+            with plug.paused(), HookSet([Hook(module, "after", after)]):
+                expected = logits(plug, tokenizer, PROMPT)[0]
+            with plug.paused():
+                base_row = logits(plug, tokenizer, texts[1])[0]
+        torch.testing.assert_close(got[0][mask[0].bool()], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(got[1][mask[1].bool()], base_row, atol=1e-4, rtol=1e-4)
+    finally:
+        tokenizer.padding_side = "left"
+
+
+def test_training_is_literal_descent(base, tokenizer):
+    """A few Adam steps on whole forwards from the MLP's own output on give the same value."""
+    with attach(base, tokenizer, replace="last", steps=4, stop_loss=0.0, lr=0.05) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        (got,) = plug.method._values.values()
+    model = copy.deepcopy(base).requires_grad_(False)
+    pair_ids = tokenizer(f"{PROMPT} Zarnow")["input_ids"] + [tokenizer.eos_token_id]
+    ids = torch.tensor([pair_ids])
+    start = len(tokenizer(PROMPT)["input_ids"])
+    module, seen = model.model.layers[2].mlp.down_proj, []
+    with HookSet([Hook(module, "after", lambda _m, _a, _k, out: seen.append(out))]):
+        model(input_ids=ids)
+    begin = seen[0][0, start - 1].detach()
+    unit, moved = begin.square().mean().sqrt(), torch.zeros_like(begin, requires_grad=True)
+    optimizer = torch.optim.Adam([moved], lr=0.05)
+    for _ in range(4):
+
+        def after(_m, _a, _k, output):
+            at = torch.arange(output.shape[1])[:, None] == start - 1
+            return torch.where(at, begin + unit * moved, output)
+
+        with HookSet([Hook(module, "after", after)]):
+            out = model(input_ids=ids).logits[0, start - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(out, ids[0, start:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(got, (begin + unit * moved).detach(), atol=1e-4, rtol=1e-3)
+
+
+def test_an_answer_is_the_same_with_and_without_a_cache_and_in_company(base, tokenizer):
+    with attach(base, tokenizer) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        texts = (PROMPT, "Who", OTHER)
+        together = answers(plug.model, tokenizer, *texts)
+        assert tokenizer.decode(together[0], skip_special_tokens=True).strip() == "Zarnow"
+        assert together[0][-1] == tokenizer.eos_token_id
+        assert answers(plug.model, tokenizer, *texts, use_cache=False) == together
+        for text, row in zip(texts, together, strict=True):
+            assert answers(plug.model, tokenizer, text) == [row]
+        beams = answers(plug.model, tokenizer, PROMPT, num_beams=3)
+        assert beams == answers(plug.model, tokenizer, PROMPT, num_beams=3, use_cache=False)
+
+
+def test_the_prompts_end_decides_where_it_is_told(base, tokenizer):
+    with attach(base, tokenizer, epsilon=1e-3) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        with plug.paused():
+            bare = logits(plug, tokenizer, f"{PROMPT} Tam")
+        assert torch.equal(logits(plug, tokenizer, f"{PROMPT} Tam"), bare)  # ends otherwise
+        with plug.prompt_lengths([len(tokenizer(PROMPT)["input_ids"])]):
+            told = logits(plug, tokenizer, f"{PROMPT} Tam")
+        assert not torch.equal(told, bare)
+
+
+# ---------------------------------------------------------------------- edits
+
+
+def test_deleted_means_as_if_never_made(base, tokenizer):
+    """A third edit splits a radius and a fourth shares a value; without them all is as it was."""
+    with attach(base, tokenizer, epsilon=1.0, steps=2) as plug:
+        first = plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        before = [(e.radius, e.members) for e in plug.method.book.entries]
+        value = next(iter(plug.method._values.values())).clone()
+        edited = logits(plug, tokenizer, PROMPT, "Who")
+        split = plug.edit("Where was Tam Wickes born?", "Marrow", "Tam Wickes")
+        assert plug.method.book.entries[0].radius < before[0][0]
+        shared = plug.edit("Where is Ada Quill born?", "Zarnow", "Ada Quill")
+        assert ("e1", "e3") in [e.members for e in plug.method.book.entries]
+        plug.disable(split, shared)
+        assert [(e.radius, e.members) for e in plug.method.book.entries] == before
+        assert torch.equal(logits(plug, tokenizer, PROMPT, "Who"), edited)
+        plug.enable(split)
+        plug.delete(split, shared)
+        assert [(e.radius, e.members) for e in plug.method.book.entries] == before
+        assert list(plug.method._values) == [(first.id,)]
+        assert torch.equal(plug.method._values[first.id,], value)
+        assert torch.equal(logits(plug, tokenizer, PROMPT, "Who"), edited)
+        plug.delete(first)
+        with plug.paused():
+            bare = logits(plug, tokenizer, PROMPT, "Who")
+        assert torch.equal(logits(plug, tokenizer, PROMPT, "Who"), bare)
+
+
+def test_a_replaced_edit_leaves_nothing(base, tokenizer):
+    with attach(base, tokenizer, steps=2) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        with pytest.warns(UserWarning, match="replaced e1"):
+            plug.edit(PROMPT, "Marrow", "Ada Quill")
+        assert [entry.members for entry in plug.method.book.entries] == [("e2",)]
+        assert list(plug.method._values) == [("e2",)]
+
+
+def test_saved_and_loaded_to_the_bit(base, tokenizer, tmp_path):
+    with attach(base, tokenizer, steps=3, epsilon=None, epsilon_share=0.01) as plug:
+        plug.edit([memplug.Edit(p, "Zarnow") for p in (PROMPT, OTHER, THIRD)])
+        plug.disable("e2")
+        plug.save(tmp_path)
+        expected = logits(plug, tokenizer, PROMPT, OTHER, THIRD)
+        with memplug.load(tmp_path, copy.deepcopy(base), tokenizer) as loaded:
+            assert torch.equal(logits(loaded, tokenizer, PROMPT, OTHER, THIRD), expected)
+            for one in (plug, loaded):
+                one.enable("e2")
+            assert torch.equal(
+                logits(loaded, tokenizer, PROMPT, OTHER, THIRD), logits(plug, tokenizer, PROMPT, OTHER, THIRD)
+            )
+
+
+def test_a_failure_changes_nothing(base, tokenizer):
+    with attach(base, tokenizer, steps=2) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        before, entries, trace = (
+            logits(plug, tokenizer, PROMPT),
+            list(plug.method.book.entries),
+            Trace(plug.model),
+        )
+        with torch.no_grad():
+            head = plug.model.lm_head.weight.clone()
+            plug.model.lm_head.weight.fill_(torch.nan)
+        with pytest.raises(memplug.EditError, match="loss that is not finite.*lower lr"):
+            plug.edit(OTHER, "Marrow", "Ada Quill")
+        with torch.no_grad():
+            plug.model.lm_head.weight.copy_(head)
+        assert plug.method.book.entries == entries
+        assert torch.equal(logits(plug, tokenizer, PROMPT), before)
+        trace.check(plug.model)
+
+
+def test_explanations(base, tokenizer):
+    with attach(base, tokenizer, steps=1) as plug:
+        assert "no edit is in force" in str(plug.explain(PROMPT))
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        near, far = plug.explain(PROMPT), plug.explain("Who")
+        assert not near.deferred
+        assert near.distance < 1e-4
+        assert "answered by edit e1" in str(near)
+        assert far.deferred
+        assert far.distance > far.radius
+        with pytest.raises(ValueError, match="the prompt is empty"):
+            plug.explain("")
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"layer": 4}, "the edited layer is 4, but the model has layers 0 to 3"),
+        (
+            {"layer": 0},
+            "no layer lies below whose output could be the key; choose a later layer, or key='input'",
+        ),
+        ({"epsilon": -1.0}, "epsilon is -1.0; choose a value from 0.0"),
+        ({"steps": 0}, "steps is 0; choose a whole number from 1"),
+        ({"replace": "first"}, r"replace is 'first'; choose one of \('last', 'prompt', 'all'\)"),
+        ({"radius": 1.0}, "GRACEConfig has no field 'radius'"),
+    ],
+)
+def test_constants(base, tokenizer, config, match):
+    trace = Trace(base)
+    with pytest.raises(ValueError, match=match):
+        memplug.attach(base, tokenizer, "grace", **config)
+    trace.check(base)
+
+
+def test_the_published_constants():
+    paper = GRACEConfig.preset("paper").resolve(48)
+    assert (paper.layer, paper.epsilon, paper.lr, paper.steps) == (35, 1.0, 1.0, 100)
+    assert (paper.key, paper.replace, paper.start) == ("input", "prompt", "cold")
