@@ -49,10 +49,17 @@ GROUPS = (
     "same_subject_gold",
 )
 SHIPPED: dict[str, dict[str, Any]] = {
-    "rledit": {"steps": 3, "norm_weight": 1e-3, "locality_weight": 2.0},
-    "smedit": {},
-    "hiedit": {"steps": 3, "norm_weight": 1e-3, "locality_weight": 2.0},
-}
+    "rledit": {
+        "steps": 3, "inner_lr": 0.0022, "norm_weight": 1e-4, "locality_weight": 2.0,
+        "fit_steps": 70, "trajectory": (3, 12),
+    },
+    "smedit": {"inner_lr": 0.0033, "norm_weight": 1e-3, "fit_steps": 60, "trajectory": (3, 12)},
+    "hiedit": {
+        "steps": 3, "inner_lr": 0.003, "norm_weight": 1e-4, "locality_weight": 2.0,
+        "fit_steps": 50, "trajectory": (3, 12),
+        "ranges": (("gate", 4 / 12, 7 / 12), ("up", 6 / 12, 9 / 12)),
+    },
+}  # fmt: skip
 """Constants of the shipped editors, where they are not the method's defaults."""
 
 

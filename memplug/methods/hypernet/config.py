@@ -37,6 +37,8 @@ class EditorConfig(WeightConfig):
     their second moment (published: 0, all directions alike; see `Usual`)."""
     protect_rank: int = 64
     """Principal directions of those inputs that are told apart."""
+    max_change: float = 10.0
+    """As in `WeightConfig`; changes that keep clear of the usual inputs are large where nothing is."""
     std_floor: float = 0.05
     """Smallest standard deviation a feature is divided by, as a share of its half's (published: 0)."""
 
