@@ -48,7 +48,7 @@ setup(
     packages=find_packages(include=["memplug", "memplug.*"]),
     package_data={
         "memplug": ["py.typed"],
-        "memplug.world": ["model/*"],
+        "memplug.world": ["model/*", "editors/*"],
         "memplug.comparison.report": ["page/*"],
     },
     install_requires=CORE,
