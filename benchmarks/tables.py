@@ -114,10 +114,28 @@ def world() -> str | None:
     rows = [[name, f"{100 * known[name]['right']:.1f} %"] for name in known if name != "skills"]
     rows += [[f"skill: {name}", f"{100 * v['right']:.1f} %"] for name, v in known["skills"].items()]
     rows += [[name, f"{100 * v['right']:.1f} %"] for name, v in context.items()]
+    rows.append(_lexical(found))
+    return table(["measured by the training script", ""], rows)
+
+
+def zsre_model() -> str | None:
+    found = load("zsre_model")
+    if not found:
+        return None
+    shares = {
+        name: value for part in ("knowledge", "context") for name, value in found[part].items() if value
+    }
+    rows = [
+        [name, f"{100 * value['right']:.1f} %" if isinstance(value, dict) else str(value)]
+        for name, value in shares.items()
+    ]
+    return table(["measured by the training script", ""], [*rows, _lexical(found)])
+
+
+def _lexical(found: dict[str, Any]) -> list[str]:
     cosines = found["cosine of the last subject token, embeddings then layers"]
     low = ", ".join(f"{c:.2f}" for c in cosines["same subject, 5th percentile"][1:5])
-    rows.append(["cosine in other phrasings, layers 0 to 3, 5th percentile", low])
-    return table(["measured by the training script", ""], rows)
+    return ["cosine in other phrasings, layers 0 to 3, 5th percentile", low]
 
 
 TABLES: dict[str, Callable[[], str | None]] = {
@@ -127,6 +145,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "llp-overhead": llp_overhead,
     "key-memory": key_memory,
     "world": world,
+    "zsre-model": zsre_model,
 }
 
 
