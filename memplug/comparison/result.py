@@ -94,7 +94,7 @@ class Comparison:
         general = sorted({name for run in self.results["runs"] for name in run["general"]})
         table = Table(title=title, caption=self._caption(how), caption_justify="left", box=SIMPLE_HEAD)
         table.padding = (0, 1, 0, 0)
-        table.add_column("%", overflow="fold")
+        table.add_column("%", overflow="fold", min_width=9)
         for heading in (*_HEADINGS, "first", *general, "s/edit", "fwd"):
             table.add_column(heading, justify="right", no_wrap=True)
         base = list(self.results["base"].values())
