@@ -138,7 +138,7 @@ def test_a_tokenizer_that_does_not_fit(base, make_tokenizer):
         ({"think_layers": (0, 0)}, "each layer once"),
         ({"think_layer": (0,)}, "no field 'think_layer'.*think_layers"),
         ({"n_values": 0}, "n_values is 0; choose a whole number from 1 to 64"),
-        ({"threshold": 1.5}, "threshold is 1.5; choose a value from -1.0 to 1.0"),
+        ({"threshold": 1.5}, "threshold is 1.5; choose a value from 0.0 to 1.0"),
         ({"order": "random"}, r"order is 'random'; choose one of \('similarity', 'paper'\)"),
         ({"think": "never"}, "think is 'never'; choose one of"),
         ({"preset": "papper"}, "no preset 'papper'.*paper"),

@@ -170,6 +170,15 @@ def test_queries_and_keys_of_other_dtypes(dtype):
     assert (hits.winner >= 0).any()
 
 
+@pytest.mark.parametrize("scan", ["exact", "sign"])
+def test_a_threshold_has_to_be_exceeded(scan):
+    across, along = torch.eye(64)[:2]  # their cosine is 0 to the bit
+    memory = KeyMemory(R, 64, threshold=0.0, top_k=1, quorum=1, scan=scan)
+    memory.add(7, along.expand(R, 1, 64))
+    assert memory.search(across.expand(R, 1, 1, 64))[0].winner.tolist() == [-1]
+    assert memory.search((across + 0.01 * along).expand(R, 1, 1, 64))[0].winner.tolist() == [7]
+
+
 def test_ties_go_to_the_older_entry_also_after_a_removal():
     memory = KeyMemory(R, D)
     key = torch.randn(R, 1, D)

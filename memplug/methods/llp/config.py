@@ -138,7 +138,7 @@ _CHOICES = {
 }
 _RANGES = (
     ("n_values", 1, 64),
-    ("threshold", -1.0, 1.0),
+    ("threshold", 0.0, 1.0),
     ("top_k", 1, 1 << 20),
     ("quorum", 0.0, 1.0),
     ("n_prefixes", 0, 64),
