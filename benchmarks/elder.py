@@ -16,7 +16,7 @@ import argparse
 import ast
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,20 +29,25 @@ from memplug import world
 from memplug.edits import Edit
 from memplug.evaluation import answer, evaluate
 from memplug.methods.elder import ELDERConfig
-from memplug.methods.elder.calibration import closeness
-from memplug.methods.elder.training import observe
+from memplug.methods.elder.calibration import Closeness, closeness
+from memplug.methods.elder.knowledge import Seen
 from memplug.text import Batch
 
 SIX = {"edit_layers": tuple(range(6, 12))}  # the published number of linears
-GUIDED = {"router_lr": 1e-3, "guide_weight": 0.1, "router_replay": 256}
+GUIDED = {"router_lr": 1e-3, "guide_weight": 0.1, "router_replay": 256, "snap": False}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("default", {}),
     "default, trained on rephrasings": ("default", {}),
-    "default, no replay": ("default", {"replay": 0}),
+    "default, no rehearsal": ("default", {"rehearse": 0}),
+    "default, no replay, no rehearsal": ("default", {"replay": 0, "rehearse": 0}),
+    "default, routed as themselves": ("default", {"snap": False}),
+    "default, without subjects": ("default", {"subjects": False}),
+    "default, 4 at once, published experts": ("default", {"n_experts": 4, "top_k": 2, "rank": 8}),
     "default, guided": ("default", GUIDED),
+    "default, load balancing": ("default", GUIDED | {"guide": "balance"}),
     "default, guided, random codes": ("default", GUIDED | {"allocation": "random"}),
     "default, guided, spread codes": ("default", GUIDED | {"allocation": "spread"}),
-    "default, codes alone": ("default", {"gate": "off"}),
+    "default, codes alone": ("default", {"gate": "off", "subjects": False, "snap": False}),
     "paper": ("paper", SIX),
     "paper, lr 1e-3": ("paper", SIX | {"lr": 1e-3}),
     "paper, lr 1e-3, trained on rephrasings": ("paper", SIX | {"lr": 1e-3}),
@@ -102,6 +107,7 @@ def _sequence(
         "scores": {name: found.to_dict() for name, found in scores.items()},
         "in scope": {name: float(_decisions(plug, some).mean()) for name, some in prompts.items()},
         "skills": _skills(plug.model, plug.tokenizer),
+        "deferral": _curves(plug, asked[:300]),
         "epsilon": known.deferral.epsilon,
         "threshold": known.deferral.threshold,
         "parameters": known.experts.count,
@@ -137,18 +143,36 @@ def _skills(model: Any, tokenizer: Any) -> float:
 
 
 @torch.no_grad()
-def _queries(plug: memplug.Plug, prompts: list[str]) -> torch.Tensor:
-    method, found = plug.method, []
-    with plug.paused():
-        for at in range(0, len(prompts), 64):
-            batch = method._host.text.batch([method._host.text.encode(p) for p in prompts[at : at + 64]])
-            seen, _ = observe(method._host, method._site, None, batch)
-            found.append(seen[torch.arange(len(seen)), batch.mask.sum(1) - 1])
-    return torch.cat(found)
+def _seen(plug: memplug.Plug, prompts: list[str]) -> Iterator[Seen]:
+    """What is looked at in the prompts, 64 at a time."""
+    text = plug.method._host.text
+    for at in range(0, len(prompts), 64):
+        with plug.paused():
+            yield plug.method.see(text.batch([text.encode(p) for p in prompts[at : at + 64]]))
 
 
 def _decisions(plug: memplug.Plug, prompts: list[str]) -> np.ndarray:
-    return plug.method.known.decide(_queries(plug, list(dict.fromkeys(prompts))))[1].scope.numpy()
+    known = plug.method.known
+    found = [known.decide(seen)[1].scope for seen in _seen(plug, list(dict.fromkeys(prompts)))]
+    return torch.cat(found).numpy()
+
+
+def _near(plug: memplug.Plug, prompts: list[str]) -> Closeness:
+    """How close prompts come to the edits they are compared with: those of their subject where one is asked
+    for."""
+    known, parts = plug.method.known, []
+    on = known.deferral.on
+    names = {record.number: str(record.edit.subject) for record in known.records.values()}
+    subjects = np.array([names[n] for n, o in zip(known.deferral.numbers, on, strict=True) if o])
+    for seen in _seen(plug, list(dict.fromkeys(prompts))):
+        named: list[str | None] = [None] * len(seen.query)
+        excluded = np.zeros((len(named), int(on.sum())), bool)
+        if known.subjects is not None:
+            named = known.subjects.find(seen.states, seen.valid)
+            excluded = np.array([subjects != name for name in named])
+        query = known.prepare(seen.query, named)
+        parts.append(closeness(known.deferral, known.experts, query, excluded))
+    return Closeness(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def deferral(args: argparse.Namespace) -> dict[str, Any]:
@@ -161,45 +185,44 @@ def deferral(args: argparse.Namespace) -> dict[str, Any]:
             cases = world.cases(n, seed=args.seed)
             plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
             plug.edit(cases, progress=False)
-            known, some = plug.method.known, cases[: args.judged]
-            near = {}
-            for what, prompts in (
-                ("unrelated", [probe.prompt for case in some for probe in case.locality]),
-                ("rephrasings", [prompt for case in some for prompt in case.rephrases[:2]]),
-            ):
-                query = known.prepare(_queries(plug, list(dict.fromkeys(prompts))))
-                none = np.zeros((len(query), int(known.deferral.on.sum())), bool)
-                near[what] = closeness(known.deferral, known.experts, query, none)
-            bits = 2 * plug.method.config.top_k * len(known.experts.places)
-            out[f"{name}, {n} edits"] = {
-                "over epsilon": {
-                    str(e): _rates(near, lambda x, e=e: x.distance < e) for e in range(2, bits + 3, 2)
-                },
-                "over threshold": {
-                    f"{t:.2f}": _rates(near, lambda x, t=t: x.similarity > t)
-                    for t in (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
-                },
-                "as set": {
-                    "epsilon": known.deferral.epsilon,
-                    "threshold": known.deferral.threshold,
-                    **_rates(
-                        near,
-                        lambda x, d=known.deferral: (
-                            (x.distance < d.epsilon)
-                            & (x.similarity > (-2 if d.threshold is None else d.threshold))
-                        ),
-                    ),
-                },
-            }
+            out[f"{name}, {n} edits"] = _curves(plug, cases[: args.judged])
             print(name, n, out[f"{name}, {n} edits"]["as set"], flush=True)
             plug.detach()
     return out
 
 
-def _rates(near: dict[str, Any], accepts: Any) -> dict[str, float]:
+def _curves(plug: memplug.Plug, cases: list[memplug.Case]) -> dict[str, Any]:
+    """Rates of false accepts and false deferrals over each limit alone, and with both as they are set."""
+    deferral, config = plug.method.known.deferral, plug.method.config
+    near = {
+        "unrelated": _near(plug, [probe.prompt for case in cases for probe in case.locality]),
+        "same subject": _near(plug, [probe.prompt for case in cases for probe in case.same_subject]),
+        "rephrasings": _near(plug, [prompt for case in cases for prompt in case.rephrases[:2]]),
+    }
+    least = -2.0 if deferral.threshold is None else deferral.threshold
+
+    def rates(epsilon: float, threshold: float) -> dict[str, float]:
+        inside = {
+            what: float(((x.distance < epsilon) & (x.similarity > threshold)).mean())
+            for what, x in near.items()
+        }
+        return {
+            "false accepts": inside["unrelated"],
+            "false accepts, same subject": inside["same subject"],
+            "false deferrals": 1 - inside["rephrasings"],
+        }
+
+    bits = 2 * config.top_k * len(plug.method.known.experts.places)
     return {
-        "false accepts": float(accepts(near["unrelated"]).mean()),
-        "false deferrals": float(1 - accepts(near["rephrasings"]).mean()),
+        "over epsilon": {str(e): rates(e, -2.0) for e in range(2, bits + 3, 2)},
+        "over threshold": {
+            f"{t / 100:.2f}": rates(np.inf, t / 100) for t in (*range(50, 90, 5), *range(90, 99))
+        },
+        "as set": {
+            "epsilon": deferral.epsilon,
+            "threshold": deferral.threshold,
+            **rates(deferral.epsilon, least),
+        },
     }
 
 
@@ -269,29 +292,23 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     plug.edit(cases, progress=False)
     known, text = plug.method.known, plug.method._host.text
     filling = [token for case in cases for token in text.encode(case.edit.prompt)]
-    row = torch.tensor([filling[:64]])
+    end = text.encode(cases[-1].edit.prompt)[1:]
+    row = torch.tensor([filling[: 64 - len(end)] + end])
+    whole = Batch(row, torch.ones_like(row), torch.arange(64)[None])
     # The limits are opened or closed for the row, as what is timed is the work.
     for name, epsilon, threshold in (
         ("in scope", 1 << 20, 0.0),
         ("deferred by similarity", 1 << 20, 0.999),
-        ("deferred by code, without a gate", 1, None),
     ):
         known.deferral.limit(epsilon, threshold)
         known.version += 1
-        inside = bool(known.decide(_queries_of(plug, row))[1].scope)
+        inside = bool(known.decide(plug.method.see(whole))[1].scope)
         runs = {"attached": lambda: model(row), "bare": lambda: bare(row)}
         seconds = cpu_seconds(runs, args.repeats)
         out[name] = {"seconds": seconds, "ratio": seconds["attached"] / seconds["bare"], "in scope": inside}
     print(out, flush=True)
     plug.detach()
     return out
-
-
-def _queries_of(plug: memplug.Plug, ids: torch.Tensor) -> torch.Tensor:
-    mask = torch.ones_like(ids)
-    with plug.paused():
-        batch = Batch(ids, mask, mask.cumsum(1) - 1)
-        return observe(plug.method._host, plug.method._site, None, batch)[0][:, -1]
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ models, texts or experts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,6 +169,26 @@ class Deferral:
             hits, _ = self.memory.search(query[None, :, None].to(self.queries.device))
             similar, similarity = hits.winner, hits.similarity
             scope = scope & (similar >= 0) & (similarity > self.threshold)
+        return Decision(scope, nearest, distance, similar, similarity, blocked)
+
+    def among(self, query: Tensor, picks: Tensor, edits: Sequence[Sequence[int]]) -> Decision:
+        """As `decide`, but each row is compared with some edits only, named by their places in `numbers`."""
+        rows, codes = len(query), pack(picks, self.n)
+        query = query.to(self.queries)
+        nearest, distance = torch.full((rows,), -1), torch.full((rows,), 1 << 30)
+        similar, similarity = torch.full((rows,), -1), torch.zeros(rows)
+        for row, mine in enumerate(edits):
+            if not mine:
+                continue
+            bits = np.unpackbits(self.codes[list(mine)] ^ codes[row], axis=1).sum(1)
+            cosines = F.cosine_similarity(self.queries[list(mine)], query[row : row + 1])
+            near, best = int(bits.argmin()), int(cosines.argmax())
+            nearest[row], distance[row] = self.numbers[mine[near]], int(bits[near])
+            similar[row], similarity[row] = self.numbers[mine[best]], cosines[best]
+        blocked = self._blocked(query)
+        scope = (distance < self.epsilon) & ~blocked
+        if self.threshold is not None:
+            scope = scope & (similarity > self.threshold)
         return Decision(scope, nearest, distance, similar, similarity, blocked)
 
     def _blocked(self, query: Tensor) -> Tensor:

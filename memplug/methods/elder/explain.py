@@ -85,10 +85,12 @@ def explained(
     scope = bool(decision.scope[0])
     if scope:
         reason = f"in scope, {distance} bits from the nearest code (fewer than {epsilon} needed)"
-    elif nearest is None:
+    elif not edits:
         reason = "deferred to the base model; no edit is in force"
     elif bool(decision.blocked[0]):
         reason = "deferred to the base model; most similar is an edit that was deleted or switched off"
+    elif nearest is None:
+        reason = "deferred to the base model; it names no edited subject"
     elif distance is not None and distance >= epsilon:
         reason = f"deferred to the base model; the nearest code is {distance} bits away ({epsilon} or more)"
     else:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,6 +94,7 @@ class Knowledge:
         every = 2 * c.top_k * len(self._places) + 2  # more than any distance
         self.deferral = Deferral(self.width, c.n_experts, c.epsilon or every, c.block, site.device)
         self.records: dict[str, Record] = {}
+        self._places_of: tuple[Deferral | None, int, dict[str, list[int]]] = None, -1, {}
 
     @property
     def layer(self) -> int | None:
@@ -129,25 +131,37 @@ class Knowledge:
     @torch.no_grad()
     def decide(self, seen: Seen) -> tuple[Routing, Decision]:
         """Where rows are routed, and if they are."""
-        named: list[str | None] = [None] * len(seen.query)
-        if self.subjects is not None and seen.states is not None and seen.valid is not None:
+        if self.subjects is None or seen.states is None or seen.valid is None:
+            prepared = self.prepare(seen.query)
+            routing = self.experts.route(prepared)
+            decision = self.deferral.decide(prepared, routing.picks)
+        else:
             named = self.subjects.find(seen.states, seen.valid)
-        prepared = self.prepare(seen.query, named)
-        routing = self.experts.route(prepared)
-        decision = self.deferral.decide(prepared, routing.picks)
-        if self.subjects is not None:
-            known = torch.tensor([name is not None for name in named])
-            decision = decision._replace(scope=decision.scope & known)
+            prepared = self.prepare(seen.query, named)
+            routing = self.experts.route(prepared)
+            about = [self._about.get(name, []) if name is not None else [] for name in named]
+            decision = self.deferral.among(prepared, routing.picks, about)
         if self._config.snap and bool(decision.scope.any()):
             routing = self._snapped(routing, decision)
         return routing, decision
+
+    @property
+    def _about(self) -> dict[str, list[int]]:
+        """By subject the places of its edits in force, in the deferral's order."""
+        deferral = self.deferral
+        if self._places_of[:2] != (deferral, self.version):
+            names = {record.number: str(record.edit.subject) for record in self.records.values()}
+            found: dict[str, list[int]] = {}
+            for place in np.flatnonzero(deferral.on).tolist():
+                found.setdefault(names[deferral.numbers[place]], []).append(place)
+            self._places_of = deferral, self.version, found
+        return self._places_of[2]
 
     def _snapped(self, routing: Routing, decision: Decision) -> Routing:
         """Rows in scope as the edits they were found to be about: a rephrasing uses what was trained."""
         found = decision.nearest if self.deferral.threshold is None else decision.similar
         rows = decision.scope.nonzero()[:, 0]
-        place = {number: i for i, number in enumerate(self.deferral.numbers)}
-        edits = torch.tensor([place[int(number)] for number in found[rows]])
+        edits = torch.from_numpy(np.searchsorted(self.deferral.numbers, found[rows].numpy()))
         own = self.experts.route(self.deferral.queries[edits.to(self.deferral.queries.device)])
         picks, weights = routing.picks.clone(), routing.weights.clone()
         picks[:, rows.to(picks.device)] = own.picks
