@@ -25,12 +25,12 @@ class GRACEConfig:
     layer: int | None = None
     """Layer whose MLP output is replaced. None: at `depth`. In the last layer a value of the prompt's tokens
     could say one token only."""
-    depth: float = 0.67
+    depth: float = 0.8
     """Share of the depth at which it lies, where `layer` is None (published: 35/48 in GPT2-XL)."""
     key: Literal["hidden", "input"] = "hidden"
     """The key: the hidden state that enters the layer, or what its MLP's output projection reads (published:
     what the edited linear reads), at the last token of the prompt."""
-    replace: Literal["last", "prompt", "all"] = "last"
+    replace: Literal["last", "prompt", "all"] = "all"
     """Tokens whose MLP output becomes the value: the prompt's last one, the prompt's (published for language
     models), or these and every generated one."""
     epsilon: float | None = None

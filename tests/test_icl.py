@@ -1,0 +1,301 @@
+"""In-context editing against literal texts with notes: every family, any company, with or without cache."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import FAMILIES, TEXTS, build
+from test_contract import Trace, answers, encode
+
+import memplug
+from memplug.methods.icl import ICLConfig
+from memplug.text import TokenizerError
+
+PROMPT, OTHER, FAR = "Where was Ada Quill born?", "Who taught Ada Quill?", "Marrow is."
+WINDOWED = {
+    family: {"sliding_window": 64} for family, given in FAMILIES.items() if given.get("sliding_window")
+}
+NO_POSITIONS = {"bloom", "mpt"}  # their forward takes no position_ids
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_tokenizer):
+    tokenizer = make_tokenizer(TEXTS)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer):
+    return build("llama", vocab_size=len(tokenizer))
+
+
+def attach(model, tokenizer, **config):
+    return memplug.attach(
+        model, tokenizer, "icl", **({"threshold": 0.99, "center": False, "layer": 0} | config)
+    )
+
+
+def literal(plug, tokenizer, text, *ids, **given):
+    """Logits of BOS, notes and ``text`` as one text, and without the notes' rows."""
+    notes = plug.method._notes.ids([plug.edits[id] for id in ids])
+    mine = tokenizer(text)["input_ids"]
+    whole = torch.tensor([mine[:1] + notes + mine[1:]])
+    with plug.paused(), torch.no_grad():
+        out = plug.model(input_ids=whole, **given).logits[0]
+    return torch.cat([out[:1], out[1 + len(notes) :]])
+
+
+def positions(inputs, family):
+    """Position ids as ``generate`` hands them in."""
+    if family in NO_POSITIONS:
+        return {}
+    return {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_one_text_with_the_note(family, tokenizer):
+    """Rows that read a note, another note, or none, padded on the left."""
+    model = build(family, vocab_size=len(tokenizer), **WINDOWED.get(family, {}))
+    trace = Trace(model)
+    with attach(model, tokenizer) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        plug.edit("Who founded it and what is the capital of Vestland?", "Tam", "Vestland")
+        texts = [PROMPT, FAR, "Who founded it and what is the capital of Vestland?"]
+        inputs = encode(tokenizer, *texts)
+        with torch.no_grad():
+            got = model(**inputs, **positions(inputs, family)).logits
+            with plug.paused():
+                bare = model(**inputs, **positions(inputs, family)).logits
+        real = inputs["attention_mask"].bool()
+        for row, (text, ids) in enumerate(zip(texts, (["e1"], [], ["e2"]), strict=True)):
+            expected = literal(plug, tokenizer, text, *ids) if ids else bare[row][real[row]]
+            torch.testing.assert_close(got[row][real[row]], expected, atol=3e-5, rtol=1e-4)
+            if ids:
+                assert (expected - bare[row][real[row]]).abs().max() > 1e-2  # the note does something
+        plain = model(input_ids=torch.tensor([tokenizer(PROMPT)["input_ids"]])).logits[0]
+        torch.testing.assert_close(plain, literal(plug, tokenizer, PROMPT, "e1"), atol=3e-5, rtol=1e-4)
+    trace.check(model)
+
+
+def test_exact_in_float64(base, tokenizer):
+    model = copy.deepcopy(base).double()
+    with attach(model, tokenizer, k=2, threshold=-1.0) as plug:
+        plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam Wickes")])
+        with torch.no_grad():
+            got = model(input_ids=torch.tensor([tokenizer(PROMPT)["input_ids"]])).logits[0]
+        # Rotary tables are made in float32, at other positions.
+        torch.testing.assert_close(got, literal(plug, tokenizer, PROMPT, "e2", "e1"), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "falcon", "gptj"])
+@pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"num_beams": 3}])
+def test_generates_as_from_one_text(family, settings, tokenizer):
+    model = build(family, vocab_size=len(tokenizer), **WINDOWED.get(family, {}))
+    with attach(model, tokenizer) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        got = answers(model, tokenizer, PROMPT, FAR, **settings)
+        notes = plug.method._notes.ids([plug.edits["e1"]])
+        mine = tokenizer(PROMPT)["input_ids"]
+        whole = torch.tensor([mine[:1] + notes + mine[1:]])
+        with plug.paused():
+            out = model.generate(
+                whole, attention_mask=torch.ones_like(whole), max_new_tokens=6, do_sample=False, **settings
+            )
+            base_answers = answers(model, tokenizer, PROMPT, FAR, **settings)
+        assert got[0] == [token for token in out[0, whole.shape[1] :].tolist() if token]
+        assert got[0] != base_answers[0]
+        assert got[1] == base_answers[1]
+
+
+def test_right_padding_and_rows_without_a_bos(base, tokenizer):
+    with attach(base, tokenizer) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        ids = tokenizer(PROMPT)["input_ids"]
+        batch = torch.tensor([[*ids, 0, 0], [*ids[1:], 0, 0, 0]])
+        mask = torch.tensor([[1] * len(ids) + [0, 0], [1] * (len(ids) - 1) + [0, 0, 0]])
+        notes = plug.method._notes.ids([plug.edits["e1"]])
+        with torch.no_grad():
+            got = base(input_ids=batch, attention_mask=mask).logits
+            with plug.paused():
+                alone = base(input_ids=torch.tensor([notes + ids[1:]])).logits[0]
+        torch.testing.assert_close(
+            got[0, : len(ids)], literal(plug, tokenizer, PROMPT, "e1"), atol=3e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(got[1, : len(ids) - 1], alone[len(notes) :], atol=3e-5, rtol=1e-4)
+
+
+def test_a_tokenizer_without_a_bos(make_tokenizer):
+    bare = make_tokenizer(TEXTS, add_bos=False)
+    model = build("gpt2", vocab_size=len(bare))
+    with attach(model, bare) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        notes, ids = plug.method._notes.ids([plug.edits["e1"]]), bare(PROMPT)["input_ids"]
+        with torch.no_grad():
+            got = model(input_ids=torch.tensor([ids])).logits[0]
+            with plug.paused():
+                expected = model(input_ids=torch.tensor([notes + ids])).logits[0, len(notes) :]
+        torch.testing.assert_close(got, expected, atol=3e-5, rtol=1e-4)
+
+
+def test_embeddings_instead_of_ids_and_prebuilt_caches(base, tokenizer):
+    with attach(base, tokenizer) as plug, torch.no_grad():
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+        # Nobody says that the first embedding is a BOS: it is a token like any other.
+        embedded = base.get_input_embeddings()(ids[:, 1:])
+        got = base(inputs_embeds=embedded).logits
+        torch.testing.assert_close(got, base(input_ids=ids[:, 1:]).logits, atol=1e-6, rtol=1e-6)
+        with plug.paused():
+            cache = base(input_ids=ids, use_cache=True).past_key_values
+            expected = base(input_ids=ids[:, -1:], past_key_values=copy.deepcopy(cache)).logits
+        assert torch.equal(base(input_ids=ids[:, -1:], past_key_values=cache).logits, expected)
+
+
+def test_nothing_near_is_the_base_model_to_the_bit(base, tokenizer):
+    inputs = encode(tokenizer, FAR, "Who")
+    with torch.no_grad():
+        bare = base(**inputs).logits
+        with attach(base, tokenizer) as plug:
+            plug.edit(PROMPT, "Zarnow", "Ada Quill")
+            assert torch.equal(base(**inputs).logits, bare)
+
+
+def test_a_note_deleted_in_the_middle_of_a_text_is_gone(base, tokenizer):
+    """And one learned meanwhile is not read: the text goes on as it began, less what is gone."""
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    with attach(base, tokenizer) as plug, torch.no_grad():
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        cache = base(input_ids=ids, use_cache=True).past_key_values
+        untouched = copy.deepcopy(cache)
+        with_note = base(input_ids=ids[:, -1:], past_key_values=copy.deepcopy(cache)).logits
+        plug.edit(OTHER, "Tam", "Ada Quill")
+        assert torch.equal(
+            base(input_ids=ids[:, -1:], past_key_values=copy.deepcopy(cache)).logits, with_note
+        )
+        plug.delete("e1")
+        without = base(input_ids=ids[:, -1:], past_key_values=cache).logits
+        with plug.paused():
+            expected = base(input_ids=ids[:, -1:], past_key_values=untouched).logits
+        assert torch.equal(without, expected)
+
+
+def test_switches_deletion_and_the_prompts_end(base, tokenizer):
+    inputs = encode(tokenizer, PROMPT, OTHER)
+
+    def logits(**given):
+        with torch.no_grad():
+            return base(**inputs, **given).logits
+
+    bare = logits()
+    with attach(base, tokenizer) as plug:
+        first, second = plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam")])
+        both = logits()
+        plug.disable(second)
+        one = logits()
+        assert torch.equal(one[1], bare[1]) or (one[1] - bare[1]).abs().max() < 1e-5
+        plug.enable(second)
+        assert torch.equal(logits(), both)
+        plug.delete(second)
+        assert torch.equal(logits(), one)
+        plug.delete(first)
+        assert torch.equal(logits(), bare)
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        longer = encode(tokenizer, f"{PROMPT} Tam")
+        with torch.no_grad():
+            unsaid = base(**longer).logits
+            with plug.prompt_lengths([len(tokenizer(PROMPT)["input_ids"])]):
+                told = base(**longer).logits[0]
+        assert not torch.equal(unsaid[0], told)
+        torch.testing.assert_close(
+            told, literal(plug, tokenizer, f"{PROMPT} Tam", "e3"), atol=3e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_saved_and_loaded_to_the_bit(base, tokenizer, tmp_path, pooling):
+    inputs, other = encode(tokenizer, PROMPT, OTHER, FAR), copy.deepcopy(base)
+    with attach(base, tokenizer, center=True, pooling=pooling, threshold=0.5) as plug, torch.no_grad():
+        plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam")])
+        plug.disable("e2")
+        plug.save(tmp_path)
+        expected = base(**inputs).logits
+        with memplug.load(tmp_path, other, tokenizer) as loaded:
+            assert torch.equal(loaded.model(**inputs).logits, expected)
+            for one in (plug, loaded):
+                one.enable("e2")
+            assert torch.equal(loaded.model(**inputs).logits, base(**inputs).logits)
+
+
+def test_notes_that_do_not_fit_are_left_out_the_farthest_first(tokenizer):
+    model = build("gpt2", vocab_size=len(tokenizer), n_positions=48)
+    with attach(model, tokenizer, k=2, threshold=-1.0) as plug:
+        plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam Wickes")])
+        assert plug.explain("Who").notes.count("Note:") == 2
+        text = PROMPT
+        while plug.explain(text).notes.count("Note:") == 2:
+            text += " is"
+        assert plug.explain(text).notes.count("Note:") == 1
+        got = model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits[0]
+        nearest = str(plug.explain(text).nearest[0][0].id)
+        torch.testing.assert_close(got, literal(plug, tokenizer, text, nearest), atol=3e-5, rtol=1e-4)
+
+
+def test_what_stands_between_notes_and_prompt(base, tokenizer):
+    with attach(base, tokenizer) as plug:  # this tokenizer puts no space before a text
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        found = plug.explain(PROMPT)
+        assert found.notes == f"Note: {PROMPT} Zarnow.\n"
+        assert found.nearest[0][1] == pytest.approx(1.0, abs=1e-5)
+        assert "answered by the base model" in str(plug.explain(FAR))
+        with pytest.raises(ValueError, match="the prompt is empty"):
+            plug.explain(" ")
+    model, theirs = memplug.world.load()
+    with memplug.attach(model, theirs, "icl", template="{subject}: {prompt} {target}.") as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        assert plug.explain(PROMPT).notes == f"Ada Quill: {PROMPT} Zarnow."
+
+
+def test_the_embedded_model_answers_from_notes():
+    from memplug import world
+
+    model, tokenizer = world.load()
+    cases = world.cases(16)
+    with memplug.attach(model, tokenizer, "icl") as plug:
+        plug.edit(cases, progress=False)
+        scores = memplug.evaluate(plug, cases, max_new_tokens=0)
+    assert scores.efficacy.whole.value > 0.85
+    assert scores.generalization.whole.value > 0.8
+    assert scores.specificity.whole.value > 0.9
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"template": "Note: {prompt}."}, r"has the fields \['prompt'\]; write .prompt. and .target."),
+        ({"template": "{prompt} {target} {answer}"}, r"has the fields \['answer', 'prompt', 'target'\]"),
+        ({"template": "{prompt} {target"}, "cannot be read"),
+        ({"template": 3}, "template is 3 and separator None; give strings"),
+        ({"k": 0}, "k is 0; choose a whole number from 1"),
+        ({"threshold": 2.0}, "threshold is 2.0; choose a value from -1.0 to 1.0"),
+        ({"pooling": "max"}, r"pooling is 'max'; choose one of \('last', 'mean'\)"),
+        ({"layer": 9}, "the layer that texts are compared by is 9, but the model has layers 0 to 3"),
+        ({"preset": "paper"}, "no preset 'paper'"),
+        ({"notes": 1}, "ICLConfig has no field 'notes'"),
+    ],
+)
+def test_constants(base, tokenizer, config, match):
+    trace = Trace(base)
+    with pytest.raises(ValueError, match=match):
+        memplug.attach(base, tokenizer, "icl", **config)
+    trace.check(base)
+
+
+def test_a_note_longer_than_the_context(base, tokenizer):
+    with attach(base, tokenizer, template="Note: {prompt} {target}. " + "So it is. " * 30) as plug:
+        with pytest.raises(TokenizerError, match="the model's context holds 128"):
+            plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        assert not plug.edits
+    assert ICLConfig(template="{prompt} {{}} {target}").resolve(12).layer == 6
