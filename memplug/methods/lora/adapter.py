@@ -9,6 +9,7 @@ layers (quantised ones among them) are peft's.
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class Adapter:
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], config: LoRAConfig) -> None:
         peft = peft_module()
-        self.sites, self._seed = tuple(sites), config.seed
+        self.sites = tuple(sites)
         holder = nn.Module()
         for i, site in enumerate(self.sites):
             holder.add_module(f"linear{i}", site.module)
@@ -83,7 +84,9 @@ class Adapter:
             target_modules=[f"linear{i}" for i in range(len(self.sites))],
         )
         devices = [site.weight.device for site in self.sites]
-        with frozen(model), _seeded(config.seed):  # peft freezes what it wraps
+        # peft freezes what it wraps, and says that it sees for itself which way round a weight is stored.
+        with frozen(model), _seeded(config.seed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
             try:
                 peft.inject_adapter_in_model(wanted, holder, adapter_name=_NAME)
             except ValueError as error:
@@ -95,6 +98,7 @@ class Adapter:
             for parameter in layer.parameters():
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
                 parameter.requires_grad_(False)
+        self._start = self.snapshot()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -112,9 +116,7 @@ class Adapter:
 
     def reset(self) -> None:
         """Start again as at first: B is zero."""
-        with _seeded(self._seed):
-            for layer in self.layers:
-                layer.reset_lora_parameters(_NAME, True)
+        self.load(self._start)
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the parameters."""
