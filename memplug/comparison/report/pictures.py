@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from .charts import (
     trade_offs,
 )
 from .gather import gather
-from .places import spread
+from .places import arrange, extent, log_ticks, spread, width
 from .words import MEASURES
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def write_figures(results: Mapping[str, Any], folder: str | Path, *, dpi: int = 
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for ax, chart in zip(axes, charts, strict=False):
             drawer(ax, chart)
-            ax.set_title(_plain(chart.title), fontsize=11, loc="left")
+            ax.set_title(chart.title.replace("$", r"\$"), fontsize=11, loc="left")
         for ax in axes[len(charts) :]:
             ax.set_axis_off()
         path = folder / f"{name}.png"
@@ -110,10 +111,12 @@ def _dots(ax: Axes, chart: Dots) -> None:
 
 
 def _lines(ax: Axes, chart: Lines) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     ends = [100 * series.points[-1][1] for series in chart.series]
     # heights are in percent of an axis about 22 lines of labels high
-    placed = spread(ends, 105 / max(16, len(ends)), -3, 103)
-    for series, end, y in zip(chart.series, ends, placed, strict=True):
+    placed = spread([-end for end in ends], 105 / max(16, len(ends)), -103, 3)
+    for series, end, down in zip(chart.series, ends, placed, strict=True):
         colour, marker, dash = _style(series.colour)
         xs = [x for x, *_ in series.points]
         ax.plot(xs, [100 * v for _, v, _, _ in series.points], dash, marker=marker, color=colour, ms=4)
@@ -126,7 +129,7 @@ def _lines(ax: Axes, chart: Lines) -> None:
         ax.annotate(
             _plain(series.label),
             (xs[-1], end),
-            (1.03, y),
+            (1.03, -down),
             textcoords=ax.get_yaxis_transform(),
             color=colour,
             fontsize=9,
@@ -136,40 +139,39 @@ def _lines(ax: Axes, chart: Lines) -> None:
     if chart.base is not None:
         ax.axhline(100 * chart.base, color="black", ls="--", lw=1)
     ax.set_ylim(-3, 103)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.set_xlabel(chart.x_label, fontsize=9)
     ax.grid(color="#dddddd")
 
 
 def _scatter(ax: Axes, chart: Scatter) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import NullLocator
 
     ax.set_xscale("log")
     ax.margins(x=0.15)
     ax.set_ylim(-3, 103)
     xs = sorted(point.x for point in chart.points)
-    middle = (xs[0] * xs[-1]) ** 0.5
-    for right in (False, True):
-        side = [point for point in chart.points if (point.x > middle) == right]
-        placed = spread([100 * point.y for point in side], 5.5, -1, 101)
-        for point, y in zip(side, placed, strict=True):
-            colour, marker, _ = _style(point.colour)
-            ax.plot(point.x, 100 * point.y, marker, color=colour, ms=7)
-            ax.annotate(
-                _plain(point.label),
-                (point.x, 100 * point.y),
-                (-10 if right else 10, (y - 100 * point.y) * 1.6),
-                textcoords="offset points",
-                ha="right" if right else "left",
-                va="center",
-                color=colour,
-                fontsize=9,
-            )
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: chart.text(x)))
-    if xs[-1] > 10 * xs[0]:
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: chart.text(x)))
-        ax.tick_params(axis="x", which="minor", labelsize=7, labelrotation=45)
+    # in points, of a panel about 270 wide and 210 high, y downwards as `arrange` wants it
+    low, high = math.log10(xs[0]), math.log10(xs[-1]) + 1e-9
+    spots = [(40 + 190 * (math.log10(p.x) - low) / (high - low), 210 * (1 - p.y)) for p in chart.points]
+    names = [_plain(point.label) for point in chart.points]
+    corners = arrange(spots, [0.72 * width(name) for name in names], 11, (0, -5, 270, 215))
+    for point, name, (x, y), (left, top) in zip(chart.points, names, spots, corners, strict=True):
+        colour, marker, _ = _style(point.colour)
+        ax.plot(point.x, 100 * point.y, marker, color=colour, ms=7)
+        ax.annotate(
+            name,
+            (point.x, 100 * point.y),
+            (left - x if left > x else left + 0.72 * width(name) - x, y - top - 5.5),
+            textcoords="offset points",
+            ha="left" if left > x else "right",
+            va="center",
+            color=colour,
+            fontsize=9,
+        )
+    marks = [10**tick for tick in log_ticks(*extent([math.log10(x) for x in xs], least=0.3))]
+    ax.set_xticks(marks, [chart.text(mark) for mark in marks])
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(f"{chart.x_label} (logarithmic)", fontsize=9)
     ax.set_ylabel(chart.y_label, fontsize=9)
     ax.grid(color="#dddddd")
@@ -188,11 +190,13 @@ def _histogram(ax: Axes, chart: Histogram) -> None:
     high = max(v for values in chart.groups.values() for v in values)
     step = max(1, -(-(high + 1) // 64))
     edges = [step * i - 0.5 for i in range(high // step + 2)]
-    for i, (name, values) in enumerate(chart.groups.items()):
-        weights = [100 / len(values)] * len(values)
-        ax.hist(
-            values, edges, weights=weights, color=_COLOURS[i % 6], alpha=0.55, label=f"{name} ({len(values)})"
-        )
+    ax.hist(
+        list(chart.groups.values()),
+        edges,
+        weights=[[100 / len(values)] * len(values) for values in chart.groups.values()],
+        color=[_COLOURS[i % len(_COLOURS)] for i in range(len(chart.groups))],
+        label=[f"{name} ({len(values)})" for name, values in chart.groups.items()],
+    )
     if chart.mark is not None:
         ax.axvline(
             chart.mark - 0.5, color="black", ls="--", lw=1, label=f"{chart.mark_label} = {chart.mark:g}"
