@@ -1,81 +1,30 @@
-"""Comparisons of quick methods on a tiny model: protocol, failures, what is left behind, resuming."""
+"""Comparisons of quick methods on a tiny model: protocol, failures, what is left behind."""
 
 from __future__ import annotations
 
 import json
-import math
-from functools import partial
 
 import pytest
 import torch
 import toy
-from families import TEXTS
+from comparing import CASES, SETTINGS, figures, no_nan, quick_toys, tiny
 
 import memplug
-from memplug.comparison import NotRestoredError, SettingsError, run, runner
+from memplug.comparison import NotRestoredError, runner
 from memplug.comparison.bits import bits_of
 from memplug.comparison.cost import bare, hooks_of
-from memplug.edits import Case, Edit, Probe
 from memplug.evaluation import Scores, ask, refer
-from memplug.methods import METHODS
-
-NAMES = ["Ada Quill", "Tam Wickes", "Orlo Bridge", "Zar Vest", "Mar Row", "Wick Land"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toys():
-    toy.register()
-    yield
-    for name in ("toy", "toyfit"):
-        METHODS.pop(name, None)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Times are measured, but not for long."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "overhead", partial(run.overhead, turns=1, steps=2, seconds=0))
+    with quick_toys():
         yield
 
 
 @pytest.fixture(scope="module")
 def loaded(make_tokenizer, make_llama):
-    tokenizer = make_tokenizer(TEXTS)
-    return make_llama(len(tokenizer), num_hidden_layers=2), tokenizer
-
-
-def case(index):
-    name = NAMES[index]
-    return Case(
-        Edit(f"Where was {name} born?", ["Zarnow", "Marrow"][index % 2], name),
-        rephrases=(f"{name} was born in",),
-        locality=(Probe("Who founded it?", "Tam"), Probe("Who taught?", "Ada")),
-    )
-
-
-CASES = [case(i) for i in range(6)]
-SETTINGS = {"batch": 2, "points": [2, 4], "max_new_tokens": 6, "progress": False}
-
-
-def figures(comparison):
-    """The results without what differs from one run to the next: times, memory, the moment."""
-    results = json.loads(json.dumps(comparison.results))
-    del results["environment"]
-    for one in results["runs"]:
-        one.pop("cost")
-        for point in one["curve"]:
-            point.pop("seconds")
-        if one["fit"]:
-            one["fit"] = {k: v for k, v in one["fit"].items() if k in ("steps", "cases", "parameters")}
-    return results
-
-
-def no_nan(value):
-    if isinstance(value, dict):
-        return all(map(no_nan, value.values()))
-    if isinstance(value, list):
-        return all(map(no_nan, value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return tiny(make_tokenizer, make_llama)
 
 
 @pytest.fixture(scope="module")
@@ -210,78 +159,6 @@ def test_a_model_that_is_not_restored_stops_the_comparison(loaded, tmp_path):
         next(model.parameters()).data.copy_(before)
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert [(one["method"], one["status"], one["restored"]) for one in runs] == [("leaky", "failed", False)]
-
-
-@pytest.mark.parametrize("saves", [1, 2])
-def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, monkeypatch, compared, saves):
-    """Also within a method; the figures are those of the run that was never stopped."""
-    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
-    save, count = run._save, []
-
-    def stopping(bench, contender, *rest):
-        save(bench, contender, *rest)
-        count.append(contender.label)
-        if len(count) == 3 + saves:  # the second method's
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "_save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            memplug.compare(*loaded, CASES, **asked)
-    assert len(list((tmp_path / "runs").iterdir())) == 1
-    (state,) = [p for p in (tmp_path / "state").iterdir() if (p / "progress.json").is_file()]
-    assert json.loads((state / "progress.json").read_text())["done"] == 2 * saves
-    made = []
-    learn = toy.Toy.learn
-    monkeypatch.setattr(toy.Toy, "learn", lambda *a, **k: (made.append(len(a[1])), learn(*a, **k))[1])
-    again = memplug.compare(*loaded, CASES, **asked)
-    assert sum(made) == (6 - 2 * saves) + 2 * 6
-    assert figures(again) == figures(compared)
-    assert not list((tmp_path / "state").iterdir())
-
-
-def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
-    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
-    save = run._save
-
-    def stopping(*given):
-        save(*given)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "_save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            memplug.compare(*loaded, CASES, **asked)
-    for file in (tmp_path / "state").rglob("*.safetensors"):
-        file.write_bytes(b"x")
-    with pytest.warns(UserWarning, match="toy begins anew: .*is not the file that was saved"):
-        again = memplug.compare(*loaded, CASES, **asked)
-    assert figures(again) == figures(compared)
-
-
-def test_a_folder_is_for_one_comparison(loaded, tmp_path):
-    memplug.compare(*loaded, CASES, methods=["toy"], out=tmp_path, **SETTINGS)
-    with pytest.raises(
-        SettingsError, match="other settings: batch is 3, was 2; points is .* Give the same settings"
-    ):
-        memplug.compare(
-            *loaded, CASES, methods=["toy"], out=tmp_path, **{**SETTINGS, "batch": 3, "points": [6]}
-        )
-    with pytest.raises(SettingsError, match="toy is .*'strength': 9.* was .*'constants': {}"):
-        memplug.compare(
-            *loaded, CASES, methods=["toy"], constants={"toy": {"strength": 9}}, out=tmp_path, **SETTINGS
-        )
-    with pytest.raises(SettingsError, match="data is .*; the cases of seed 0 are not the same"):
-        memplug.compare(*loaded, [*CASES[:5], case(5 - 2)], methods=["toy"], out=tmp_path, **SETTINGS)
-    # Further methods and seeds may join.
-    joined = memplug.compare(
-        *loaded, CASES, methods=["toy", "toy:strong"], seeds=[0, 2], out=tmp_path, **SETTINGS
-    )
-    assert len(joined.results["runs"]) == 4
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "letter.txt").write_text("dear")
-    with pytest.raises(SettingsError, match="files that are not a comparison"):
-        memplug.compare(*loaded, CASES, methods=["toy"], out=tmp_path / "other", **SETTINGS)
 
 
 def test_editors_are_fitted_once_and_kept(loaded, tmp_path, monkeypatch):

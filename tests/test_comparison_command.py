@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import pytest
-import toy
-from families import TEXTS
+from comparing import quick_toys, tiny
 from typer.testing import CliRunner
 
 import memplug
 from memplug.cli import app
-from memplug.comparison import run
-from memplug.methods import METHODS
 
 
 @pytest.fixture(scope="module", autouse=True)
-def toys():
-    toy.register()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "overhead", partial(run.overhead, turns=1, steps=2, seconds=0))
+def quick():
+    with quick_toys():
         yield
-    for name in ("toy", "toyfit"):
-        METHODS.pop(name, None)
 
 
 @pytest.fixture(scope="module")
 def files(make_tokenizer, make_llama, tmp_path_factory):
     """A saved model, cases with true answers in the form of CounterFact, and a set of choices."""
     folder = tmp_path_factory.mktemp("files")
-    tokenizer = make_tokenizer(TEXTS)
-    make_llama(len(tokenizer), num_hidden_layers=2).save_pretrained(folder / "model")
+    model, tokenizer = tiny(make_tokenizer, make_llama)
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rows = [
         {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import toy
+from comparing import CASES, SETTINGS, figures
 from families import TEXTS
-from test_comparison import CASES, SETTINGS, figures
 
 import memplug
 from memplug.methods import METHODS
@@ -26,7 +26,7 @@ import memplug
 import toy
 from memplug.comparison import runner
 from memplug.comparison.processes import Processes
-from test_comparison import CASES, SETTINGS, figures
+from comparing import CASES, SETTINGS, figures
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import json
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -23,7 +21,6 @@ from ..edits import Case
 from ..evaluation import Answer, Reference, Scores, ask, retained
 from ..evaluation.general import General
 from ..evaluation.metrics import generated_exact
-from ..opening import load
 from ..plugin import Plug
 from ..storage import LoadError
 from .casebook import Drawn
@@ -33,6 +30,7 @@ from .details import details
 from .fitting import ready
 from .folder import Folder, plain
 from .preference import preferences
+from .progress import Tally, plug_folder, save, take_up
 from .settings import Settings
 
 __all__ = ["Bench", "failed", "general_scores", "is_failure", "run"]
@@ -87,21 +85,6 @@ class Bench:
         return Scores.from_answers(rows, level=self.settings.level)
 
 
-@dataclass
-class _Tally:
-    """What a run knows so far; all of it is saved with the plug."""
-
-    done: int = 0
-    seconds: float = 0.0
-    host: int = 0
-    device: int | None = None
-    immediate: list[Answer] = field(default_factory=list)
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    warned: dict[str, int] = field(default_factory=dict)
-    fit: dict[str, Any] | None = None
-    config: dict[str, Any] | None = None
-
-
 def run(bench: Bench, contender: Contender) -> dict[str, Any]:
     """The run of one method, as it stands in the results (``restored`` is for the caller to say).
 
@@ -117,17 +100,16 @@ def run(bench: Bench, contender: Contender) -> dict[str, Any]:
         plug.detach()
 
 
-def _begin(bench: Bench, contender: Contender) -> tuple[Plug, _Tally]:
+def _begin(bench: Bench, contender: Contender) -> tuple[Plug, Tally]:
     """The plug as it was saved, or a fresh one."""
     state = bench.folder.state(contender.label, bench.seed)
-    saved = bench.folder.read(state / "progress.json")
-    if saved is not None:
-        try:
-            plug = load(state / saved.pop("plug"), bench.model, bench.tokenizer)
-            rows = [_answer(row) for row in saved.pop("immediate")]
-            return plug, _Tally(**saved, immediate=rows)
-        except LoadError as error:
-            warnings.warn(f"{contender.label} begins anew: {error}", stacklevel=2)
+    try:
+        found = take_up(state, bench.model, bench.tokenizer)
+    except LoadError as error:
+        warnings.warn(f"{contender.label} begins anew: {error}", stacklevel=2)
+        found = None
+    if found is not None:
+        return found
     bench.folder.forget(contender.label, bench.seed)
     plug, fit = ready(
         contender,
@@ -140,10 +122,10 @@ def _begin(bench: Bench, contender: Contender) -> tuple[Plug, _Tally]:
         alone=bench.alone,
         progress=bench.progress,
     )
-    return plug, _Tally(fit=fit, config=plain(asdict(plug.method.config)))
+    return plug, Tally(fit=fit, config=plain(asdict(plug.method.config)))
 
 
-def _edit(bench: Bench, contender: Contender, plug: Plug, tally: _Tally) -> None:
+def _edit(bench: Bench, contender: Contender, plug: Plug, tally: Tally) -> None:
     """Make the edits that are left, look at each right after its batch, and at the points at more."""
     settings, cases = bench.settings, bench.drawn.cases
     bar = tqdm(
@@ -170,10 +152,10 @@ def _edit(bench: Bench, contender: Contender, plug: Plug, tally: _Tally) -> None
             if tally.done in settings.points:
                 if tally.done < len(cases):
                     tally.curve.append(_look(bench, tally, None))
-                _save(bench, contender, plug, tally)
+                save(bench.folder.state(contender.label, bench.seed), plug, tally)
 
 
-def _look(bench: Bench, tally: _Tally, rows: Sequence[Answer] | None) -> dict[str, Any]:
+def _look(bench: Bench, tally: Tally, rows: Sequence[Answer] | None) -> dict[str, Any]:
     """A point of the curve; ``rows`` are those about all edits, where they have been asked already."""
     k = min(FIRST, bench.settings.points[0])
     first, recent = range(k), range(max(0, tally.done - k), tally.done)
@@ -190,7 +172,7 @@ def _look(bench: Bench, tally: _Tally, rows: Sequence[Answer] | None) -> dict[st
 
 
 def _judge(
-    bench: Bench, contender: Contender, plug: Plug, tally: _Tally, before: frozenset[int]
+    bench: Bench, contender: Contender, plug: Plug, tally: Tally, before: frozenset[int]
 ) -> dict[str, Any]:
     cases, settings = bench.drawn.cases, bench.settings
     # One batch of all edits was looked at right after it: nothing has changed since.
@@ -200,7 +182,7 @@ def _judge(
     first = [row for row in final if row.case < FIRST]
     immediate, scores = bench.scores(tally.immediate), bench.scores(final)
     state = bench.folder.state(contender.label, bench.seed)
-    size = sum(file.stat().st_size for file in _plug_folder(state, tally).rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in plug_folder(state, tally).rglob("*") if file.is_file())
     learned = plug.method.state().tensors.values()
     texts = [f"{p.prompt} {p.target}." for c in cases[:40] for p in c.locality] or [
         c.edit.prompt for c in cases
@@ -249,31 +231,6 @@ def _retained(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, fl
         name: [[held(r) for r in rows if r.group == name] for rows in (before, after)] for name in groups
     }
     return {name: retained(*pair) for name, pair in pairs.items()}
-
-
-def _plug_folder(state: Path, tally: _Tally) -> Path:
-    return state / f"plug-{tally.done}"
-
-
-def _save(bench: Bench, contender: Contender, plug: Plug, tally: _Tally) -> None:
-    """The plug first, then the file that names it, so that the two always belong together."""
-    state = bench.folder.state(contender.label, bench.seed)
-    state.mkdir(parents=True, exist_ok=True)
-    folder = _plug_folder(state, tally)
-    shutil.rmtree(folder, ignore_errors=True)
-    plug.save(folder)
-    bench.folder.write(
-        state / "progress.json",
-        {**vars(tally), "immediate": [row._asdict() for row in tally.immediate], "plug": folder.name},
-    )
-    for old in state.glob("plug-*"):
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _answer(row: dict[str, Any]) -> Answer:
-    """A row read back; an infinite perplexity is None in the file."""
-    return Answer(**{**row, "perplexity": float("inf") if row["perplexity"] is None else row["perplexity"]})
 
 
 def general_scores(sets: Sequence[General], model: Any, tokenizer: Any, settings: Settings) -> dict[str, Any]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import gc
-import os
-import platform
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from ..storage import fingerprint
 from .bits import NotRestoredError, bits_of
 from .casebook import Casebook, Drawn, open_casebook
 from .contenders import Contender, contenders
+from .environment import environment
 from .folder import Folder
 from .processes import Processes
 from .result import FORMAT, VERSION, Comparison
@@ -258,7 +255,7 @@ class _Plan:
         results = {
             "format": FORMAT,
             "version": VERSION,
-            "environment": _environment(self.settings),
+            "environment": environment(self.settings.device),
             "settings": self.settings.to_dict(),
             "data": dict(data),
             "base": {str(seed): folder.read(folder.base(seed)) for seed in self.settings.seeds},
@@ -286,41 +283,3 @@ def _attempt(bench: Bench, rival: Contender) -> tuple[dict[str, Any], Exception 
 def _by_seed(todo: Sequence[tuple[Contender, int]]) -> list[tuple[int, list[Contender]]]:
     seeds = dict.fromkeys(seed for _, seed in todo)
     return [(seed, [rival for rival, own in todo if own == seed]) for seed in seeds]
-
-
-def _environment(settings: Settings) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, packages in {
-        "memplug": ("memplug",),
-        "torch": ("torch",),
-        "transformers": ("transformers",),
-        "faiss": ("faiss-cpu", "faiss-gpu"),
-        "peft": ("peft",),
-        "lm_eval": ("lm_eval",),
-    }.items():
-        found[key] = next((v for v in map(_version, packages) if v is not None), None)
-    on_gpu = settings.device.startswith("cuda")
-    return {
-        **found,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(torch.device(settings.device)) if on_gpu else "cpu",
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

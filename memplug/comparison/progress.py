@@ -1,0 +1,82 @@
+"""An unfinished run on the disk: what is known so far, and the plug that goes with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import Answer
+from ..opening import load
+from ..plugin import Plug
+from ..storage import write_atomically
+from .folder import plain
+
+__all__ = ["Tally", "plug_folder", "save", "take_up"]
+
+_FILE = "progress.json"
+
+
+@dataclass
+class Tally:
+    """What a run knows so far; all of it is saved with the plug.
+
+    Attributes:
+        done: edits made.
+        seconds: spent on them.
+        host, device: peak memory while editing, bytes.
+        immediate: rows about each edit right after its batch.
+        curve: the points so far.
+        warned: what the method warned of, and how often.
+        fit: what fitting cost.
+        config: the method's constants.
+    """
+
+    done: int = 0
+    seconds: float = 0.0
+    host: int = 0
+    device: int | None = None
+    immediate: list[Answer] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    warned: dict[str, int] = field(default_factory=dict)
+    fit: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+
+
+def plug_folder(state: Path, tally: Tally) -> Path:
+    """Where in a run's state its plug is."""
+    return state / f"plug-{tally.done}"
+
+
+def save(state: Path, plug: Plug, tally: Tally) -> None:
+    """The plug first, then the file that names it, so that the two always belong together."""
+    state.mkdir(parents=True, exist_ok=True)
+    folder = plug_folder(state, tally)
+    shutil.rmtree(folder, ignore_errors=True)
+    plug.save(folder)
+    rows = [row._asdict() for row in tally.immediate]
+    values = plain({**vars(tally), "immediate": rows, "plug": folder.name})
+    write_atomically(state / _FILE, json.dumps(values, ensure_ascii=False).encode())
+    for old in state.glob("plug-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def take_up(state: Path, model: Any, tokenizer: Any) -> tuple[Plug, Tally] | None:
+    """What `save` wrote, the plug attached to the model; None where there is nothing.
+
+    Raises:
+        LoadError: the plug is damaged, or belongs to another model.
+    """
+    if not (state / _FILE).is_file():
+        return None
+    values = json.loads((state / _FILE).read_bytes())
+    rows = [_answer(row) for row in values.pop("immediate")]
+    return load(state / values.pop("plug"), model, tokenizer), Tally(**values, immediate=rows)
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    """A row read back; an infinite perplexity is None in the file."""
+    return Answer(**{**row, "perplexity": float("inf") if row["perplexity"] is None else row["perplexity"]})
