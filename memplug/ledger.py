@@ -32,7 +32,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .entries import Entry, Part, Whole
+from .entries import Entry
+from .entry_rows import entries_from, meta_of, rows_of
 from .pristine import Pristine
 from .sites import Site
 
@@ -170,32 +171,12 @@ class Ledger:
     # ------------------------------------------------------------------ saving
 
     def tensors(self) -> dict[str, Tensor]:
-        """All rows by module and kind: keys and directions [N,d_k] and values [N,d_v] float32, owner int64
-        [N]; whole changes [d_k,d_v] one below the other."""
-        found: dict[str, list[Tensor]] = {}
-        for part in (part for entry in self.entries for part in entry.parts):
-            for kind in ("keys", "values", "owner", "directions"):
-                if getattr(part, kind) is not None:
-                    found.setdefault(f"{part.site}:{kind}", []).append(getattr(part, kind))
-        for whole in (whole for entry in self.entries for whole in entry.wholes):
-            found.setdefault(f"{whole.site}:whole", []).append(whole.change)
-        return {name: torch.cat(rows) for name, rows in found.items()}
+        """All rows by module and kind; see `rows_of`."""
+        return rows_of(self.entries)
 
     def meta(self) -> list[dict[str, Any]]:
         """What `load` needs beside the tensors; goes through JSON."""
-        return [
-            {
-                "ids": list(entry.ids),
-                "off": sorted(entry.off),
-                "notes": dict(entry.notes),
-                "parts": [
-                    [part.site, len(part.owner), part.ridge, part.directions is not None]
-                    for part in entry.parts
-                ],
-                "wholes": [[whole.site, list(whole.ids)] for whole in entry.wholes],
-            }
-            for entry in self.entries
-        ]
+        return meta_of(self.entries)
 
     def load(self, tensors: Mapping[str, Tensor], meta: Sequence[Mapping[str, Any]]) -> None:
         """Hold what `tensors` and `meta` gave.
@@ -203,43 +184,7 @@ class Ledger:
         Raises:
             ValueError: they do not fit each other or the modules.
         """
-        rows = {name: _Rows(tensor) for name, tensor in tensors.items()}
-        entries = []
-        for item in meta:
-            parts = tuple(self._part(rows, *part) for part in item["parts"])
-            wholes = tuple(self._whole(rows, *whole) for whole in item.get("wholes", ()))
-            off, notes = frozenset(item["off"]), dict(item["notes"])
-            entries.append(Entry(tuple(item["ids"]), parts, off, notes, wholes))
-        self.hold(entries)
-
-    def _part(
-        self, rows: Mapping[str, _Rows], name: str, count: int, ridge: float | None, directed: bool = False
-    ) -> Part:
-        kinds = ("keys", "values", "owner", *(["directions"] if directed else []))
-        keys, values, owner, *directions = (rows[f"{name}:{kind}"].take(count) for kind in kinds)
-        site = self.sites.get(name)
-        if (
-            site is None
-            or values.shape != (count, site.d_v)
-            or any(k.shape != (count, site.d_k) for k in (keys, *directions))
-        ):
-            raise ValueError(
-                f"the saved rows of {name!r} are {tuple(keys.shape)} and {tuple(values.shape)}, "
-                f"which does not fit {site}"
-            )
-        keys, values, owner, *directions = (
-            rows.to(site.weight.device) for rows in (keys, values, owner, *directions)
-        )
-        return Part(name, keys, values, owner, ridge, *directions)
-
-    def _whole(self, rows: Mapping[str, _Rows], name: str, ids: Sequence[str]) -> Whole:
-        site = self.sites.get(name)
-        change = rows[f"{name}:whole"].take(site.d_k if site else 0)
-        if site is None or change.shape != (site.d_k, site.d_v):
-            raise ValueError(
-                f"a saved change of {name!r} is {tuple(change.shape)}, which does not fit {site}"
-            )
-        return Whole(name, change.to(site.weight.device), tuple(ids))
+        self.hold(entries_from(self.sites, tensors, meta))
 
     # ------------------------------------------------------------------ looking
 
@@ -291,17 +236,6 @@ class Ledger:
             for site, part in found.sums.items():
                 total[site] = total[site] + part if site in total else part
         return total
-
-
-class _Rows:
-    """Saved rows, taken from the top."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self._left = rows
-
-    def take(self, count: int) -> Tensor:
-        taken, self._left = self._left[:count], self._left[count:]
-        return taken
 
 
 class _BlockSum(NamedTuple):

@@ -186,7 +186,7 @@ def test_where_the_text_comes_from(make_plug: Callable[..., Any], tmp_path: Path
 def test_wanted_states_answer_as_edited_and_do_not_see_each_other(make_plug: Callable[..., Any]) -> None:
     plug = make_plug("memit", teachable=True)
     host, layer = plug.method._host, plug.method._last
-    config = MEMITConfig(steps=25, stop_loss=0.3, kl_weight=0.01)
+    config = MEMITConfig(steps=25, lr=0.5, stop_loss=0.3, kl_weight=0.01)
     none = MEMITConfig(steps=0)
     start = find_targets(host, layer, EDITS, ["Tam"], none)
     found = find_targets(host, layer, EDITS, ["Tam"], config)

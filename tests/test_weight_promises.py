@@ -174,7 +174,8 @@ def test_the_embedded_model_answers_as_edited(method: str) -> None:
         return str(tokenizer.decode(out, skip_special_tokens=True)).strip()
 
     before = answer()
-    with memplug.attach(model, tokenizer, method) as plug:
+    quick = {} if method == "finetune" else {"covariance_texts": 64, "covariance_length": 24}
+    with memplug.attach(model, tokenizer, method, **quick) as plug:
         plug.edit(case)
         assert answer() == case.edit.target != before
     assert answer() == before

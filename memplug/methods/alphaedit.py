@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..edits import EditError
-from ..sites import Range, Site
+from ..sites import Site
 from .locate.config import LocateConfig
 from .locate.method import LocateMethod
 
@@ -18,10 +18,8 @@ __all__ = ["AlphaEdit", "AlphaEditConfig"]
 
 @dataclass(frozen=True)
 class AlphaEditConfig(LocateConfig):
-    """AlphaEdit (Fang et al., 2025); published for Llama-3, layers 4 to 8 of 32."""
+    """AlphaEdit (Fang et al., 2025); published for Llama-3's layers 4 to 8 of 32."""
 
-    ranges: tuple[Range, ...] = (("down", 4 / 32, 9 / 32),)
-    lr: float = 0.1
     threshold: float = 0.02
     """Eigenvalues of the keys' second moment that count as none; in relative units, the largest share of all
     keys' squared length that those directions may hold together."""
@@ -34,7 +32,8 @@ class AlphaEditConfig(LocateConfig):
         ("ridge", 1e-12, 1e12),
     )
     paper: ClassVar[dict[str, Any]] = {
-        "lr": 0.1,
+        "ranges": (("down", 4 / 32, 9 / 32),),
+        "n_prefixes": 5,
         "relative_lr": False,
         "weight_decay": 0.5,
         "clamp": 0.75,

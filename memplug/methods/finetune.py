@@ -31,10 +31,12 @@ class FineTuneConfig(WeightConfig):
     """One MLP output linear, layer 21 of GPT-J's 28."""
     batch_size: int = 1
     """Edits trained together."""
-    lr: float = 5e-4
-    """Adam's step."""
-    bound: float | None = 5e-5
-    """No element changes by more than this for one batch of edits; None: no bound (FT)."""
+    max_change: float = 20.0
+    """As in `WeightConfig`; on small models many edits outweigh one module long before they do harm."""
+    lr: float = 0.05
+    """Adam's step (published: 5e-4)."""
+    bound: float | None = 0.3
+    """No element changes by more than this for one batch of edits; None: no bound, FT (published: 5e-5)."""
     relative: bool = True
     """Take both in units of the weight's root mean square (published: absolute)."""
     steps: int = 25
@@ -44,7 +46,12 @@ class FineTuneConfig(WeightConfig):
     train_stop: bool = True
     """Train the answer to end with the stop token (published: no)."""
 
-    paper: ClassVar[dict[str, Any]] = {"relative": False, "train_stop": False}
+    paper: ClassVar[dict[str, Any]] = {
+        "lr": 5e-4,
+        "bound": 5e-5,
+        "relative": False,
+        "train_stop": False,
+    }
     limits: ClassVar[tuple[tuple[str, float, float], ...]] = (
         ("lr", 1e-12, 1e6),
         ("bound", 1e-12, 1e6),

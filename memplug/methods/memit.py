@@ -47,6 +47,8 @@ class MEMITConfig(LocateConfig):
         "constraint": ("least squares", "equality")
     }
     paper: ClassVar[dict[str, Any]] = {
+        "lr": 0.5,
+        "n_prefixes": 5,
         "relative_lr": False,
         "train_stop": False,
         "covariance_texts": 100_000,

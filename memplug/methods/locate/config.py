@@ -27,11 +27,15 @@ class LocateConfig(WeightConfig):
     batch_size: int = 100
     """Edits solved together; longer lists are cut into batches of this size."""
 
+    max_change: float = 20.0
+    """As in `WeightConfig`; on small models many edits outweigh few modules long before they do harm."""
+
     # The wanted state.
     steps: int = 25
     """Most Adam steps."""
-    lr: float = 0.5
-    """Adam's step."""
+    lr: float = 0.1
+    """Adam's step. Small steps end near the smallest state that answers as edited, which leaves most of what
+    else is known of the subject (MEMIT: 0.5, AlphaEdit: 0.1, both absolute)."""
     relative_lr: bool = True
     """Take it in units of the state's root mean square (published: absolute)."""
     stop_loss: float = 0.05
@@ -42,8 +46,8 @@ class LocateConfig(WeightConfig):
     """Weight of the squared length of what is added, over the state's."""
     kl_weight: float = 0.0625
     """Weight of the divergence of what the model says after "<subject> is a"."""
-    n_prefixes: int = 5
-    """Sampled texts put before the prompt, beside the bare prompt."""
+    n_prefixes: int = 3
+    """Sampled texts put before the prompt, beside the bare prompt (published: 5)."""
     prefix_tokens: int = 10
     """Longest of them, in tokens."""
     sample_top_k: int = 5
