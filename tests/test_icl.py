@@ -90,7 +90,7 @@ def test_exact_in_float64(base, tokenizer):
         torch.testing.assert_close(got, literal(plug, tokenizer, PROMPT, "e2", "e1"), atol=2e-6, rtol=2e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "falcon", "gptj"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "nemotron", "gptj"])
 @pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"num_beams": 3}])
 def test_generates_as_from_one_text(family, settings, tokenizer):
     model = build(family, vocab_size=len(tokenizer), **WINDOWED.get(family, {}))

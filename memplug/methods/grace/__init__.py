@@ -5,6 +5,7 @@ One file, one word: `codebook` keys, labels, deferral radii · `coded` what rows
 """
 
 from .config import GRACEConfig
-from .method import GRACE, Explanation
+from .explain import Explanation
+from .method import GRACE
 
 __all__ = ["GRACE", "Explanation", "GRACEConfig"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...calls import Call
 from ..continuing import unflat
 
-__all__ = ["Coded", "tokens_replaced"]
+__all__ = ["Coded", "query_of", "tokens_replaced"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,11 @@ def tokens_replaced(count: Tensor, end: Tensor, which: str) -> Tensor:
     if which == "last":
         return count == end
     return count <= end if which == "prompt" else torch.ones_like(count, dtype=torch.bool)
+
+
+def query_of(call: Call, states: Tensor) -> Tensor:
+    """Float32 [B,p+1]: the states [B,T,p] at the end of each row's prompt, and the tokens of that prompt."""
+    at = call.prompt_end().to(states.device)
+    rows = torch.arange(len(at), device=at.device)
+    tokens = call.real.long().cumsum(1).to(states.device)[rows, at]
+    return torch.cat([states[rows, at].float(), tokens[:, None].float()], dim=1)

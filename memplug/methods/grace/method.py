@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,42 +20,12 @@ from ..base import Host, State
 from ..continuing import Continuing, unflat
 from ..elder.places import find_places, find_site
 from .codebook import Codebook, Entry, Keyed
-from .coded import Coded
+from .coded import Coded, query_of
 from .config import GRACEConfig
+from .explain import Explanation
 from .values import read_states, train_values
 
-__all__ = ["GRACE", "Explanation"]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What happens to the edits when the model reads a prompt.
-
-    Attributes:
-        prompt: the text.
-        deferred: whether the base model answers.
-        nearest: the edits that share the nearest key; empty where none is in force.
-        distance, radius: from that key, and its deferral radius; NaN without edits.
-    """
-
-    prompt: str
-    deferred: bool
-    nearest: tuple[Edit, ...]
-    distance: float
-    radius: float
-
-    def __str__(self) -> str:
-        if not self.nearest:
-            return f"{self.prompt!r}: deferred to the base model; no edit is in force"
-        names = ", ".join(str(edit.id) for edit in self.nearest)
-        what = "deferred to the base model" if self.deferred else f"answered by edit {names}"
-        sign = ">" if self.deferred else "<="
-        return (
-            f"{self.prompt!r}: {what}; nearest key: edit {names}, distance {self.distance:.4g} {sign} "
-            f"radius {self.radius:.4g}"
-        )
-
-    __repr__ = __str__
+__all__ = ["GRACE"]
 
 
 class GRACE:
@@ -105,7 +75,7 @@ class GRACE:
         def look(states: Tensor) -> None:
             call = tracker.current
             if call is not None and self._held(call) is None:
-                call.scratch = _query(call, unflat(states.detach(), len(call.valid)))
+                call.scratch = query_of(call, unflat(states.detach(), len(call.valid)))
 
         def after(_m: Any, _args: Any, _kwargs: Any, output: Tensor) -> Tensor | None:
             call = tracker.current
@@ -316,11 +286,3 @@ class GRACE:
             raise
         self._put(records, set(meta["off"]), book, held)
         self._next = int(meta["next"])
-
-
-def _query(call: Call, states: Tensor) -> Tensor:
-    """Float32 [B,p+1]: the states [B,T,p] at the end of each row's prompt, and the tokens of that prompt."""
-    at = call.prompt_end().to(states.device)
-    rows = torch.arange(len(at), device=at.device)
-    tokens = call.real.long().cumsum(1).to(states.device)[rows, at]
-    return torch.cat([states[rows, at].float(), tokens[:, None].float()], dim=1)

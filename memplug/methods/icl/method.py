@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...calls import Call, hold
-from ...contexts import sample_prefixes
 from ...edits import Edit
-from ...hooks import Hook, capture_input
+from ...hooks import Hook
 from ...layers import evaluating
 from ...nearest import Nearest
 from ...prefix import KV
 from ..base import Host, State
 from ..continuing import Continuing
 from .config import ICLConfig
+from .embedding import Embedder
+from .explain import Explanation
 from .front import Front, Reader
 from .fronted import Fronted
 from .notes import Notes
 
-__all__ = ["ICL", "Explanation"]
+__all__ = ["ICL"]
 
 _READ = 64  # notes whose keys and values per layer stay at hand
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What happens to the edits when the model reads a prompt.
-
-    Attributes:
-        prompt: the text.
-        nearest: edits with their cosine, the most similar first; a few more than are read.
-        threshold: the cosine to exceed.
-        notes: what is read before the prompt; empty where the base model answers.
-    """
-
-    prompt: str
-    nearest: tuple[tuple[Edit, float], ...]
-    threshold: float
-    notes: str
-
-    def __str__(self) -> str:
-        what = f"read after {self.notes!r}" if self.notes else "answered by the base model"
-        lines = [f"{self.prompt!r}: {what} (threshold {self.threshold:.3f})"]
-        lines += [f"  edit {edit.id}, cosine {cosine:.3f}: {edit.prompt}" for edit, cosine in self.nearest]
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 class ICL:
@@ -79,9 +54,8 @@ class ICL:
         self._host, self._continuing = host, Continuing()
         self._notes = Notes(host.text, self.config)
         self._reader = Reader(host.model, host.anatomy)
-        self._signature = inspect.signature(type(host.anatomy.decoder).forward)
+        self._embedder = Embedder(host, self.config)
         self._index = Nearest(host.anatomy.width, "cosine")
-        self._center: Tensor | None = None
         self.records: dict[str, tuple[int, Edit, Tensor]] = {}  # number, edit, embedding
         self.off: set[str] = set()
         self._ids: dict[int, str] = {}
@@ -133,8 +107,8 @@ class ICL:
             return self._kept(held)
         if call.past:
             return None  # a cache begun without us goes on without notes
-        given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
-        query = self._embed(call, given)
+        given = self._embedder.named(args, kwargs)
+        query = self._embedder.prompts(call, given)
         cached = given.get("use_cache")
         if cached is None:
             cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
@@ -193,44 +167,6 @@ class ICL:
                 self._kv.popitem(last=False)
         return self._kv[name]
 
-    @torch.no_grad()
-    def _embed(self, call: Call, given: Mapping[str, Any]) -> Tensor:
-        """[B,D] embeddings of the rows' prompts, from the arguments that the decoder was given."""
-        tokens = {name: given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None}
-        count = call.real.long().cumsum(1)
-        asked = call.valid
-        if call.prompt is not None:
-            asked = asked & (count <= call.prompt.to(count.device)[:, None])
-        states = self._states({**tokens, "attention_mask": call.real.long()}, (count - 1).clamp(min=0))
-        return self._pooled(states, asked)
-
-    def _states(self, given: dict[str, Any], positions: Tensor) -> Tensor:
-        """[B,T,D] outputs of the layer that texts are compared by, of the base model."""
-        anatomy, layer = self._host.anatomy, self.config.layer or 0
-        if "position_ids" in self._signature.parameters:
-            given["position_ids"] = positions
-        found: list[Tensor] = []
-
-        def run() -> Any:
-            return anatomy.decoder(**given, use_cache=False)
-
-        with self._host.tracker.off(), evaluating(self._host.model):
-            if layer + 1 < len(anatomy.layers):
-                return capture_input(anatomy, layer + 1, run).float()
-            found.append(run().last_hidden_state)
-        return found[0].float()
-
-    def _pooled(self, states: Tensor, asked: Tensor) -> Tensor:
-        """[B,D] from states [B,T,D] and the tokens that count [B,T]."""
-        asked = asked.to(states.device)
-        if self.config.pooling == "last":
-            at = (asked * torch.arange(1, asked.shape[1] + 1, device=asked.device)).argmax(1)
-            pooled = states[torch.arange(len(at), device=at.device), at]
-        else:
-            pooled = (states * asked[..., None]).sum(1) / asked.sum(1, keepdim=True).clamp(min=1)
-        center = self._center
-        return pooled if center is None else pooled - center.to(pooled.device)
-
     def _find(self, query: Tensor) -> list[tuple[str, ...]]:
         """The edits whose notes each row reads, the nearest last."""
         near = self._index.search(query, self.config.k)
@@ -258,20 +194,11 @@ class ICL:
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """Note each edit under the embedding of its prompt."""
         gone = {str(edit.id) for edit in replaced}
-        center = self._center
-        if center is None and self.config.center:
-            c, text = self.config, self._host.text
-            with self._host.tracker.off():
-                texts = sample_prefixes(text, c.heldout, c.heldout_tokens, c.sample_top_k, c.seed)
-                center = self._embeddings(texts).mean(0) if texts else torch.zeros(self._index.width)
-        fresh = self._embeddings([edit.prompt for edit in edits])
-        if self._center is None and center is not None:
-            fresh = fresh - center
+        fresh = self._embedder.texts([edit.prompt for edit in edits])
         records = {id: record for id, record in self.records.items() if id not in gone}
         for number, (edit, embedding) in enumerate(zip(edits, fresh, strict=True), start=self._next):
             records[str(edit.id)] = (number, edit, embedding)
         self._put(records, self.off - gone)
-        self._center = center
         self._next += len(edits)
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
@@ -292,18 +219,6 @@ class ICL:
         self._ids = {number: id for id, (number, _, _) in records.items() if id not in off}
         self._kv.clear()
 
-    @torch.no_grad()
-    def _embeddings(self, texts: Sequence[str]) -> Tensor:
-        """Float32 [n,D] (CPU) of texts."""
-        text, found = self._host.text, []
-        for at in range(0, len(texts), 64):
-            batch = text.batch([text.encode(piece) for piece in texts[at : at + 64]])
-            given = {"input_ids": batch.ids, "attention_mask": batch.mask}
-            begins = (batch.positions == 0) & (batch.ids == text.bos_id) & batch.mask.bool()
-            states = self._states(given, batch.positions)
-            found.append(self._pooled(states, batch.mask.bool() & ~begins).cpu())
-        return torch.cat(found)
-
     # ------------------------------------------------------------------ looking, saving
 
     def explain(self, prompt: str) -> Explanation:
@@ -314,7 +229,7 @@ class ICL:
         """
         if not prompt.strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
-        query = self._embeddings([prompt])
+        query = self._embedder.texts([prompt])
         near = self._index.search(query, self.config.k + 2)
         pairs = [(int(n), float(c)) for n, c in zip(near.number[0], near.measure[0], strict=True) if n >= 0]
         nearest = tuple((self.records[self._ids[n]][1], cosine) for n, cosine in pairs)
@@ -328,8 +243,8 @@ class ICL:
         width = self._index.width
         embeddings = [embedding for _, _, embedding in self.records.values()]
         tensors = {"embeddings": torch.stack(embeddings) if embeddings else torch.zeros(0, width)}
-        if self._center is not None:
-            tensors["center"] = self._center
+        if self._embedder.center is not None:
+            tensors["center"] = self._embedder.center
         meta = {
             "numbers": {id: number for id, (number, _, _) in self.records.items()},
             "off": sorted(self.off),
@@ -351,4 +266,4 @@ class ICL:
             for (id, number), embedding in zip(meta["numbers"].items(), embeddings, strict=True)
         }
         self._put(records, set(meta["off"]))
-        self._center, self._next = center, int(meta["next"])
+        self._embedder.center, self._next = center, int(meta["next"])
