@@ -1,13 +1,11 @@
 """Weight editors on the embedded model: fit them, edit with them, time them.
 
     python benchmarks/weights.py fit rledit            # writes memplug/world/editors/rledit.safetensors
-    python benchmarks/weights.py run rledit --edits 200 --batch 10 --seed 0
     python benchmarks/weights.py speed                 # a step of fitting against the literal procedure
     python benchmarks/weights.py delete                # one of 10,000 entries
 
-``run`` takes the shipped editor, or fits one with ``--fit '{"fit_steps": 300}'`` (any constants of the
-method). Results go to ``benchmarks/results/weights_<what>.json``; a run that is there already is not made
-again.
+What the editors do with edits is measured by `weights_runs.py`. Results go to
+``benchmarks/results/weights_<what>.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import argparse
 import json
 import platform
 import random
-import resource
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +26,6 @@ from literal_hypernet import LiteralTrajectory
 import memplug
 from memplug import world
 from memplug.entries import Entry, Part
-from memplug.evaluation import evaluate
 from memplug.layers import evaluating, frozen
 from memplug.ledger import Ledger
 from memplug.methods.hypernet.fitting import Trajectory
@@ -72,21 +68,13 @@ def main() -> None:
     fit_.add_argument("method")
     fit_.add_argument("--cases", type=int, default=1500)
     fit_.add_argument("--set", type=json.loads, default={}, help="constants, as JSON")
-    run_ = tasks.add_parser("run")
-    run_.add_argument("method")
-    run_.add_argument("--edits", type=int, default=200)
-    run_.add_argument("--batch", type=int, default=10)
-    run_.add_argument("--seed", type=int, default=0)
-    run_.add_argument("--fit", type=json.loads, default=None, help="fit with these constants first")
-    run_.add_argument("--set", type=json.loads, default={}, help="constants while editing")
-    run_.add_argument("--judge", type=int, default=100, help="cases judged, the first and the last so many")
     speed_ = tasks.add_parser("speed")
     speed_.add_argument("--steps", type=int, default=3)
     delete_ = tasks.add_parser("delete")
     delete_.add_argument("--entries", type=int, default=10_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    {"fit": fit, "run": run, "speed": speed, "delete": delete}[args.task](args)
+    {"fit": fit, "speed": speed, "delete": delete}[args.task](args)
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -117,67 +105,6 @@ def summary(plug: Any, report: Any) -> dict[str, Any]:
         "chosen while fitting": report.chosen,
         "rewards": [round(reward, 4) for reward in report.rewards[:: max(1, len(report.rewards) // 20)]],
     }
-
-
-def run(args: argparse.Namespace) -> None:
-    """Edit in batches; judge the first and the last cases, and on the way the first ones (retention)."""
-    fitted = "" if args.fit is None else "_" + "_".join(f"{k}={v}" for k, v in sorted(args.fit.items()))
-    changed = "".join(f"_{k}={v}" for k, v in sorted(args.set.items()))
-    name = f"run_{args.method}{fitted}{changed}_{args.edits}x{args.batch}_s{args.seed}".replace(" ", "")
-    model, tokenizer = world.load()
-    constants = args.set | {"batch_size": args.batch, "max_change": 1e6, "max_perplexity": 1e9}
-    result: dict[str, Any] = {}
-    if args.fit is None:
-        plug = memplug.attach(model, tokenizer, args.method, **constants)
-    else:
-        config = memplug.methods.find_method(args.method).config(
-            **(args.fit | constants | {"seed": args.seed})
-        )
-        plug = memplug.attach(model, tokenizer, config)
-        result["fit"] = summary(plug, plug.fit(world.cases(1500, args.seed, "train")))
-    cases = world.cases(args.edits, args.seed)
-    first = cases[: min(args.judge, len(cases))]
-    seconds, curve = 0.0, []
-    for at in range(0, len(cases), args.batch):
-        start = time.process_time()
-        plug.edit(cases[at : at + args.batch], progress=False)
-        seconds += time.process_time() - start
-        done = at + args.batch
-        if done >= len(first) and (done % (args.edits // 5) < args.batch or done >= args.edits):
-            held = scores(evaluate(plug, first, max_new_tokens=0))
-            curve.append({"edits": done, "first": held, "change": plug.method.ledger.relative_change()})
-    last = evaluate(plug, cases[-args.judge :], max_new_tokens=32)
-    chosen: dict[str, int] = {}
-    for entry in plug.method.ledger.entries:
-        for module in entry.notes.get("chosen", []):
-            chosen[module] = chosen.get(module, 0) + 1
-    result |= {
-        "method": args.method,
-        "edits": args.edits,
-        "batch": args.batch,
-        "seed": args.seed,
-        "constants": asdict(plug.method.config),
-        "cpu_seconds_per_edit": seconds / args.edits,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "last": scores(last),
-        "retention curve of the first": curve,
-        "chosen": chosen,
-    }
-    save(name, result)
-
-
-def scores(found: Any) -> dict[str, Any]:
-    """Every measure of every group; token by token, whole answer, and generated."""
-    table: dict[str, Any] = {}
-    for group in GROUPS:
-        measures = getattr(found, group)
-        if measures is not None:
-            table[group] = {
-                name: round(getattr(measures, name).value, 4)
-                for name in ("tokens", "whole", "generated")
-                if getattr(measures, name) is not None
-            }
-    return table
 
 
 def speed(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ LOCATE = {
     "guard_every": 0,
 }
 SETTINGS = {
-    "ultraedit": {"inner_lr": 0.01, "batch_size": 2, "guard_every": 0, "steps": 1},
+    "ultraedit": {"inner_lr": 0.01, "batch_size": 2, "guard_every": 0, "steps": 2},
     "finetune": {"lr": 0.02, "bound": 0.1, "batch_size": 2, "guard_every": 0, "steps": 4},
     "memit": LOCATE,
     "alphaedit": LOCATE | {"threshold": 0.3, "ridge": 1e-3},

@@ -24,7 +24,7 @@ from ...layers import evaluating, frozen
 from ...pristine import Pristine
 from ...storage import write_atomically
 from ..base import Host
-from .calibrate import find_step
+from .calibrate import find_step, usual_texts
 from .capture import capture
 from .editor import Editor
 from .fitting import Step, Trajectory
@@ -140,8 +140,9 @@ class _Run:
         self.editor.observe(features, 0)
         if self.editor.usual:
             text = self.host.text
-            kept = [text.pair(*probe) for case in self.cases[:128] for probe in case.locality[:4]] or edits
-            self.editor.study(capture(self.host, self.editor.sites, kept, "all").keys)
+            kept = [text.pair(*probe) for case in self.cases[:64] for probe in case.locality[:4]]
+            kept += usual_texts(self.host, 256, self.config.seed + 2)
+            self.editor.study(capture(self.host, self.editor.sites, kept or edits, "all").keys)
         given = self.config.inner_lr
         self.inner_lr = find_step(self.host, self.editor, edits[:32]) if given is None else given
 

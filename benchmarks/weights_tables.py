@@ -1,0 +1,160 @@
+"""The tables of the weight editors; `tables.py` puts them into the README."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from statistics import mean
+from typing import Any
+
+from common import RESULTS
+
+__all__ = ["WEIGHT_TABLES"]
+
+_GROUPS = {
+    "efficacy": "efficacy",
+    "generalization": "generalization",
+    "specificity": "specificity",
+    "specificity_gold": "gold",
+    "same_subject": "same subject",
+}
+
+
+def _load(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _runs(group: str) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
+    """By label, number of edits and batch, the runs of all seeds."""
+    found = defaultdict(list)
+    for run in _load("weights_runs").get("runs", {}).values():
+        if run["group"] == group:
+            found[run["label"], run["edits"], run["batch"]].append(run)
+    return dict(sorted(found.items(), key=lambda item: item[0][1:]))
+
+
+def _percent(values: Sequence[float]) -> str:
+    spread = f" ± {100 * (max(values) - min(values)) / 2:.0f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread}"
+
+
+def _quality(runs: list[dict[str, Any]], measure: str) -> list[str]:
+    cells = []
+    for group in _GROUPS:
+        values = [run["last"][group][measure] for run in runs if measure in run["last"].get(group, {})]
+        cells.append(_percent(values) if values else "–")
+    return cells
+
+
+def _retained(runs: list[dict[str, Any]]) -> list[str]:
+    firsts = [run["curve"][-1]["first"] for run in runs]
+    return [
+        _percent([first[group]["tokens"] for first in firsts]) for group in ("efficacy", "generalization")
+    ]
+
+
+def shipped() -> str | None:
+    rows = []
+    for (label, edits, batch), runs in _runs("shipped").items():
+        for measure, name in (("tokens", "tokens"), ("generated", "generated")):
+            held = _retained(runs) if measure == "tokens" else ["", ""]
+            skills = _percent([run["curve"][-1]["skills"] for run in runs]) if measure == "tokens" else ""
+            size = [label, f"{edits} in {batch}s", str(len(runs))] if measure == "tokens" else [label, "", ""]
+            rows.append([*size, name, *_quality(runs, measure), *held, skills])
+    head = ["method", "edits", "seeds", "measure", *_GROUPS.values(), "retained", "its rephrasings", "skills"]
+    return _table(head, rows) if rows else None
+
+
+def claims(group: str) -> Callable[[], str | None]:
+    def made() -> str | None:
+        rows = []
+        for (label, edits, batch), runs in _runs(group).items():
+            fits = [run["fit"] for run in runs if "fit" in run]
+            time = f"{mean(f['cpu_seconds'] for f in fits):.0f}" if fits else "–"
+            choices = [run["chosen"] for run in runs if run["chosen"]]
+            entropy = f"{mean(c['entropy'] for c in choices):.2f}" if choices else "–"
+            cells = [label, f"{edits} in {batch}s", str(len(runs)), *_quality(runs, "tokens")]
+            rows.append([*cells, *_retained(runs), time, entropy])
+        head = [
+            "setting",
+            "edits",
+            "seeds",
+            *_GROUPS.values(),
+            "retained",
+            "its rephrasings",
+            "fit, s",
+            "bits",
+        ]
+        return _table(head, rows) if rows else None
+
+    return made
+
+
+def curve() -> str | None:
+    rows = []
+    for (label, edits, batch), runs in _runs("shipped").items():
+        if edits < 1000:
+            continue
+        for index, point in enumerate(runs[0]["curve"]):
+            skills = _percent([run["curve"][index]["skills"] for run in runs])
+            firsts = [run["curve"][index].get("first") for run in runs]
+            held = ["–", "–", "–"]
+            if firsts[0] is not None:
+                groups = ("efficacy", "generalization", "specificity")
+                held = [_percent([f[g]["tokens"] for f in firsts]) for g in groups]
+            rows.append([label, f"in {batch}s", str(point["edits"]), *held, skills])
+    head = ["method", "batches", "edits made", "first 100", "rephrased", "specificity", "skills"]
+    return _table(head, rows) if rows else None
+
+
+def cost() -> str | None:
+    rows = []
+    for (label, edits, batch), runs in _runs("shipped").items():
+        fit = _load(f"weights_fit_{label}")
+        each = fit["cpu_seconds"] / fit["fit_steps"] if fit else None
+        rows.append([
+            label, f"{edits} in {batch}s", f"{1000 * mean(run['cpu_seconds_per_edit'] for run in runs):.0f}",
+            f"{max(run['peak_rss_mb'] for run in runs):.0f}", f"{runs[0]['parameters']:,}",
+            f"{each:.2f}" if each else "–", f"{fit['cpu_seconds']:.0f}" if fit else "–",
+        ])  # fmt: skip
+    head = ["method", "edits", "ms an edit", "peak MB", "parameters", "s a fitting step", "s of fitting"]
+    return _table(head, rows) if rows else None
+
+
+def speed() -> str | None:
+    found = _load("weights_speed")
+    rows = []
+    for method in ("rledit", "hiedit"):
+        for name in ("the same work", "the library's defaults"):
+            if method in found and name in found[method]:
+                one = found[method][name]
+                slow = found[method]["the same work"]["cpu seconds a step, literal"]
+                times = found[method]["times as fast"]
+                ratio = times[name] if isinstance(times, dict) else times
+                rows.append([
+                    method, name, str(one["fit_batch"]), f"{slow:.3f}",
+                    f"{one['cpu seconds a step']:.3f}", f"{ratio:.1f}",
+                ])  # fmt: skip
+    return (
+        _table(["method", "what", "edits a step", "literal, s", "s", "times faster"], rows) if rows else None
+    )
+
+
+WEIGHT_TABLES: dict[str, Callable[[], str | None]] = {
+    "weights-shipped": shipped,
+    "weights-curve": curve,
+    "weights-cost": cost,
+    "weights-speed": speed,
+    **{
+        f"weights-{group.replace(' ', '-')}": claims(group)
+        for group in ("metric", "hiedit", "trajectory", "steps", "little data", "faithful")
+    },
+}
