@@ -34,7 +34,7 @@ class LoRAConfig:
     """What is added is scaled by alpha / rank (by alpha / sqrt(rank) with `rslora`)."""
     rslora: bool = False
     """Rank-stabilised scaling (Kalajdzievski 2023)."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     """Adam's step."""
     batch_size: int = 32
     """Edits a step."""
@@ -44,9 +44,9 @@ class LoRAConfig:
     """Training ends when every edit is below this loss; a pass leaves those out that are."""
     replay: int = 16
     """Earlier edits trained again beside each step, drawn anew for each."""
-    keep: int = 8
+    keep: int = 16
     """Sampled texts beside each step, on which the base model's distributions are to be kept."""
-    keep_weight: float = 1.0
+    keep_weight: float = 5.0
     """Weight of their divergence from these."""
     keep_pool: int = 256
     """Texts sampled from the base model for it."""
