@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from elder_tables import TABLES as ELDER_TABLES
+from weights_tables import WEIGHT_TABLES
 
 README = Path(__file__).parent / "README.md"
 _GROUPS = ("efficacy", "generalization", "specificity", "same_subject", "portability")
@@ -138,7 +140,7 @@ def _lexical(found: dict[str, Any]) -> list[str]:
     return ["cosine in other phrasings, layers 0 to 3, 5th percentile", low]
 
 
-TABLES: dict[str, Callable[[], str | None]] = {
+TABLES: dict[str, Callable[[], str | None]] = WEIGHT_TABLES | {
     "llp-quality": llp_quality,
     "llp-collisions": llp_collisions,
     "llp-editing": llp_editing,
@@ -146,6 +148,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "key-memory": key_memory,
     "world": world,
     "zsre-model": zsre_model,
+    **ELDER_TABLES,
 }
 
 

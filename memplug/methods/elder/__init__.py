@@ -1,7 +1,8 @@
 """ELDER: a mixture of LoRAs per edited linear, routed by the prompt, that defers to the base model.
 
 One file, one word: `places` the edited linears · `experts` LoRAs and routers · `allocation` which experts an
-edit is given · `deferral` which rows are in scope · `calibration` how that is set · `training` · `explain`.
+edit is given · `subjects` whom a prompt names · `deferral` which rows are in scope · `calibration` how that
+is set · `rows` what is trained on · `training` · `explain`.
 """
 
 from .config import ELDERConfig

@@ -93,8 +93,8 @@ class ELDERConfig:
     threshold: float | None = None
     """That similarity, a cosine that must be exceeded. None: calibrated, where one is necessary."""
     false_accept: float = 0.05
-    """Share of unrelated prompts that calibration lets into scope. 0.05 deferred 1 % of rephrasings at 1,000
-    edits of the embedded model, 0.03 21 %."""
+    """Share of unrelated prompts (with `subjects`, of other questions about a subject) that calibration lets
+    into scope; with `subjects` far fewer, as the limit is set halfway from there to an edit's own query."""
     heldout: int = 256
     """Texts sampled from the base model for calibration."""
     heldout_tokens: int = 32

@@ -1,0 +1,83 @@
+"""How close prompts come to ELDER's edits, and who is in scope under which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import memplug
+from memplug.methods.elder.calibration import Closeness, closeness
+from memplug.methods.elder.knowledge import Seen
+
+__all__ = ["curves", "decisions"]
+
+
+@torch.no_grad()
+def _seen(plug: memplug.Plug, prompts: list[str]) -> Iterator[Seen]:
+    """What is looked at in the prompts, 64 at a time."""
+    text = plug.method._host.text
+    for at in range(0, len(prompts), 64):
+        with plug.paused():
+            yield plug.method.see(text.batch([text.encode(p) for p in prompts[at : at + 64]]))
+
+
+def decisions(plug: memplug.Plug, prompts: list[str]) -> np.ndarray:
+    known = plug.method.known
+    found = [known.decide(seen)[1].scope for seen in _seen(plug, list(dict.fromkeys(prompts)))]
+    return torch.cat(found).numpy()
+
+
+def _near(plug: memplug.Plug, prompts: list[str]) -> Closeness:
+    """How close prompts come to the edits they are compared with: those of their subject where one is asked
+    for."""
+    known, parts = plug.method.known, []
+    on = known.deferral.on
+    names = {record.number: str(record.edit.subject) for record in known.records.values()}
+    subjects = np.array([names[n] for n, o in zip(known.deferral.numbers, on, strict=True) if o])
+    for seen in _seen(plug, list(dict.fromkeys(prompts))):
+        named: list[str | None] = [None] * len(seen.query)
+        excluded = np.zeros((len(named), int(on.sum())), bool)
+        if known.subjects is not None:
+            named = known.subjects.find(seen.states, seen.valid)
+            excluded = np.array([subjects != name for name in named])
+        query = known.prepare(seen.query, named)
+        parts.append(closeness(known.deferral, known.experts, query, excluded))
+    return Closeness(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def curves(plug: memplug.Plug, cases: list[memplug.Case]) -> dict[str, Any]:
+    """Rates of false accepts and false deferrals over each limit alone, and with both as they are set."""
+    deferral, config = plug.method.known.deferral, plug.method.config
+    near = {
+        "unrelated": _near(plug, [probe.prompt for case in cases for probe in case.locality]),
+        "same subject": _near(plug, [probe.prompt for case in cases for probe in case.same_subject]),
+        "rephrasings": _near(plug, [prompt for case in cases for prompt in case.rephrases[:2]]),
+    }
+    least = -2.0 if deferral.threshold is None else deferral.threshold
+
+    def rates(epsilon: float, threshold: float) -> dict[str, float]:
+        inside = {
+            what: float(((x.distance < epsilon) & (x.similarity > threshold)).mean())
+            for what, x in near.items()
+        }
+        return {
+            "false accepts": inside["unrelated"],
+            "false accepts, same subject": inside["same subject"],
+            "false deferrals": 1 - inside["rephrasings"],
+        }
+
+    bits = 2 * config.top_k * len(plug.method.known.experts.places)
+    return {
+        "over epsilon": {str(e): rates(e, -2.0) for e in range(2, bits + 3, 2)},
+        "over threshold": {
+            f"{t / 100:.2f}": rates(np.inf, t / 100) for t in (*range(50, 90, 5), *range(90, 99))
+        },
+        "as set": {
+            "epsilon": deferral.epsilon,
+            "threshold": deferral.threshold,
+            **rates(deferral.epsilon, least),
+        },
+    }
