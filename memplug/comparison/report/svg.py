@@ -56,7 +56,7 @@ def _dots(chart: Dots) -> ET.Element:
     for i, row in enumerate(chart.rows):
         y = top + ROW * (i + 0.5)
         group = _series(root, row.label, row.colour)
-        _label(group, left - 8, y + 4.5, row.label, "end", LABELS - 10)
+        _label(group, left - 11, y + 4.5, row.label, "end", LABELS - 13)
         if row.low is not None and row.high is not None:
             _line(group, place(row.low), y, place(row.high), y, "interval")
         for value in row.seeds:
