@@ -44,16 +44,15 @@ GROUPS = (
     "same_subject",
     "same_subject_gold",
 )
+_FITTED = {
+    "norm_weight": 3e-4, "locality_weight": 5.0, "fit_steps": 120, "fit_lr": 5e-4,
+    "trajectory": (10, 20), "curriculum": 0.3,
+}  # fmt: skip
 SHIPPED: dict[str, dict[str, Any]] = {
-    "rledit": {
-        "steps": 3, "inner_lr": 0.0022, "norm_weight": 1e-4, "locality_weight": 2.0,
-        "fit_steps": 70, "trajectory": (3, 12),
-    },
-    "smedit": {"inner_lr": 0.0033, "norm_weight": 1e-3, "fit_steps": 60, "trajectory": (3, 12)},
-    "hiedit": {
-        "steps": 3, "inner_lr": 0.003, "norm_weight": 1e-4, "locality_weight": 2.0,
-        "fit_steps": 50, "trajectory": (3, 12),
-        "ranges": (("gate", 4 / 12, 7 / 12), ("up", 6 / 12, 9 / 12)),
+    "rledit": _FITTED | {"steps": 3, "inner_lr": 0.0014},
+    "smedit": _FITTED | {"inner_lr": 0.0021, "norm_weight": 1e-3, "locality_weight": 1.0},
+    "hiedit": _FITTED | {
+        "steps": 3, "inner_lr": 0.0019, "ranges": (("gate", 4 / 12, 7 / 12), ("up", 6 / 12, 9 / 12)),
     },
 }  # fmt: skip
 """Constants of the shipped editors, where they are not the method's defaults."""

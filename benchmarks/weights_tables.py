@@ -155,6 +155,6 @@ WEIGHT_TABLES: dict[str, Callable[[], str | None]] = {
     "weights-speed": speed,
     **{
         f"weights-{group.replace(' ', '-')}": claims(group)
-        for group in ("metric", "hiedit", "trajectory", "steps", "little data", "faithful")
+        for group in ("hiedit", "rledit", "little data", "faithful")
     },
 }
