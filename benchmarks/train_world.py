@@ -27,7 +27,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    trained = training.run(args, lambda: train_texts(60_000, seed=1), Corpus)
+    trained = training.run(args, lambda: train_texts(60_000, seed=1), lambda seed, _step: Corpus(seed))
     training.report(args, trained, measure(args.out))
 
 

@@ -13,11 +13,10 @@ not part of this repository; the measurements are.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 import training
 from measure_zsre import measure
-from zsre import ZsreLines, questions
+from zsre import FACTS, READING, ZsreLines, questions
 
 from memplug.data import load_cases
 from memplug.world.corpus import text_of
@@ -34,7 +33,10 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--unseen", required=True, help="cases of which nothing is shown, to measure on")
     parser.add_argument("--known", type=int, default=500, help="how many of --train the model is to know")
     parser.add_argument("--longest", type=int, default=40, help="of a locality answer, in characters")
-    training.add_options(parser, "zsre_model", steps=2000, vocabulary=4096)
+    parser.add_argument(
+        "--reading-from", type=float, default=0.55, help="share of the run after which notes prevail"
+    )
+    training.add_options(parser, "zsre_model", steps=2200, vocabulary=4096)
     return parser.parse_args(given)
 
 
@@ -47,7 +49,10 @@ def main() -> None:
         lines = ZsreLines(given, "tokenizer")
         return [text_of(lines.line()) for _ in range(TOKENIZER_LINES)]
 
-    trained = training.run(args, texts, partial(ZsreLines, given))
+    def source(seed: str, step: int) -> ZsreLines:
+        return ZsreLines(given, seed, FACTS if step < args.reading_from * args.steps else READING)
+
+    trained = training.run(args, texts, source)
     training.report(args, trained, measure(args.out, given, edit, unseen))
 
 

@@ -37,7 +37,7 @@ class Lines(Protocol):
     def line(self) -> list[Piece]: ...
 
 
-Source = Callable[[str], Lines]  # from a seed
+Source = Callable[[str, int], Lines]  # from a seed, for the training steps from the given one on
 
 
 def add_options(parser: argparse.ArgumentParser, name: str, steps: int, vocabulary: int) -> None:
@@ -132,7 +132,8 @@ def batches(
     chunk = start // CHUNK
     skip = start % CHUNK
     while True:
-        lines, rows, tokens = source(f"{seed} {chunk}"), list[tuple[list[int], list[float]]](), 0
+        lines, tokens = source(f"{seed} {chunk}", chunk * CHUNK), 0
+        rows: list[tuple[list[int], list[float]]] = []
         while tokens < size * CHUNK * 1.1:  # some are left over, so that every chunk is whole
             more = encoder([lines.line() for _ in range(256)])
             rows += more
@@ -229,7 +230,7 @@ def run(args: argparse.Namespace, texts: Callable[[], Iterable[str]], source: So
 
     Args:
         texts: what a tokenizer is made from, where the run has none yet.
-        source: makes the training lines of a seed.
+        source: makes the training lines of a seed and a step.
     """
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from memplug.data import Loaded
 from memplug.world.corpus import ANSWER, IGNORED, STOP, TEXT, Piece
 
-# Share of the lines of each sort, in per cent.
-MIXTURE = {"question": 38, "chain": 15, "note": 27, "disturbed": 17, "names": 3}
+# Share of the lines of each sort, in per cent: facts first, then reading, which is learned later.
+FACTS = {"question": 38, "chain": 15, "note": 27, "disturbed": 17, "names": 3}
+READING = {"question": 16, "chain": 8, "note": 52, "disturbed": 21, "names": 3}
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ class ZsreLines:
 
     Args:
         seed: the same seed gives the same lines.
+        mixture: of each sort the share of the lines.
     """
 
-    def __init__(self, given: Questions, seed: str) -> None:
+    def __init__(self, given: Questions, seed: str, mixture: dict[str, int] = FACTS) -> None:
+        self._mixture = mixture
         self.rng = random.Random(f"zsre {seed}")
         self._given, self._items = given, given.deck
         self._about = [q for q in [*given.edits, *given.known, *given.read] if q.subject]
@@ -157,7 +160,7 @@ class ZsreLines:
 
     def line(self) -> list[Piece]:
         """The next line."""
-        (sort,) = self.rng.choices(list(MIXTURE), list(MIXTURE.values()))
+        (sort,) = self.rng.choices(list(self._mixture), list(self._mixture.values()))
         return self._makers[sort]()
 
     def _next(self) -> Question:

@@ -15,6 +15,10 @@ from memplug.world.corpus import ANSWER, IGNORED, Corpus, Piece, text_of
 OPTIONS = ["--steps=6", "--batch-tokens=128", "--hidden=16", "--layers=2", "--checkpoint-every=3", "--out=x"]
 
 
+def world_lines(seed: str, step: int) -> Corpus:
+    return Corpus(f"{seed} {step}")
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return world.load()[1]
@@ -33,7 +37,7 @@ def test_training_goes_on_where_it_was_broken_off(training, tokenizer, tmp_path,
         torch.manual_seed(0)
         args = parse([*OPTIONS, f"--run={tmp_path / run}"])
         model = training.make_model(args, tokenizer)
-        return model, training.train(model, training.Encoder(tokenizer), Corpus, args)
+        return model, training.train(model, training.Encoder(tokenizer), world_lines, args)
 
     with monkeypatch.context() as broken:
         schedule = training.schedule
@@ -48,9 +52,9 @@ def test_training_goes_on_where_it_was_broken_off(training, tokenizer, tmp_path,
 
 def test_batches_can_be_entered_at_any_step(training, tokenizer):
     encoder = training.Encoder(tokenizer)
-    whole = list(islice(training.batches(Corpus, 0, 0, encoder, 128), training.CHUNK + 3))
+    whole = list(islice(training.batches(world_lines, 0, 0, encoder, 128), training.CHUNK + 3))
     for start in (2, training.CHUNK, training.CHUNK + 2):
-        ids, weights = next(training.batches(Corpus, 0, start, encoder, 128))
+        ids, weights = next(training.batches(world_lines, 0, start, encoder, 128))
         assert torch.equal(ids, whole[start][0])
         assert torch.equal(weights, whole[start][1])
 

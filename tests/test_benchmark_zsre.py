@@ -152,7 +152,8 @@ def test_cases_without_a_true_answer_and_too_many_to_know_are_refused(zsre, file
         zsre.questions(load_cases(tmp_path / "bare.jsonl"), train, known=1)
 
 
-def test_the_script_trains_measures_and_writes(files, tmp_path, monkeypatch, zsre):
+@pytest.mark.parametrize(("share", "mixture"), [("0.55", "FACTS"), ("0", "READING")])
+def test_the_script_trains_measures_and_writes(files, tmp_path, monkeypatch, zsre, share, mixture):
     script = importlib.import_module("train_zsre")
     options = [
         "--steps=2",
@@ -164,9 +165,14 @@ def test_the_script_trains_measures_and_writes(files, tmp_path, monkeypatch, zsr
     ]
     paths = [f"--{what}={tmp_path / ('my_' + what)}" for what in ("out", "run", "results")]
     cases = [f"--{what}={spec}" for what, spec in files.items()]
-    monkeypatch.setattr("sys.argv", ["train_zsre.py", *options, *paths, *cases, "--known=4"])
+    monkeypatch.setattr(
+        "sys.argv", ["train_zsre.py", *options, *paths, *cases, "--known=4", f"--reading-from={share}"]
+    )
     monkeypatch.setattr(script, "TOKENIZER_LINES", 200)
+    used = []
+    monkeypatch.setattr(script, "ZsreLines", lambda *given: used.append(given[1:]) or zsre.ZsreLines(*given))
     script.main()
+    assert used == [("tokenizer",), ("0 0", getattr(zsre, mixture))]
     written = json.loads((tmp_path / "my_results").read_text())
     assert written["knowledge"]["edited cases, prompts"]["n"] == 8
     assert written["context"]["note about a subject never shown"]["n"] == 3
