@@ -13,6 +13,7 @@ not part of this repository; the measurements are.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import training
 from measure_zsre import measure
@@ -28,9 +29,13 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--edit", required=True, help="cases to be edited")
-    parser.add_argument("--train", required=True, help="other cases: some are known, the rest is read about")
-    parser.add_argument("--unseen", required=True, help="cases of which nothing is shown, to measure on")
+    parser.add_argument("--edit", type=Path, required=True, help="cases to be edited")
+    parser.add_argument(
+        "--train", type=Path, required=True, help="other cases: some are known, the rest is read about"
+    )
+    parser.add_argument(
+        "--unseen", type=Path, required=True, help="cases of which nothing is shown, to measure on"
+    )
     parser.add_argument("--known", type=int, default=500, help="how many of --train the model is to know")
     parser.add_argument("--longest", type=int, default=40, help="of a locality answer, in characters")
     parser.add_argument(
@@ -42,7 +47,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    edit, train, unseen = (load_cases(spec) for spec in (args.edit, args.train, args.unseen))
+    edit, train, unseen = (load_cases(str(spec)) for spec in (args.edit, args.train, args.unseen))
     given = questions(edit, train, args.known, args.longest)
 
     def texts() -> list[str]:

@@ -174,6 +174,7 @@ def test_the_script_trains_measures_and_writes(files, tmp_path, monkeypatch, zsr
     script.main()
     assert used == [("tokenizer",), ("0 0", getattr(zsre, mixture))]
     written = json.loads((tmp_path / "my_results").read_text())
+    assert str(tmp_path) not in json.dumps(written)  # whose data it was stays where it was run
     assert written["knowledge"]["edited cases, prompts"]["n"] == 8
     assert written["context"]["note about a subject never shown"]["n"] == 3
     states = written["cosine of the last subject token, embeddings then layers"]
