@@ -19,7 +19,7 @@ CORE = [
 EXTRAS = {
     "cpu": ["faiss-cpu>=1.15,<2"],
     "gpu": ['faiss-gpu>=1.15,<2; sys_platform == "linux" and platform_machine == "x86_64"'],
-    "eval": ["lm-eval>=0.4.8"],
+    "eval": ["lm-eval>=0.4.8", "accelerate>=1.2"],
     "data": ["datasets>=3.0"],
     "lora": ["peft>=0.18"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],

@@ -234,3 +234,18 @@ def test_mistakes_are_told_before_anything_runs(loaded, tmp_path):
         pytest.raises(ValueError, match="this model has a plug; call detach"),
     ):
         memplug.compare(*loaded, CASES, methods=["toy"])
+
+
+@pytest.mark.gpu
+def test_memory_of_the_gpu_is_counted(loaded):
+    model, tokenizer = loaded
+    model.to("cuda")
+    try:
+        made = memplug.compare(
+            model, tokenizer, CASES, methods=["llp", "toy"], edits=2, **SETTINGS | {"points": None}
+        )
+    finally:
+        model.to("cpu")
+    for one in made.results["runs"]:
+        assert one["status"] == "done", one["error"]
+        assert one["cost"]["peak_device_bytes"] > 0

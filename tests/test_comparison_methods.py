@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from comparing import figures
 from families import METHODS, TEXTS, lexical
 
 import memplug
-from memplug.comparison import run
+from memplug.comparison import details, run
 from memplug.edits import Case, Edit, Probe
 
 CONSTANTS = {
@@ -28,6 +29,15 @@ CASES = [
 ]
 
 
+def test_how_often_modules_were_chosen_and_how_evenly():
+    first = {"scores": {"a": 1.0, "b": 0.0, "c": 2.0}, "chosen": ["a", "c"]}
+    second = {"scores": {"a": 1.0, "b": 0.0, "c": 2.0}, "chosen": ["a"]}
+    found = details._choices([first, second, {}])
+    assert found["layers"] == {"a": 2, "b": 0, "c": 1}
+    assert found["entropy"] == pytest.approx(-(2 / 3) * math.log2(2 / 3) - (1 / 3) * math.log2(1 / 3))
+    assert details._choices([{}]) == {}
+
+
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_stopped_run_goes_on(name, make_tokenizer, monkeypatch, tmp_path):
     tokenizer = make_tokenizer(TEXTS)
@@ -42,6 +52,14 @@ def test_a_stopped_run_goes_on(name, make_tokenizer, monkeypatch, tmp_path):
     }
     expected = memplug.compare(model, tokenizer, CASES, **asked)
     assert expected.results["runs"][0]["status"] == "done", expected.results["runs"][0]["error"]
+    (made,) = expected.results["runs"]
+    if name == "llp":
+        kinds = [vote["kind"] for vote in made["details"]["votes"]]
+        assert {kind: kinds.count(kind) for kind in kinds} == {"edited": 3, "rephrased": 1, "unrelated": 1}
+        assert all(len(vote["similarity"]) == 2 for vote in made["details"]["votes"])
+    if name == "elder":
+        assert made["details"]["distances"].keys() == {"edited", "rephrased", "unrelated", "epsilon"}
+        assert len(made["details"]["distances"]["edited"]) == 3
     save = run.save
 
     def stopping(*given):

@@ -27,9 +27,9 @@ def details(plug: Plug, cases: Sequence[Case]) -> dict[str, Any]:
     if ledger is not None:
         found |= _choices([entry.notes for entry in ledger.entries])
     said = plug.explain(cases[0].edit.prompt)
-    if hasattr(said, "recalled") and hasattr(said, "threshold"):
+    if hasattr(said, "recalled") and hasattr(said, "quorum"):
         found |= _votes(plug, cases[:_SHOWN])
-    elif hasattr(said, "distance") and hasattr(said, "epsilon"):
+    elif hasattr(said, "distance") and hasattr(said, "uses"):
         found |= _distances(plug, cases[:_SHOWN])
     return found
 

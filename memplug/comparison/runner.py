@@ -65,7 +65,7 @@ def compare(
     model to the bit. A method that fails is a row with its error; the others go on.
 
     Stopped and called again with the same ``out`` and settings, it goes on where it was, and gives what it
-    would have given. Under ``accelerate launch`` the runs are spread over the processes.
+    would have given. Under ``accelerate launch`` or ``torchrun`` the runs are spread over the processes.
 
     Args:
         model: a Hugging Face causal language model, without a plug.
