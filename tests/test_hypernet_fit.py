@@ -96,6 +96,18 @@ def test_a_resumed_fitting_ends_where_the_whole_one_does(
         other.fit(CASES, progress=False, checkpoint=file)
 
 
+def test_a_float64_model_is_fitted_and_edited_as_exactly(make_plug: Callable[..., Any]) -> None:
+    plug = make_plug("hiedit")
+    model = plug.model
+    plug.detach()
+    model.double()
+    with memplug.attach(model, plug.tokenizer, "hiedit", **TINY) as exact:
+        exact.fit(CASES, progress=False)
+        assert {p.dtype for p in exact.method.editor.parameters()} == {torch.float64}
+        exact.edit(CASES[0])
+        assert exact.method.ledger.active
+
+
 def test_what_cannot_be_fitted(make_plug: Callable[..., Any], tmp_path: Path) -> None:
     plug = make_plug("rledit")
     with pytest.raises(FitError, match="1 cases are too few"):

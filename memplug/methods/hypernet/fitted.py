@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from ...edits import Case
-from .editor import Editor
 from .fit import FitError, FitReport, fit
 from .method import UnfittedError, WeightEditor
 
@@ -34,7 +33,7 @@ class FittedEditor(WeightEditor):
                 raise FitError(
                     f"fit takes cases, got {type(case).__name__}; give Case(edit, rephrases, locality)"
                 )
-        fresh = Editor(self.sites, self.config, self.gated).to(self._host.text.device)
+        fresh = self._fresh()
         report = fit(
             self._host,
             fresh,

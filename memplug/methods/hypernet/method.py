@@ -53,8 +53,13 @@ class WeightEditor(LedgerMethod):
 
     def __init__(self, host: Host, config: EditorConfig) -> None:
         super().__init__(host, config)
-        self.editor = Editor(self.sites, config, self.gated, self.networks).to(host.text.device)
+        self.editor = self._fresh()
         self._named: str | None = None
+
+    def _fresh(self) -> Editor:
+        """An editor as it is before fitting, where the features will be and as exact as they are."""
+        editor = Editor(self.sites, self.config, self.gated, self.networks).to(self._host.text.device)
+        return editor.double() if self._host.model.dtype == torch.float64 else editor
 
     def check(self, edits: Sequence[Edit]) -> None:
         """Raises TokenizerError for a target without tokens, UnfittedError where fitting comes first."""
@@ -99,7 +104,7 @@ class WeightEditor(LedgerMethod):
 
     def _calibrate(self) -> None:
         """Statistics and step size from the base model's own text; for editors without networks."""
-        fresh = Editor(self.sites, self.config, self.gated, self.networks).to(self._host.text.device)
+        fresh = self._fresh()
         with self.ledger.paused(), self._host.tracker.off(), evaluating(self._host.model):
             pairs = stand_ins(self._host, _STAND_INS, self.config.seed)
             if fresh.usual:
