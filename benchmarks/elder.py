@@ -42,11 +42,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default, no replay, no rehearsal": ("default", {"replay": 0, "rehearse": 0}),
     "default, routed as themselves": ("default", {"snap": False}),
     "default, without subjects": ("default", {"subjects": False}),
-    "default, 4 at once, published experts": ("default", {"n_experts": 4, "top_k": 2, "rank": 8}),
+    "default, the published experts": ("default", {"n_experts": 4, "top_k": 2, "rank": 8}),
     "default, guided": ("default", GUIDED),
     "default, load balancing": ("default", GUIDED | {"guide": "balance"}),
     "default, guided, random codes": ("default", GUIDED | {"allocation": "random"}),
     "default, guided, spread codes": ("default", GUIDED | {"allocation": "spread"}),
+    "default, gate only": ("default", {"steps": 1, "replay": 0, "rehearse": 0}),
     "default, codes alone": ("default", {"gate": "off", "subjects": False, "snap": False}),
     "paper": ("paper", SIX),
     "paper, lr 1e-3": ("paper", SIX | {"lr": 1e-3}),
@@ -70,7 +71,8 @@ def sequence(args: argparse.Namespace) -> dict[str, Any]:
     for variant in args.variants:
         preset, given = VARIANTS[variant]
         plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
-        out[variant] = _sequence(plug, world.cases(n, seed=args.seed), "rephrasings" in variant, args.judged)
+        cases = world.cases(n, seed=args.seed)
+        out[variant] = _sequence(plug, cases, "rephrasings" in variant, args.judged, args.brief)
         plug.detach()
         print(variant, json.dumps(_short(out[variant])), flush=True)
         write(name, out, edits=n, seed=args.seed)
@@ -78,7 +80,7 @@ def sequence(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sequence(
-    plug: memplug.Plug, cases: list[memplug.Case], rephrasings: bool, judged: int
+    plug: memplug.Plug, cases: list[memplug.Case], rephrasings: bool, judged: int, brief: bool
 ) -> dict[str, Any]:
     # Two unseen phrasings are asked; with training on rephrasings, two others are trained.
     asked = [memplug.Case(c.edit, c.rephrases[:2], c.locality[:3], c.same_subject[:3]) for c in cases]
@@ -90,9 +92,19 @@ def _sequence(
         )
         seconds += time.process_time() - begin
     known = plug.method.known
+    if brief:
+        asked = [memplug.Case(case.edit, case.rephrases) for case in asked]
     scores = {"first, after all": evaluate(plug, asked[:judged], batch_size=64)}
     if len(cases) > judged:
         scores["last"] = evaluate(plug, asked[-judged:], batch_size=64)
+    found: dict[str, Any] = {
+        "scores": {name: found.to_dict() for name, found in scores.items()},
+        "parameters": known.experts.count,
+        "edits": len(plug.edits),
+        "cpu_seconds_per_edit": seconds / len(plug.edits),
+    }
+    if brief:
+        return found
     prompts = {
         "own prompts": [case.edit.prompt for case in asked],
         "rephrasings": [prompt for case in asked[:300] for prompt in case.rephrases],
@@ -100,16 +112,12 @@ def _sequence(
         "same subject": [probe.prompt for case in asked[:300] for probe in case.same_subject],
         "skills": [probe.prompt for probes in world.skills(50, seed=1).values() for probe in probes],
     }
-    return {
-        "scores": {name: found.to_dict() for name, found in scores.items()},
+    return found | {
         "in scope": {name: float(decisions(plug, some).mean()) for name, some in prompts.items()},
         "skills": _skills(plug.model, plug.tokenizer),
         "deferral": curves(plug, asked[:300]),
         "epsilon": known.deferral.epsilon,
         "threshold": known.deferral.threshold,
-        "parameters": known.experts.count,
-        "edits": len(plug.edits),
-        "cpu_seconds_per_edit": seconds / len(plug.edits),
     }
 
 
@@ -130,7 +138,10 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
                 None if measure[key] is None else round(measure[key]["value"], 3)
                 for key in ("generated", "whole", "tokens")
             ]
-    return found | {"in scope": result["in scope"], "cpu_seconds_per_edit": result["cpu_seconds_per_edit"]}
+    return found | {
+        "in scope": result.get("in scope"),
+        "cpu_seconds_per_edit": result["cpu_seconds_per_edit"],
+    }
 
 
 def _skills(model: Any, tokenizer: Any) -> float:
@@ -262,6 +273,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, nargs="+", default=[100])
     parser.add_argument("--variants", nargs="+", default=["default", "paper"], choices=list(VARIANTS))
     parser.add_argument("--judged", type=int, default=100)
+    parser.add_argument("--brief", action="store_true", help="ask edits and rephrasings only")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], help="name=value, constants of the method")

@@ -11,6 +11,7 @@ from common import RESULTS
 __all__ = ["TABLES"]
 
 _GROUPS = ("efficacy", "generalization", "specificity", "same_subject")
+_ABLATION = 200  # edits
 _MEASURES = (("generated", "generated, whole"), ("whole", "teacher-forced, whole"), ("tokens", "tokens"))
 _PAPER = ["ELDER's paper, LLaMA2-7B, ZsRE", "1000", "all", "whole", "93.96", "90.21", "–", "–", "–", "2.12"]
 
@@ -44,7 +45,7 @@ def sequence() -> str | None:
     rows = []
     for edits, seed, runs in _sequences():
         for name, run in runs.items():
-            if name == "base":
+            if "in scope" not in run:
                 continue
             for when, scores in run["scores"].items():
                 for measure, label in _MEASURES:
@@ -61,20 +62,17 @@ def ablation() -> str | None:
     """Generated whole answers of every variant at one number of edits."""
     rows = []
     for edits, seed, runs in _sequences():
-        for name, run in runs.items() if edits == 300 and not seed else ():
-            if name == "base":
+        for name, run in runs.items():
+            if seed or edits != _ABLATION or "scores" not in run:
                 continue
             first, last = run["scores"]["first, after all"], run["scores"]["last"]
             rows.append(
                 [name]
                 + [_percent(scores[group]["generated"]) for scores in (first, last) for group in _GROUPS[:2]]
-                + [_percent(first[group]["generated"]) for group in _GROUPS[2:]]
-                + [f"{100 * run['in scope'][what]:.1f}" for what in ("rephrasings", "unrelated")]
                 + [str(run["parameters"]), f"{run['cpu_seconds_per_edit']:.3f}"]
             )
-    head = ["", "first: efficacy", "generalization", "last: efficacy", "generalization", "specificity"]
-    tail = ["same subject", "rephrasings in scope", "unrelated in scope", "parameters", "CPU s per edit"]
-    return _table([*head, *tail], rows)
+    head = ["", "first: efficacy", "generalization", "last: efficacy", "generalization"]
+    return _table([*head, "parameters", "CPU s per edit"], rows)
 
 
 def _curves() -> dict[str, dict[str, Any]]:
@@ -83,7 +81,7 @@ def _curves() -> dict[str, dict[str, Any]]:
         f"{name}, {edits} edits": run["deferral"]
         for edits, seed, runs in _sequences()
         for name, run in runs.items()
-        if not seed and name in ("default", "paper", "paper, lr 1e-3")
+        if not seed and "deferral" in run and name in ("default", "paper", "paper, lr 1e-3")
     }
     return found | _load("deferral")
 

@@ -96,7 +96,7 @@ def test_what_else_may_be_asked_sets_the_limit():
     others = torch.tensor(np.stack([np.cos(angles), np.sin(angles)], 1), dtype=torch.float32)
     epsilon, threshold = within(made, torch.ones(101, dtype=torch.bool), others, 0.5, 8)
     assert epsilon == 12
-    inner = (1 + np.cos(np.pi / 4)) / 2  # half of them are below cos 45 degrees: halfway from there to 1
+    inner = (2 + np.cos(np.pi / 4)) / 3  # half of them are below cos 45 degrees: two thirds from there to 1
     assert threshold == pytest.approx((1 + inner) / 2, abs=1e-4)
     few = torch.zeros(101, dtype=torch.bool)
     assert within(made, few, others, 0.5, 8) == (12, 0.9)

@@ -127,7 +127,8 @@ def within(deferral: Deferral, chosen: Tensor, queries: Tensor, rate: float, pic
     """Limits for queries that name their subject: what else may be asked about it is to stay out.
 
     What else is asked is taken from the sampled texts, as if it were about the same subject. The similarity
-    is set halfway between what keeps out all but ``rate`` of that, and 1: a rephrasing is far more similar.
+    is set two thirds of the way from what keeps out all but ``rate`` of that to 1: a rephrasing is far more
+    similar.
 
     Args:
         deferral: the edits.
@@ -146,8 +147,8 @@ def within(deferral: Deferral, chosen: Tensor, queries: Tensor, rate: float, pic
     if not len(theirs):
         return 3 * picks // 2, 0.9
     other = np.quantile((theirs @ mine.T).cpu().numpy(), 1 - rate)
-    halfway = (1 + float(np.clip(other, 0.0, 1.0))) / 2
-    return 3 * picks // 2, min((1 + halfway) / 2, 0.999)  # the same subject is the other half of a query
+    limit = (2 + float(np.clip(other, 0.0, 1.0))) / 3
+    return 3 * picks // 2, min((1 + limit) / 2, 0.999)  # the same subject is the other half of a query
 
 
 def _sampled(

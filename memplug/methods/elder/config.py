@@ -94,7 +94,7 @@ class ELDERConfig:
     """That similarity, a cosine that must be exceeded. None: calibrated, where one is necessary."""
     false_accept: float = 0.05
     """Share of unrelated prompts (with `subjects`, of other questions about a subject) that calibration lets
-    into scope; with `subjects` far fewer, as the limit is set halfway from there to an edit's own query."""
+    into scope; with `subjects` far fewer, as the limit is set two thirds of the way from there to 1."""
     heldout: int = 256
     """Texts sampled from the base model for calibration."""
     heldout_tokens: int = 32
