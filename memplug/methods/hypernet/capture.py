@@ -65,7 +65,7 @@ def capture(
         EditError: a feature is not finite, or a module was not called once on every token.
     """
     parts = alike([len(pair.ids) for pair in pairs], micro_batch, host.text.device)
-    known = below or [None for _ in parts]
+    known: Sequence[Tensor | None] = below or [None] * len(parts)
     found = [
         _capture(host, sites, pairs, part, tokens, hooks, states)
         for part, states in zip(parts, known, strict=True)
