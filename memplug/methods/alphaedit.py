@@ -20,10 +20,10 @@ __all__ = ["AlphaEdit", "AlphaEditConfig"]
 class AlphaEditConfig(LocateConfig):
     """AlphaEdit (Fang et al., 2025); published for Llama-3's layers 4 to 8 of 32."""
 
-    threshold: float = 0.02
+    threshold: float = 0.2
     """Eigenvalues of the keys' second moment that count as none; in relative units, the largest share of all
     keys' squared length that those directions may hold together."""
-    ridge: float = 0.01
+    ridge: float = 0.2
     """Weight of the change's squared norm; in relative units, a share of a key's mean squared length."""
 
     limits: ClassVar[tuple[tuple[str, float, float], ...]] = (
@@ -40,6 +40,7 @@ class AlphaEditConfig(LocateConfig):
         "train_stop": False,
         "covariance_texts": 100_000,
         "units": "absolute",
+        "threshold": 0.02,
         "ridge": 10.0,
         "batch_size": 100,
     }

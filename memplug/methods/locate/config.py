@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ...sites import Range
+from ..checks import Limit
 from ..inweights.config import WeightConfig
 
 __all__ = ["LocateConfig"]
@@ -70,7 +71,7 @@ class LocateConfig(WeightConfig):
     earlier: bool = True
     """Count the keys of earlier edits among those that stay."""
 
-    limits: ClassVar[tuple[tuple[str, float, float], ...]] = (
+    limits: ClassVar[tuple[Limit, ...]] = (
         ("steps", 0, 1 << 20),
         ("lr", 1e-9, 1e6),
         ("stop_loss", 0, 1e3),
