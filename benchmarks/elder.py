@@ -240,23 +240,25 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {}
     model, tokenizer = world.load()
     bare, _ = world.load()
-    cases = world.cases(args.edits[0], seed=args.seed)
+    n = args.edits[0]
+    cases, others = world.cases(n, seed=args.seed), world.cases(n + 20, seed=args.seed)[n:]
     plug = memplug.attach(model, tokenizer, "elder", **args.set)
     plug.edit(cases, progress=False)
     known, text = plug.method.known, plug.method._host.text
-    filling = [token for case in cases for token in text.encode(case.edit.prompt)]
+    filling = [token for case in others for token in text.encode(case.edit.prompt)[1:]]
     end = text.encode(cases[-1].edit.prompt)[1:]
-    row = torch.tensor([filling[: 64 - len(end)] + end])
-    whole = Batch(row, torch.ones_like(row), torch.arange(64)[None])
+    asking = torch.tensor([[text.bos_id, *filling[: 63 - len(end)], *end]])
     # The limits are opened or closed for the row, as what is timed is the work.
-    for name, epsilon, threshold in (
-        ("in scope", 1 << 20, 0.0),
-        ("deferred by similarity", 1 << 20, 0.999),
+    for name, row, epsilon, threshold in (
+        ("in scope", asking, 1 << 20, 0.0),
+        ("deferred, names an edited subject", asking, 1 << 20, 0.999999),
+        ("deferred, names none", torch.tensor([[text.bos_id, *filling[:63]]]), 1 << 20, 0.0),
     ):
         known.deferral.limit(epsilon, threshold)
         known.version += 1
-        inside = bool(known.decide(plug.method.see(whole))[1].scope)
-        runs = {"attached": lambda: model(row), "bare": lambda: bare(row)}
+        batch = Batch(row, torch.ones_like(row), torch.arange(64)[None])
+        inside = bool(known.decide(plug.method.see(batch))[1].scope)
+        runs = {"attached": lambda row=row: model(row), "bare": lambda row=row: bare(row)}
         seconds = cpu_seconds(runs, args.repeats)
         out[name] = {"seconds": seconds, "ratio": seconds["attached"] / seconds["bare"], "in scope": inside}
     print(out, flush=True)

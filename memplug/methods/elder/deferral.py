@@ -43,6 +43,12 @@ class Decision(NamedTuple):
     similarity: Tensor
     blocked: Tensor
 
+    @staticmethod
+    def out(rows: int) -> Decision:
+        """All rows out of scope, with nothing near."""
+        none, no = torch.full((rows,), -1), torch.zeros(rows, dtype=torch.bool)
+        return Decision(no, none, torch.full((rows,), 1 << 30), none, torch.zeros(rows), no)
+
 
 class Deferral:
     """Codes and queries of the edits, and the limits a row has to keep to be in scope.

@@ -129,14 +129,16 @@ class Knowledge:
         return {record.number: record.edit for record in self.records.values()}
 
     @torch.no_grad()
-    def decide(self, seen: Seen) -> tuple[Routing, Decision]:
-        """Where rows are routed, and if they are."""
+    def decide(self, seen: Seen) -> tuple[Routing | None, Decision]:
+        """Where rows are routed, and if they are; no routing where none names the subject it has to."""
         if self.subjects is None or seen.states is None or seen.valid is None:
             prepared = self.prepare(seen.query)
             routing = self.experts.route(prepared)
             decision = self.deferral.decide(prepared, routing.picks)
         else:
             named = self.subjects.find(seen.states, seen.valid)
+            if not any(named):
+                return None, Decision.out(len(named))
             prepared = self.prepare(seen.query, named)
             routing = self.experts.route(prepared)
             about = [self._about.get(name, []) if name is not None else [] for name in named]

@@ -229,7 +229,9 @@ class ELDER:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         with self._host.tracker.off():
             batch = self._host.text.batch([self._host.text.encode(prompt)])
-            routing, decision = self.known.decide(self.see(batch))
+            seen = self.see(batch)
+            routing, decision = self.known.decide(seen)
+        routing = routing or self.known.experts.route(self.known.prepare(seen.query))
         d = self.known.deferral
         edits = self.known.numbered()
         return explained(prompt, self._places, routing, decision, edits, d.epsilon, d.threshold)

@@ -26,7 +26,7 @@ class Routed:
         version: the state of the edits then; with another one the query decides again.
         seen: what was looked at.
         scope: bool [B] on the CPU; rows out of scope are the base model's.
-        routing: experts and weights.
+        routing: experts and weights; None where no row can be in scope.
         length: columns of the cache when it was decided.
         mixers: by linear, the LoRAs in use, put together when first needed.
     """
@@ -35,7 +35,7 @@ class Routed:
     version: int
     seen: Seen
     scope: Tensor
-    routing: Routing
+    routing: Routing | None
     length: int = 0
     mixers: dict[int, Mixer] = field(default_factory=dict)
 
@@ -47,10 +47,9 @@ class Routed:
 
     def select(self, rows: Tensor) -> Routed:
         """The same for rows ``rows`` of it."""
-        picks, weights = (x[:, rows.to(x.device)] for x in self.routing)
-        at = rows.cpu()
-        seen = self.seen.select(rows)
-        return Routed(self.owner, self.version, seen, self.scope[at], Routing(picks, weights), self.length)
+        routing = self.routing and Routing(*(x[:, rows.to(x.device)] for x in self.routing))
+        seen, scope = self.seen.select(rows), self.scope[rows.cpu()]
+        return Routed(self.owner, self.version, seen, scope, routing, self.length)
 
     def crop(self, length: int) -> Routed | None:
         """The same for a cache cut to ``length`` columns; None where the prompt is cut as well."""
@@ -64,14 +63,14 @@ class Routed:
             index: which linear.
             x, output: its input and output, [B,T,w] or flattened to [B T,w].
         """
-        if not bool(self.scope.any()):
+        if self.routing is None or not bool(self.scope.any()):
             return None
         rows = self.scope.nonzero()[:, 0]
         batch = len(self.scope)
         wide = unflat(x, batch)
         every = len(rows) == batch
         if len(rows) * experts.top_k > experts.n and wide.shape[1] == 1:
-            delta = self._dense(experts, index, wide, rows)
+            delta = _dense(experts, index, wide, rows, self.routing)
         else:
             if index not in self.mixers:
                 self.mixers[index] = experts.mixer(index, self.routing, rows)
@@ -83,11 +82,12 @@ class Routed:
         changed[rows.to(output.device)] += delta
         return changed.reshape(output.shape)
 
-    def _dense(self, experts: Experts, index: int, x: Tensor, rows: Tensor) -> Tensor:
-        """With one token a row and many rows, all experts cost less than each row's own copy of its few."""
-        picks, weights = (part[index][rows.to(part.device)] for part in self.routing)
-        spread = torch.zeros(len(rows), experts.n, device=weights.device).scatter_(-1, picks, weights)
-        return experts.mix(index, x[rows.to(x.device)], spread)
+
+def _dense(experts: Experts, index: int, x: Tensor, rows: Tensor, routing: Routing) -> Tensor:
+    """With one token a row and many rows, all experts cost less than each row's own copy of its few."""
+    picks, weights = (part[index][rows.to(part.device)] for part in routing)
+    spread = torch.zeros(len(rows), experts.n, device=weights.device).scatter_(-1, picks, weights)
+    return experts.mix(index, x[rows.to(x.device)], spread)
 
 
 def continued(local: threading.local, call: Call, seen: Seen) -> Seen:
