@@ -170,7 +170,7 @@ def ask(
 
 @app.command()
 def demo(
-    edits: Annotated[int, typer.Option(min=2, max=1000, help="Facts to edit.")] = 40,
+    edits: Annotated[int, typer.Option(min=2, max=1000, help="Facts to edit.")] = 100,
     seed: Annotated[int, typer.Option(help="Which facts.")] = 0,
     compared: Annotated[int, typer.Option(min=0, max=1000, help="Edits of the comparison; 0 for none.")] = 20,
     out: Annotated[

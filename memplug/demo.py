@@ -28,7 +28,7 @@ _GENERAL = ("skills:5",)
 _METHODS = ("llp", "elder", "rledit", "ultraedit", "finetune", "icl")
 
 
-def run(edits: int = 40, seed: int = 0, compared: int = 20, out: Path | None = None) -> int:
+def run(edits: int = 100, seed: int = 0, compared: int = 20, out: Path | None = None) -> int:
     """Show it all.
 
     Args:

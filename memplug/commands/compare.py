@@ -62,8 +62,8 @@ def compare(
 ) -> None:
     """Make the same edits with several methods and judge all alike; goes on where it was stopped.
 
-    Several processes share the runs: accelerate launch --multi_gpu -m memplug compare ..., or without GPUs
-    torchrun --nproc_per_node 2 -m memplug compare ...
+    Several processes share the runs, on a machine without GPUs too:
+    accelerate launch --multi_gpu --num_processes 2 -m memplug compare ...
     """
     with explained():
         from ..comparison.bits import NotRestoredError
