@@ -47,11 +47,11 @@ class Setting(NamedTuple):
 
 
 def _claim(method: str, **constants: Any) -> Setting:
-    return Setting(method, SHIPPED[method] | {"fit_steps": 60} | constants, True)
+    return Setting(method, SHIPPED[method] | {"fit_steps": 40} | constants, True)
 
 
 _WIDE = {name: SHIPPED["hiedit"][name] for name in ("ranges", "inner_lr")}
-_ONE = {"rledit": {"steps": 1, "inner_lr": 0.0042}, "hiedit": {"steps": 1, "inner_lr": 0.0057}}
+_ONE = {"rledit": {"steps": 1, "inner_lr": 0.0048}, "hiedit": {"steps": 1, "inner_lr": 0.0066}}
 _CODE = {"faithful": True, "protect": 0.0, "fit_lr": 1e-3, "fit_steps": 20, "trajectory": (20, 20)}
 SETTINGS: dict[str, dict[str, Setting]] = {
     "shipped": {
@@ -69,19 +69,19 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "hiedit, score function": _claim("hiedit", gate_training="score"),
     },
     "rledit": {
-        "3 steps": _claim("rledit"),
+        "6 steps": _claim("rledit"),
         "1 step": _claim("rledit", **_ONE["rledit"]),
-        "2 steps": _claim("rledit", steps=2, inner_lr=0.0021),
-        "4 steps": _claim("rledit", steps=4, inner_lr=0.00105),
-        "6 steps": _claim("rledit", steps=6, inner_lr=0.0007),
-        "3 steps, single batches": _claim("rledit", trajectory=(1, 1)),
-        "3 steps, no backtracking": _claim("rledit", back_depth=1),
-        "3 steps, plain norm": _claim("rledit", protect=0.0),
+        "2 steps": _claim("rledit", steps=2, inner_lr=0.0024),
+        "3 steps": _claim("rledit", steps=3, inner_lr=0.0016),
+        "4 steps, each as large as one of 2": _claim("rledit", steps=4, inner_lr=0.0024),
+        "6 steps, single batches": _claim("rledit", trajectory=(1, 1)),
+        "6 steps, no backtracking": _claim("rledit", back_depth=1),
+        "6 steps, plain norm": _claim("rledit", protect=0.0),
     },
     "little data": {
-        "smedit": _claim("smedit"),
+        "smedit, 2 steps": _claim("smedit", steps=2, inner_lr=0.0024),
         "rledit, 1 step": _claim("rledit", **_ONE["rledit"]),
-        "rledit, 2 steps": _claim("rledit", steps=2, inner_lr=0.0021),
+        "rledit, 2 steps": _claim("rledit", steps=2, inner_lr=0.0024),
     },
     "faithful": {
         f"{method}, {name}": _claim(method, **_ONE[method], **constants)
