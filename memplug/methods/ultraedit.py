@@ -15,8 +15,8 @@ __all__ = ["UltraEdit", "UltraEditConfig"]
 class UltraEditConfig(EditorConfig):
     """UltraEdit (training-free lifelong editing by normalised features)."""
 
-    steps: int = 3
-    """As in `EditorConfig`; three small steps wear the model out less than one large one (published: 1)."""
+    steps: int = 8
+    """As in `EditorConfig`; several small steps wear the model out less than one large one (published: 1)."""
     statistics: str = "frozen"
     """"frozen": from the base model's own sampled text; "stream": from all edits so far, as published."""
 

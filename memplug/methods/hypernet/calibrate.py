@@ -54,7 +54,8 @@ def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
 
     Larger steps make a single edit surer and wear the model out sooner. Each pair is edited alone, in its own
     row of one batch: changes are linear in the step size, so that one capture and one solve serve the whole
-    ladder. Editors of S steps get an S-th. The networks' step sizes are set to what is found.
+    ladder. Editors of S steps get it divided by the root of S, since each step sees what those before it left
+    to do. The networks' step sizes are set to what is found.
     """
     editor.set_step(1.0)
     features = capture(host, editor.sites, pairs, editor.config.tokens)
@@ -77,7 +78,7 @@ def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
             break
     half = (reached[0] + max(reached)) / 2
     found = next(step for step, share in zip(LADDER, reached, strict=False) if share >= half)
-    found /= editor.config.steps
+    found /= editor.config.steps**0.5
     editor.set_step(found)
     return found
 
