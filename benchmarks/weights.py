@@ -115,7 +115,7 @@ def speed(args: argparse.Namespace) -> None:
     for method, shape in shapes.items():
         for name, constants in (("the same work", same_work), ("the library's defaults", {})):
             config = memplug.methods.find_method(method).config(
-                **shape, inner_lr=2e-3, norm_weight=1e-3, **constants
+                **shape, steps=1, inner_lr=2e-3, norm_weight=1e-3, **constants
             )
             with memplug.attach(model, tokenizer, config) as plug, evaluating(model), frozen(model):
                 found = compare(plug, args.steps, literal=bool(constants))

@@ -27,6 +27,7 @@ CASES = [
 ]
 TINY: dict[str, Any] = {
     "rank": 4, "fit_steps": 6, "fit_batch": 2, "trajectory": (2, 3), "batch_size": 2, "guard_every": 0,
+    "steps": 2,
 }  # fmt: skip
 
 

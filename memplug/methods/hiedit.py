@@ -15,6 +15,8 @@ __all__ = ["HiEdit", "HiEditConfig"]
 class HiEditConfig(EditorConfig):
     """HiEdit: hierarchical lifelong editing; both low-level styles by ``style`` and ``tokens``."""
 
+    steps: int = 6
+    """As in `EditorConfig` (published: 1; several small steps wear the model out less than one large one)."""
     back_depth: int = 10
     n_selected: float = 0.5
     """Share of the modules that a batch of edits may change."""
@@ -36,6 +38,7 @@ class HiEditConfig(EditorConfig):
         "inner_lr": 1e-6,
         "std_floor": 0.0,
         "protect": 0.0,
+        "steps": 1,
         "batch_size": 1,
         "fit_lr": 1e-5,
         "fit_batch": 1,

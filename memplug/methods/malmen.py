@@ -20,6 +20,7 @@ class MALMENConfig(EditorConfig):
     fit_steps: int = 300
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"
+    locality_weight: float = 1.0
     norm_weight: float = 0.0
 
     paper: ClassVar[dict[str, Any]] = {

@@ -19,6 +19,7 @@ class MENDConfig(EditorConfig):
     tokens: Literal["answer", "all"] = "all"
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"
+    locality_weight: float = 1.0
     norm_weight: float = 0.0
 
     paper: ClassVar[dict[str, Any]] = {

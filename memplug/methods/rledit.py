@@ -15,6 +15,8 @@ __all__ = ["RLEdit", "RLEditConfig"]
 class RLEditConfig(EditorConfig):
     """RLEdit (Li et al., 2025): lifelong editing as a trajectory with memory backtracking."""
 
+    steps: int = 6
+    """As in `EditorConfig` (published: 1; several small steps wear the model out less than one large one)."""
     back_depth: int = 10
 
     paper: ClassVar[dict[str, Any]] = {
@@ -23,6 +25,7 @@ class RLEditConfig(EditorConfig):
         "inner_lr": 1e-6,
         "std_floor": 0.0,
         "protect": 0.0,
+        "steps": 1,
         "batch_size": 20,
         "fit_lr": 1e-5,
         "fit_batch": 20,

@@ -16,9 +16,10 @@ class SMEditConfig(EditorConfig):
     """SMEdit (arXiv 2508.04012, later EMSEdit): step-specific networks whose rank falls, and a norm
     penalty."""
 
-    steps: int = 2
+    steps: int = 4
+    """As in `EditorConfig` (published: 2)."""
     locality: Literal["base", "previous", "none"] = "none"
-    norm_weight: float = 0.3
+    norm_weight: float = 1e-3
 
     paper: ClassVar[dict[str, Any]] = {
         "rank": 1024,
@@ -26,6 +27,7 @@ class SMEditConfig(EditorConfig):
         "inner_lr": 1e-6,
         "std_floor": 0.0,
         "protect": 0.0,
+        "steps": 2,
         "batch_size": 30,
         "fit_lr": 1e-5,
         "fit_batch": 30,

@@ -51,15 +51,15 @@ class EditorConfig(WeightConfig):
     """One network for all steps, instead of one each."""
 
     # Fitting.
-    fit_steps: int = 600
+    fit_steps: int = 100
     """Optimiser steps."""
-    fit_lr: float = 1e-3
+    fit_lr: float = 5e-4
     """Adam's step, constant for the first half and then falling linearly to a hundredth."""
     fit_batch: int = 10
     """Edits in a step of a trajectory."""
-    trajectory: tuple[int, int] = (3, 20)
+    trajectory: tuple[int, int] = (5, 20)
     """Steps of a trajectory at the start, and from `curriculum` of the fitting on."""
-    curriculum: float = 0.6
+    curriculum: float = 0.5
     """Share of the fitting over which the trajectory grows."""
     back_depth: int = 1
     """Batches whose edits count in a step's loss: this one and those before it."""
@@ -69,13 +69,13 @@ class EditorConfig(WeightConfig):
     """Of the earlier batches, so many samples drawn by weight stand for all; None takes all."""
     locality: Literal["base", "previous", "none"] = "base"
     """Unrelated answers are held to those of the base model, of the model before the step, or not at all."""
-    locality_weight: float = 1.0
+    locality_weight: float = 5.0
     """Weight of that Kullback-Leibler divergence."""
     same_subject: bool = True
     """Count other facts of the edited subject among the unrelated ones."""
     own_prompt: float = 0.3
     """Share of steps in which an edit is judged on its own prompt instead of a rephrasing (published: 0)."""
-    norm_weight: float = 0.01
+    norm_weight: float = 3e-4
     """Weight of the squared norm of the changes."""
     norm_of: Literal["edit", "drift"] = "edit"
     """The norm of this step's changes (SMEdit, equation 7), or of all so far (its algorithm 1)."""
