@@ -148,11 +148,33 @@ def speed() -> str | None:
     )
 
 
+def tuning() -> str | None:
+    found = _load("weights_tuning")
+    rows = []
+    for one in found.get("tried", []):
+        cells = [f"{100 * one['last'][name]:.1f}" for name in ("eff", "gen", "spe", "same")]
+        rows.append([one["what"], *cells, f"{100 * one['first']['eff']:.1f}"])
+    head = ["tried", "efficacy", "generalization", "specificity", "same subject", "retained"]
+    return _table(head, rows) if rows else None
+
+
+def delete() -> str | None:
+    found = _load("weights_delete")
+    if not found:
+        return None
+    names = ("entries", "modules", "rows an entry", "blocks")
+    rows = [[name, str(found[name])] for name in names]
+    timed = ("seconds to delete one (median)", "of it, adding the blocks' sums", "seconds to build")
+    return _table(["", ""], rows + [[name, f"{found[name]:.3f}"] for name in timed])
+
+
 WEIGHT_TABLES: dict[str, Callable[[], str | None]] = {
     "weights-shipped": shipped,
     "weights-curve": curve,
     "weights-cost": cost,
+    "weights-tuning": tuning,
     "weights-speed": speed,
+    "weights-delete": delete,
     **{
         f"weights-{group.replace(' ', '-')}": claims(group)
         for group in ("hiedit", "rledit", "little data", "faithful")
