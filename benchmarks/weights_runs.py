@@ -61,12 +61,16 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "smedit": Setting("smedit", {}, False),
     },
     "hiedit": {
-        "hiedit": _claim("hiedit"),
+        "hiedit": _claim("hiedit", gate_rate=1.0),
+        "hiedit, gate 10 times as fast": _claim("hiedit"),
         "static half": _claim("hiedit", selection="static"),
         "all modules (rledit)": _claim("rledit", **_WIDE),
+        "all modules, half the step (rledit)": _claim(
+            "rledit", ranges=_WIDE["ranges"], inner_lr=_WIDE["inner_lr"] / 2
+        ),
         "random half": _claim("hiedit", selection="random"),
         "largest gradients": _claim("hiedit", selection="gradient"),
-        "hiedit, score function": _claim("hiedit", gate_training="score"),
+        "hiedit, score function": _claim("hiedit", gate_training="score", gate_rate=1.0),
     },
     "rledit": {
         "6 steps": _claim("rledit"),
