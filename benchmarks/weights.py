@@ -52,7 +52,8 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "rledit": _FITTED | {"steps": 6, "inner_lr": 0.0008},
     "smedit": _FITTED | {"steps": 4, "inner_lr": 0.0011, "norm_weight": 1e-3, "locality_weight": 1.0},
     "hiedit": _FITTED | {
-        "steps": 6, "inner_lr": 0.0011, "ranges": (("gate", 4 / 12, 7 / 12), ("up", 6 / 12, 9 / 12)),
+        "steps": 6, "inner_lr": 0.0011, "gate_training": "score",
+        "ranges": (("gate", 4 / 12, 7 / 12), ("up", 6 / 12, 9 / 12)),
     },
 }  # fmt: skip
 """Constants of the shipped editors, where they are not the method's defaults."""

@@ -61,8 +61,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "smedit": Setting("smedit", {}, False),
     },
     "hiedit": {
-        "hiedit": _claim("hiedit", gate_rate=1.0),
-        "hiedit, gate 10 times as fast": _claim("hiedit"),
+        "hiedit": _claim("hiedit", gate_training="straight-through"),
         "static half": _claim("hiedit", selection="static"),
         "all modules (rledit)": _claim("rledit", **_WIDE),
         "all modules, half the step (rledit)": _claim(
@@ -70,7 +69,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "random half": _claim("hiedit", selection="random"),
         "largest gradients": _claim("hiedit", selection="gradient"),
-        "hiedit, score function": _claim("hiedit", gate_training="score", gate_rate=1.0),
+        "hiedit, score function": _claim("hiedit"),
     },
     "rledit": {
         "6 steps": _claim("rledit"),

@@ -25,12 +25,10 @@ class HiEditConfig(EditorConfig):
     selection: Literal["learned", "random", "static", "gradient"] = "learned"
     """How modules are chosen; the others are controls: at random for each batch, always the last ones, those
     with the largest gradients."""
-    gate_training: Literal["straight-through", "score"] = "straight-through"
-    """"straight-through": the losses' slope by each module's multiplier, selected or not; "score": choices
-    are drawn and their log-probability is raised by the reward (the published intrinsic reward, made
-    effective)."""
-    gate_rate: float = 10.0
-    """The gate's Adam step, as a multiple of `fit_lr` (published: 1)."""
+    gate_training: Literal["straight-through", "score"] = "score"
+    """"score": choices are drawn and their log-probability is raised by the reward (the published intrinsic
+    reward, made effective); "straight-through" (published): the losses' slope by each module's multiplier,
+    selected or not."""
     baseline: Literal["full", "random"] = "full"
     """What the reward is measured against: all modules, or as many at random."""
 
@@ -40,7 +38,7 @@ class HiEditConfig(EditorConfig):
         "inner_lr": 1e-6,
         "std_floor": 0.0,
         "protect": 0.0,
-        "gate_rate": 1.0,
+        "gate_training": "straight-through",
         "steps": 1,
         "batch_size": 1,
         "fit_lr": 1e-5,

@@ -115,7 +115,6 @@ class EditorConfig(WeightConfig):
         ("micro_batch", 1, 1 << 20),
         ("n_selected", 0, 1),
         ("hidden", 1, 1 << 16),
-        ("gate_rate", 0, 1e6),
     )
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {
         "style": ("joint", "outer"),

@@ -122,13 +122,7 @@ class _Run:
     ) -> None:
         self.host, self.editor, self.pristine, self.cases = host, editor, pristine, cases
         self.config, self.processes = editor.config, processes
-        gate = [] if editor.gate is None else list(editor.gate.parameters())
-        nets = [p for p in editor.parameters() if all(p is not other for other in gate)]
-        groups = [{"params": nets, "rate": 1.0}]
-        if gate:
-            rate = 1.0 if self.config.faithful else self.config.gate_rate  # type: ignore[attr-defined]
-            groups.append({"params": gate, "rate": rate})
-        self.optimizer = torch.optim.Adam(groups, lr=self.config.fit_lr)
+        self.optimizer = torch.optim.Adam(editor.parameters(), lr=self.config.fit_lr)
         self.done = self.number = self.broken = 0
         self.seconds, self.inner_lr = 0.0, 0.0
         self.log: list[list[float]] = []
@@ -212,7 +206,7 @@ class _Run:
         share = self.done / self.config.fit_steps
         fall = 1.0 if self.config.faithful else min(1.0, max(0.01, 2 * (1 - share)))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.fit_lr * fall * group["rate"]
+            group["lr"] = self.config.fit_lr * fall
         self.optimizer.step()
 
     def _record(self, step: Step) -> None:

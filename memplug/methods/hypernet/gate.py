@@ -92,7 +92,7 @@ class Gate(nn.Module):
             scores = torch.arange(len(scores)).to(scores)
         if how != "learned":
             return Choice(self._hard(scores.topk(self.k).indices, scores), scores.detach(), None)
-        if self.config.gate_training == "score" and draw is not None:
+        if self.config.gate_training == "score" and draw is not None and not self.config.faithful:
             return self._sampled(scores, draw)
         hard = self._hard(scores.topk(self.k).indices, scores)
         return Choice((hard - scores).detach() + scores, scores, None)
