@@ -61,7 +61,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "smedit": Setting("smedit", {}, False),
     },
     "hiedit": {
-        "hiedit": _claim("hiedit", gate_training="straight-through"),
+        "hiedit, straight-through": _claim("hiedit", gate_training="straight-through"),
         "static half": _claim("hiedit", selection="static"),
         "all modules (rledit)": _claim("rledit", **_WIDE),
         "all modules, half the step (rledit)": _claim(
