@@ -51,7 +51,8 @@ def call(files, out, *more):
     return CliRunner().invoke(app, ["compare", *map(str, given)])
 
 
-def test_it_writes_results_and_reports_and_shows_a_table(files, tmp_path):
+def test_it_writes_results_and_reports_and_shows_a_table(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/memplug", "compare", "--cases", "my facts.jsonl"])
     given = ("--methods", "toy,hard=toy:strong,toyfit", "--edits", 2, "--batch", 1, "--seed", "0,3")
     more = (
         "--general",
@@ -77,7 +78,7 @@ def test_it_writes_results_and_reports_and_shows_a_table(files, tmp_path):
         "sha256": "", "read": 5, "used": 2, "no_op": 1, "repeated": 0, "contradicting": 0, "left_out": 1,
         "skipped_lines": 1,
     }  # fmt: skip
-    assert results["settings"]["command"].startswith("memplug ")
+    assert results["settings"]["command"] == "memplug compare --cases 'my facts.jsonl'"
     assert set(results["base"]["3"]["general"]) == {"tasks", "tasks_norm"}
     assert results["runs"][0]["preference"]["before"] == {"data": 2, "base model": 0}
     assert set(results["runs"][0]["preference"]["rome"]) == {"efficacy", "generalization", "neighborhood"}
