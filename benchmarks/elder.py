@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, write
-from elder_curves import curves, decisions
+from elder_curves import curves, decisions, remember
 from literal_elder import LiteralELDER
 
 import memplug
@@ -47,7 +47,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default, load balancing": ("default", GUIDED | {"guide": "balance"}),
     "default, guided, random codes": ("default", GUIDED | {"allocation": "random"}),
     "default, guided, spread codes": ("default", GUIDED | {"allocation": "spread"}),
-    "default, gate only": ("default", {"steps": 1, "replay": 0, "rehearse": 0}),
+    "default, gate only": ("default", {}),
     "default, codes alone": ("default", {"gate": "off", "subjects": False, "snap": False}),
     "paper": ("paper", SIX),
     "paper, lr 1e-3": ("paper", SIX | {"lr": 1e-3}),
@@ -159,7 +159,10 @@ def deferral(args: argparse.Namespace) -> dict[str, Any]:
         for n in args.edits:
             cases = world.cases(n, seed=args.seed)
             plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
-            plug.edit(cases, progress=False)
+            if name.endswith("gate only"):
+                remember(plug, [case.edit for case in cases])
+            else:
+                plug.edit(cases, progress=False)
             out[f"{name}, {n} edits"] = curves(plug, cases[: args.judged])
             print(name, n, out[f"{name}, {n} edits"]["as set"], flush=True)
             plug.detach()
@@ -209,7 +212,7 @@ def editing(args: argparse.Namespace) -> dict[str, Any]:
         fast()
         trained = [tensor.clone() for tensor in method.known.experts.down + method.known.experts.up]
         made = literal()
-        theirs = [torch.stack(group) for group in (*made.down, *made.up)]
+        theirs = [torch.stack(group).detach() for group in (*made.down, *made.up)]
         apart = max(float((a - b).abs().max()) for a, b in zip(trained, theirs, strict=True))
         seconds = cpu_seconds({"fast": fast, "literal": literal}, args.repeats)
         out[name] = {

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 import memplug
+from memplug.edits import Edit
 from memplug.methods.elder.calibration import Closeness, closeness
-from memplug.methods.elder.knowledge import Seen
+from memplug.methods.elder.knowledge import Record, Seen
 
-__all__ = ["curves", "decisions"]
+__all__ = ["curves", "decisions", "remember"]
+
+
+@torch.no_grad()
+def remember(plug: memplug.Plug, edits: list[Edit]) -> None:
+    """Codes, queries, subjects and limits as after learning, without LoRAs, on which they do not depend where
+    the routers stay as they start."""
+    known, learner = plug.method.known, plug.method._learner
+    edits = [replace(edit, id=f"e{i}") for i, edit in enumerate(edits)]
+    with plug.method._host.tracker.off():
+        sampled = learner._sampled()
+        known.center = sampled.queries.mean(0)
+        known.subjects.learn(edits)
+        for at in range(0, len(edits), 64):
+            part = edits[at : at + 64]
+            query, numbers = learner._queries(known, part), list(range(at, at + len(part)))
+            picks = known.experts.route(query).picks
+            known.deferral.add(numbers, query, picks)
+            for number, edit, chosen in zip(numbers, part, picks.transpose(0, 1).tolist(), strict=True):
+                known.records[str(edit.id)] = Record(number, edit, tuple(map(tuple, chosen)))
+        known.next = len(edits)
+        learner._calibrate(known, sampled)
+    known.version += 1
 
 
 @torch.no_grad()
