@@ -110,7 +110,10 @@ def summary(plug: Any, report: Any) -> dict[str, Any]:
 def speed(args: argparse.Namespace) -> None:
     """Steps with a full history: the library's against the literal ones, and the gradients they give."""
     model, tokenizer = world.load()
-    shapes = {"rledit": {"fit_batch": 20}, "hiedit": {"fit_batch": 1}}
+    shapes: dict[str, dict[str, Any]] = {
+        "rledit": {"fit_batch": 20},
+        "hiedit": {"fit_batch": 1, "gate_training": "straight-through"},
+    }
     same_work = {"locality": "previous", "back_samples": None}
     result: dict[str, Any] = {}
     for method, shape in shapes.items():

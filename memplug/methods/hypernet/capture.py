@@ -25,7 +25,7 @@ from ..base import Host
 
 __all__ = ["Features", "alike", "capture", "chunks", "flat_rows", "predicting"]
 
-FORWARD_COSTS = {"cpu": 64}
+FORWARD_COSTS = {"cpu": 128}
 """What one more forward costs, counted in tokens, by kind of device; elsewhere it costs thousands."""
 
 
