@@ -8,11 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from families import METHODS, TEXTS, lexical
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from memplug import cli, opening
 from memplug.cli import app
+from memplug.commands.shared import load_model
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
 
@@ -185,3 +188,11 @@ def test_the_module_runs():
     )
     assert done.returncode == 0, done.stderr
     assert "Give a language model an editable memory." in done.stdout
+
+
+def test_half_precision_becomes_single_on_a_cpu_unless_asked_for(model, tmp_path):
+    AutoModelForCausalLM.from_pretrained(model).half().save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path)
+    given = {"auto": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    for dtype, loaded in given.items():
+        assert load_model(str(tmp_path), "cpu", dtype)[0].dtype == loaded
