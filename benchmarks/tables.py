@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from comparison_tables import COMPARISON_TABLES
 from elder_tables import TABLES as ELDER_TABLES
 from weights_tables import WEIGHT_TABLES
 
@@ -149,6 +150,7 @@ TABLES: dict[str, Callable[[], str | None]] = WEIGHT_TABLES | {
     "world": world,
     "zsre-model": zsre_model,
     **ELDER_TABLES,
+    **COMPARISON_TABLES,
 }
 
 
