@@ -59,19 +59,19 @@ def sequence() -> str | None:
 
 
 def ablation() -> str | None:
-    """Generated whole answers of every variant at one number of edits."""
+    """Generated whole answers of every variant, the first and the last of some hundred edits."""
     rows = []
     for edits, seed, runs in _sequences():
         for name, run in runs.items():
-            if seed or edits != _ABLATION or "scores" not in run:
+            if seed or edits > _ABLATION or "last" not in run.get("scores", {}):
                 continue
             first, last = run["scores"]["first, after all"], run["scores"]["last"]
             rows.append(
-                [name]
+                [name, str(edits)]
                 + [_percent(scores[group]["generated"]) for scores in (first, last) for group in _GROUPS[:2]]
                 + [str(run["parameters"]), f"{run['cpu_seconds_per_edit']:.3f}"]
             )
-    head = ["", "first: efficacy", "generalization", "last: efficacy", "generalization"]
+    head = ["", "edits", "first: efficacy", "generalization", "last: efficacy", "generalization"]
     return _table([*head, "parameters", "CPU s per edit"], rows)
 
 
