@@ -43,11 +43,17 @@ def run(edits: int = 100, seed: int = 0, compared: int = 20, out: Path | None = 
     console = Console()
     begin = time.perf_counter()
     model, tokenizer = world.load()
-    same = _edit(console, model, tokenizer, world.cases(edits, seed))
+    cases = [_shorter(case) for case in world.cases(max(edits, compared), seed)]
+    same = _edit(console, model, tokenizer, cases[:edits])
     if same and compared:
-        same = _compare(console, model, tokenizer, world.cases(compared, seed), out or _new_folder())
+        same = _compare(console, model, tokenizer, cases[:compared], out or _new_folder())
     console.print(f"{time.perf_counter() - begin:.0f} s in all.")
     return 0 if same else 1
+
+
+def _shorter(case: Case) -> Case:
+    """The case with enough probes for a demo of a minute or two."""
+    return Case(case.edit, case.rephrases[:2], case.locality[:3], case.same_subject[:2], case.portability)
 
 
 def _edit(console: Console, model: Any, tokenizer: Any, cases: list[Case]) -> bool:
@@ -91,14 +97,13 @@ def _compare(console: Console, model: Any, tokenizer: Any, cases: list[Case], ou
     # Those that need fitting only where an editor comes with the model.
     methods = [name for name in _METHODS if name in METHODS and _needs_nothing(name, model)]
     console.print(f"Now {', '.join(methods)} make the same {len(cases)} edits, 10 at a time.")
-    few = [Case(c.edit, c.rephrases[:2], c.locality[:3], c.same_subject[:2], c.portability) for c in cases]
     comparison = compare(
         model,
         tokenizer,
-        few,
+        cases,
         methods=methods,
         batch=10,
-        points=[len(few)],
+        points=[len(cases)],
         general=_GENERAL,
         batch_size=64,
         out=out,
