@@ -35,7 +35,9 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
         for name in _SAME:
             if other["settings"].get(name) != first["settings"].get(name):
                 raise ValueError(f"{folder} has another {name}: {other['settings'].get(name)!r}")
-    return first | {"runs": [slim(run) for one in found for run in one["runs"]]}
+    settings = {name: value for name, value in first["settings"].items() if name != "command"}
+    settings["methods"] = [label for one in found for label in one["settings"]["methods"]]
+    return first | {"settings": settings, "runs": [slim(run) for one in found for run in one["runs"]]}
 
 
 def _of(folder: Path) -> dict[str, Any]:
