@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from families import TEXTS, lexical
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import memplug
 
 torch.set_num_threads(1)
 
@@ -84,3 +88,20 @@ def tokenizer(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> PreTrai
 def model(tokenizer: PreTrainedTokenizerFast) -> Any:
     """A tiny Llama that can be edited; a test that changes it takes a copy."""
     return lexical("llama", len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def saved(model: Any, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved plug with two edits on a copy of the tiny model, trained once for all tests of a module."""
+    from plug_facts import save_two_facts
+
+    path = tmp_path_factory.mktemp("plug") / "facts"
+    save_two_facts(copy.deepcopy(model), tokenizer, path)
+    return path
+
+
+@pytest.fixture
+def plug(model: Any, tokenizer: PreTrainedTokenizerFast, saved: Path) -> Iterator[Any]:
+    """That plug, loaded."""
+    with memplug.load(saved, copy.deepcopy(model), tokenizer) as plug:
+        yield plug

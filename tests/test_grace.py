@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from families import METHODS, TEXTS, lexical
+from families import METHODS, lexical
 from test_contract import Trace, answers, encode
 
 import memplug
@@ -15,13 +15,6 @@ from memplug.methods.grace import GRACEConfig
 from memplug.methods.grace.codebook import Codebook, Keyed
 
 PROMPT, OTHER, THIRD = "Where was Ada Quill born?", "Who taught Ada Quill", "What is the capital of Vestland:"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(make_tokenizer):
-    tokenizer = make_tokenizer(TEXTS)
-    tokenizer.padding_side = "left"
-    return tokenizer
 
 
 @pytest.fixture(scope="module")

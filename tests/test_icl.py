@@ -21,13 +21,6 @@ NO_POSITIONS = {"bloom", "mpt"}  # their forward takes no position_ids
 
 
 @pytest.fixture(scope="module")
-def tokenizer(make_tokenizer):
-    tokenizer = make_tokenizer(TEXTS)
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
 def base(tokenizer):
     return build("llama", vocab_size=len(tokenizer))
 

@@ -8,7 +8,7 @@ import importlib.metadata
 import peft
 import pytest
 import torch
-from families import TEXTS, lexical
+from families import lexical
 from test_contract import Trace, answers, encode
 
 import memplug
@@ -20,13 +20,6 @@ PROMPT, OTHER, THIRD = (
     "What is the capital of Vestland?",
 )
 QUICK = {"start": 0.5, "stop": 1.0, "linears": ("down",), "rank": 4, "alpha": 8.0, "lr": 2e-2, "keep": 0}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(make_tokenizer):
-    tokenizer = make_tokenizer(TEXTS)
-    tokenizer.padding_side = "left"
-    return tokenizer
 
 
 @pytest.fixture(scope="module")

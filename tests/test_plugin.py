@@ -7,30 +7,10 @@ import threading
 
 import pytest
 import torch
-from families import lexical
-from plug_facts import BORN, FOUNDED, TAUGHT, logits, save_two_facts, text_of
+from plug_facts import BORN, FOUNDED, TAUGHT, logits, text_of
 from test_contract import answers
 
 import memplug
-
-
-@pytest.fixture(scope="module")
-def base(tokenizer):
-    return lexical("llama", len(tokenizer))
-
-
-@pytest.fixture(scope="module")
-def saved(base, tokenizer, tmp_path_factory):
-    """A saved plug with two edits, trained once for all tests here."""
-    path = tmp_path_factory.mktemp("plug") / "facts"
-    save_two_facts(copy.deepcopy(base), tokenizer, path)
-    return path
-
-
-@pytest.fixture
-def plug(base, tokenizer, saved):
-    with memplug.load(saved, copy.deepcopy(base), tokenizer) as plug:
-        yield plug
 
 
 def test_edits_of_one_subject_share_an_entry(plug, tokenizer):
@@ -112,9 +92,9 @@ def test_disabling_all_leaves_the_model_alone(plug, tokenizer):
     assert torch.equal(logits(plug.model, tokenizer, BORN, FOUNDED), edited)
 
 
-def test_two_plugs_on_two_models_do_not_touch_each_other(base, tokenizer, saved):
-    one, two = copy.deepcopy(base), copy.deepcopy(base)
-    plain = logits(base, tokenizer, BORN, FOUNDED)
+def test_two_plugs_on_two_models_do_not_touch_each_other(model, tokenizer, saved):
+    one, two = copy.deepcopy(model), copy.deepcopy(model)
+    plain = logits(model, tokenizer, BORN, FOUNDED)
     with memplug.load(saved, one, tokenizer) as first, memplug.load(saved, two, tokenizer) as second:
         both = logits(one, tokenizer, BORN, FOUNDED)
         second.delete("e1", "e2")
@@ -126,8 +106,8 @@ def test_two_plugs_on_two_models_do_not_touch_each_other(base, tokenizer, saved)
         assert torch.equal(logits(one, tokenizer, BORN, FOUNDED), plain)
 
 
-def test_two_plugs_used_from_two_threads(base, tokenizer, saved):
-    models = [copy.deepcopy(base) for _ in range(2)]
+def test_two_plugs_used_from_two_threads(model, tokenizer, saved):
+    models = [copy.deepcopy(model) for _ in range(2)]
     plugs = [memplug.load(saved, model, tokenizer) for model in models]
     plugs[1].disable("e1")
     expected = [logits(model, tokenizer, BORN, FOUNDED) for model in models]

@@ -7,42 +7,23 @@ import warnings
 
 import pytest
 import torch
-from families import attach_llp, lexical
-from plug_facts import BORN, FOUNDED, TAUGHT, assert_same, logits, save_two_facts, state_of
+from families import attach_llp
+from plug_facts import BORN, FOUNDED, TAUGHT, assert_same, logits, state_of
 from test_contract import Trace
 
 import memplug
 
 
-@pytest.fixture(scope="module")
-def base(tokenizer):
-    return lexical("llama", len(tokenizer))
-
-
-@pytest.fixture(scope="module")
-def saved(base, tokenizer, tmp_path_factory):
-    """A saved plug with two edits, trained once for all tests here."""
-    path = tmp_path_factory.mktemp("plug") / "facts"
-    save_two_facts(copy.deepcopy(base), tokenizer, path)
-    return path
-
-
-@pytest.fixture
-def plug(base, tokenizer, saved):
-    with memplug.load(saved, copy.deepcopy(base), tokenizer) as plug:
-        yield plug
-
-
-def test_leaving_by_an_error_detaches(base, tokenizer, saved):
-    model = copy.deepcopy(base)
+def test_leaving_by_an_error_detaches(model, tokenizer, saved):
+    model = copy.deepcopy(model)
     trace = Trace(model)
     with pytest.raises(RuntimeError, match="inside"), memplug.load(saved, model, tokenizer):
         raise RuntimeError("inside")
     trace.check(model)
 
 
-def test_a_failing_attach_leaves_nothing(base, tokenizer):
-    model = copy.deepcopy(base)
+def test_a_failing_attach_leaves_nothing(model, tokenizer):
+    model = copy.deepcopy(model)
     trace = Trace(model)
     for wrong in (
         {"recall_layer": 9},
@@ -126,8 +107,8 @@ def test_a_failure_while_keys_are_stored_changes_nothing(plug, monkeypatch):
     assert_same(before, state_of(plug))
 
 
-def test_warnings_as_errors_change_nothing(base, tokenizer):
-    with attach_llp(copy.deepcopy(base), tokenizer, value_steps=0) as plug, warnings.catch_warnings():
+def test_warnings_as_errors_change_nothing(model, tokenizer):
+    with attach_llp(copy.deepcopy(model), tokenizer, value_steps=0) as plug, warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="1 of 1 subjects were not learned well"):
             plug.edit(BORN, "Zarnow", "Ada Quill")

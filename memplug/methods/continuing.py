@@ -7,12 +7,16 @@ the text anew, and its last token is no longer the prompt's.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor
 
 from ..calls import Call
 
-__all__ = ["Continuing", "unflat"]
+__all__ = ["Continuing", "rows_of", "unflat"]
+
+T = TypeVar("T")
 
 
 class Continuing:
@@ -21,27 +25,33 @@ class Continuing:
     def __init__(self) -> None:
         self._local = threading.local()
 
-    def query(self, call: Call, query: Tensor) -> Tensor:
-        """The queries [B,q] that stand for the rows of a forward without a cache.
+    def keep(self, call: Call, read: T, take: Callable[[T, Tensor], T]) -> T:
+        """What counts for the rows of a forward without a cache.
 
         A row that goes on by one token from a row of the forward just before is taken as its continuation,
-        and keeps its query: the prompt's, not the answer's. Beams may have changed places.
+        and keeps what was read there: the prompt's end, not the answer's. Beams may have changed places.
 
         Args:
             call: the running forward, which begins its texts.
-            query: [B,q] as read now.
+            read: what was read of its B rows now.
+            take: gives what was read of the rows of an index tensor [B].
         """
         before = getattr(self._local, "before", None)
         self._local.before = None
         if call.ids is None or call.prompt is not None:
-            return query
+            return read
         if before is not None and before[0].shape[1] + 1 == call.ids.shape[1]:
             ids, old = before
             same = (call.ids[:, None, :-1] == ids[None]).all(-1)  # [B,B']
             if bool(same.any(1).all()):
-                query = old[same.int().argmax(1).to(old.device)]
-        self._local.before = call.ids, query
-        return query
+                read = take(old, same.int().argmax(1))
+        self._local.before = call.ids, read
+        return read
+
+
+def rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """``x[rows]``, wherever the two are."""
+    return x[rows.to(x.device)]
 
 
 def unflat(x: Tensor, batch: int) -> Tensor:

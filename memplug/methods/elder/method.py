@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,13 +16,14 @@ from ...hooks import Hook
 from ...text import Batch
 from ...think import think_hooks
 from ..base import Host, State
+from ..continuing import Continuing, unflat
 from .config import ELDERConfig
 from .explain import Explanation, explained
 from .knowledge import Knowledge, Seen
 from .learning import Learner
 from .places import find_places, find_site
-from .routed import Routed, continued
-from .rows import see, unflat
+from .routed import Routed
+from .rows import see
 from .subjects import Subjects
 
 __all__ = ["ELDER", "Removed"]
@@ -68,7 +68,7 @@ class ELDER:
 
     def __init__(self, host: Host, config: ELDERConfig) -> None:
         self.config = config.resolve(len(host.anatomy.layers))
-        self._host, self._local = host, threading.local()
+        self._host, self._continuing = host, Continuing()
         self._places = tuple(find_places(host.model, host.anatomy, self.config.edit_layers or ()))
         layer = self.config.query_layer or 0
         self._site = find_site(host.model, host.anatomy, layer, self.config.query)
@@ -141,7 +141,7 @@ class ELDER:
             return None  # a cache begun without us; what follows is an answer's token, not a prompt's
         seen = self._seen(call) if held is None else held.seen
         if held is None and cache is None and not call.past:
-            seen = continued(self._local, call, seen)
+            seen = self._continuing.keep(call, seen, Seen.select)
         routing, decision = known.decide(seen)
         length = held.length if held is not None else call.past + call.valid.shape[1]
         routed = Routed(self, known.version, seen, decision.scope, routing, length)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...calls import Call
+from ..continuing import unflat
 from .experts import Experts, Mixer, Routing
 from .knowledge import Seen
-from .rows import unflat
 
-__all__ = ["Routed", "continued"]
+__all__ = ["Routed"]
 
 
 @dataclass(frozen=True)
@@ -88,22 +86,3 @@ def _dense(experts: Experts, index: int, x: Tensor, rows: Tensor, routing: Routi
     picks, weights = (part[index][rows.to(part.device)] for part in routing)
     spread = torch.zeros(len(rows), experts.n, device=weights.device).scatter_(-1, picks, weights)
     return experts.mix(index, x[rows.to(x.device)], spread)
-
-
-def continued(local: threading.local, call: Call, seen: Seen) -> Seen:
-    """What counts for a forward without a cache, where generation feeds the whole text at every step.
-
-    A row that goes on by one token from a row of the forward just before, on the same thread, is taken as its
-    continuation, and keeps what was seen: the prompt's, not the answer's. Beams may have changed places.
-    """
-    before = getattr(local, "before", None)
-    local.before = None
-    if call.ids is None or call.prompt is not None:
-        return seen
-    if before is not None and before[0].shape[1] + 1 == call.ids.shape[1]:
-        ids, old = before
-        same = (call.ids[:, None, :-1] == ids[None]).all(-1)  # [B,B']
-        if bool(same.any(1).all()):
-            seen = old.select(same.int().argmax(1))
-    local.before = call.ids, seen
-    return seen

@@ -18,11 +18,12 @@ from ...hooks import Hook, HookSet, StopForward
 from ...layers import evaluating
 from ...text import Batch, Pair
 from ..base import Host
+from ..continuing import unflat
 from .allocation import Allocation, hot
 from .knowledge import Seen
 from .places import Site
 
-__all__ = ["Rows", "goals", "observe", "observe_rows", "see", "unflat"]
+__all__ = ["Rows", "goals", "observe", "observe_rows", "see"]
 
 
 @dataclass
@@ -64,11 +65,6 @@ class Rows:
         at = keep.to(self.query.device)
         hidden, goal = self.hidden[keep.to(self.hidden.device)][:, :width], self.goal[:, at]
         return Rows(batch, hidden, self.query[at], goal, flat, self.target[mine], self.weight[mine])
-
-
-def unflat(x: Tensor, batch: int) -> Tensor:
-    """[B,T,w] of a linear's input or output, whether or not the model flattened rows and tokens (OPT)."""
-    return x if x.ndim == 3 else x.view(batch, -1, x.shape[-1])
 
 
 @torch.no_grad()

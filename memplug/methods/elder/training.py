@@ -16,11 +16,12 @@ from ...edits import EditError
 from ...hooks import Hook, HookSet, resume
 from ...layers import evaluating, frozen
 from ..base import Host
+from ..continuing import unflat
 from .active import Active, Adam
 from .allocation import hot
 from .config import ELDERConfig
 from .experts import Experts, Routing, best, mix_rows, scores
-from .rows import Rows, unflat
+from .rows import Rows
 
 __all__ = ["Rehearsed", "losses", "train_batch"]
 

@@ -17,7 +17,7 @@ from ...hooks import Hook
 from ...nearest import Nearest
 from ...text import Pair
 from ..base import Host, State
-from ..continuing import Continuing, unflat
+from ..continuing import Continuing, rows_of, unflat
 from ..elder.places import find_places, find_site
 from .codebook import Codebook, Entry, Keyed
 from .coded import Coded, query_of
@@ -101,7 +101,7 @@ class GRACE:
             return None  # a cache begun without us; what follows is an answer's token, not a prompt's
         query = call.scratch if held is None else held.query
         if held is None and call.cache is None and not call.past:
-            query = self._continuing.query(call, query)
+            query = self._continuing.keep(call, query, rows_of)
         entry, value = self._find(query)
         length = held.length if held is not None else call.past + call.valid.shape[1]
         coded = Coded(self, self._version, query, entry, value, length)

@@ -17,7 +17,7 @@ from ...layers import evaluating
 from ...nearest import Nearest
 from ...prefix import KV
 from ..base import Host, State
-from ..continuing import Continuing
+from ..continuing import Continuing, rows_of
 from .config import ICLConfig
 from .embedding import Embedder
 from .explain import Explanation
@@ -113,7 +113,7 @@ class ICL:
         if cached is None:
             cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
         if not cached:
-            query = self._continuing.query(call, query)
+            query = self._continuing.keep(call, query, rows_of)
         found = self._find(query)
         begin = call.start[:, None]
         bos = (call.real & ~call.valid).gather(1, begin)[:, 0]
