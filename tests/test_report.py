@@ -6,14 +6,12 @@ import copy
 import json
 import random
 import re
-import sys
-from html.parser import HTMLParser
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from example_results import HOSTILE, example
+from report_page import Page
 
 from memplug.comparison.report import write_figures, write_html, write_markdown
 from memplug.comparison.report.answers import pack
@@ -23,48 +21,6 @@ from memplug.comparison.report.intervals import combine, over_cases, right
 from memplug.comparison.report.markdown import markdown
 
 VOID = {"meta", "input", "br", "wbr", "hr", "link", "img"}
-
-
-class Page(HTMLParser):
-    """Tables by caption as {method: [cell, ...]}, all start tags, and the text of scripts."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.tables, self.scripts, self.open, self.text = [], {}, [], [], ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "caption":
-            self.caption = ""
-        elif tag == "tr":
-            self.row = []
-        elif tag in ("td", "th"):
-            self.row.append("")
-        elif tag == "script":
-            self.scripts.append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes nothing"
-        if tag == "tr" and "tbody" in self.open and hasattr(self, "caption"):
-            self.tables.setdefault(self.caption.strip(), {})[" ".join(self.row[0].split())] = self.row[1:]
-        elif tag == "table":
-            self.__dict__.pop("caption", None)
-
-    def handle_data(self, data):
-        self.text += data
-        if "script" in self.open:
-            self.scripts[-1] += data
-        elif "caption" in self.open:
-            self.caption += data
-        elif "td" in self.open or "th" in self.open:
-            self.row[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -289,82 +245,3 @@ def test_writes_into_a_new_folder_and_replaces(results, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     write_markdown(results, path.with_suffix(".md"))
     assert path.with_suffix(".md").read_text(encoding="utf-8") == markdown(results)
-
-
-def _without(tree, keys):
-    """The results with everything under these keys gone."""
-    if isinstance(tree, dict):
-        return {k: None if k in keys else _without(v, keys) for k, v in tree.items()}
-    return [_without(v, keys) for v in tree] if isinstance(tree, list) else tree
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ("answers", "details", "curve", "general", "preference", "fit", "cost", "base"),
-        ("generated", "starts", "text", "base_text"),
-        ("low", "high", "forward", "decode", "perplexity", "same_subject", "command", "environment"),
-        ("final", "immediate", "first", "recent"),
-    ],
-)
-def test_what_is_missing_is_left_out(keys, tmp_path):
-    results = _without(example(methods=3, seeds=2, edits=4), keys)
-    text = html(results)
-    page = Page(text)
-    assert "mend" in page.text
-    assert "None" not in page.text.replace("NoneType", "")
-    assert "nan" not in re.findall(r"\w+", page.text.lower())
-    assert markdown(results).count("\n") >= 6
-    if "low" in keys or "answers" in keys:
-        write_figures(results, tmp_path, dpi=30)
-    if "generated" in keys:
-        assert "After all edits, whole answer, teacher forced." in page.text
-
-
-def test_all_failed_still_gives_a_report(tmp_path):
-    results = example(methods=0, seeds=1)
-    page = Page(html(results))
-    assert "No run was finished" in page.text
-    assert "failed: OutOfMemoryError" in page.text
-    assert "failed: OutOfMemoryError" in markdown(results)
-    assert write_figures(results, tmp_path) == []
-
-
-def test_a_method_that_failed_for_one_seed_says_so():
-    results = example(methods=1, seeds=2, failed=False)
-    results["runs"][1] |= {"status": "failed", "error": {"type": "RuntimeError", "message": "lost it"}}
-    page = Page(html(results))
-    heads = list(page.tables["Whole answer, generated, after all edits (%)"])
-    assert heads[1] == "llp memory 1 of 2 runs failed: RuntimeError: lost it"
-    assert "llp: 1 of 2 runs failed: RuntimeError: lost it" in markdown(results)
-
-
-def test_begins_with_leads_where_answers_do_not_stop():
-    results = example(methods=1, seeds=1, failed=False)
-    for row in results["runs"][0]["answers"]["final"]:
-        row["text"] += ", and so on"
-    final = results["runs"][0]["final"]
-    final["efficacy"]["generated"] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 12}
-    assert gather(results).main == "starts"
-    assert "After all edits, begins with, generated." in " ".join(Page(html(results)).text.split())
-
-
-@pytest.mark.parametrize("write", [write_html, write_markdown, write_figures])
-def test_other_results_are_refused(write, results, tmp_path):
-    with pytest.raises(ValueError, match="format is 'else'; a report needs the results of a comparison"):
-        write({"format": "else"}, tmp_path / "x")
-    with pytest.raises(ValueError, match="version 2, this memplug reads up to 1; update"):
-        write({**results, "version": 2}, tmp_path / "x")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("write", "module"), [(write_html, "jinja2"), (write_figures, "matplotlib.figure")])
-def test_a_missing_package_names_the_extra(write, module, results, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install \"memplug\[report\]\""):
-        write(results, tmp_path / "x")
-
-
-def test_the_package_ships_the_page():
-    setup = (Path(__file__).parent.parent / "setup.py").read_text(encoding="utf-8")
-    assert '"memplug.comparison.report": ["page/*"]' in setup
