@@ -93,6 +93,24 @@ def test_a_seed_orders_and_chooses_the_cases():
     assert account["sha256"] == book.account(8, [0, 1])["sha256"] != book.account(8, [0])["sha256"]
 
 
+def test_fewer_probes_a_case_are_drawn_by_the_seed():
+    cases = world.cases(40, 3)
+    book = open_casebook(cases, probes=2)
+    drawn = book.draw(40, 1)
+    whole = {case.edit.prompt: case for case in cases}
+    kinds = ("rephrases", "locality", "same_subject", "portability")
+    for case in drawn.cases:
+        for kind in kinds:
+            asked, there = getattr(case, kind), getattr(whole[case.edit.prompt], kind)
+            assert len(asked) == min(2, len(there))
+            assert [probe for probe in there if probe in asked] == list(asked)
+    assert any(case.rephrases != whole[case.edit.prompt].rephrases[:2] for case in drawn.cases)
+    assert book.draw(40, 1) == drawn != book.draw(40, 2)
+    assert book.draw(10, 1).cases == drawn.cases[:10]
+    with pytest.raises(ValueError, match="probes is 0; give a whole number of at least 1"):
+        open_casebook(cases, probes=0)
+
+
 def test_truths_stay_with_their_cases():
     cases = [named(i, f"T{i}") for i in range(9)]
     book = open_casebook(sift(cases, [[f"old {i}"] for i in range(9)]))

@@ -53,6 +53,10 @@ def compare(
         str | None, typer.Option(help="Leave out odd edits: no-op,repeated,contradicting (counted anyway).")
     ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Count broken lines instead of stopping at one.")] = False,
+    probes: Annotated[
+        int | None,
+        typer.Option(help="Ask at most so many questions of a kind about a case; all if left out."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off; 0 generates none.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Prompts scored at once.")] = 32,
     level: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
@@ -84,6 +88,7 @@ def compare(
             "constants": parse_constants(set_ or []),
             "drop": _parts(drop or ""),
             "skip_bad": skip_bad,
+            "probes": probes,
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
             "level": level,

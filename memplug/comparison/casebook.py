@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = ["Casebook", "Drawn", "open_casebook"]
 
 WORLD = "world"
 _WORLD_EDITS = 100
+_KINDS = ("rephrases", "locality", "same_subject", "portability")
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ class Casebook:
     Attributes:
         name: how it is called in the results.
         loaded: all cases there are; None for the made-up world, which draws them anew for each seed.
+        probes: how many probes of a kind a case keeps at most; None keeps all.
     """
 
     name: str
     loaded: Loaded | None
+    probes: int | None = None
 
     def size(self, edits: int | None) -> int:
         """How many edits a run has.
@@ -67,12 +70,21 @@ class Casebook:
         if self.loaded is None:
             from .. import world
 
-            cases = tuple(world.cases(n, seed))
-            return Drawn(cases, ((),) * n)
+            return Drawn(self._thinned(world.cases(n, seed), seed), ((),) * n)
         order = self._order(seed)[:n]
-        return Drawn(
-            tuple(self.loaded.cases[i] for i in order), tuple(self.loaded.true_targets[i] for i in order)
-        )
+        cases = self._thinned([self.loaded.cases[i] for i in order], seed)
+        return Drawn(cases, tuple(self.loaded.true_targets[i] for i in order))
+
+    def _thinned(self, cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
+        """The cases with at most ``probes`` probes of a kind: drawn, as their order may mean something."""
+        if self.probes is None:
+            return tuple(cases)
+        draw, most = random.Random(f"probes {seed}"), self.probes
+
+        def some(probes: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(probes[i] for i in sorted(draw.sample(range(len(probes)), min(most, len(probes)))))
+
+        return tuple(replace(case, **{kind: some(getattr(case, kind)) for kind in _KINDS}) for case in cases)
 
     def fitting(self, wanted: int | str | Sequence[Case], n: int, seed: int) -> list[Case]:
         """Cases to fit an editor on: none shares a subject with the ``n`` that are edited under ``seed``.
@@ -127,7 +139,11 @@ class Casebook:
 
 
 def open_casebook(
-    cases: str | Path | Loaded | Sequence[Case], *, drop: Collection[str] = (), skip_bad: bool = False
+    cases: str | Path | Loaded | Sequence[Case],
+    *,
+    drop: Collection[str] = (),
+    skip_bad: bool = False,
+    probes: int | None = None,
 ) -> Casebook:
     """Open a source of cases.
 
@@ -135,23 +151,26 @@ def open_casebook(
         cases: ``"world"``, a source as for `load_cases`, what that gave, or cases.
         drop: oddities to leave out: no-op, repeated, contradicting. They are counted in any case.
         skip_bad: count broken rows instead of raising at the first.
+        probes: how many probes of a kind a case keeps at most; None keeps all.
 
     Raises:
-        ValueError: nothing to read, or an unknown oddity.
+        ValueError: nothing to read, an unknown oddity, or ``probes`` below 1.
     """
+    if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
+        raise ValueError(f"probes is {probes!r}; give a whole number of at least 1, or None for all of them")
     if isinstance(cases, str) and cases == WORLD:
-        return Casebook(WORLD, None)
+        return Casebook(WORLD, None, probes)
     if isinstance(cases, str | Path):
-        return Casebook(str(cases), load_cases(cases, drop=drop, skip_bad=skip_bad))
+        return Casebook(str(cases), load_cases(cases, drop=drop, skip_bad=skip_bad), probes)
     if isinstance(cases, Loaded):
-        return Casebook("cases", cases)
+        return Casebook("cases", cases, probes)
     found = list(cases)
     for case in found:
         if not isinstance(case, Case):
             raise ValueError(f"expected a Case, got {type(case).__name__}; wrap an edit: Case(edit)")
     if not found:
         raise ValueError("there are no cases to compare on; give at least one Case")
-    return Casebook("cases", sift(found, [()] * len(found), drop=drop))
+    return Casebook("cases", sift(found, [()] * len(found), drop=drop), probes)
 
 
 def _subject(case: Case) -> str:

@@ -48,6 +48,7 @@ def compare(
     constants: Mapping[str, Mapping[str, Any]] | None = None,
     drop: Collection[str] = (),
     skip_bad: bool = False,
+    probes: int | None = None,
     level: float = 0.95,
     max_new_tokens: int = 32,
     batch_size: int = 32,
@@ -84,6 +85,7 @@ def compare(
         constants: constants by label or method name.
         drop: oddities to leave out of the cases: "no-op", "repeated", "contradicting"; counted anyway.
         skip_bad: count broken rows instead of raising at the first.
+        probes: ask at most so many rephrasings, locality questions and so on about a case, drawn by the seed.
         level: coverage of the intervals.
         max_new_tokens: where a generated answer is cut off; 0 generates none.
         batch_size: prompts scored at once.
@@ -104,7 +106,7 @@ def compare(
         raise ValueError(
             "this model has a plug; call detach() on it first, methods are compared on the base model"
         )
-    book = open_casebook(cases, drop=drop, skip_bad=skip_bad)
+    book = open_casebook(cases, drop=drop, skip_bad=skip_bad, probes=probes)
     rivals = contenders(methods, constants)
     sets = [open_general(one) if isinstance(one, str | Path) else one for one in general]
     n = book.size(edits)
@@ -121,6 +123,7 @@ def compare(
         batch_size=batch_size,
         general=tuple(one.name for one in sets),
         drop=tuple(sorted(drop)),
+        probes=probes,
         fit_cases=_told(fit_cases),
         fit_steps=fit_steps,
         device=str(input_device(model)),

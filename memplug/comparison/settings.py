@@ -32,6 +32,7 @@ class Settings:
         batch_size: prompts run at once when scoring.
         general: names of the general sets.
         drop: oddities left out of the cases.
+        probes: how many probes of a kind are asked about a case at most; None asks all.
         fit_cases: what editors are fitted on: how many further cases, a source, or None.
         fit_steps: steps of a fitting; None leaves each method its own.
         device, dtype: of the model.
@@ -53,6 +54,7 @@ class Settings:
     batch_size: int
     general: tuple[str, ...]
     drop: tuple[str, ...]
+    probes: int | None
     fit_cases: int | str | None
     fit_steps: int | None
     device: str
