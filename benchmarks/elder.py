@@ -91,7 +91,7 @@ def _sequence(
             _with_rephrasings(cases[at : at + 100]) if rephrasings else cases[at : at + 100], progress=False
         )
         seconds += time.process_time() - begin
-    known = plug.method.known
+    known, near = plug.method.known, asked[:300]
     if brief:
         asked = [memplug.Case(case.edit, case.rephrases) for case in asked]
     scores = {"first, after all": evaluate(plug, asked[:judged], batch_size=64)}
@@ -102,6 +102,7 @@ def _sequence(
         "parameters": known.experts.count,
         "edits": len(plug.edits),
         "cpu_seconds_per_edit": seconds / len(plug.edits),
+        "deferral": curves(plug, near),
     }
     if brief:
         return found
@@ -115,7 +116,6 @@ def _sequence(
     return found | {
         "in scope": {name: float(decisions(plug, some).mean()) for name, some in prompts.items()},
         "skills": _skills(plug.model, plug.tokenizer),
-        "deferral": curves(plug, asked[:300]),
         "epsilon": known.deferral.epsilon,
         "threshold": known.deferral.threshold,
     }

@@ -65,7 +65,7 @@ def _near(plug: memplug.Plug, prompts: list[str]) -> Closeness:
         named: list[str | None] = [None] * len(seen.query)
         excluded = np.zeros((len(named), int(on.sum())), bool)
         if known.subjects is not None:
-            named = known.subjects.find(seen.states, seen.valid)
+            named = known.subjects.find(seen.states, seen.valid, known._about)
             excluded = np.array([subjects != name for name in named])
         query = known.prepare(seen.query, named)
         parts.append(closeness(known.deferral, known.experts, query, excluded))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from elder_tiny import ADA, QUICK, TAM, answer, encode, learned, logits, same
+from elder_tiny import ADA, ORLO, QUICK, TAM, answer, encode, learned, logits, same
 
 import memplug
 from memplug import Edit, EditError
@@ -142,9 +142,8 @@ def test_what_holds_is_not_trained_again(plug):
 
 @pytest.mark.parametrize("rehearse", [0, 1])
 def test_lost_edits_are_learned_again(model, tokenizer, monkeypatch, rehearse):
-    with memplug.attach(
-        model, tokenizer, "elder", **QUICK | {"rehearse": rehearse, "stop_loss": 0.1}
-    ) as plug:
+    given = QUICK | {"rehearse": rehearse, "stop_loss": 0.1}
+    with memplug.attach(model, tokenizer, "elder", **given) as plug:
         plug.edit(ADA)
         for up in plug.method.known.experts.up:
             up.zero_()
@@ -159,3 +158,36 @@ def test_lost_edits_are_learned_again(model, tokenizer, monkeypatch, rehearse):
         assert (len(trained) > 1) == bool(rehearse)
         assert answer(model, tokenizer, TAM.prompt) == TAM.target
         assert (answer(model, tokenizer, ADA.prompt) == ADA.target) == bool(rehearse)
+
+
+@pytest.mark.parametrize("rehearse", [0, 64])
+def test_what_a_calls_last_batch_undid_is_learned_again(model, tokenizer, monkeypatch, rehearse):
+    given = QUICK | {"rehearse": rehearse, "stop_loss": 0.1, "batch_size": 1}
+    train = learning.train_batch
+
+    def undo(host, experts, config, first, rows, rehearsed):
+        again = "Ada" in host.text.tokenizer.decode(rows.batch.ids[0]) and any(up.any() for up in experts.up)
+        if not again:
+            for up in experts.up:
+                up.zero_()
+        return train(host, experts, config, first, rows, rehearsed)
+
+    monkeypatch.setattr("memplug.methods.elder.learning.train_batch", undo)
+    with memplug.attach(model, tokenizer, "elder", **given) as plug:
+        plug.edit([ADA, TAM], progress=False)
+        assert (answer(model, tokenizer, ADA.prompt) == ADA.target) == bool(rehearse)
+        assert answer(model, tokenizer, TAM.prompt) == TAM.target
+
+
+@pytest.mark.parametrize("both", ["Then {off} saw {on}. ", "Then {on} saw {off}. "])
+@pytest.mark.parametrize(("off", "on"), [(ADA, ORLO), (ORLO, ADA)])
+def test_a_subject_that_is_switched_off_does_not_hide_another(model, tokenizer, both, off, on):
+    with memplug.attach(model, tokenizer, "elder", **QUICK | {"threshold": 0.0, "epsilon": 100}) as plug:
+        given, _ = plug.edit([off, on], progress=False)
+        plug.disable(given)
+        prompt = both.format(off=off.subject, on=on.subject) + on.prompt
+        known, seen = plug.method.known, look(plug, prompt, f"Then {off.subject} left")
+        assert known.subjects.find(seen.states, seen.valid, known._about) == [on.subject, off.subject]
+        found = plug.explain(prompt)
+        assert (found.deferred, found.similar.prompt) == (False, on.prompt)
+        assert plug.explain(off.prompt).deferred

@@ -226,6 +226,24 @@ class KeyMemory:
         hits = tally(active, n_rows, quorum=self.quorum, top_k=self.top_k, order=self.order)
         return hits, state._replace(found=found)
 
+    @torch.no_grad()
+    def found(self, queries: Tensor | Sequence[Tensor], valid: Tensor | None = None) -> Found:
+        """Every entry above its threshold, in texts given whole: what is elected from in `search`.
+
+        Args:
+            queries, valid: as in `search`.
+
+        Raises:
+            ValueError: shapes that do not fit the memory or each other.
+        """
+        n_rows, length = self._check(queries, valid, None)
+        if valid is None:
+            valid = torch.ones(n_rows, length, dtype=torch.bool, device=queries[0].device)
+        layers = tuple(range(self.n_layers))
+        every = self._matcher.match(layers, Block(tuple(queries[r] for r in layers), valid), length)
+        found, slots = self._known(merge(Found.empty(), every))
+        return found.keep(self._record.on[slots]) if len(slots) else found
+
     def _matched(
         self, queries: Tensor | Sequence[Tensor], valid: Tensor, state: MatchState | None
     ) -> MatchState:

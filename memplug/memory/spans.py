@@ -121,6 +121,6 @@ def window_cosines(
         cos = torch.nan_to_num(text @ keys.T, 0.0, 0.0, 0.0).float().cpu().numpy()
         cos[~valid] = -2.0
         shifted = np.full_like(cos, -2.0)
-        shifted[back:] = cos[: len(cos) - back]
+        shifted[back:] = cos[: max(0, len(cos) - back)]  # a span may be longer than the text
         out[:, has] = np.minimum(out[:, has], shifted)
     return out

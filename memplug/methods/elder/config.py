@@ -72,8 +72,8 @@ class ELDERConfig:
     """Earlier edits looked at beside each batch, those that share most experts with it; where they are above
     `stop_loss` they are trained again (published: none)."""
     rehearse: int = 64
-    """After so many new edits all are looked at, and trained again where they were lost; 0 is never, as
-    published."""
+    """After so many new edits all are looked at, and in the end of a call those it brought, and trained again
+    where they were lost; 0 is never, as published."""
     router_replay: int = 0
     """Earlier edits whose stored queries take part in the guide (published: none)."""
     subjects: bool = True

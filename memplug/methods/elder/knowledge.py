@@ -136,7 +136,7 @@ class Knowledge:
             routing = self.experts.route(prepared)
             decision = self.deferral.decide(prepared, routing.picks)
         else:
-            named = self.subjects.find(seen.states, seen.valid)
+            named = self.subjects.find(seen.states, seen.valid, self._about)
             if not any(named):
                 return None, Decision.out(len(named))
             prepared = self.prepare(seen.query, named)

@@ -58,6 +58,8 @@ class Learner:
             for at in range(0, len(edits), size):
                 self._learn_batch(known, edits[at : at + size])
                 bar.update(len(edits[at : at + size]))
+        if self._config.rehearse:  # what the last batches undid of those before them
+            self._rehearse(known, [known.records[str(edit.id)] for edit in edits])
         if self._config.refresh:
             known.deferral.refresh(known.experts.route(known.deferral.queries).picks)
         self._calibrate(known, sampled)
@@ -73,7 +75,7 @@ class Learner:
         known.deferral.add(numbers, rows.query[:count], picks[:, :count])
         every = self._config.rehearse
         if every and known.next // every > (known.next - count) // every:
-            self._rehearse(known)
+            self._rehearse(known, known.on())
 
     def rows(self, known: Knowledge, edits: Sequence[Edit]) -> tuple[Rows, list[Allocation]]:
         """What is trained for a batch of edits, theirs first, and the experts they are given."""
@@ -99,12 +101,12 @@ class Learner:
         rows.goal = goals(meant, self._config.n_experts, rows.query.device)
         return rows
 
-    def _rehearse(self, known: Knowledge) -> None:
-        """Look at all edits in force, and train those again that were lost, until none is."""
+    def _rehearse(self, known: Knowledge, records: Sequence[Record]) -> None:
+        """Look at these edits, and train those again that were lost, until none is."""
         for _ in range(_PASSES):
-            on, lost = known.on(), list[Record]()
-            for at in range(0, len(on), _LOOK):
-                part = on[at : at + _LOOK]
+            lost = list[Record]()
+            for at in range(0, len(records), _LOOK):
+                part = records[at : at + _LOOK]
                 pairs = [self.pair(record.edit.prompt, record.edit.target) for record in part]
                 rows = observe_rows(self._host, self._site, self._places[0].layer, pairs)
                 rows.query = known.prepare(rows.query, [str(record.edit.subject) for record in part])

@@ -66,10 +66,19 @@ class Subjects:
                 self._memory.remove(number)
                 del self._owner[number]
 
-    def find(self, states: Tensor, valid: Tensor) -> list[str | None]:
-        """The subject each row names, from states [B,T,D] of the layer and BoolTensor [B,T] of tokens."""
-        hits, _ = self._memory.search((states,), valid)
-        return [self._owner.get(number) for number in hits.winner.tolist()]
+    def find(self, states: Tensor, valid: Tensor, first: Collection[str] = ()) -> list[str | None]:
+        """The subject each row names: of those ``first``, if it names any, the most similar one, else of all.
+
+        Args:
+            states: [B,T,D] of the layer.
+            valid: BoolTensor [B,T], which of them are tokens to look at.
+            first: the subjects of edits in force; one that is switched off must not stand before them.
+        """
+        found, best = self._memory.found((states,), valid), dict[int, tuple[bool, float, int]]()
+        for row, number, sim in zip(found.row.tolist(), found.id.tolist(), found.sim.tolist(), strict=True):
+            rank = self._owner[number] in first, sim, -number
+            best[row] = max(rank, best.get(row, rank))
+        return [self._owner[-best[row][2]] if row in best else None for row in range(len(states))]
 
     # ------------------------------------------------------------------ saving
 
