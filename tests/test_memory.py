@@ -228,6 +228,16 @@ def test_scores_explain_the_winner():
     assert (hits.winner >= 0).any()
 
 
+def test_scores_of_a_text_shorter_than_a_key():
+    memory, gen = KeyMemory(R, D), torch.Generator().manual_seed(0)
+    long, short = (torch.randn(R, tokens, D, generator=gen) for tokens in (9, 5))
+    memory.add(0, long)
+    memory.add(1, short)
+    scores = memory.scores(short)
+    assert scores.position[:, 0].tolist() == [-1] * R
+    assert scores.voted.tolist() == [[False, True]] * R
+
+
 @pytest.mark.parametrize("scan", ["exact", "sign"])
 def test_an_entry_with_a_lower_threshold_than_all_before_it(scan):
     torch.manual_seed(0)
