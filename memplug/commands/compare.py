@@ -55,7 +55,7 @@ def compare(
     skip_bad: Annotated[bool, typer.Option(help="Count broken lines instead of stopping at one.")] = False,
     probes: Annotated[
         int | None,
-        typer.Option(help="Ask at most so many questions of a kind about a case; all if left out."),
+        typer.Option(help="Ask at most so many of a kind about a case; all if left out."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off; 0 generates none.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Prompts scored at once.")] = 32,
