@@ -41,7 +41,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--reading-from", type=float, default=0.55, help="share of the run after which notes prevail"
     )
-    training.add_options(parser, "zsre_model", steps=2200, vocabulary=4096)
+    training.add_options(parser, "zsre_model", steps=3400, vocabulary=4096)
     parser.set_defaults(batch_tokens=2048, lr=2.5e-3, decay_from=0.4546)
     return parser.parse_args(given)
 
