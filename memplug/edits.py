@@ -43,7 +43,7 @@ class Edit:
     ``None`` lets `find_subject` look for it. ``id`` is given when the edit is learned.
 
     Raises:
-        EditError: a text is not a string, is empty, or the subject is not in the prompt.
+        EditError: a text is not a string, is empty or cannot be written, or the subject is not in the prompt.
     """
 
     prompt: str
@@ -60,6 +60,12 @@ class Edit:
                 raise EditError(f"{name} must be a string, got {type(value).__name__}: {value!r}")
             if not value.strip():
                 raise EditError(f"{name} is empty ({value!r}); give it some text")
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise EditError(
+                    f"{name} is no text ({value!r}: half a character); mend its encoding"
+                ) from error
             object.__setattr__(self, name, value.strip())
         if self.subject is not None and self.subject not in self.prompt:
             raise EditError(
@@ -129,7 +135,10 @@ def as_edits(
     edits = [item.edit if isinstance(item, Case) else item for item in items]
     for item in edits:
         if not isinstance(item, Edit):
-            raise EditError(f"expected an Edit or a Case, got {type(item).__name__}: {item!r}")
+            raise EditError(
+                f"expected an Edit or a Case, got {type(item).__name__}: {item!r}; "
+                "give Edit(prompt, target, subject), or a list of these"
+            )
     return [edit.with_subject() for edit in edits]
 
 
@@ -163,10 +172,38 @@ class EditTable(Mapping[str, Edit]):
         """Whether the edit is in force."""
         return self[id].id not in self._off
 
+    def named(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
+        """The edits that a user names, each once: by an id, an `Edit`, or several of these.
+
+        Raises:
+            EditError: none was named.
+            UnknownEditError: there is no such edit, or another one under its id.
+        """
+        flat: list[str | Edit] = []
+        for item in given:
+            whole = isinstance(item, str | Edit) or not isinstance(item, Iterable)
+            flat += [item] if whole else list(item)  # type: ignore[list-item, arg-type]
+        if not flat:
+            raise EditError("no edit was named; give an Edit, an id, or several")
+        found: dict[str, Edit] = {}
+        for item in flat:
+            edit = self[str(item.id if isinstance(item, Edit) else item)]
+            if isinstance(item, Edit) and edit.prompt != item.prompt:
+                raise UnknownEditError(
+                    f"{edit.id!r} is the edit of {edit.prompt!r} here, not of {item.prompt!r}; "
+                    "give an edit of this plug, see plug.edits"
+                )
+            found[str(edit.id)] = edit
+        return list(found.values())
+
     def __repr__(self) -> str:
         rows: list[tuple[str, ...]] = [("id", "", "prompt", "target", "subject")]
         rows += [
-            (str(e.id), "off" if e.id in self._off else "on", e.prompt, e.target, str(e.subject))
+            (
+                str(e.id),
+                "off" if e.id in self._off else "on",
+                *map(_one_line, (e.prompt, e.target, e.subject)),
+            )
             for e in self.values()
         ]
         rows = [tuple(cell if len(cell) <= 60 else cell[:57] + "..." for cell in row) for row in rows]
@@ -180,3 +217,7 @@ class EditTable(Mapping[str, Edit]):
         return "\n".join(
             [f"{len(self)} edits, {len(self) - len(self._off)} in force", *(lines if len(self) else [])]
         )
+
+
+def _one_line(text: str | None) -> str:
+    return str(text).replace("\n", "\\n")

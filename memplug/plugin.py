@@ -16,7 +16,7 @@ from typing import Any
 from . import storage
 from .calls import CallTracker
 from .editors import SavedEditor, write_editor
-from .edits import Case, Edit, EditError, EditTable, as_edits
+from .edits import Case, Edit, EditTable, as_edits
 from .hooks import HookSet
 from .layers import dissect
 from .methods import Registered
@@ -49,7 +49,7 @@ class Plug:
                 "or load the model a second time"
             )
         anatomy = dissect(model, layers)
-        text = Text(model, tokenizer)
+        text = self._text = Text(model, tokenizer)
         tracker = self._tracker = CallTracker(anatomy, text.bos_id)
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         self.method = registered.method(Host(model, text, anatomy, tracker), config)
@@ -175,13 +175,7 @@ class Plug:
 
     def _chosen(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
         self._check_attached()
-        table, flat = self.edits, []
-        for item in given:
-            flat += [item] if isinstance(item, str | Edit) else list(item)
-        if not flat:
-            raise EditError("no edit was named; give an Edit, an id, or several")
-        ids = [item.id if isinstance(item, Edit) else item for item in flat]
-        return list({id: table[str(id)] for id in ids}.values())
+        return self.edits.named(given)
 
     # ------------------------------------------------------------------ learning to edit
 
@@ -245,8 +239,16 @@ class Plug:
             yield
 
     def explain(self, prompt: str) -> Any:
-        """What happens to the edits when the model reads ``prompt``; print it to read it."""
+        """What happens to the edits when the model reads ``prompt``; print it to read it.
+
+        Raises:
+            ValueError: the prompt is no string, is empty, or is longer than the model's context.
+        """
         self._check_attached()
+        if not isinstance(prompt, str) or not prompt.strip():
+            kind = "is empty" if isinstance(prompt, str) else f"must be a string, got {type(prompt).__name__}"
+            raise ValueError(f"the prompt {kind} ({prompt!r}); give it some text")
+        self._text.check_length(self._text.encode(prompt), prompt)
         return self.method.explain(prompt)
 
     def __repr__(self) -> str:

@@ -69,7 +69,9 @@ def unchanged(plug):
         (("who is it?", "Zarnow"), "no subject found in 'who is it.'.*subject=..."),
         (([],), "the list of edits is empty"),
         (([memplug.Edit(BORN, "x", "Ada")], "Zarnow"), "target and subject belong to a single prompt"),
-        ((["Where?"],), "expected an Edit or a Case, got str"),
+        ((["Where?"],), "expected an Edit or a Case, got str: 'Where.'; give Edit"),
+        (({"prompt": BORN, "target": "Zarnow"},), "expected an Edit or a Case, got str: 'prompt'"),
+        ((BORN, "Zar\ud83d"), "target is no text .*mend its encoding"),
         ((7,), "cannot edit 7; give a prompt"),
         (([memplug.Edit(p, "x", "Ada", id="a") for p in ("Ada?", "Ada!")],), "id 'a' is used twice"),
     ],
@@ -105,15 +107,31 @@ def test_unknown_ids(unchanged, action):
     ):
         with pytest.raises(memplug.UnknownEditError, match=match):
             getattr(unchanged, action)(id)
+    for id in (1, -1, None):
+        with pytest.raises(memplug.UnknownEditError, match=f"no edit has the id '{id}'"):
+            getattr(unchanged, action)(id)
+    with pytest.raises(
+        memplug.UnknownEditError, match="'e1' is the edit of 'Where was Ada.*not of 'Who is Ada"
+    ):
+        getattr(unchanged, action)(memplug.Edit("Who is Ada?", "Zarnow", "Ada", id="e1"))
     with pytest.raises(memplug.EditError, match="no edit was named"):
         getattr(unchanged, action)()
     with pytest.raises(memplug.UnknownEditError, match="no edit has the id .?None"):
         getattr(unchanged, action)(memplug.Edit(BORN, "Zarnow", "Ada Quill"))
 
 
-def test_an_empty_prompt_to_explain(unchanged):
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        unchanged.explain(" ")
+@pytest.mark.parametrize(
+    ("prompt", "match"),
+    [
+        (" ", "the prompt is empty"),
+        (None, "the prompt must be a string, got NoneType"),
+        ([{"role": "user", "content": BORN}], "the prompt must be a string, got list"),
+        (BORN * 40, "tokens long, the model's context holds 128; shorten the prompt"),
+    ],
+)
+def test_prompts_that_cannot_be_explained(unchanged, prompt, match):
+    with pytest.raises(ValueError, match=match):
+        unchanged.explain(prompt)
 
 
 def test_a_tokenizer_that_does_not_fit(base, make_tokenizer):

@@ -42,3 +42,8 @@ def test_a_long_table_shows_both_ends_and_how_many_are_between():
     assert lines[21].startswith("e19 ")
     assert lines[23].startswith("e70 ")
     assert max(map(len, lines)) < 110
+
+
+def test_a_row_of_the_table_is_one_line():
+    table = EditTable({"e1": Edit("Q: Where was Ada born?\nA:", "In\nZarnow", "Ada", id="e1")})
+    assert len(repr(table).splitlines()) == 3
