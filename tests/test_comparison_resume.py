@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import toy
 from comparing import CASES, SETTINGS, case, figures, quick_toys, tiny
 
 import memplug
-from memplug.comparison import SettingsError, run
+from memplug.comparison import SettingsError, progress, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +56,26 @@ def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, monkeypatch
     assert sum(made) == (6 - 2 * saves) + 2 * 6
     assert figures(again) == figures(compared)
     assert not list((tmp_path / "state").iterdir())
+
+
+def test_between_points_it_is_saved_by_the_clock(loaded, tmp_path, monkeypatch):
+    """A minute after the last time, and never for more than a twentieth of the time."""
+    clock = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    kept, save = [], run.save
+
+    def slow(state, plug, tally):
+        kept.append(tally.done)
+        save(state, plug, tally)
+        clock[0] += 10
+
+    learn = toy.Toy.learn
+    monkeypatch.setattr(run, "save", slow)
+    monkeypatch.setattr(
+        toy.Toy, "learn", lambda *a, **k: (learn(*a, **k), clock.__setitem__(0, clock[0] + 70))[0]
+    )
+    memplug.compare(*loaded, CASES, methods=["toy"], batch=1, points=[6], out=tmp_path, max_new_tokens=0)
+    assert kept == [1, 4, 6]
 
 
 def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):

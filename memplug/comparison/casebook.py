@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ __all__ = ["Casebook", "Drawn", "open_casebook"]
 
 WORLD = "world"
 _WORLD_EDITS = 100
-_KINDS = ("rephrases", "locality", "same_subject", "portability")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,16 @@ class Casebook:
         def some(probes: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(probes[i] for i in sorted(draw.sample(range(len(probes)), min(most, len(probes)))))
 
-        return tuple(replace(case, **{kind: some(getattr(case, kind)) for kind in _KINDS}) for case in cases)
+        return tuple(
+            Case(
+                case.edit,
+                some(case.rephrases),
+                some(case.locality),
+                some(case.same_subject),
+                some(case.portability),
+            )
+            for case in cases
+        )
 
     def fitting(self, wanted: int | str | Sequence[Case], n: int, seed: int) -> list[Case]:
         """Cases to fit an editor on: none shares a subject with the ``n`` that are edited under ``seed``.

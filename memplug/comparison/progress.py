@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from ..plugin import Plug
 from ..storage import write_atomically
 from .folder import plain
 
-__all__ = ["Tally", "plug_folder", "save", "take_up"]
+__all__ = ["Keeper", "Tally", "plug_folder", "save", "take_up"]
 
 _FILE = "progress.json"
+_SECONDS = 60.0
+_SHARE = 0.05
 
 
 @dataclass
@@ -43,6 +46,28 @@ class Tally:
     warned: dict[str, int] = field(default_factory=dict)
     fit: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
+
+
+class Keeper:
+    """Says when a run between two points has gone unsaved for too long, and times each saving in a ``with``.
+
+    A minute at least, and so long that saving takes no more than a twentieth of the time: a ledger of
+    thousands of edits is hundreds of megabytes.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._ended = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        took = self._ended - self._began
+        return time.monotonic() - self._ended >= max(_SECONDS, took / _SHARE)
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = time.monotonic()
 
 
 def plug_folder(state: Path, tally: Tally) -> Path:

@@ -30,7 +30,7 @@ from .details import details
 from .fitting import ready
 from .folder import Folder, plain
 from .preference import preferences
-from .progress import Tally, plug_folder, save, take_up
+from .progress import Keeper, Tally, plug_folder, save, take_up
 from .settings import Settings
 
 __all__ = ["Bench", "failed", "general_scores", "is_failure", "run"]
@@ -127,7 +127,7 @@ def _begin(bench: Bench, contender: Contender) -> tuple[Plug, Tally]:
 
 def _edit(bench: Bench, contender: Contender, plug: Plug, tally: Tally) -> None:
     """Make the edits that are left, look at each right after its batch, and at the points at more."""
-    settings, cases = bench.settings, bench.drawn.cases
+    settings, cases, keeper = bench.settings, bench.drawn.cases, Keeper()
     bar = tqdm(
         total=len(cases), desc=f"{contender.label} {bench.seed}", disable=not bench.progress, unit="edit"
     )
@@ -149,10 +149,11 @@ def _edit(bench: Bench, contender: Contender, plug: Plug, tally: Tally) -> None:
             tally.immediate += bench.ask(batch, at)
             tally.done = at.stop
             bar.update(len(batch))
-            if tally.done in settings.points:
-                if tally.done < len(cases):
-                    tally.curve.append(_look(bench, tally, None))
-                save(bench.folder.state(contender.label, bench.seed), plug, tally)
+            if tally.done in settings.points and tally.done < len(cases):
+                tally.curve.append(_look(bench, tally, None))
+            if tally.done in settings.points or keeper.due():
+                with keeper:
+                    save(bench.folder.state(contender.label, bench.seed), plug, tally)
 
 
 def _look(bench: Bench, tally: Tally, rows: Sequence[Answer] | None) -> dict[str, Any]:
