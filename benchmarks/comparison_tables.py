@@ -72,7 +72,37 @@ def comparison(name: str) -> Callable[[], str | None]:
     return render
 
 
+def large(shape: str) -> Callable[[], str | None]:
+    """Renders ``results/large-<shape>.json``, as `large.py` writes it."""
+
+    def line(found: dict[str, Any]) -> list[str]:
+        if "error" in found:
+            return [found["method"], found["error"][:100]]
+        step = found["seconds_per_fitting_step"]
+        memory = found["peak_device_bytes"] or found["peak_host_bytes"]
+        return [
+            found["method"],
+            f"{found['seconds_per_edit']:.2f}",
+            "–" if step is None else f"{step:.2f}",
+            f"{found['forward_ratio']:.2f}",
+            f"{found['decode_ratio']:.2f}",
+            f"{memory / 1e6:.0f}",
+            f"{found['bytes_per_edit'] / 1000:.0f}",
+        ]
+
+    def render() -> str | None:
+        path = RESULTS / f"large-{shape}.json"
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())["results"]
+        head = ["method", "s per edit", "s per fitting step", "forward", "decoded token", "peak MB"]
+        lines = [[*head, "kB per edit"], ["---"] * 7, *map(line, found)]
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+    return render
+
+
 COMPARISON_TABLES = {
     name: comparison(name)
     for name in ("compare-world", "compare-zsre", "compare-counterfact", "compare-selfcheck")
-}
+} | {f"large-{shape}": large(shape) for shape in ("wide", "llama-3-8b")}
