@@ -70,10 +70,11 @@ class FaissScan:
             pairs = []
             if bool(near.any()):
                 token, place = torch.nonzero(near & ~full[:, None], as_tuple=True)
-                pairs.append((token, slot[token, place]))
+                pairs.append((token.cpu().numpy(), slot[token, place].cpu().numpy()))
                 rows = torch.nonzero(full).squeeze(1)
                 self.crowded += len(rows)
-                pairs += [(rows[token], at) for token, at in by_product(x[rows], table, floor)]
+                rest, left = by_product(x[rows], table, floor), rows.cpu().numpy()
+                pairs += [(left[token], at) for token, at in rest]
             found.append(joined([pair for pair in pairs if len(pair[0])]))
         return found
 

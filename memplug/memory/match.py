@@ -8,7 +8,7 @@ nothing here.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -70,36 +70,33 @@ class Matcher:
             text: what is to be searched, and before it what windows may reach back to.
         """
         record, device = self.record, self.record.device
-        seen = text.length - unsearched
-        tokens = torch.nonzero(text.after(seen).valid.flatten()).squeeze(1).to(device)
-        if not len(record) or not len(tokens):
+        seen, valid = text.length - unsearched, text.valid.cpu().numpy()
+        asked = valid[:, seen:]
+        count = int(np.count_nonzero(asked))
+        if not (len(record) and count):
             return Found.empty()
-        states = [layer[:, seen:].to(device).flatten(0, 1) for layer in text.layers]
-        proposed: list[tuple[int, Tensor, Tensor]] = []  # place of the layer, place of the token, slot
-        whole = len(tokens) == len(states[0]) <= _ROWS
-        for some in tokens.split(_ROWS):
-            queries = unit_rows(torch.stack(states if whole else [s.index_select(0, some) for s in states]))
-            scan = self._synced(layers[0], queries[0])
-            found = scan.candidates(layers, queries, record.last[:, : len(record)], self._lowest())
-            proposed += [(i, some[pair[0]], pair[1]) for i, pair in enumerate(found) if pair is not None]
-        return self._checked(layers, text, seen, proposed) if proposed else Found.empty()
-
-    def _checked(
-        self, layers: Sequence[int], text: Block, seen: int, proposed: list[tuple[int, Tensor, Tensor]]
-    ) -> Found:
-        """What holds of the proposals."""
-        record = self.record
-        proposed = sorted(proposed, key=lambda item: item[0])
-        layer = np.repeat([item[0] for item in proposed], [len(item[1]) for item in proposed])
-        token = torch.cat([item[1] for item in proposed]).cpu().numpy()
-        slot = torch.cat([item[2] for item in proposed]).cpu().numpy()
-        row, position = np.divmod(token, text.length - seen)
-        states = [layer.to(record.device) for layer in text.layers]
-        held, sim = check_spans(
-            record, layers, states, text.valid.cpu().numpy(), Proposals(layer, row, position + seen, slot)
+        states = [layer.to(device) for layer in text.layers]
+        fresh = (
+            [layer[:, seen:].flatten(0, 1) for layer in states] if seen else [s.flatten(0, 1) for s in states]
         )
+        proposed: list[Proposals] = []
+        for tokens in _portions(asked, count):
+            queries = _stacked(fresh, tokens)
+            scan = self._synced(layers[0], queries[0])
+            for i, pairs in enumerate(scan.candidates(layers, queries, self._last(), self._lowest())):
+                if pairs is not None:
+                    token = pairs[0] if tokens is None else tokens[pairs[0]]
+                    row, position = np.divmod(token, unsearched)
+                    proposed.append(Proposals(np.full(len(row), i), row, position + seen, pairs[1]))
+        if not proposed:
+            return Found.empty()
+        every = Proposals.join(sorted(proposed, key=lambda some: int(some.layer[0])))
+        held, sim = check_spans(record, layers, states, valid, every)
         where = np.array(layers, np.int64)[held.layer]
         return Found(held.row, where, record.id[held.slot], record.seq[held.slot], sim)
+
+    def _last(self) -> Tensor:
+        return self.record.last[:, : len(self.record)]
 
     def _lowest(self) -> float:
         if self._floor is None:
@@ -153,6 +150,25 @@ class Matcher:
             # Queries are more alike than the sample told.
             bits = next((more for more in BITS if more > max(bits, self._scan.bits)), None)
         return BITS[-1] if bits is None and self.choice == "sign" else bits
+
+
+def _portions(asked: np.ndarray, count: int) -> Iterator[np.ndarray | None]:
+    """Places of the tokens to scan at once, of `count` in all; None where all there are may be scanned, as a
+    few too many cost less than a choice, and the check leaves them out."""
+    if asked.size <= min(_ROWS, count + count // 4):
+        yield None
+        return
+    tokens = np.flatnonzero(asked)
+    for start in range(0, count, _ROWS):
+        yield tokens[start : start + _ROWS]
+
+
+def _stacked(states: Sequence[Tensor], tokens: np.ndarray | None) -> Tensor:
+    """Unit rows float32 (l, N, D) of some tokens of l layers' states (N', D)."""
+    if tokens is not None:
+        at = torch.from_numpy(tokens).to(states[0].device)
+        states = [layer.index_select(0, at) for layer in states]
+    return unit_rows(states[0][None] if len(states) == 1 else torch.stack(tuple(states)))
 
 
 def _is_crowded(scan: Scan) -> bool:

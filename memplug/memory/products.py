@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["Pairs", "ProductScan", "Scan", "by_product", "float_product", "joined", "quickest_format"]
 
-Pairs = tuple[Tensor, Tensor]
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Two int64 arrays (p,) on the host: the query and the slot of each pair."""
 
 _BLOCK = 1 << 20  # elements of one product
+_EVEN = 8.0  # a vector whose largest element is so many times the usual one loses little in int8
 
 
 class Scan(Protocol):
@@ -52,13 +55,12 @@ class Scan(Protocol):
 
         Args:
             layers: l of 0..R-1, one after another.
-            queries: (l, N, D) float32, of length 1 or zero.
+            queries: (l, N, D) float32, of length 1; what is proposed for others does not matter.
             keys: (R, n, D) float16, the record's keys of slots 0..n-1.
             floor: 0 <= floor < 1.
 
         Returns:
-            For each layer two int64 tensors (p,), the query and the slot of each pair, in no order; None
-            where there is no pair.
+            For each layer the pairs, in no order; None where there is none.
         """
 
 
@@ -114,13 +116,13 @@ def _int8_is_exact(dim: int) -> bool:
 
 
 class _Group(NamedTuple):
-    """Query tokens that share one scale per layer: some layers, rows (None: all), queries (l', N', D) and
-    their largest elements (l', 1, 1)."""
+    """Query tokens that share one scale: some layers, rows (None: all), queries (l', N', D) and the size of
+    their largest elements."""
 
     layers: slice
-    rows: Tensor | None
+    rows: np.ndarray | None
     queries: Tensor
-    peak: Tensor
+    peak: float
 
 
 class ProductScan:
@@ -177,13 +179,24 @@ class ProductScan:
         self.worst = max(self.worst, float(error.max()))
 
     def _encode(self, x: Tensor, peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes of x (..., D), their scale for elements up to `peak`, and the error (...)."""
+        """Codes of keys x (..., D), their scale for elements up to `peak`, and the error (...)."""
         if self.dtype == torch.int8:
             scale = peak.clamp_min(1e-20) / 127
             codes = (x / scale).round_().to(torch.int8)
             return codes, scale, torch.linalg.vector_norm(torch.addcmul(x, codes, scale, value=-1), dim=-1)
         codes = x.to(self.dtype)
         return codes, torch.ones_like(peak), torch.linalg.vector_norm(x - codes, dim=-1)
+
+    def _encode_queries(self, group: _Group) -> tuple[Tensor, float, float]:
+        """Codes of the group's queries (l', N', D), their scale, and a bound of their error."""
+        x = group.queries
+        if self.dtype == torch.int8:
+            # No element is off by more than half a step (and what float32 makes of the division).
+            codes = (x * (127 / group.peak)).round_().to(torch.int8)
+            return codes, group.peak / 127, 0.501 * x.shape[-1] ** 0.5 * group.peak / 127
+        codes = x.to(self.dtype)
+        error = 0.0 if codes is x else float(torch.linalg.vector_norm(x - codes, dim=-1).max())
+        return codes, 1.0, error
 
     def candidates(
         self, layers: Sequence[int], queries: Tensor, keys: Tensor, floor: float
@@ -202,24 +215,20 @@ class ProductScan:
         tokens' elements would be rounded to nothing, so rows share a scale with rows that have a largest
         element of about the same size.
         """
+        every = slice(None)
         if self.dtype != torch.int8:
-            return [_Group(slice(None), None, queries, queries.new_ones(len(queries), 1, 1))]
-        peaks = queries.abs().amax(dim=-1)
-        if queries.shape[1] == 1:
-            return [_Group(slice(None), None, queries, peaks[:, None])]
-        low, high = torch.aminmax(peaks, dim=1)
-        if bool((high <= 4 * low).all()):
-            return [_Group(slice(None), None, queries, high[:, None, None])]
-        power = torch.floor(torch.log2(peaks.clamp_min(2.0**-40)) / 2)
+            return [_Group(every, None, queries, 1.0)]
+        low, high = torch.aminmax(queries)
+        peak = max(-float(low), float(high))
+        if 0 < peak <= _EVEN * queries.shape[2] ** -0.5:
+            return [_Group(every, None, queries, peak)]
         groups = []
-        for i in range(len(queries)):
-            for p in torch.unique(power[i]):
-                rows = torch.nonzero(power[i] == p).squeeze(1)
-                groups.append(
-                    _Group(
-                        slice(i, i + 1), rows, queries[i : i + 1, rows], peaks[i, rows].amax().view(1, 1, 1)
-                    )
-                )
+        for i, peaks in enumerate(queries.abs().amax(dim=-1).clamp_min(2.0**-40).numpy()):
+            power = np.floor(np.log2(peaks) / 2)
+            for p in np.unique(power):
+                rows = np.flatnonzero(power == p)
+                some = queries[i : i + 1, torch.from_numpy(rows)]
+                groups.append(_Group(slice(i, i + 1), rows, some, float(peaks[rows].max())))
         return groups
 
     def _near(
@@ -227,31 +236,32 @@ class ProductScan:
     ) -> Iterator[tuple[int, Pairs]]:
         """Pairs of group and slot, with the place of their layer; several times for a layer, or never."""
         table, count = self.table if self.copies else keys, keys.shape[1]
-        codes, scale, error = self._encode(group.queries, group.peak)
+        codes, scale, error = self._encode_queries(group)
         step = max(1, _BLOCK // codes.shape[1])
-        factors, errors = scale.flatten().tolist(), error.amax(dim=1).tolist()
+        limit = floor - self.slack - error * (1 + self.worst)
         for i, layer in enumerate(layers):
-            limit = floor - self.slack - errors[i] * (1 + self.worst)
             for start in range(0, count, step):
                 here = slice(start, min(start + step, count))
                 product = self.product(table[layer, here], codes[i])
-                scales, left_out = self.scale[layer, here], self.error[layer, here]
-                best = torch.addcmul(left_out, product.amax(dim=1), scales, value=factors[i])
-                if float(best.max()) > limit:  # seldom: most texts speak of no entry
-                    slot = torch.nonzero(best > limit).squeeze(1)
-                    if codes.shape[1] == 1:
-                        yield i, (torch.zeros_like(slot), slot + start)
-                        continue
-                    bound = product[slot] * (scales[slot, None] * factors[i]) + left_out[slot, None]
-                    at, token = torch.nonzero(bound > limit, as_tuple=True)
-                    yield i, (token, slot[at] + start)
+                parts = product, self.scale[layer, here], self.error[layer, here]
+                best = torch.addcmul(parts[2], product.amax(dim=1), parts[1], value=scale)
+                slot = np.flatnonzero(best.cpu().numpy() > limit)  # seldom any: most texts name no entry
+                if not len(slot):
+                    continue
+                if codes.shape[1] == 1:
+                    yield i, (np.zeros_like(slot), slot + start)
+                    continue
+                at = torch.from_numpy(slot).to(product.device)
+                some, unit, extra = (x.index_select(0, at).float().cpu().numpy() for x in parts)
+                row, token = np.nonzero(some * (unit * scale)[:, None] + extra[:, None] > limit)
+                yield i, (token, slot[row] + start)
 
 
 def joined(pairs: list[Pairs]) -> Pairs | None:
     """Several lists of pairs as one, None if there is none."""
-    if not pairs:
-        return None
-    return torch.cat([token for token, _ in pairs]), torch.cat([slot for _, slot in pairs])
+    if len(pairs) < 2:
+        return pairs[0] if pairs else None
+    return np.concatenate([token for token, _ in pairs]), np.concatenate([slot for _, slot in pairs])
 
 
 def by_product(queries: Tensor, keys: Tensor, floor: float) -> list[Pairs]:
@@ -265,7 +275,8 @@ def by_product(queries: Tensor, keys: Tensor, floor: float) -> list[Pairs]:
     step = max(1, 2 * _BLOCK // max(queries.shape))
     pairs = []
     for start in range(0, len(keys), step):
-        slot, token = torch.nonzero(keys[start : start + step].float() @ queries.T > limit, as_tuple=True)
+        near = (keys[start : start + step].float() @ queries.T).cpu().numpy() > limit
+        slot, token = np.nonzero(near)
         if len(slot):
             pairs.append((token, slot + start))
     return pairs

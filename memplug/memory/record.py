@@ -20,7 +20,8 @@ __all__ = ["KeyRecord", "checked_threshold", "unit_rows"]
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of `x` (..., D) in float32 with norm 1; rows that are zero or not finite become zero."""
     x = x.float()
-    return torch.nan_to_num(x / torch.linalg.vector_norm(x, dim=-1, keepdim=True), 0.0, 0.0, 0.0)
+    unit = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.nan_to_num(unit, 0.0, 0.0, 0.0)
 
 
 def checked_threshold(value: float) -> float:

@@ -150,8 +150,8 @@ class SignScan:
             self.asked += len(x)
             if len(left):
                 self.crowded += len(left)
-                rows = torch.from_numpy(left)
-                pairs += [(rows[token], slot) for token, slot in by_product(x[rows], keys[layer], floor)]
+                rest = x[torch.from_numpy(left)]
+                pairs += [(left[token], slot) for token, slot in by_product(rest, keys[layer], floor)]
             found.append(joined(pairs))
         return found
 
@@ -167,7 +167,7 @@ class SignScan:
             full = inside[:, -1] if nearest < len(table) else np.zeros(len(rows), bool)
             at, place = np.nonzero(inside & ~full[:, None])
             if len(at):
-                pairs.append((torch.from_numpy(rows[at]), torch.from_numpy(slot[at, place])))
+                pairs.append((rows[at], slot[at, place]))
             rows = rows[full]
             if not len(rows):
                 break

@@ -7,7 +7,6 @@ of summation, which differs with the shape of a product and between devices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from memplug.memory.record import KeyRecord
 __all__ = ["Proposals", "check_spans", "window_cosines"]
 
 _GATHER = 1 << 21  # elements of keys held in float64 at once
+_FEW = 128  # tokens of proposals
 
 
 class Proposals(NamedTuple):
@@ -36,8 +36,15 @@ class Proposals(NamedTuple):
     slot: np.ndarray
 
     def keep(self, which: np.ndarray) -> Proposals:
-        """The items under the given mask."""
+        """The items under the given mask, or at the given places."""
         return Proposals(*(field[which] for field in self))
+
+    @staticmethod
+    def join(parts: Sequence[Proposals]) -> Proposals:
+        """One after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return Proposals(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
 
 def check_spans(
@@ -53,47 +60,71 @@ def check_spans(
     Returns:
         The proposals that hold, and those smallest cosines, float32.
     """
-    width = valid.shape[1]
-    number, flat = np.array(layers), [states.flatten(0, 1) for states in text]
-    sim = np.full(len(proposals.slot), np.inf, np.float32)
-    # From the last token of the span to its first: most proposals fail at the first few.
-    for back in range(int(record.length[proposals.slot].max(initial=0))):
-        long = record.length[proposals.slot] > back
-        layer, row, position, slot = proposals.keep(long)
-        position = position - back
-        fits = (position >= 0) & valid[row, np.maximum(position, 0)]
-        layer, row, position, slot = (field[fits] for field in (layer, row, position, slot))
-        keys, rows = (record.last, slot) if back == 0 else (record.pool, record.rest[slot, back - 1])
-        cos = np.full(len(fits), -1.0, np.float32)
-        cos[fits] = _cosines(flat, layer, row * width + position, keys, number[layer], rows)
-        sim[long] = np.minimum(sim[long], cos)
+    length = record.length[proposals.slot]
+    sim = np.full(len(length), np.inf, np.float32)
+    longest = int(length.max(initial=0))
+    # Few are looked at whole. Of many the tokens are taken one by one, and mostly the last word is a common
+    # one, so that the token before it decides.
+    order = [1, 0, *range(2, longest)] if longest > 1 else [0]
+    steps = [order] if longest * len(length) <= _FEW else [[back] for back in order]
+    for back in map(np.array, steps):
+        has = back < length[:, None]  # (p, tokens looked at)
+        item, place = np.nonzero(has)
+        cos = np.full(has.shape, np.inf, np.float32)
+        cos[item, place] = _cosines(record, layers, text, valid, proposals.keep(item), back[place])
+        sim = np.minimum(sim, cos.min(axis=1))
         passes = sim > record.limit[proposals.slot]
-        proposals, sim = proposals.keep(passes), sim[passes]
+        if not passes.all():
+            proposals, sim, length = proposals.keep(passes), sim[passes], length[passes]
+            if not len(sim):
+                break
     return proposals, sim
 
 
 def _cosines(
-    text: list[Tensor],
-    place: np.ndarray,
-    token: np.ndarray,
-    keys: Tensor,
-    layer: np.ndarray,
-    row: np.ndarray,
+    record: KeyRecord,
+    layers: Sequence[int],
+    text: Sequence[Tensor],
+    valid: np.ndarray,
+    items: Proposals,
+    back: np.ndarray,
 ) -> np.ndarray:
-    """cos(text[place][token], keys[layer, row]) of each item, float32; 0 for a token that is zero or not
-    finite. `place` ascends."""
-    out = np.empty(len(token), np.float32)
-    device = keys.device
-    step = max(1, _GATHER // keys.shape[2])
-    for start in range(0, len(token), step):
+    """cos(text, key) of the token `back` (p,) before each item's last one, float32; 0 for a token that is
+    zero or not finite, -1 for a position that is no token."""
+    position = items.position - back
+    fits = valid[items.row, np.maximum(position, 0)] & (position >= 0)
+    if not fits.all():
+        out = np.full(len(back), -1.0, np.float32)
+        out[fits] = _cosines(record, layers, text, valid, items.keep(fits), back[fits])
+        return out
+    found = np.zeros(len(back))
+    step = max(1, _GATHER // record.dim)
+    for start in range(0, len(back), step):
         part = slice(start, start + step)
-        p, t = place[part], torch.from_numpy(token[part]).to(device)
-        ends = [0, *(np.flatnonzero(p[1:] != p[:-1]) + 1).tolist(), len(p)]
-        q = torch.cat([text[p[a]].index_select(0, t[a:b]) for a, b in pairwise(ends)]).double()
-        k = keys[torch.from_numpy(layer[part]).to(device), torch.from_numpy(row[part]).to(device)].double()
-        cos = (q * k).sum(-1) / torch.linalg.vector_norm(q, dim=-1)
-        out[part] = torch.nan_to_num(cos, 0.0, 0.0, 0.0).float().cpu().numpy()
-    return out
+        place, slot = items.layer[part], items.slot[part]
+        q, k = np.empty((len(slot), record.dim)), np.empty((len(slot), record.dim))
+        ends = np.searchsorted(place, np.arange(len(text) + 1)).tolist()
+        for states, here in zip(text, map(slice, ends, ends[1:]), strict=True):
+            if here.start < here.stop:
+                q[here] = _rows(states, items.row[part][here], position[part][here])
+        number, last = np.array(layers)[place], back[part] == 0
+        k[last] = _rows(record.last, number[last], slot[last])
+        if not last.all():
+            rest = ~last
+            k[rest] = _rows(record.pool, number[rest], record.rest[slot[rest], back[part][rest] - 1])
+        norm = np.sqrt(np.einsum("pd,pd->p", q, q))
+        usable = (norm > 0) & (norm < np.inf)
+        np.divide(np.einsum("pd,pd->p", q, k), norm, out=found[part], where=usable)
+    return found.astype(np.float32)
+
+
+def _rows(table: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """``table[first, second]`` (p, D) in a dtype of NumPy's, on the host."""
+    if table.device.type == "cpu" and table.dtype != torch.bfloat16:  # at a few rows, NumPy is quicker
+        rows: np.ndarray = table.detach().numpy()[first, second]
+        return rows
+    at = tuple(torch.from_numpy(index).to(table.device) for index in (first, second))
+    return table[at].double().cpu().numpy()
 
 
 def window_cosines(
