@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from families import TEXTS
 
+import memplug
 from memplug import world
 from memplug.comparison.casebook import open_casebook
 from memplug.comparison.contenders import contenders, parse_constants
 from memplug.comparison.folder import Folder, plain
 from memplug.comparison.settings import SettingsError, checked_points, default_points
 from memplug.data import sift
-from memplug.edits import Case, Edit
+from memplug.edits import Case, Edit, Probe
 from memplug.methods.llp import LLPConfig
 from memplug.methods.ultraedit import UltraEditConfig
 
@@ -109,6 +111,20 @@ def test_fewer_probes_a_case_are_drawn_by_the_seed():
     assert book.draw(10, 1).cases == drawn.cases[:10]
     with pytest.raises(ValueError, match="probes is 0; give a whole number of at least 1"):
         open_casebook(cases, probes=0)
+
+
+def test_answers_are_cut_off_where_the_longest_target_allows(make_tokenizer, make_llama):
+    tokenizer = make_tokenizer(TEXTS)
+    model = make_llama(len(tokenizer), num_hidden_layers=2)
+    short, wordy = named(0), named(1, "Sedge " * 14 + "Marrow")
+    beside = Case(Edit("Who taught?", "Ada"), locality=(Probe("Who founded it?", "Tam " * 36),))
+    sizes = []
+    for cases in ([short], [short, wordy], [short, wordy, beside]):
+        found = memplug.compare(model, tokenizer, cases, methods=["grace"], progress=False)
+        sizes.append(found.results["settings"]["max_new_tokens"])
+        assert found.results["runs"][0]["status"] == "done"
+    assert sizes[0] == 32 < sizes[1] < sizes[2]
+    assert sizes[2] >= len(tokenizer("Tam " * 36)["input_ids"]) + 1
 
 
 def test_truths_stay_with_their_cases():

@@ -111,6 +111,11 @@ def test_a_folder_is_for_one_comparison(loaded, tmp_path):
         )
     with pytest.raises(SettingsError, match="data is .*; the cases of seed 0 are not the same"):
         memplug.compare(*loaded, [*CASES[:5], case(5 - 2)], methods=["toy"], out=tmp_path, **SETTINGS)
+    # What was refused before anything was made leaves the folder free.
+    with pytest.raises(ValueError, match="raise it to"):
+        memplug.compare(*loaded, CASES, methods=["toy"], out=tmp_path / "new", max_new_tokens=1)
+    again = memplug.compare(*loaded, CASES, methods=["toy"], out=tmp_path / "new", **SETTINGS)
+    assert again.results["settings"]["batch"] == 2
     # Further methods and seeds may join.
     joined = memplug.compare(
         *loaded, CASES, methods=["toy", "toy:strong"], seeds=[0, 2], out=tmp_path, **SETTINGS

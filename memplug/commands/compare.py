@@ -57,7 +57,10 @@ def compare(
         int | None,
         typer.Option(help="Ask at most so many of a kind about a case; all if left out."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off; 0 generates none.")] = 32,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Where answers are cut off (0: none made); what targets need if left out."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts scored at once.")] = 32,
     level: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
     retry: Annotated[bool, typer.Option(help="Run again what failed before.")] = False,

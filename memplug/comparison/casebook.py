@@ -94,6 +94,13 @@ class Casebook:
             for case in cases
         )
 
+    def targets(self) -> list[str]:
+        """All targets that may be asked for, each once; none of the made-up world, where all are short."""
+        cases = self.loaded.cases if self.loaded else ()
+        probes = ((case.locality, case.same_subject, case.portability) for case in cases)
+        others = (probe.target for kinds in probes for kind in kinds for probe in kind)
+        return list(dict.fromkeys([*(case.edit.target for case in cases), *others]))
+
     def fitting(self, wanted: int | str | Sequence[Case], n: int, seed: int) -> list[Case]:
         """Cases to fit an editor on: none shares a subject with the ``n`` that are edited under ``seed``.
 

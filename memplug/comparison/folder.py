@@ -27,6 +27,8 @@ from .settings import Settings, SettingsError, differences
 
 __all__ = ["Folder", "plain"]
 
+_PARTS = ("base", "runs", "state", "editors")
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -62,6 +64,8 @@ class Folder:
         asked = {one.label: plain(one.asked()) for one in contenders}
         if path.is_file():
             before = _read(path)
+            if not any(file.is_file() for part in _PARTS for file in (root / part).rglob("*")):
+                before = now  # nothing was made: what stopped it may have been these settings
             found = differences(before, now, contenders)
             if found:
                 raise SettingsError(
@@ -70,7 +74,7 @@ class Folder:
                 )
             asked = {**before.get("contenders", {}), **asked}
             now["orders"] = {**before.get("orders", {}), **now.get("orders", {})}
-        for name in ("base", "runs", "state", "editors"):
+        for name in _PARTS:
             (root / name).mkdir(parents=True, exist_ok=True)
         folder = cls(root)
         folder.write(path, {**now, "contenders": asked})

@@ -15,10 +15,12 @@ import torch
 from ..data import Loaded
 from ..edits import Case
 from ..evaluation import Reference, Scores, refer
+from ..evaluation.encoding import longest
 from ..evaluation.general import General, open_general
 from ..layers import input_device
 from ..plugin import plug_of
 from ..storage import fingerprint
+from ..text import Text
 from .bits import NotRestoredError, bits_of
 from .casebook import Casebook, Drawn, open_casebook
 from .contenders import Contender, contenders
@@ -50,7 +52,7 @@ def compare(
     skip_bad: bool = False,
     probes: int | None = None,
     level: float = 0.95,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     out: str | Path | None = None,
     retry: bool = False,
@@ -87,7 +89,8 @@ def compare(
         skip_bad: count broken rows instead of raising at the first.
         probes: ask at most so many rephrasings, locality questions and so on about a case, drawn by the seed.
         level: coverage of the intervals.
-        max_new_tokens: where a generated answer is cut off; 0 generates none.
+        max_new_tokens: where a generated answer is cut off, one number for all; None: as much as the longest
+            target of the cases needs, 32 at least; 0 generates none.
         batch_size: prompts scored at once.
         out: the folder for everything that is made; None keeps nothing.
         retry: run again what failed before, in a folder that is there already.
@@ -119,7 +122,7 @@ def compare(
         seeds=tuple(seeds),
         points=default_points(n, batch) if points is None else checked_points(points, n, batch),
         level=level,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=_room(model, tokenizer, book) if max_new_tokens is None else max_new_tokens,
         batch_size=batch_size,
         general=tuple(one.name for one in sets),
         drop=tuple(sorted(drop)),
@@ -143,6 +146,11 @@ def _root(out: str | Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="memplug-") as folder:
         yield Path(folder)
+
+
+def _room(model: Any, tokenizer: Any, book: Casebook) -> int:
+    """Tokens that the longest target needs with its end, and 32 at least; the same for all seeds."""
+    return max(32, 2 + longest(Text(model, tokenizer), book.targets()))
 
 
 def _told(fit_cases: Any) -> int | str | None:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..text import Pair, Text
 
-__all__ = ["at_least_one", "batches", "encode_pairs", "encode_prompts", "pad_left", "shorten"]
+__all__ = ["at_least_one", "batches", "encode_pairs", "encode_prompts", "longest", "pad_left", "shorten"]
 
 
 def encode_prompts(text: Text, prompts: Sequence[str], room: int) -> list[list[int]]:
@@ -47,6 +47,11 @@ def encode_pairs(text: Text, pairs: Iterable[tuple[str, str]]) -> list[Pair]:
             )
         rows.append(text.pair(prompt, target))
     return rows
+
+
+def longest(text: Text, targets: Sequence[str]) -> int:
+    """Tokens of the longest target behind a blank; 0 where there is none."""
+    return max((len(text.encode(f" {target}")) for target in targets), default=0)
 
 
 def batches(rows: Sequence[Sequence[int]], size: int, what: str, progress: bool) -> Iterator[list[int]]:
