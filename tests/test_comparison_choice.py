@@ -117,14 +117,14 @@ def test_answers_are_cut_off_where_the_longest_target_allows(make_tokenizer, mak
     tokenizer = make_tokenizer(TEXTS)
     model = make_llama(len(tokenizer), num_hidden_layers=2)
     short, wordy = named(0), named(1, "Sedge " * 14 + "Marrow")
-    beside = Case(named(2).edit, locality=(Probe("Who founded it?", "Tam " * 36),))
+    beside = Case(named(2).edit, locality=(Probe("Who founded it?", "Tam " * 90),))
     sizes = []
     for cases in ([short], [short, wordy], [short, wordy, beside]):
         found = memplug.compare(model, tokenizer, cases, methods=["grace"], progress=False)
         sizes.append(found.results["settings"]["max_new_tokens"])
         assert found.results["runs"][0]["error"] is None
     assert sizes[0] == 32 < sizes[1] < sizes[2]
-    assert sizes[2] >= len(tokenizer("Tam " * 36)["input_ids"]) + 1
+    assert sizes[2] >= len(tokenizer("Tam " * 90)["input_ids"]) + 1
 
 
 def test_truths_stay_with_their_cases():
