@@ -38,6 +38,7 @@ class HookSet:
         hooks = list(hooks)
         with ExitStack() as stack:
             for module, kind, fn in hooks:
+                fn = _uncompiled(fn)
                 if kind == "before":
                     handle = module.register_forward_pre_hook(fn, with_kwargs=True)
                 else:
@@ -55,6 +56,16 @@ class HookSet:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+def _uncompiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that torch.compile does not trace: it decides by values, and keeps them for other forwards."""
+    plain = torch.compiler.disable(fn)
+
+    def run(*args: Any) -> Any:
+        return plain(*args) if torch.compiler.is_compiling() else fn(*args)
+
+    return run
 
 
 class StopForward(Exception):

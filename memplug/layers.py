@@ -25,6 +25,7 @@ __all__ = [
     "fraction",
     "frozen",
     "input_device",
+    "learning",
     "module_device",
     "text_config",
 ]
@@ -230,6 +231,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """Gradients can be taken inside the ``with``, also where the caller works without them."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 class _Stop(Exception):

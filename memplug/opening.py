@@ -7,6 +7,7 @@ from typing import Any
 
 from . import storage
 from .editors import read_editor, shipped_editor
+from .layers import learning
 from .methods import choose, find_method
 from .plugin import Plug
 
@@ -68,7 +69,8 @@ def load(path: str | Path, model: Any, tokenizer: Any) -> Plug:
         ) from error
     plug = attach(model, tokenizer, config, layers=saved.layers)
     try:
-        storage.fill(plug, saved)
+        with learning():
+            storage.fill(plug, saved)
     except BaseException:
         plug.detach()
         raise

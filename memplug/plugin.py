@@ -18,7 +18,7 @@ from .calls import CallTracker
 from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditTable, as_edits
 from .hooks import HookSet
-from .layers import dissect
+from .layers import dissect, learning
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import numbered
@@ -52,7 +52,8 @@ class Plug:
         text = self._text = Text(model, tokenizer)
         tracker = self._tracker = CallTracker(anatomy, text.bos_id)
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
-        self.method = registered.method(Host(model, text, anatomy, tracker), config)
+        with learning():
+            self.method = registered.method(Host(model, text, anatomy, tracker), config)
         self.layers = anatomy.names[0].rpartition(".")[0]
         self._edits: dict[str, Edit] = {}
         self._off: set[str] = set()
@@ -95,7 +96,8 @@ class Plug:
         single = isinstance(prompt, str | Edit | Case)
         fresh, replaced = numbered(as_edits(prompt, target, subject), self._edits, self._count)
         self.method.check(fresh)
-        self.method.learn(fresh, [self._edits[id] for id in replaced], progress=progress)
+        with learning():
+            self.method.learn(fresh, [self._edits[id] for id in replaced], progress=progress)
         for id in replaced:
             del self._edits[id]
             self._off.discard(id)
@@ -155,7 +157,8 @@ class Plug:
             raise ValueError(
                 f"{name}=True: deleting an edit of {self.name!r} removes it whole without that; leave it out"
             )
-        left = self.method.forget(chosen, progress=True, **how)
+        with learning():
+            left = self.method.forget(chosen, progress=True, **how)
         for edit in chosen:
             del self._edits[str(edit.id)]
             self._off.discard(str(edit.id))
@@ -164,13 +167,15 @@ class Plug:
     def disable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits off; ``enable`` brings them back as they were."""
         chosen = [edit for edit in self._chosen(edits) if edit.id not in self._off]
-        self.method.switch(chosen, False, progress=True)
+        with learning():
+            self.method.switch(chosen, False, progress=True)
         self._off |= {str(edit.id) for edit in chosen}
 
     def enable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits on again."""
         chosen = [edit for edit in self._chosen(edits) if edit.id in self._off]
-        self.method.switch(chosen, True, progress=True)
+        with learning():
+            self.method.switch(chosen, True, progress=True)
         self._off -= {str(edit.id) for edit in chosen}
 
     def _chosen(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
@@ -194,7 +199,8 @@ class Plug:
             raise ValueError(f"{self.name!r} needs no fitting; call edit(...) at once")
         if self._edits:
             raise ValueError(f"the plug holds {len(self._edits)} edits; delete them, or fit a fresh plug")
-        return self.method.fit(list(cases), **options)
+        with learning():
+            return self.method.fit(list(cases), **options)
 
     def save_editor(self, path: str | Path) -> None:
         """Write what `fit` learned to a file; ``attach(..., editor=path)`` takes it up again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from families import build
@@ -142,3 +143,21 @@ def test_the_head_of_a_resumed_forward_sees_the_wanted_positions_only(model, ana
     finally:
         del head.forward
     assert sizes == [2]
+
+
+def test_hooks_decide_by_values_in_a_compiled_model_too():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    seen: list[list[int]] = []
+
+    def before(_m, args, _kwargs):
+        seen.append(
+            np.cumsum(args[0].detach().numpy()[0] > 0).tolist()
+        )  # compiled, this is not even possible
+        return ((args[0] * 2,), {}) if seen[-1][-1] > 1 else None
+
+    with HookSet([Hook(model[0], "before", before)]):
+        compiled = torch.compile(model, backend="eager")
+        for x in (torch.ones(1, 3), -torch.ones(1, 3)):
+            assert torch.equal(compiled(x), model(x))
+    assert seen == [[1, 2, 3]] * 2 + [[0, 0, 0]] * 2
+    torch.compiler.reset()

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from families import METHODS
 from plug_facts import BORN, FOUNDED, TAUGHT, logits, text_of
 from test_contract import answers
 
@@ -155,3 +156,21 @@ def test_mode_and_gradient_flags_are_restored(plug):
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", ["llp", "elder", "lora"])
+def test_edits_where_the_caller_works_without_gradients(model, tokenizer, method, without):
+    quick = {
+        "llp": METHODS["llp"] | {"value_steps": 2, "stop_loss": 1e3},
+        "elder": METHODS["elder"] | {"steps": 2},
+        "lora": {"epochs": 1, "keep_pool": 2},
+    }
+    model = copy.deepcopy(model)
+    with without(), memplug.attach(model, tokenizer, method, **quick[method]) as plug:
+        edit = plug.edit(BORN, "Zarnow", "Ada Quill")
+        logits(model, tokenizer, BORN)
+        plug.disable(edit)
+        plug.enable(edit)
+        plug.edit(FOUNDED, "Marrow", "Orlo Bridge Company")
+        assert len(plug.edits) == 2
