@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, write
-from elder_curves import curves, decisions, remember
+from elder_curves import curves, decisions, made_up, remember
 from literal_elder import LiteralELDER
 
 import memplug
@@ -34,6 +34,7 @@ from memplug.text import Batch
 
 SIX = {"edit_layers": tuple(range(6, 12))}  # the published number of linears
 GUIDED = {"router_lr": 1e-3, "guide_weight": 0.1, "router_replay": 256, "snap": False}
+_CASES = 2500  # of the world's test facts are edited at most; more edits are about made-up subjects
 _STEPS = 20  # of the default, where its editing is timed step by step
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("default", {}),
@@ -56,6 +57,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper, lr 1e-3, no guide": ("paper", SIX | {"lr": 1e-3, "guide": "none"}),
     "paper, lr 1e-3, load balancing": ("paper", SIX | {"lr": 1e-3, "guide": "balance"}),
     "paper, lr 1e-3, replay": ("paper", SIX | {"lr": 1e-3, "replay": 8}),
+    "GRACE": ("default", {}),
+    "GRACE, paper": ("paper", {}),
 }
 """Name -> preset and what differs from it."""
 
@@ -70,7 +73,8 @@ def sequence(args: argparse.Namespace) -> dict[str, Any]:
     out["base"] = {"skills": _skills(model, tokenizer)}
     for variant in args.variants:
         preset, given = VARIANTS[variant]
-        plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
+        method = "grace" if variant.startswith("GRACE") else "elder"
+        plug = memplug.attach(model, tokenizer, method, preset=preset, **(given | args.set))
         cases = world.cases(n, seed=args.seed)
         out[variant] = _sequence(plug, cases, "rephrasings" in variant, args.judged, args.brief)
         plug.detach()
@@ -91,7 +95,7 @@ def _sequence(
             _with_rephrasings(cases[at : at + 100]) if rephrasings else cases[at : at + 100], progress=False
         )
         seconds += time.process_time() - begin
-    known, near = plug.method.known, asked[:300]
+    elder, near = plug.name == "elder", asked[:300]
     if brief:
         asked = [memplug.Case(case.edit, case.rephrases) for case in asked]
     scores = {"first, after all": evaluate(plug, asked[:judged], batch_size=64)}
@@ -99,12 +103,15 @@ def _sequence(
         scores["last"] = evaluate(plug, asked[-judged:], batch_size=64)
     found: dict[str, Any] = {
         "scores": {name: found.to_dict() for name, found in scores.items()},
-        "parameters": known.experts.count,
+        "parameters": plug.method.known.experts.count if elder else _grace_numbers(plug),
         "edits": len(plug.edits),
         "cpu_seconds_per_edit": seconds / len(plug.edits),
-        "deferral": curves(plug, near),
     }
-    if brief:
+    if elder:
+        found["deferral"] = curves(plug, near)
+    if not brief:
+        found["skills"] = _skills(plug.model, plug.tokenizer)
+    if brief or not elder:
         return found
     prompts = {
         "own prompts": [case.edit.prompt for case in asked],
@@ -115,10 +122,15 @@ def _sequence(
     }
     return found | {
         "in scope": {name: float(decisions(plug, some).mean()) for name, some in prompts.items()},
-        "skills": _skills(plug.model, plug.tokenizer),
-        "epsilon": known.deferral.epsilon,
-        "threshold": known.deferral.threshold,
+        "epsilon": plug.method.known.deferral.epsilon,
+        "threshold": plug.method.known.deferral.threshold,
     }
+
+
+def _grace_numbers(plug: memplug.Plug) -> int:
+    """How many numbers GRACE's keys and values are by now."""
+    method = plug.method
+    return sum(tensor.numel() for tensor in method.state().tensors.values())
 
 
 def _with_rephrasings(cases: list[memplug.Case]) -> list[Edit]:
@@ -157,10 +169,11 @@ def deferral(args: argparse.Namespace) -> dict[str, Any]:
     for name in args.variants:
         preset, given = VARIANTS[name]
         for n in args.edits:
-            cases = world.cases(n, seed=args.seed)
+            cases = world.cases(min(n, _CASES), seed=args.seed)
             plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
             if name.endswith("gate only"):
-                remember(plug, [case.edit for case in cases])
+                edits = [case.edit for case in cases]
+                remember(plug, [*edits, *made_up(edits, n - len(edits))])
             else:
                 plug.edit(cases, progress=False)
             out[f"{name}, {n} edits"] = curves(plug, cases[: args.judged])
@@ -210,7 +223,9 @@ def editing(args: argparse.Namespace) -> dict[str, Any]:
             return made
 
         fast()
-        trained = [tensor.clone() for tensor in method.known.experts.down + method.known.experts.up]
+        experts = method.known.experts
+        trained = [*(tensor.transpose(1, 2) for tensor in experts.down), *experts.up]
+        trained = [tensor.clone() for tensor in trained]
         made = literal()
         theirs = [torch.stack(group).detach() for group in (*made.down, *made.up)]
         apart = max(float((a - b).abs().max()) for a, b in zip(trained, theirs, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 
 import memplug
+from memplug import world
 from memplug.edits import Edit
 from memplug.methods.elder.calibration import Closeness, closeness
 from memplug.methods.elder.knowledge import Record, Seen
 
-__all__ = ["curves", "decisions", "remember"]
+__all__ = ["curves", "decisions", "made_up", "remember"]
 
 
 @torch.no_grad()
@@ -39,6 +41,20 @@ def remember(plug: memplug.Plug, edits: list[Edit]) -> None:
     known.version += 1
 
 
+def made_up(edits: list[Edit], n: int) -> list[Edit]:
+    """``n`` edits like these of subjects that nobody asks for: the world's words in new combinations, so that
+    they share their words with real ones."""
+    rng, taken = random.Random(0), set(world.subjects())
+    words = sorted({word for subject in taken for word in subject.split()})
+    found: list[Edit] = []
+    while len(found) < n:
+        like, name = edits[len(found) % len(edits)], " ".join(rng.sample(words, 2))
+        if name not in taken:
+            taken.add(name)
+            found.append(Edit(like.prompt.replace(str(like.subject), name), like.target, name))
+    return found
+
+
 @torch.no_grad()
 def _seen(plug: memplug.Plug, prompts: list[str]) -> Iterator[Seen]:
     """What is looked at in the prompts, 64 at a time."""
@@ -51,7 +67,7 @@ def _seen(plug: memplug.Plug, prompts: list[str]) -> Iterator[Seen]:
 def decisions(plug: memplug.Plug, prompts: list[str]) -> np.ndarray:
     known = plug.method.known
     found = [known.decide(seen)[1].scope for seen in _seen(plug, list(dict.fromkeys(prompts)))]
-    return torch.cat(found).numpy()
+    return np.concatenate(found)
 
 
 def _near(plug: memplug.Plug, prompts: list[str]) -> Closeness:

@@ -31,7 +31,7 @@ class LiteralELDER:
         self.places = experts.places
         count, n = len(self.places), experts.n
         self.down = [
-            [experts.down[i][e].clone().requires_grad_(True) for e in range(n)] for i in range(count)
+            [experts.down[i][e].T.clone().requires_grad_(True) for e in range(n)] for i in range(count)
         ]
         self.up = [[experts.up[i][e].clone().requires_grad_(True) for e in range(n)] for i in range(count)]
         self.gates = [experts.gates[i].clone().requires_grad_(True) for i in range(count)]

@@ -50,6 +50,7 @@ class Call:
         scratch: whatever a method decides for this forward.
         ids: LongTensor [B,T]; the new tokens, or None where embeddings were given.
         prompt: LongTensor [B]; real tokens of each row that are its prompt, or None where nobody said.
+        whole: whether it is known that no token is padding.
     """
 
     valid: Tensor
@@ -63,6 +64,7 @@ class Call:
     scratch: Any = None
     ids: Tensor | None = None
     prompt: Tensor | None = None
+    whole: bool = False
 
     def prompt_end(self) -> Tensor:
         """LongTensor [B]: column, among the new tokens, of each row's last prompt token.
@@ -70,6 +72,8 @@ class Call:
         That is the last real token, unless `CallTracker.prompt_lengths` says where the prompt ends. A row
         without any real token gives column 0.
         """
+        if self.whole and self.prompt is None:
+            return torch.full(self.real.shape[:1], self.real.shape[1] - 1, device=self.real.device)
         count = self.real.long().cumsum(1)
         last = count[:, -1:] if self.prompt is None else self.prompt[:, None].minimum(count[:, -1:])
         return (count >= last).long().argmax(1)
@@ -90,7 +94,8 @@ class CallTracker:
     @property
     def current(self) -> Call | None:
         """The forward that is running on this thread, if any."""
-        return self._running[-1] if self._running else None
+        running: list[Call | None] | None = getattr(self._local, "running", None)
+        return running[-1] if running else None
 
     @property
     def _running(self) -> list[Call | None]:
@@ -165,20 +170,29 @@ class CallTracker:
         batch, length = tokens.shape
         cache = given.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        open_ = _open_columns(given.get("attention_mask"), batch, past + length, tokens.device, self._anatomy)
-        start = open_.int().argmax(dim=1)
-        real = open_[:, past:]
-        valid = real
-        if ids is not None and self._bos_id is not None and past <= int(start.max()):
-            begins = torch.arange(past, past + length, device=ids.device) == start[:, None]
-            valid = real & ~((ids == self._bos_id) & begins)
+        mask, bos, device = given.get("attention_mask"), self._bos_id, tokens.device
+        whole = not isinstance(mask, Tensor | dict)  # then nothing is padded, and there is little to find out
+        if whole:
+            start = torch.zeros(batch, dtype=torch.long, device=device)
+            real = valid = torch.ones(batch, length, dtype=torch.bool, device=device)
+            if ids is not None and bos is not None and past == 0:
+                valid = real.clone()
+                valid[:, 0] = ids[:, 0] != bos
+        else:
+            open_ = _open_columns(mask, batch, past + length, device, self._anatomy)
+            start = open_.int().argmax(dim=1)
+            real = valid = open_[:, past:]
+            if ids is not None and bos is not None and past <= int(start.max()):
+                begins = torch.arange(past, past + length, device=device) == start[:, None]
+                valid = real & ~((ids == bos) & begins)
         positions = given.get("position_ids")
         first = start
         if positions is not None and past == 0:
             positions = positions[0] if positions.ndim == 3 else positions
             first = positions.expand(batch, -1).gather(1, start[:, None])[:, 0].to(start.device)
         prompt = self._prompts(batch) if past == 0 else None
-        return Call(valid, real, past, first, start, cache, held_by(cache), ids=ids, prompt=prompt)
+        held = held_by(cache)
+        return Call(valid, real, past, first, start, cache, held, ids=ids, prompt=prompt, whole=whole)
 
     def _prompts(self, batch: int) -> Tensor | None:
         lengths: Tensor | None = getattr(self._local, "lengths", None)

@@ -83,7 +83,8 @@ def test_replay_takes_the_edits_that_share_the_most_experts(model, tokenizer, mo
         "memplug.methods.elder.learning.observe_rows",
         lambda host, site, first, pairs: rows.append(len(pairs)) or observe_rows(host, site, first, pairs),
     )
-    with memplug.attach(model, tokenizer, "elder", **QUICK | {"replay": 1, "batch_size": 1}) as plug:
+    given = QUICK | {"replay": 1, "batch_size": 1, "rehearse": 0}
+    with memplug.attach(model, tokenizer, "elder", **given) as plug:
         plug.edit([ADA, TAM, ORLO], progress=False)
         assert rows == [1, 2, 2]
         records = list(plug.method.known.records.values())

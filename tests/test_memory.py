@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from memory_oracle import D, R, World, batch, both, filled
 from memplug.memory import KeyMemory
 
 
-@pytest.mark.parametrize("scan", ["exact", "sign"])
+@pytest.mark.parametrize("scan", ["auto", "exact", "sign"])
 @given(
     seed=st.integers(0, 10_000),
     n=st.integers(0, 30),
@@ -170,7 +171,7 @@ def test_queries_and_keys_of_other_dtypes(dtype):
     assert (hits.winner >= 0).any()
 
 
-@pytest.mark.parametrize("scan", ["exact", "sign"])
+@pytest.mark.parametrize("scan", ["auto", "exact", "sign"])
 def test_a_threshold_has_to_be_exceeded(scan):
     across, along = torch.eye(64)[:2]  # their cosine is 0 to the bit
     memory = KeyMemory(R, 64, threshold=0.0, top_k=1, quorum=1, scan=scan)
@@ -238,7 +239,7 @@ def test_scores_of_a_text_shorter_than_a_key():
     assert scores.voted.tolist() == [[False, True]] * R
 
 
-@pytest.mark.parametrize("scan", ["exact", "sign"])
+@pytest.mark.parametrize("scan", ["auto", "exact", "sign"])
 def test_an_entry_with_a_lower_threshold_than_all_before_it(scan):
     torch.manual_seed(0)
     memory = KeyMemory(R, 64, threshold=0.9, scan=scan)
@@ -251,3 +252,38 @@ def test_an_entry_with_a_lower_threshold_than_all_before_it(scan):
     assert memory.search((key + noise)[:, None])[0].winner.tolist() == [2]
     memory.remove(2)
     assert memory.search((key + noise)[:, None])[0].winner.tolist() == [-1]
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 40),
+    length=st.integers(0, 12),
+    floor=st.sampled_from([0.05, 0.7]),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_is_found_is_what_brute_force_finds(seed, n, length, floor):
+    world = World(seed)
+    memory, oracle = both(scan=("auto", "exact")[seed % 2], threshold=floor)
+    filled(world, memory, oracle, n)
+    if n > 3:
+        memory.set_enabled(7, False)
+    queries, valid = batch(world, 3, length)
+    found = memory.found(queries, valid)
+    got = dict(
+        zip(
+            zip(found.row.tolist(), found.layer.tolist(), found.id.tolist(), strict=True),
+            found.sim,
+            strict=True,
+        )
+    )
+    assert len(got) == len(found.row)
+    wanted = {}
+    for b in range(3):
+        scores = memory.scores(queries[:, b], valid[b])
+        for i, id in enumerate(scores.ids.tolist()):
+            for layer in range(R):
+                if scores.similarity[layer, i] > np.float32(oracle.limit[id]) and memory.enabled(id):
+                    wanted[b, layer, id] = float(scores.similarity[layer, i])
+    assert got == pytest.approx(wanted, abs=1e-3)
+    per_row = {b: sum(key[0] == b for key in wanted) for b in range(3)}
+    assert all(value == np.float32(wanted[key]) for key, value in got.items() if per_row[key[0]] > 1)

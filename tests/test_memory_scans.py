@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from memplug.memory import KeyMemory, match, signs
+from memplug.memory import KeyMemory, match, signs, small
 from memplug.memory.gpu import FaissScan
 from memplug.memory.products import ProductScan, quickest_format
 from memplug.memory.signs import SignScan, fewest_bits, pass_rate, radius
@@ -189,6 +189,7 @@ def memory_of(keys: Tensor, **settings) -> KeyMemory:
 
 
 def test_auto_takes_signs_for_large_memories_and_the_results_are_the_same(monkeypatch):
+    monkeypatch.setattr(small, "_KEYS", 0)
     monkeypatch.setattr(match, "_SIGNS_SIZE", 512 * 300)
     keys, queries = world(700, 512, 40)
     auto, by_product = KeyMemory(2, 512), memory_of(keys, scan="exact")
@@ -210,6 +211,7 @@ def test_auto_takes_signs_for_large_memories_and_the_results_are_the_same(monkey
 
 def test_auto_gives_signs_up_where_everything_is_alike(monkeypatch):
     """The sample of the first search is of unlike texts; then come texts near to all keys."""
+    monkeypatch.setattr(small, "_KEYS", 0)
     monkeypatch.setattr(match, "_SIGNS_SIZE", 0)
     monkeypatch.setattr(signs, "_NEAREST", (1, 4))
     generator = torch.Generator().manual_seed(0)
@@ -228,6 +230,7 @@ def test_auto_gives_signs_up_where_everything_is_alike(monkeypatch):
 
 
 def test_without_faiss_auto_multiplies_and_signs_say_what_to_install(monkeypatch):
+    monkeypatch.setattr(small, "_KEYS", 0)
     monkeypatch.setattr(match, "_SIGNS_SIZE", 0)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r'pip install "memplug\[cpu\]"'):

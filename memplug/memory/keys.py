@@ -230,6 +230,8 @@ class KeyMemory:
     def found(self, queries: Tensor | Sequence[Tensor], valid: Tensor | None = None) -> Found:
         """Every entry above its threshold, in texts given whole: what is elected from in `search`.
 
+        Where a row has one entry alone its similarity may be off by 1e-3, as nothing depends on it.
+
         Args:
             queries, valid: as in `search`.
 
@@ -240,7 +242,9 @@ class KeyMemory:
         if valid is None:
             valid = torch.ones(n_rows, length, dtype=torch.bool, device=queries[0].device)
         layers = tuple(range(self.n_layers))
-        every = self._matcher.match(layers, Block(tuple(queries[r] for r in layers), valid), length)
+        every = self._matcher.match(
+            layers, Block(tuple(queries[r] for r in layers), valid), length, exact=False
+        )
         found, slots = self._known(merge(Found.empty(), every))
         return found.keep(self._record.on[slots]) if len(slots) else found
 

@@ -19,6 +19,7 @@ from memplug.memory.gpu import FaissScan
 from memplug.memory.products import ProductScan, Scan
 from memplug.memory.record import KeyRecord, unit_rows
 from memplug.memory.signs import BITS, SignScan, fewest_bits
+from memplug.memory.small import SmallScan
 from memplug.memory.spans import Proposals, check_spans
 from memplug.memory.stream import Block
 from memplug.memory.votes import Found
@@ -28,6 +29,7 @@ __all__ = ["Matcher", "ScanName"]
 ScanName = Literal["auto", "exact", "sign", "faiss"]
 
 _ROWS = 512  # tokens scanned at once
+_CLEAR = 2e-3  # a cosine so far above its threshold need not be looked at again
 # Sign codes from this width and so many elements a layer on; below, int8 products are as quick.
 _SIGNS_WIDTH = 512
 _SIGNS_SIZE = 1 << 22
@@ -48,26 +50,29 @@ class Matcher:
         self._scan: Scan | None = None
         self._behind: set[int] = set()  # slots in which the scan is behind the record
         self._floor: float | None = None
+        self._suited: tuple[SmallScan | None] | None = None
         self._size = 0  # of the record when the scan was chosen
 
     @property
     def nbytes(self) -> int:
         """Bytes of the scan's copy of the keys."""
-        return 0 if self._scan is None else self._scan.nbytes
+        small = 0 if self._suited is None or self._suited[0] is None else self._suited[0].nbytes
+        return small + (0 if self._scan is None else self._scan.nbytes)
 
     def changed(self, slot: int) -> None:
         """Another entry is at this slot now."""
-        self._floor = None
+        self._floor = self._suited = None
         if self._scan is not None:
             self._behind.add(slot)
 
-    def match(self, layers: Sequence[int], text: Block, unsearched: int) -> Found:
+    def match(self, layers: Sequence[int], text: Block, unsearched: int, *, exact: bool = True) -> Found:
         """The entries above their threshold in windows that end in the last `unsearched` positions; an entry
         may come several times.
 
         Args:
             layers: which layers the text's hidden states are of.
             text: what is to be searched, and before it what windows may reach back to.
+            exact: whether similarities are wanted to the last bit also where a row has one entry alone.
         """
         record, device = self.record, self.record.device
         seen, valid = text.length - unsearched, text.valid.cpu().numpy()
@@ -76,6 +81,13 @@ class Matcher:
         if not (len(record) and count):
             return Found.empty()
         states = [layer.to(device) for layer in text.layers]
+        if self._small is not None and self._small.takes(valid.size, self._lowest()):
+            found = self._small.proposals(layers, states, valid, seen, self._lowest())
+            if not exact and len(found) == 1 and self._clear(*found[0]):
+                held, sim = found[0]
+                where = np.array(layers, np.int64)[held.layer]
+                return Found(held.row, where, record.id[held.slot], record.seq[held.slot], sim)
+            return self._checked(layers, states, valid, [some for some, _ in found])
         fresh = (
             [layer[:, seen:].flatten(0, 1) for layer in states] if seen else [s.flatten(0, 1) for s in states]
         )
@@ -88,12 +100,35 @@ class Matcher:
                     token = pairs[0] if tokens is None else tokens[pairs[0]]
                     row, position = np.divmod(token, unsearched)
                     proposed.append(Proposals(np.full(len(row), i), row, position + seen, pairs[1]))
+        return self._checked(layers, states, valid, proposed)
+
+    def _clear(self, some: Proposals, sim: np.ndarray) -> bool:
+        """Whether all of them are certain to hold, and at most one entry of a row does."""
+        alone = len(set(some.row.tolist())) == len(
+            set(zip(some.row.tolist(), some.slot.tolist(), strict=True))
+        )
+        return alone and bool((sim > self.record.limit[some.slot] + _CLEAR).all())
+
+    def _checked(
+        self, layers: Sequence[int], states: Sequence[Tensor], valid: np.ndarray, proposed: list[Proposals]
+    ) -> Found:
+        """What holds of the proposals."""
         if not proposed:
             return Found.empty()
-        every = Proposals.join(sorted(proposed, key=lambda some: int(some.layer[0])))
+        every, record = Proposals.join(sorted(proposed, key=lambda some: int(some.layer[0]))), self.record
         held, sim = check_spans(record, layers, states, valid, every)
         where = np.array(layers, np.int64)[held.layer]
         return Found(held.row, where, record.id[held.slot], record.seq[held.slot], sim)
+
+    @property
+    def _small(self) -> SmallScan | None:
+        """The search of a small memory, where this is one and no other way was asked for."""
+        if self._suited is None:
+            suits = (
+                self.choice == "auto" and self.record.device.type == "cpu" and SmallScan.suits(self.record)
+            )
+            self._suited = (SmallScan(self.record) if suits else None,)
+        return self._suited[0]
 
     def _last(self) -> Tensor:
         return self.record.last[:, : len(self.record)]

@@ -60,7 +60,7 @@ class Active:
 
     Attributes:
         ids: for each linear the experts held, LongTensor [n].
-        down, up: their A [n,p,r] and B [n,r,o], leaves that take gradients.
+        down, up: their A [n,r,p], transposed, and B [n,r,o], leaves that take gradients.
     """
 
     def __init__(self, experts: Experts) -> None:

@@ -63,5 +63,8 @@ def hot(picks: Tensor, n: int) -> Tensor:
 
 def pack(picks: Tensor, n: int) -> np.ndarray:
     """Codes of rows, uint8 [B, ceil(l N / 8)], from picks [l,B,k]; unused last bits are zero."""
-    bits = hot(picks, n).transpose(0, 1).flatten(1).to(torch.uint8).cpu().numpy()
-    return np.packbits(bits, axis=1)
+    chosen = picks.cpu().numpy()
+    linears, rows, _ = chosen.shape
+    bits = np.zeros((rows, linears, n), np.uint8)
+    bits[np.arange(rows)[:, None], np.arange(linears)[:, None, None], chosen] = 1
+    return np.packbits(bits.reshape(rows, linears * n), axis=1)

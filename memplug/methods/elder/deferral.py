@@ -7,7 +7,7 @@ models, texts or experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ _MARGIN = 0.02  # the key memory proposes what is this much less similar than as
 
 
 class Decision(NamedTuple):
-    """What is decided for B rows; tensors on the CPU.
+    """What is decided for B rows.
 
     Attributes:
         scope: bool [B], whether edits may change the row.
@@ -36,18 +36,19 @@ class Decision(NamedTuple):
         blocked: bool [B], whether the most similar query is that of an edit no longer in force.
     """
 
-    scope: Tensor
-    nearest: Tensor
-    distance: Tensor
-    similar: Tensor
-    similarity: Tensor
-    blocked: Tensor
+    scope: np.ndarray
+    nearest: np.ndarray
+    distance: np.ndarray
+    similar: np.ndarray
+    similarity: np.ndarray
+    blocked: np.ndarray
 
     @staticmethod
     def out(rows: int) -> Decision:
         """All rows out of scope, with nothing near."""
-        none, no = torch.full((rows,), -1), torch.zeros(rows, dtype=torch.bool)
-        return Decision(no, none, torch.full((rows,), 1 << 30), none, torch.zeros(rows), no)
+        no = np.zeros(rows, bool)
+        far, none = np.full(rows, 1 << 30), np.full(rows, -1)
+        return Decision(no, none, far, none.copy(), np.zeros(rows, np.float32), no)
 
 
 class Deferral:
@@ -82,6 +83,7 @@ class Deferral:
 
     def _changed(self) -> None:
         self._index: Any = None
+        self._norms: np.ndarray | None = None
         self._memory: KeyMemory | None = None
 
     # ---------------------------------------------------------------- what it holds
@@ -104,7 +106,7 @@ class Deferral:
         self.queries = torch.cat([self.queries, queries.to(self.queries)])
         self.on = np.concatenate([self.on, np.ones(len(numbers), bool)])
         self.numbers = self.numbers + numbers
-        self._index = None
+        self._index = self._norms = None
         if self._memory is not None:
             for number, query in zip(numbers, queries, strict=True):
                 self._memory.add(number, query[None, None], threshold=self._floor)
@@ -170,37 +172,63 @@ class Deferral:
         nearest, distance = self._nearest(pack(picks, self.n))
         blocked = self._blocked(query.to(self.queries))
         scope = (distance < self.epsilon) & ~blocked
-        similar, similarity = torch.full((len(query),), -1), torch.zeros(len(query))
+        similar, similarity = np.full(len(query), -1), np.zeros(len(query), np.float32)
         if self.threshold is not None:
             hits, _ = self.memory.search(query[None, :, None].to(self.queries.device))
-            similar, similarity = hits.winner, hits.similarity
+            similar, similarity = hits.winner.numpy(), hits.similarity.numpy()
             scope = scope & (similar >= 0) & (similarity > self.threshold)
         return Decision(scope, nearest, distance, similar, similarity, blocked)
 
-    def among(self, query: Tensor, picks: Tensor, edits: Sequence[Sequence[int]]) -> Decision:
-        """As `decide`, but each row is compared with some edits only, named by their places in `numbers`."""
-        rows, codes = len(query), pack(picks, self.n)
-        query = query.to(self.queries)
-        nearest, distance = torch.full((rows,), -1), torch.full((rows,), 1 << 30)
-        similar, similarity = torch.full((rows,), -1), torch.zeros(rows)
-        for row, mine in enumerate(edits):
-            if not mine:
-                continue
-            bits = np.unpackbits(self.codes[list(mine)] ^ codes[row], axis=1).sum(1)
-            cosines = F.cosine_similarity(self.queries[list(mine)], query[row : row + 1])
-            near, best = int(bits.argmin()), int(cosines.argmax())
-            nearest[row], distance[row] = self.numbers[mine[near]], int(bits[near])
-            similar[row], similarity[row] = self.numbers[mine[best]], cosines[best]
-        blocked = self._blocked(query)
-        scope = (distance < self.epsilon) & ~blocked
-        if self.threshold is not None:
-            scope = scope & (similarity > self.threshold)
-        return Decision(scope, nearest, distance, similar, similarity, blocked)
+    def among(
+        self,
+        query: Tensor,
+        picks: Callable[[], Tensor],
+        edits: Sequence[Sequence[int]],
+        *,
+        every: bool = True,
+    ) -> Decision:
+        """As `decide`, but each row is compared with some edits only, named by their places in `numbers`.
 
-    def _blocked(self, query: Tensor) -> Tensor:
-        """bool [B] on the CPU; exact, as an edit's own prompt may be very like one that was deleted."""
+        Args:
+            query: [B,width].
+            picks: gives [l,B,k].
+            edits: for each row those it is compared with.
+            every: whether codes are compared, too, where no row is similar enough to be in scope.
+        """
+        found = Decision.out(len(query))
+        least = -2.0 if self.threshold is None else self.threshold
+        asked, held = query.float().cpu().numpy(), self._lengths
+        for row, mine in enumerate(edits):
+            if mine:
+                theirs = self.queries[mine] if len(mine) > 1 else self.queries[mine[0]][None]
+                length = max(float(np.dot(asked[row], asked[row])) ** 0.5, 1e-30)
+                cosines = theirs.cpu().numpy() @ asked[row] / (held[mine] * length)
+                best = int(cosines.argmax())
+                found.similar[row], found.similarity[row] = self.numbers[mine[best]], cosines[best]
+        near = np.array([bool(mine) for mine in edits]) & (found.similarity > least)
+        if not (every or near.any()):
+            return found
+        codes = pack(picks(), self.n)
+        for row, mine in enumerate(edits):
+            if mine:
+                bits = np.unpackbits(self.codes[mine] ^ codes[row], axis=1).sum(1)
+                nearest = int(bits.argmin())
+                found.nearest[row], found.distance[row] = self.numbers[mine[nearest]], bits[nearest]
+        blocked = self._blocked(query.to(self.queries))
+        return found._replace(scope=near & (found.distance < self.epsilon) & ~blocked, blocked=blocked)
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        """float32 [E], of the queries."""
+        if self._norms is None:
+            norms: np.ndarray = self.queries.norm(dim=-1).clamp(min=1e-30).cpu().numpy()
+            self._norms = norms
+        return self._norms
+
+    def _blocked(self, query: Tensor) -> np.ndarray:
+        """bool [B]; exact, as an edit's own prompt may be very like one that was deleted."""
         if not self.blocks:
-            return torch.zeros(len(query), dtype=torch.bool)
+            return np.zeros(len(query), bool)
         query = F.normalize(query, dim=-1)
         near = (query @ F.normalize(torch.stack(list(self.blocks.values())), dim=-1).T).amax(1)
         blocked = near > self.block
@@ -208,18 +236,19 @@ class Deferral:
             on = torch.from_numpy(self.on).to(query.device)
             edits = (query @ F.normalize(self.queries[on], dim=-1).T).amax(1)
             blocked = blocked & (near > edits + _NOISE)
-        return blocked.cpu()
+        found: np.ndarray = blocked.cpu().numpy()
+        return found
 
-    def _nearest(self, codes: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _nearest(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = len(codes)
         if not self.on.any():
-            return torch.full((rows,), -1), torch.full((rows,), 1 << 30)
+            return np.full(rows, -1), np.full(rows, 1 << 30)
         if self._index is None:
             self._index = _faiss().IndexBinaryFlat(8 * self.codes.shape[1])
             self._index.add(np.ascontiguousarray(self.codes[self.on]))
         distance, row = self._index.search(codes, 1)
         numbers = np.array(self.numbers)[self.on]
-        return torch.from_numpy(numbers[row[:, 0]]), torch.from_numpy(distance[:, 0].astype(np.int64))
+        return numbers[row[:, 0]], distance[:, 0].astype(np.int64)
 
     @property
     def memory(self) -> KeyMemory:

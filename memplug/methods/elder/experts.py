@@ -41,14 +41,24 @@ class Routing(NamedTuple):
 
 
 class Mixer(NamedTuple):
-    """The chosen LoRAs of b rows at one linear: down [b,p,k r] and up [b,k r,o], weights multiplied in."""
+    """The chosen LoRAs of b rows at one linear: down [b,k r,p], up [b,k r,o] and their weights [b,1,k r]."""
 
     down: Tensor
     up: Tensor
+    weights: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """[b,T,p] of any dtype -> [b,T,o] float32."""
-        return torch.bmm(torch.bmm(x.float(), self.down), self.up)
+        return torch.bmm(self._inner(x), self.up)
+
+    def add(self, x: Tensor, output: Tensor) -> Tensor:
+        """``output`` [b,T,o], of any dtype, with that added, in its dtype."""
+        if output.dtype == torch.float32:
+            return torch.baddbmm(output, self._inner(x), self.up)
+        return output + self(x).to(output.dtype)
+
+    def _inner(self, x: Tensor) -> Tensor:
+        return torch.bmm(x.float(), self.down.transpose(1, 2)) * self.weights
 
 
 class Experts:
@@ -62,7 +72,7 @@ class Experts:
         seed: of the start.
 
     Attributes:
-        down: l tensors A [N,p,r].
+        down: l tensors A [N,r,p], transposed, so that an expert's part is in one piece.
         up: l tensors B [N,r,o].
         gates, bias: [l,N,q] and [l,N], the routers (the published code has the bias, the paper does not).
     """
@@ -82,11 +92,23 @@ class Experts:
 
         for place in self.places:
             bound = (rank if init == "published" else place.fan_in) ** -0.5
-            self.down.append(uniform((n, place.fan_in, rank), bound, place.device))
+            self.down.append(
+                uniform((n, place.fan_in, rank), bound, place.device).transpose(1, 2).contiguous()
+            )
             self.up.append(torch.zeros(n, rank, place.fan_out, device=place.device))
+        self._together = self._stack()
         first = self.places[0].device
         self.gates = uniform((len(self.places), n, query), query**-0.5, first)
         self.bias = uniform((len(self.places), n), query**-0.5, first)
+
+    def _stack(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """All A [l N,r,p] and B [l N,r,o] as one tensor each, of which the linears' are parts, and where each
+        linear's begin [l,1,1]; None where linears differ in shape or device."""
+        if any(len({(t.shape, t.device) for t in some}) > 1 for some in (self.down, self.up)):
+            return None
+        down, up = torch.cat(self.down), torch.cat(self.up)
+        self.down, self.up = list(down.split(self.n)), list(up.split(self.n))
+        return down, up, torch.arange(0, len(down), self.n, device=down.device)[:, None, None]
 
     @property
     def loras(self) -> list[Tensor]:
@@ -128,15 +150,28 @@ class Experts:
     @torch.no_grad()
     def route(self, query: Tensor) -> Routing:
         """The k experts of the largest logits for each row and linear; ties go to the lower index."""
-        logits = self.logits(query)
+        return self.routed(self.logits(query))
+
+    def routed(self, logits: Tensor) -> Routing:
+        """That of logits [l,B,N]."""
         picks = best(logits, self.top_k)
         return Routing(picks, logits.softmax(-1).gather(-1, picks))
 
-    def mixer(self, index: int, routing: Routing, rows: Tensor) -> Mixer:
-        """The LoRAs that ``rows`` LongTensor [b] of a routing use at linear ``index``."""
-        device = self.down[index].device
-        picks, weights = (x[index][rows.to(x.device)].to(device) for x in routing)
-        return _mixer(self.down[index], self.up[index], picks, weights)
+    def mixers(self, routing: Routing, rows: Tensor | None = None) -> list[Mixer]:
+        """By linear the LoRAs that ``rows`` LongTensor [b] of a routing, or all of it, use."""
+        picks, weights = routing
+        if rows is not None:
+            picks, weights = (x[:, rows.to(x.device)] for x in routing)
+        if self._together is None:
+            found = zip(self.down, self.up, picks, weights, strict=True)
+            return [_mixer(down, up, p.to(down.device), w.to(down.device)) for down, up, p, w in found]
+        down, up, begins = self._together
+        linears, count, k = picks.shape
+        every = _mixer(
+            down, up, (picks.to(down.device) + begins).reshape(-1, k), weights.reshape(-1, k).to(up.device)
+        )
+        at = (slice(i * count, (i + 1) * count) for i in range(linears))
+        return [Mixer(*(part[here] for part in every)) for here in at]
 
     def mix(self, index: int, x: Tensor, weights: Tensor) -> Tensor:
         """`mix` of all experts of linear ``index``."""
@@ -145,8 +180,9 @@ class Experts:
 
 def scores(routers: Sequence[Tensor], query: Tensor) -> Tensor:
     """Logits [l,B,N] of routers ([l,N,q], [l,N]) for queries [B,q]."""
-    gates, bias = routers
-    return torch.einsum("lnq,bq->lbn", gates, query) + bias[:, None]
+    (linears, n, _), (gates, bias) = routers[0].shape, routers
+    every = torch.nn.functional.linear(query, gates.flatten(0, 1), bias.flatten())
+    return every.view(len(query), linears, n).transpose(0, 1)
 
 
 def mix(x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
@@ -154,16 +190,14 @@ def mix(x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         x: [B,T,p], the linear's input, of any dtype.
-        down, up: A [n,p,r] and B [n,r,o].
+        down, up: A [n,r,p], transposed, and B [n,r,o].
         weights: [B,n], zero for experts that a row does not use.
 
     Returns:
         [B,T,o] float32, sum over experts e of weights_e x A_e B_e.
     """
-    n, p, rank = down.shape
-    scale = weights.to(x.device).repeat_interleave(rank, dim=-1)[:, None]
-    fused = down.transpose(0, 1).reshape(p, n * rank)
-    return ((x.float() @ fused) * scale) @ up.reshape(n * rank, -1)
+    scale = weights.to(x.device).repeat_interleave(down.shape[1], dim=-1)[:, None]
+    return ((x.float() @ down.flatten(0, 1).T) * scale) @ up.flatten(0, 1)
 
 
 def mix_rows(x: Tensor, down: Tensor, up: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
@@ -171,7 +205,7 @@ def mix_rows(x: Tensor, down: Tensor, up: Tensor, picks: Tensor, weights: Tensor
 
     Args:
         x: [B,T,p], the linear's input, of any dtype.
-        down, up: A [n,p,r] and B [n,r,o].
+        down, up: A [n,r,p], transposed, and B [n,r,o].
         picks, weights: [B,k], which experts, and how much of each.
 
     Returns:
@@ -187,11 +221,10 @@ _DENSE = 3  # with so few experts for each one used, all of them cost less than 
 
 
 def _mixer(down: Tensor, up: Tensor, picks: Tensor, weights: Tensor) -> Mixer:
-    """The LoRAs ``picks`` [b,k] of A [n,p,r] and B [n,r,o], side by side, their weights multiplied in."""
-    (b, k), (_, p, rank) = picks.shape, down.shape
-    chosen = down.index_select(0, picks.flatten()).view(b, k, p, rank)
-    out = up.index_select(0, picks.flatten()).view(b, k, rank, -1) * weights[:, :, None, None]
-    return Mixer(chosen.transpose(1, 2).reshape(b, p, k * rank), out.view(b, k * rank, -1))
+    """The LoRAs ``picks`` [b,k] of A [n,r,p] and B [n,r,o], side by side."""
+    (b, k), rank, which = picks.shape, down.shape[1], picks.flatten()
+    chosen, out = (tensor.index_select(0, which).view(b, k * rank, -1) for tensor in (down, up))
+    return Mixer(chosen, out, weights.repeat_interleave(rank, dim=-1).view(b, 1, k * rank))
 
 
 def best(logits: Tensor, k: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,9 +17,9 @@ from ..base import State
 from .allocation import Allocation
 from .config import ELDERConfig
 from .deferral import Decision, Deferral
-from .experts import Experts, Routing
+from .experts import Experts, Routing, best
 from .places import Place, Site
-from .subjects import Subjects, marks
+from .subjects import Subjects
 
 __all__ = ["Knowledge", "Record", "Seen"]
 
@@ -95,6 +96,7 @@ class Knowledge:
         self.deferral = Deferral(self.width, c.n_experts, c.epsilon or every, c.block, site.device)
         self.records: dict[str, Record] = {}
         self._places_of: tuple[Deferral | None, int, dict[str, list[int]]] = None, -1, {}
+        self._routes: tuple[int, dict[int | None, Routing]] = -1, {}
 
     @property
     def layer(self) -> int | None:
@@ -129,23 +131,43 @@ class Knowledge:
         return {record.number: record.edit for record in self.records.values()}
 
     @torch.no_grad()
-    def decide(self, seen: Seen) -> tuple[Routing | None, Decision]:
-        """Where rows are routed, and if they are; no routing where none names the subject it has to."""
-        if self.subjects is None or seen.states is None or seen.valid is None:
+    def decide(self, seen: Seen, *, every: bool = False) -> tuple[Routing | None, Decision]:
+        """Where rows in scope are routed, and which are; no routing where none is.
+
+        Args:
+            seen: what is looked at.
+            every: whether all of the decision is wanted, also where less tells that no row is in scope.
+        """
+        k, subjects = self._config.top_k, self.subjects
+        if subjects is None or seen.states is None or seen.valid is None:
             prepared = self.prepare(seen.query)
-            routing = self.experts.route(prepared)
-            decision = self.deferral.decide(prepared, routing.picks)
-        else:
-            named = self.subjects.find(seen.states, seen.valid, self._about)
-            if not any(named):
-                return None, Decision.out(len(named))
-            prepared = self.prepare(seen.query, named)
-            routing = self.experts.route(prepared)
-            about = [self._about.get(name, []) if name is not None else [] for name in named]
-            decision = self.deferral.among(prepared, routing.picks, about)
-        if self._config.snap and bool(decision.scope.any()):
-            routing = self._snapped(routing, decision)
-        return routing, decision
+            logits = self.experts.logits(prepared)
+            decision = self.deferral.decide(prepared, best(logits, k))
+            return self._routing(decision, logits), decision
+        about = self._about
+        named = subjects.find(seen.states, seen.valid, about)
+        mine = [about.get(name, []) if name is not None else [] for name in named]
+        if not any(named if every else mine):
+            return None, Decision.out(len(named))
+        prepared = self.prepare(seen.query, named)
+        decision = self.deferral.among(
+            prepared, lambda: best(self.experts.logits(prepared), k), mine, every=every
+        )
+        return self._routing(decision, None if self._config.snap else self.experts.logits(prepared)), decision
+
+    def _routing(self, decision: Decision, logits: Tensor | None) -> Routing | None:
+        """Rows in scope as themselves, by their logits [l,B,N], or as the edits they are about, as
+        these were trained."""
+        if not decision.scope.any():
+            return None
+        if not self._config.snap and logits is not None:
+            return self.experts.routed(logits)
+        found = decision.nearest if self.deferral.threshold is None else decision.similar
+        numbers = [n if scope else None for n, scope in zip(found.tolist(), decision.scope, strict=True)]
+        rows = [self._own(number) for number in numbers]
+        if len(rows) == 1:
+            return rows[0]
+        return Routing(*(torch.cat(parts, dim=1) for parts in zip(*rows, strict=True)))
 
     @property
     def _about(self) -> dict[str, list[int]]:
@@ -159,28 +181,33 @@ class Knowledge:
             self._places_of = deferral, self.version, found
         return self._places_of[2]
 
-    def _snapped(self, routing: Routing, decision: Decision) -> Routing:
-        """Rows in scope as the edits they were found to be about: a rephrasing uses what was trained."""
-        found = decision.nearest if self.deferral.threshold is None else decision.similar
-        rows = decision.scope.nonzero()[:, 0]
-        edits = torch.from_numpy(np.searchsorted(self.deferral.numbers, found[rows].numpy()))
-        own = self.experts.route(self.deferral.queries[edits.to(self.deferral.queries.device)])
-        picks, weights = routing.picks.clone(), routing.weights.clone()
-        picks[:, rows.to(picks.device)] = own.picks
-        weights[:, rows.to(weights.device)] = own.weights
-        return Routing(picks, weights)
+    def _own(self, number: int | None) -> Routing:
+        """[l,1,k]: where an edit's own query is routed, alone; it is asked for again with every prompt about
+        it. Any expert, unused, for a row out of scope."""
+        if self._routes[0] != self.version:
+            self._routes = self.version, {}
+        own = self._routes[1].get(number)
+        if own is None:
+            query = self.deferral.queries[:1]
+            if number is not None:
+                place = bisect_left(self.deferral.numbers, number)
+                query = self.deferral.queries[place : place + 1]
+            own = self._routes[1][number] = self.experts.route(query)
+        return own
 
     def prepare(self, query: Tensor, subjects: Sequence[str | None] = ()) -> Tensor:
-        """Queries [B,q] as they are routed and compared, with the subjects' marks behind them."""
+        """Queries [B,q] as they are routed and compared, with the subjects' marks behind them, as long."""
         query = query.to(self.center.device)
+        length: Tensor | float = self._config.gain * self._site.width**0.5
         if self._config.normalise:
             query = query - self.center
-            unit = self._config.gain * self._site.width**0.5
-            query = query * (unit / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+            query = query * (length / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        else:
+            length = query.norm(dim=-1, keepdim=True)
         if self.subjects is None:
             return query
-        mark = marks(subjects or [None] * len(query), self._site.width, query.device)
-        return torch.cat([query, mark * query.norm(dim=-1, keepdim=True)], dim=-1)
+        mark = self.subjects.marks(subjects or [None] * len(query), self._site.width, query.device)
+        return torch.cat([query, mark * length], dim=-1)
 
     # ------------------------------------------------------------------ saving
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,16 @@ from .rows import see
 from .subjects import Subjects
 
 __all__ = ["ELDER", "Removed"]
+
+
+def _prompt_ends(call: Call) -> np.ndarray:
+    """int64 [B]: `Call.prompt_end`, on the host, where a few numbers are quicker to look at."""
+    count = call.real.cpu().numpy().cumsum(axis=1)
+    last = count[:, -1:]
+    if call.prompt is not None:
+        last = np.minimum(last, call.prompt.cpu().numpy()[:, None])
+    ends: np.ndarray = (count >= last).argmax(axis=1)
+    return ends
 
 
 class Removed(NamedTuple):
@@ -92,14 +103,12 @@ class ELDER:
         def look(states: Tensor) -> None:
             call = tracker.current
             if call is not None and self._held(call) is None:
-                states = unflat(states.detach(), len(call.valid))
-                at = call.prompt_end().to(states.device)
-                call.scratch = states[torch.arange(len(at), device=at.device), at].float()
+                call.scratch = unflat(states.detach(), len(call.valid))
 
-        def decide(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def decide(_m: nn.Module, _args: Any, _kwargs: Any) -> None:
             call = tracker.current
             if call is not None:
-                call.scratch = self._decide(call, anatomy.bind(args, kwargs).get(anatomy.cache_arg))
+                call.scratch = self._decide(call)
 
         def make(index: int) -> Hook:
             def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor | None:
@@ -121,20 +130,25 @@ class ELDER:
 
     def _seen(self, call: Call) -> Seen:
         """What decides about the rows of a forward that begins their texts."""
+        states, asked = call.scratch, call.valid
+        if call.whole and call.prompt is None:  # as it mostly is: no row ends before the others
+            query = states[:, -1].float()
+        else:
+            ends = torch.from_numpy(_prompt_ends(call))
+            query = states[torch.arange(len(ends), device=states.device), ends.to(states.device)].float()
+            asked = asked & (torch.arange(asked.shape[1]) <= ends[:, None]).to(asked.device)
         if self.known.subjects is None:
-            return Seen(call.scratch)
-        at = torch.arange(call.valid.shape[1], device=call.valid.device)
-        asked = at <= call.prompt_end().to(at.device)[:, None]
-        return Seen(call.scratch, call.states[self.known.subjects.layer].detach(), call.valid & asked)
+            return Seen(query)
+        return Seen(query, call.states[self.known.subjects.layer].detach(), asked)
 
     def _held(self, call: Call) -> Routed | None:
         held = call.held
         mine = isinstance(held, Routed) and held.owner is self and len(held) == len(call.valid)
         return held if mine else None
 
-    def _decide(self, call: Call, cache: Any) -> Routed | None:
+    def _decide(self, call: Call) -> Routed | None:
         """What the rows use: as decided when their cache was begun, or now if this is the beginning."""
-        held, known = self._held(call), self.known
+        held, known, cache = self._held(call), self.known, call.cache
         if held is not None and held.version == known.version:
             return held
         if held is None and call.past and call.valid.shape[1] == 1:
@@ -230,7 +244,7 @@ class ELDER:
         with self._host.tracker.off():
             batch = self._host.text.batch([self._host.text.encode(prompt)])
             seen = self.see(batch)
-            routing, decision = self.known.decide(seen)
+            routing, decision = self.known.decide(seen, every=True)
         routing = routing or self.known.experts.route(self.known.prepare(seen.query))
         d = self.known.deferral
         edits = self.known.numbered()

@@ -42,6 +42,7 @@ class Subjects:
         self._memory = KeyMemory(1, host.anatomy.width, threshold=threshold, quorum=1, device=device)
         self.keys: dict[str, tuple[int, ...]] = {}
         self._owner: dict[int, str] = {}
+        self._marks: dict[str, Tensor] = {}
         self._next = 0
 
     def learn(self, edits: Sequence[Edit]) -> None:
@@ -62,6 +63,7 @@ class Subjects:
     def keep(self, subjects: Collection[str]) -> None:
         """Forget all others."""
         for subject in self.keys.keys() - set(subjects):
+            self._marks.pop(subject, None)
             for number in self.keys.pop(subject):
                 self._memory.remove(number)
                 del self._owner[number]
@@ -79,6 +81,20 @@ class Subjects:
             rank = self._owner[number] in first, sim, -number
             best[row] = max(rank, best.get(row, rank))
         return [self._owner[-best[row][2]] if row in best else None for row in range(len(states))]
+
+    def marks(self, names: Sequence[str | None], width: int, device: torch.device) -> Tensor:
+        """[B,width] float32, a random unit vector for each subject, made from its name; zero for None."""
+        rows = [self._mark(name, width) if name is not None else torch.zeros(width) for name in names]
+        return (torch.stack(rows) if len(rows) > 1 else rows[0][None]).to(device)
+
+    def _mark(self, name: str, width: int) -> Tensor:
+        mark = self._marks.get(name)
+        if mark is None:
+            draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            mark = torch.nn.functional.normalize(torch.randn(width, generator=draw), dim=0)
+            if name in self.keys:
+                self._marks[name] = mark
+        return mark
 
     # ------------------------------------------------------------------ saving
 
@@ -101,13 +117,3 @@ class Subjects:
         self._memory.load_state_dict(tensors)
         self.keys, self._next = keys, first
         self._owner = {number: subject for subject, numbers in keys.items() for number in numbers}
-
-
-def marks(subjects: Sequence[str | None], width: int, device: torch.device) -> Tensor:
-    """[B,width] float32, a random unit vector for each subject that follows from its name; zero for None."""
-    rows = torch.zeros(len(subjects), width)
-    for row, subject in zip(rows, subjects, strict=True):
-        if subject is not None:
-            draw = torch.Generator().manual_seed(zlib.crc32(subject.encode()))
-            row.copy_(torch.nn.functional.normalize(torch.randn(width, generator=draw), dim=0))
-    return rows.to(device)
