@@ -184,10 +184,16 @@ def test_editors_are_fitted_once_and_kept(loaded, tmp_path, monkeypatch):
 
 
 def test_an_editor_without_cases_to_fit_on_is_a_failed_row(loaded):
-    made = memplug.compare(*loaded, CASES, methods=["toyfit"], progress=False, max_new_tokens=0)
+    asked = {"methods": ["toyfit"], "progress": False, "max_new_tokens": 0}
+    made = memplug.compare(*loaded, CASES, **asked)
+    assert (
+        "no case is left to fit on that shares no subject with the 6 edits"
+        in made.failed[0]["error"]["message"]
+    )
+    made = memplug.compare(*loaded, CASES, edits=4, **asked)
+    assert made.results["runs"][0]["fit"]["cases"] == 2
+    made = memplug.compare(*loaded, CASES, fit_cases=None, **asked)
     assert "'toyfit' has to be fitted to this model first" in made.failed[0]["error"]["message"]
-    with pytest.raises(ValueError, match="no case is left to fit on that shares no subject with the 6 edits"):
-        runner.open_casebook(CASES).fitting(3, 6, 0)
 
 
 def test_bare_is_the_model_without_the_plugs_hooks(loaded):

@@ -41,9 +41,11 @@ def compare(
         ),
     ] = None,
     fit_cases: Annotated[
-        str | None,
-        typer.Option(help="What editors without a shipped one are fitted on: so many other cases, or FILE."),
-    ] = None,
+        str,
+        typer.Option(
+            help="What editors without a shipped one are fitted on: so many other cases at most, or FILE."
+        ),
+    ] = "500",
     fit_steps: Annotated[int | None, typer.Option(help="Steps of such a fitting.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -86,7 +88,7 @@ def compare(
             "seeds": [_number(part, "seed") for part in _parts(seed)],
             "points": None if points is None else [_number(part, "points") for part in _parts(points)],
             "general": _general(general, model),
-            "fit_cases": int(fit_cases) if fit_cases and fit_cases.isdigit() else fit_cases,
+            "fit_cases": int(fit_cases) if fit_cases.isdigit() else fit_cases,
             "fit_steps": fit_steps,
             "constants": parse_constants(set_ or []),
             "drop": _parts(drop or ""),

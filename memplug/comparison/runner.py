@@ -45,7 +45,7 @@ def compare(
     seeds: Iterable[int] = (0,),
     points: Sequence[int] | None = None,
     general: Iterable[str | Path | General] = (),
-    fit_cases: int | str | Path | Sequence[Case] | None = None,
+    fit_cases: int | str | Path | Sequence[Case] | None = 500,
     fit_steps: int | None = None,
     constants: Mapping[str, Mapping[str, Any]] | None = None,
     drop: Collection[str] = (),
@@ -82,7 +82,8 @@ def compare(
         points: numbers of edits at which to look; by default half-way, or 100, 200, 500, ...
         general: ``"skills"`` (the embedded model's), a file of choices, an lm-eval task, or a `General`.
         fit_cases: what to fit editors on that have to be fitted and come without: how many further cases of
-            the same source, another source, or cases. Those that share a subject with an edit are left out.
+            the same source at most, another source, cases, or None to fit none. Those that share a subject
+            with an edit are left out.
         fit_steps: steps of such a fitting.
         constants: constants by label or method name.
         drop: oddities to leave out of the cases: "no-op", "repeated", "contradicting"; counted anyway.

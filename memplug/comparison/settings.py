@@ -33,7 +33,7 @@ class Settings:
         general: names of the general sets.
         drop: oddities left out of the cases.
         probes: how many probes of a kind are asked about a case at most; None asks all.
-        fit_cases: what editors are fitted on: how many further cases, a source, or None.
+        fit_cases: what editors are fitted on: how many further cases at most, a source, or None.
         fit_steps: steps of a fitting; None leaves each method its own.
         device, dtype: of the model.
         command: the command line, if there was one.
