@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from families import TEXTS, build
+from families import TEXTS, attach_llp, build
 
+from memplug import Edit
 from memplug.calls import CallTracker
 from memplug.hooks import Hook, HookSet
 from memplug.layers import dissect
@@ -122,3 +123,21 @@ def test_a_layer_that_is_told_apart_already_stays():
     assert torch.equal(key[0], states.mean(0)[0])
     assert not torch.equal(key[1], states.mean(0)[1])
     assert torch.equal(contrast(states, [rival], LLPConfig(key_steps=0)), states.mean(0))
+
+
+def test_an_edits_own_prompt_recalls_it_in_any_model(make_tokenizer):
+    tokenizer = make_tokenizer(TEXTS)
+    model = build(
+        "olmo2", vocab_size=len(tokenizer)
+    )  # where a subject stands changes its states beyond likeness
+    second = "Who taught Ada Quill?"
+    with attach_llp(model, tokenizer, value_steps=1, stop_loss=1e3) as plug:
+        edits = plug.edit([Edit(PROMPT, "Zarnow", SUBJECT), Edit("What is Vestland?", "Marrow", "Vestland")])
+        keys = plug.method.entries[SUBJECT].keys
+        edits.append(plug.edit(second, "Tam Wickes", SUBJECT))
+        added = plug.method.entries[SUBJECT].keys[len(keys) :]
+        for edit in edits:
+            assert plug.explain(edit.prompt).recalled.subject == edit.subject
+        plug.delete(*edits)
+        assert added
+        assert not len(plug.method.memory)

@@ -7,7 +7,8 @@ subject in more than one way (at the start of a text, after a space); each way g
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ...layers import evaluating
 from ..base import Host
 from .config import LLPConfig
 
-__all__ = ["contexts_of", "contrast", "subject_states", "think_states"]
+__all__ = ["contexts_of", "contrast", "keys_missing", "subject_states", "think_states"]
 
 
 def contexts_of(
@@ -121,6 +122,38 @@ def contrast(states: Tensor, others: Sequence[Tensor], config: LLPConfig) -> Ten
         with torch.no_grad():  # a layer that is done stays; Adam's momentum would carry it on
             key[~training] = before[~training]
     return key.detach()
+
+
+def keys_missing(
+    host: Host, named: Sequence[tuple[str, str]], keys: Mapping[str, Sequence[Tensor]], config: LLPConfig
+) -> list[tuple[str, Tensor]]:
+    """Keys [R,S,D] of subjects as they look in prompts in which none of ``keys`` would recognise them.
+
+    Where early layers tell the same words in two places well apart, a mean over places resembles none.
+
+    Args:
+        named: subjects, and prompts that name them.
+        keys: by subject, the keys [R,S,D] it has.
+    """
+    if not named:
+        return []
+    contexts = [[(prompt, prompt.index(subject))] for subject, prompt in named]
+    states = subject_states(host, [subject for subject, _ in named], contexts, config)
+    missing: list[tuple[str, Tensor]] = []
+    for (subject, _), [group] in zip(named, states, strict=True):
+        mine = [*keys.get(subject, ()), *(key for name, key in missing if name == subject)]
+        if not any(_recognised(key, group[0], config) for key in mine):
+            missing.append((subject, group[0]))
+    return missing
+
+
+def _recognised(key: Tensor, own: Tensor, config: LLPConfig) -> bool:
+    if key.shape != own.shape:
+        return False  # another way to tokenize the subject
+    similarity = (F.normalize(key, dim=-1) * own).sum(-1).amin(-1)
+    # Stored keys are rounded: what just passes here might fail there.
+    votes = int((similarity > config.threshold + 1e-3).sum())
+    return votes >= max(1, math.ceil(config.quorum * len(own)))
 
 
 _STOP = 0.05

@@ -27,7 +27,7 @@ from .config import LLPConfig
 from .entries import Entry, changed, pack, unpack
 from .explain import Explanation, explain
 from .jobs import jobs_for
-from .keys import contexts_of, contrast, subject_states
+from .keys import contexts_of, contrast, keys_missing, subject_states
 from .values import Learned, train_values
 
 __all__ = ["LLP"]
@@ -171,6 +171,7 @@ class LLP:
             draft.values[draft.on] = result.value
         fresh = [draft for draft in drafts.values() if draft.edits and not draft.keys]
         keys = self._keys(fresh)
+        self._complete(keys, drafts)
         _warn_unlearned(lacking, learned)  # a warning may be an error: nothing has changed yet
         numbers = self._add(keys)
         for draft in drafts.values():
@@ -254,6 +255,19 @@ class LLP:
             keys[draft.subject] = [contrast(group, others[-config.negatives :], config) for group in groups]
             others += keys[draft.subject]
         return keys
+
+    def _complete(self, keys: dict[str, list[Tensor]], drafts: Mapping[str, Entry]) -> None:
+        """Add a key to ``keys`` wherever a subject would not be recognised in a new edit's own prompt."""
+        named: list[tuple[str, str]] = []
+        for subject, draft in drafts.items():
+            known = self.entries[subject].edits if subject in self.entries else {}
+            named += [(subject, edit.prompt) for id, edit in draft.edits.items() if id not in known]
+        if not named or not self.config.bare_prompt:  # the published keys are those of sampled contexts alone
+            return
+        have = {s: [*map(self.memory.get, drafts[s].keys), *keys.get(s, ())] for s, _ in named}
+        with self._host.tracker.off():
+            for subject, key in keys_missing(self._host, named, have, self.config):
+                keys.setdefault(subject, []).append(key)
 
     # ------------------------------------------------------------------ looking, saving
 
