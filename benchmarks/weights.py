@@ -44,18 +44,12 @@ GROUPS = (
     "same_subject",
     "same_subject_gold",
 )
-_FITTED = {
-    "norm_weight": 3e-4, "locality_weight": 5.0, "fit_steps": 80, "fit_lr": 5e-4,
-    "trajectory": (5, 20), "curriculum": 0.5,
-}  # fmt: skip
+_FITTED = {"fit_steps": 80, "fit_lr": 5e-4, "trajectory": (10, 80), "curriculum": 0.5}
 SHIPPED: dict[str, dict[str, Any]] = {
-    "rledit": _FITTED | {"steps": 6, "inner_lr": 0.0008},
-    "smedit": _FITTED | {"steps": 4, "inner_lr": 0.0011, "norm_weight": 1e-3, "locality_weight": 1.0},
-    "hiedit": _FITTED | {
-        "steps": 6, "inner_lr": 0.0011, "gate_training": "score",
-        "ranges": (("gate", 4 / 12, 7 / 12), ("up", 6 / 12, 9 / 12)),
-    },
-}  # fmt: skip
+    "rledit": _FITTED,
+    "smedit": _FITTED,
+    "hiedit": _FITTED | {"hidden": 128},
+}
 """Constants of the shipped editors, where they are not the method's defaults."""
 
 

@@ -158,6 +158,21 @@ def tuning() -> str | None:
     return _table(head, rows) if rows else None
 
 
+def long() -> str | None:
+    """What was tried for sequences of many hundred edits."""
+    rows = []
+    for one in _load("weights_tuning").get("long", {}).get("tried", []):
+        last, first = one["last"], one["first"]
+        cells = [
+            f"{last[name]:.1f}" for name in ("efficacy", "generalization", "specificity", "same_subject")
+        ]
+        held = [f"{first[name]:.1f}" for name in ("efficacy", "generalization", "specificity")]
+        rows.append([one["what"], str(one["edits"]), *cells, *held, f"{one['ms']:.0f}"])
+    head = ["tried", "edits", "efficacy", "generalization", "specificity", "same subject", "retained"]
+    head += ["its rephrasings", "its specificity", "ms an edit"]
+    return _table(head, rows) if rows else None
+
+
 def delete() -> str | None:
     found = _load("weights_delete")
     if not found:
@@ -173,6 +188,7 @@ WEIGHT_TABLES: dict[str, Callable[[], str | None]] = {
     "weights-curve": curve,
     "weights-cost": cost,
     "weights-tuning": tuning,
+    "weights-long": long,
     "weights-speed": speed,
     "weights-delete": delete,
     **{

@@ -15,7 +15,7 @@ __all__ = ["HiEdit", "HiEditConfig"]
 class HiEditConfig(EditorConfig):
     """HiEdit: hierarchical lifelong editing; both low-level styles by ``style`` and ``tokens``."""
 
-    steps: int = 6
+    steps: int = 5
     """As in `EditorConfig` (published: 1; several small steps wear the model out less than one large one)."""
     back_depth: int = 10
     n_selected: float = 0.5
@@ -38,6 +38,10 @@ class HiEditConfig(EditorConfig):
         "inner_lr": 1e-6,
         "std_floor": 0.0,
         "protect": 0.0,
+        "capacity": 0,
+        "remember": 0.0,
+        "enough": 1.0,
+        "extra_steps": 0,
         "gate_training": "straight-through",
         "steps": 1,
         "batch_size": 1,

@@ -15,7 +15,7 @@ __all__ = ["RLEdit", "RLEditConfig"]
 class RLEditConfig(EditorConfig):
     """RLEdit (Li et al., 2025): lifelong editing as a trajectory with memory backtracking."""
 
-    steps: int = 6
+    steps: int = 5
     """As in `EditorConfig` (published: 1; several small steps wear the model out less than one large one)."""
     back_depth: int = 10
 
@@ -25,6 +25,10 @@ class RLEditConfig(EditorConfig):
         "inner_lr": 1e-6,
         "std_floor": 0.0,
         "protect": 0.0,
+        "capacity": 0,
+        "remember": 0.0,
+        "enough": 1.0,
+        "extra_steps": 0,
         "steps": 1,
         "batch_size": 20,
         "fit_lr": 1e-5,

@@ -15,7 +15,7 @@ __all__ = ["UltraEdit", "UltraEditConfig"]
 class UltraEditConfig(EditorConfig):
     """UltraEdit (training-free lifelong editing by normalised features)."""
 
-    steps: int = 8
+    steps: int = 5
     """As in `EditorConfig`; several small steps wear the model out less than one large one (published: 1)."""
     statistics: str = "frozen"
     """"frozen": from the base model's own sampled text; "stream": from all edits so far, as published."""
@@ -26,6 +26,10 @@ class UltraEditConfig(EditorConfig):
         "inner_lr": 1e-6,
         "std_floor": 0.0,
         "protect": 0.0,
+        "capacity": 0,
+        "remember": 0.0,
+        "enough": 1.0,
+        "extra_steps": 0,
         "batch_size": 100,
     }
 

@@ -55,7 +55,8 @@ def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
     Larger steps make a single edit surer and wear the model out sooner. Each pair is edited alone, in its own
     row of one batch: changes are linear in the step size, so that one capture and one solve serve the whole
     ladder. Editors of S steps get it divided by the root of S, since each step sees what those before it left
-    to do. The networks' step sizes are set to what is found.
+    to do, and those that choose k of their modules as many times more as modules are left out. The networks'
+    step sizes are set to what is found.
     """
     editor.set_step(1.0)
     features = capture(host, editor.sites, pairs, editor.config.tokens)
@@ -79,6 +80,8 @@ def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
     half = (reached[0] + max(reached)) / 2
     found = next(step for step, share in zip(LADDER, reached, strict=False) if share >= half)
     found /= editor.config.steps**0.5
+    if editor.gate is not None:
+        found *= len(editor.sites) / editor.gate.k
     editor.set_step(found)
     return found
 

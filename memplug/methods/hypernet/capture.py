@@ -31,12 +31,23 @@ FORWARD_COSTS = {"cpu": 128}
 
 class Features(NamedTuple):
     """Per module ``keys`` [n,d_k] and ``slopes`` [n,d_v]; ``owner`` int64 [n], a row's request; ``below``,
-    by forward, the inputs [B,T,D] of the lowest module's layer."""
+    by forward, the inputs [B,T,D] of the lowest module's layer; ``known``, by request, the probability of
+    its answer's least likely token."""
 
     keys: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
     owner: Tensor
     below: tuple[Tensor, ...] = ()
+    known: Tensor | None = None
+
+    def of(self, requests: Tensor) -> Features:
+        """The rows of these requests, by their numbers."""
+        mine = torch.isin(self.owner, requests.to(self.owner.device))
+        return self._replace(
+            keys=tuple(rows[mine] for rows in self.keys),
+            slopes=tuple(rows[mine] for rows in self.slopes),
+            owner=self.owner[mine],
+        )
 
 
 def capture(
@@ -65,10 +76,10 @@ def capture(
         EditError: a feature is not finite, or a module was not called once on every token.
     """
     parts = alike([len(pair.ids) for pair in pairs], micro_batch, host.text.device)
-    known: Sequence[Tensor | None] = below or [None] * len(parts)
+    states: Sequence[Tensor | None] = below or [None] * len(parts)
     found = [
-        _capture(host, sites, pairs, part, tokens, hooks, states)
-        for part, states in zip(parts, known, strict=True)
+        _capture(host, sites, pairs, part, tokens, hooks, held)
+        for part, held in zip(parts, states, strict=True)
     ]
     owner = torch.cat([f.owner for f in found])
     order = owner.argsort(stable=True)
@@ -80,7 +91,9 @@ def capture(
                 f"the features of {site.name} are not finite; the model overflows on these prompts (half "
                 "precision?) or its weights are broken. Nothing was changed"
             )
-    return Features(keys, slopes, owner[order], tuple(f.below[0] for f in found))
+    known = torch.cat([f.known for f in found if f.known is not None])
+    place = torch.tensor([i for part in parts for i in part], device=owner.device)
+    return Features(keys, slopes, owner[order], tuple(f.below[0] for f in found), known[place.argsort()])
 
 
 def _capture(
@@ -90,7 +103,7 @@ def _capture(
     part: Sequence[int],
     tokens: str,
     hooks: Sequence[Hook],
-    known: Tensor | None,
+    held: Tensor | None,
 ) -> Features:
     rows = [pairs[i].ids[:-1] for i in part]
     batch = host.text.batch(rows)
@@ -98,7 +111,7 @@ def _capture(
     low = min(site.layer for site in sites)
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
-    below = [] if known is None else [known]
+    below = [] if held is None else [held]
 
     def watch(site: Site) -> Hook:
         def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -119,7 +132,7 @@ def _capture(
     answers = flat_rows([pairs[i] for i in part], width, batch.ids.device)
     with evaluating(host.model), frozen(host.model), torch.enable_grad():
         with HookSet([*hooks, *map(watch, sites)]):
-            if known is None:
+            if held is None:
                 with (
                     HookSet([Hook(host.anatomy.layers[low], "before", keep)]),
                     predicting(host, answers.flat),
@@ -127,7 +140,7 @@ def _capture(
                     logits = host.forward(host.model, batch).logits[0]
             else:
                 run = partial(host.forward, host.model, batch)
-                logits = resume(host.model, host.anatomy, low, known, run, answers.flat)
+                logits = resume(host.model, host.anatomy, low, held, run, answers.flat)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if len(inputs) < len(sites):
             missing = next(site.name for site in sites if site.name not in inputs)
@@ -148,6 +161,9 @@ def _capture(
         tuple(g.reshape(-1, s.d_v)[at].to(wide) / scale for g, s in zip(slopes, sites, strict=True)),
         names[owner],
         (below[0],),
+        torch.ones(len(part), device=losses.device).scatter_reduce(
+            0, answers.row, (-losses.detach()).exp().float(), "amin"
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ...sites import Range
 from ..checks import Limit
 from ..inweights.config import WeightConfig
 
@@ -21,6 +22,13 @@ class EditorConfig(WeightConfig):
         ValueError: a constant out of its range.
     """
 
+    # Where edits go.
+    ranges: tuple[Range, ...] | None = None
+    """As in `WeightConfig`; None: the published ones, grown by `capacity`."""
+    capacity: int = 3072
+    """Inputs of all modules together, at least, where `ranges` is left to the rule: about as many as there
+    will be answer tokens in all edits (published: 0, the ranges alone; see `spread`)."""
+
     # How an edit is made.
     style: Literal["joint", "outer"] = "joint"
     """"joint": a least-squares solve over all tokens (MALMEN); "outer": the sum of outer products (MEND)."""
@@ -28,6 +36,10 @@ class EditorConfig(WeightConfig):
     """Tokens whose activations and gradients make the edit: those that predict the answer, or all."""
     steps: int = 1
     """S, times that features are taken and a change is made for one batch of edits."""
+    enough: float = 0.95
+    """Edits all of whose answer tokens are this probable take no further step (published: 1, never)."""
+    extra_steps: int = 5
+    """Further steps, with the last one's network, for edits that are not `enough` (published: 0)."""
     inner_lr: float | None = None
     """Initial size of a change; None: the smallest at which single edits of the base model succeed."""
     ridge: float = 1.0
@@ -37,6 +49,9 @@ class EditorConfig(WeightConfig):
     their second moment (published: 0, all directions alike; see `Usual`)."""
     protect_rank: int = 64
     """Principal directions of those inputs that are told apart."""
+    remember: float = 0.1
+    """How much the inputs of earlier edits count beside them, as a share of what this batch's own do (1 is
+    recursive least squares; published: 0)."""
     max_change: float = 10.0
     """As in `WeightConfig`; changes that keep clear of the usual inputs are large where nothing is."""
     std_floor: float = 0.05
@@ -93,11 +108,15 @@ class EditorConfig(WeightConfig):
     """Do as the published code does where it differs from the paper; see the method."""
 
     limits: ClassVar[tuple[Limit, ...]] = (
+        ("capacity", 0, 1 << 40),
         ("steps", 1, 64),
+        ("enough", 0, 1),
+        ("extra_steps", 0, 1 << 10),
         ("inner_lr", 1e-12, 1e6),
         ("ridge", 1e-9, 1e9),
         ("protect", 0, 1e9),
         ("protect_rank", 1, 1 << 16),
+        ("remember", 0, 1e9),
         ("std_floor", 0, 1e3),
         ("rank", 1, 1 << 16),
         ("n_blocks", 1, 64),

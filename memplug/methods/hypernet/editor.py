@@ -22,7 +22,7 @@ from .capture import Features, capture
 from .config import EditorConfig
 from .gate import Choice, Gate
 from .nets import Change, EditNet
-from .usual import Usual
+from .usual import Earlier, Usual
 
 __all__ = ["Editor", "Made"]
 
@@ -34,11 +34,13 @@ class Made(NamedTuple):
 
     Attributes:
         steps: by step, the change of each module (tensors [1,n,...], gradients attached while fitting).
+        solved: the same as factors.
         features: by step, the features it was made from.
         choice: which modules were chosen, where a gate chooses.
     """
 
     steps: list[list[Change]]
+    solved: list[list[Factors]]
     features: list[Features]
     choice: Choice | None
 
@@ -46,18 +48,21 @@ class Made(NamedTuple):
         """By module, the steps' factors side by side; those of modules not chosen are multiplied by 0."""
         found: dict[str, Factors] = {}
         for index, site in enumerate(sites):
-            pairs = [step[index].factors() for step in self.steps]
-            a = torch.cat([pair[0][0] for pair in pairs], dim=1)
-            b = torch.cat([pair[1][0] for pair in pairs])
+            a = torch.cat([step[index][0] for step in self.solved], dim=1)
+            b = torch.cat([step[index][1] for step in self.solved])
             found[site.name] = (a, b if self.choice is None else self.choice.mask[index] * b)
         return found
+
+    def chosen(self, index: int) -> bool:
+        """Whether a module is changed."""
+        return self.choice is None or bool(self.choice.mask[index] > 0.5)
 
     def parts(self, sites: Sequence[Site]) -> tuple[Part, ...]:
         """The same for the ledger, constants; modules not chosen left out."""
         found = []
         for step, features in zip(self.steps, self.features, strict=True):
             for index, (site, change) in enumerate(zip(sites, step, strict=True)):
-                if self.choice is None or bool(self.choice.mask[index] > 0.5):
+                if self.chosen(index):
                     keys, values = (x[0].detach().float().contiguous() for x in change[:2])
                     directed = change.directions
                     directions = None if directed is None else directed[0].detach().float().contiguous()
@@ -108,7 +113,9 @@ class Editor(nn.Module):
         )
         self.gate = Gate(sites, config) if gate else None
         self.usual = nn.ModuleList(
-            Usual(site.d_k, config.protect, config.protect_rank) for site in sites if config.protect
+            Usual(site.d_k, config.protect, config.protect_rank)
+            for site in sites
+            if config.protect or config.remember
         )
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
@@ -136,8 +143,14 @@ class Editor(nn.Module):
             for shape in range(len(self.shapes)):
                 self.net(step, shape).set_step(inner_lr)
 
-    def changes(self, features: Features, step: int) -> list[Change]:
-        """The change of each module, in order."""
+    def nothing_earlier(self) -> list[Earlier]:
+        """By module, what to count the inputs of edits in."""
+        return [Earlier(self.config.remember / self.config.steps) for _ in self.sites]
+
+    def changes(
+        self, features: Features, step: int, earlier: Sequence[Earlier] | None = None
+    ) -> list[Change]:
+        """The change of each module, in order; ``earlier``, by module, are inputs of the edits before."""
         found: dict[int, Change] = {}
         for shape, members in enumerate(self.members):
             keys = torch.stack([features.keys[i] for i in members])
@@ -146,12 +159,27 @@ class Editor(nn.Module):
             for place, i in enumerate(members):
                 one = slice(place, place + 1)
                 keys, values = change.keys[one], change.values[one]
-                away = self.usual[i](keys) if self.usual else keys
+                away = self.usual[i](keys, earlier[i] if earlier else None) if self.usual else keys
                 if change.log_ridge is None:
                     found[i] = Change(away, values, None)
                 else:
                     found[i] = Change(keys, values, change.log_ridge[one], away if self.usual else None)
         return [found[i] for i in range(len(self.sites))]
+
+    def _solved(self, changes: Sequence[Change]) -> list[Factors]:
+        """The factors of each module's change, all modules of a shape in one solve."""
+        found: dict[int, Factors] = {}
+        for members in self.members:
+            keys, values, ridges, directions = zip(*(changes[i] for i in members), strict=True)
+            joint, directed = ridges[0] is not None, directions[0] is not None
+            a, b = Change(
+                torch.cat(keys),
+                torch.cat(values),
+                torch.cat(ridges) if joint else None,
+                torch.cat(directions) if directed else None,
+            ).factors()
+            found |= {i: (a[place], b[place]) for place, i in enumerate(members)}
+        return [found[i] for i in range(len(changes))]
 
     def make(
         self,
@@ -163,6 +191,7 @@ class Editor(nn.Module):
         draw: torch.Generator | None = None,
         hooks: Sequence[Hook] = (),
         only: int | None = None,
+        earlier: Sequence[Earlier] | None = None,
     ) -> Made:
         """Changes for a batch of edits at the weights as they are now, step after step.
 
@@ -174,26 +203,38 @@ class Editor(nn.Module):
             draw: for gates that sample while fitting.
             hooks: what else is to happen in the forwards.
             only: make this step alone; the weights hold what the ones before it changed.
+            earlier: by module, the inputs of the edits that were made before; None for none.
         """
         by_name = {site.name: site for site in self.sites}
-        made = Made([], [], None)
+        made, left, below = Made([], [], [], None), torch.arange(len(pairs)), tuple[Tensor, ...]()
+        stops = not train and self.config.enough < 1
+        most = self.config.steps + (self.config.extra_steps if stops else 0)
         with nullcontext() if train else torch.no_grad():
-            for step in range(self.config.steps) if only is None else [only]:
-                earlier = made.factors(self.sites) if made.steps else {}
-                before = {n: (a.detach(), b.detach()) for n, (a, b) in earlier.items()}
+            for step in range(most) if only is None else [only]:
+                so_far = made.factors(self.sites) if made.steps else {}
+                before = {n: (a.detach(), b.detach()) for n, (a, b) in so_far.items()}
                 features = capture(
                     host,
                     self.sites,
-                    pairs,
+                    [pairs[i] for i in left],
                     self.config.tokens,
                     [*hooks, *branch_hooks(by_name, before)],
                     micro_batch=self.config.micro_batch,
-                    below=made.features[0].below if made.features else (),
+                    below=below,
                 )
+                features = features._replace(owner=left.to(features.owner.device)[features.owner])
+                below = features.below
+                if made.steps and stops and features.known is not None:
+                    left = left[(features.known < self.config.enough).cpu()]
+                    if not len(left):
+                        break
+                    if len(left) < len(features.known):
+                        features, below = features.of(left), ()
                 if observe:
                     self.observe(features, step)
                 if not made.steps and self.gate is not None:
                     made = made._replace(choice=self.gate(features, draw))
                 made.features.append(features)
-                made.steps.append(self.changes(features, step))
+                made.steps.append(self.changes(features, step, earlier))
+                made.solved.append(self._solved(made.steps[-1]))
         return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 import zlib
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, distributed
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...edits import Case
@@ -28,6 +27,7 @@ from .calibrate import find_step, usual_texts
 from .capture import capture
 from .editor import Editor
 from .fitting import Step, Trajectory
+from .processes import Processes
 from .samples import draw_batches, prepare, sample_of
 
 __all__ = ["FitError", "FitReport", "fit"]
@@ -94,7 +94,7 @@ def fit(
         raise FitError(
             f"{len(cases)} cases are too few; give at least fit_batch={config.fit_batch}, better hundreds"
         )
-    run = _Run(host, editor, pristine, list(cases), _Processes(alone))
+    run = _Run(host, editor, pristine, list(cases), Processes(alone))
     bar = tqdm(
         total=config.fit_steps, desc="fitting", unit="step", disable=not progress or run.processes.rank > 0
     )
@@ -118,7 +118,7 @@ class _Run:
     """The state of a fitting; all of it is in a checkpoint, taken between two trajectories."""
 
     def __init__(
-        self, host: Host, editor: Editor, pristine: Pristine, cases: list[Case], processes: _Processes
+        self, host: Host, editor: Editor, pristine: Pristine, cases: list[Case], processes: Processes
     ) -> None:
         self.host, self.editor, self.pristine, self.cases = host, editor, pristine, cases
         self.config, self.processes = editor.config, processes
@@ -269,35 +269,3 @@ class _Run:
         self.seconds = head["seconds"]
         for name in _COUNTED:
             setattr(self, name, head[name])
-
-
-class _Processes:
-    """Other processes that fit the same editor; alone where none were launched."""
-
-    def __init__(self, alone: bool) -> None:
-        self.count = 1 if alone else int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = 0
-        if self.count > 1:
-            if not distributed.is_initialized():
-                distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-            self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
-
-    def average(self, editor: Editor, fine: bool) -> bool:
-        """Average gradients over the processes; whether all of them had finite ones."""
-        grads = [parameter.grad for parameter in editor.parameters() if parameter.grad is not None]
-        fine = fine and all(bool(torch.isfinite(grad).all()) for grad in grads)
-        if self.count == 1:
-            return fine
-        flag = torch.tensor([0.0 if fine else 1.0], device=grads[0].device)
-        flat = torch.cat([*[grad.flatten() for grad in grads], flag])
-        distributed.all_reduce(flat)
-        at = 0
-        for grad in grads:
-            grad.copy_(flat[at : at + grad.numel()].view_as(grad) / self.count)
-            at += grad.numel()
-        return float(flat[-1]) == 0
-
-    def share(self, buffers: Sequence[Tensor]) -> None:
-        """Give all processes the first one's."""
-        for buffer in buffers if self.count > 1 else ():
-            distributed.broadcast(buffer, 0)

@@ -44,7 +44,7 @@ class FittedEditor(WeightEditor):
             checkpoint_every=checkpoint_every,
             alone=alone,
         )
-        self.editor, self._named = fresh, None
+        self._take(fresh)
         return report
 
     def editor_state(self) -> dict[str, Tensor]:

@@ -82,6 +82,7 @@ class Trajectory:
         self.low = min(site.layer for site in editor.sites)
         self.history: list[list[Prepared]] = []
         self.total: dict[str, Tensor] = {}
+        self.earlier = editor.nothing_earlier() if self.config.remember else None
 
     def step(self, batch: list[Prepared], only: int | None = None) -> tuple[Step, dict[str, Factors]]:
         """Edit a batch, judge it, and add the gradient to the parameters'; the weights stay as they are.
@@ -95,7 +96,14 @@ class Trajectory:
             self.history = [*self.history, batch][-config.back_depth :]
         pairs = [item.sample.edit for item in batch]
         made = self.editor.make(
-            self.host, pairs, observe=True, train=True, draw=self.draw, hooks=self._standing(), only=only
+            self.host,
+            pairs,
+            observe=True,
+            train=True,
+            draw=self.draw,
+            hooks=self._standing(),
+            only=only,
+            earlier=self.earlier,
         )
         if config.faithful and made.choice is not None:
             self._published_gate(made)
@@ -109,8 +117,16 @@ class Trajectory:
         slopes = [(out, leaf.grad) for n in factors for out, leaf in zip(factors[n], leaves[n], strict=True)
                   if out.requires_grad and leaf.grad is not None]  # fmt: skip
         torch.autograd.backward([out for out, _ in slopes], [grad for _, grad in slopes])
+        self._remember(made)
         chosen = None if made.choice is None else tuple((made.choice.mask > 0.5).nonzero()[:, 0].tolist())
         return Step(losses, reward, chosen), {n: (a.detach(), b.detach()) for n, (a, b) in factors.items()}
+
+    def _remember(self, made: Made) -> None:
+        """Count the inputs of these edits with the earlier ones."""
+        for features in made.features:
+            for index, earlier in enumerate(self.earlier or ()):
+                if made.chosen(index):
+                    earlier.add(features.keys[index])
 
     def commit(self, factors: dict[str, Factors]) -> None:
         """Make the changes part of the weights."""

@@ -16,12 +16,16 @@ from torch import Tensor
 from ...edits import Edit, EditError
 from ...entries import Entry
 from ...layers import evaluating
+from ...sites import Range
 from ..base import Host, State
+from ..inweights.config import WeightConfig
 from ..inweights.method import LedgerMethod
 from .calibrate import find_step, stand_ins, usual_texts
 from .capture import capture
 from .config import EditorConfig
 from .editor import Editor, Made
+from .spread import spread
+from .usual import Earlier
 
 __all__ = ["UnfittedError", "WeightEditor"]
 
@@ -53,8 +57,20 @@ class WeightEditor(LedgerMethod):
 
     def __init__(self, host: Host, config: EditorConfig) -> None:
         super().__init__(host, config)
-        self.editor = self._fresh()
+        self._take(self._fresh())
+
+    def _take(self, editor: Editor) -> None:
+        """Edit with these networks from now on."""
+        self.editor = editor
         self._named: str | None = None
+        self._counted: list[Entry] = []
+        self._inputs: list[Earlier] = []
+
+    def _ranges(self) -> Sequence[Range]:
+        given = self.config.ranges
+        if given is not None:
+            return tuple(given)
+        return spread(self._host, WeightConfig().ranges or (), self.config.capacity)
 
     def _fresh(self) -> Editor:
         """An editor as it is before fitting, where the features will be and as exact as they are."""
@@ -86,9 +102,26 @@ class WeightEditor(LedgerMethod):
 
     def _make(self, edits: Sequence[Edit]) -> Entry:
         pairs = [self._host.text.pair(edit.prompt, edit.target) for edit in edits]
-        made = self.editor.make(self._host, pairs, observe=self._observes())
+        made = self.editor.make(self._host, pairs, observe=self._observes(), earlier=self._earlier())
         self._named = None if self._observes() else self._named
         return Entry(tuple(str(e.id) for e in edits), made.parts(self.sites), notes=self._notes(made))
+
+    def _earlier(self) -> list[Earlier] | None:
+        """By module, the inputs of the edits in force: they follow from the ledger alone, to the bit."""
+        if not self.config.remember:
+            return None
+        active = [entry for entry in self.ledger.entries if entry.on]
+        # Counting goes on where the ledger has only grown.
+        same = [one.key for one in active[: len(self._counted)]] == [one.key for one in self._counted]
+        if not same or not self._inputs:
+            self._counted, self._inputs = [], self.editor.nothing_earlier()
+        by_name = dict(zip((site.name for site in self.sites), self._inputs, strict=True))
+        for entry in active[len(self._counted) :]:
+            on = torch.tensor([id in entry.on for id in entry.ids])
+            for part in entry.parts:
+                by_name[part.site].add(part.keys[on.to(part.owner.device)[part.owner]])
+        self._counted = active
+        return self._inputs
 
     def _observes(self) -> bool:
         """Whether an edit changes the running statistics."""
@@ -114,7 +147,7 @@ class WeightEditor(LedgerMethod):
             if self.config.inner_lr is None:
                 find_step(self._host, fresh, pairs[:24])
         fresh.fitted.fill_(True)
-        self.editor, self._named = fresh, None
+        self._take(fresh)
 
     # ------------------------------------------------------------------ saving
 
@@ -151,7 +184,7 @@ class WeightEditor(LedgerMethod):
         """
         try:
             self.editor.load_state_dict(dict(tensors))
-            self._named = None
+            self._take(self.editor)
         except RuntimeError as error:
             raise ValueError(
                 f"the editor's networks do not fit this {self.name!r} configuration: {error}"

@@ -1,11 +1,13 @@
-"""What the inputs of a module usually are, and changes that keep clear of it.
+"""What the inputs of a module usually are and what earlier edits' were, and changes that keep clear of both.
 
 A change acts on every input x as ``x W``, wanted or not. In the joint solve its norm stands for what was not
 wanted; with the plain norm all directions of x count alike, though the model's own inputs lie in few of them.
 Here the norm is ``E |x W|^2`` over the base model's inputs beside the plain one, as in MEMIT (its covariance,
-equation 14), but of low rank, so that nothing d x d is kept.
+equation 14), but of low rank, so that nothing d x d is kept. To it comes ``|k W|^2`` over the inputs k of all
+edits before this one, each wanting no further change: that is recursive least squares, and what keeps a
+thousandth edit from undoing the first.
 
-Letters: n rows, d_k a module's input width, m directions.
+Letters: n rows, N inputs of earlier edits, d_k a module's input width, m directions.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Usual"]
+__all__ = ["Earlier", "Usual"]
 
 
 class Usual(nn.Module):
@@ -22,7 +24,7 @@ class Usual(nn.Module):
 
     Args:
         d_k: the module's input width.
-        protect: weight of C; above 0.
+        protect: weight of C, at least 0.
         rank: m, at most d_k.
 
     Attributes:
@@ -53,7 +55,72 @@ class Usual(nn.Module):
         self.axes[:, :found].copy_(axes[:found].T)
         self.held[:found].copy_(weight / (1 + weight))
 
-    def forward(self, keys: Tensor) -> Tensor:
-        """``keys`` [...,n,d_k] times the inverse of the metric."""
+    def forward(self, keys: Tensor, earlier: Earlier | None = None) -> Tensor:
+        """``keys`` [...,n,d_k] times the inverse of the metric, to which ``earlier`` inputs were added."""
+        if earlier is not None and earlier.count:
+            return earlier.clear(self, keys)
         axes, held = self.axes.to(keys.dtype), self.held.to(keys.dtype)
         return keys - (keys @ axes * held) @ axes.T
+
+    def roots(self) -> Tensor:
+        """float64 [m,d_k], rows r with ``I + r'r`` the metric."""
+        held = self.held.double()
+        return (self.axes.double() * (held / (1 - held).clamp(min=1e-9)).sqrt()).T
+
+
+class Earlier:
+    """The inputs of a module in the edits made so far, in order, each counted ``weight`` times.
+
+    While they are fewer than the module's inputs are wide, they are kept as they came (N by N systems); then
+    as their second moment, which is smaller.
+
+    Args:
+        weight: how often an input counts, at least 0.
+    """
+
+    def __init__(self, weight: float) -> None:
+        self.weight, self.count = weight, 0
+        self._rows: list[Tensor] = []
+        self._gram: Tensor | None = None
+        self._ready: tuple[Tensor, Tensor | None] | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Take in ``rows`` [n,d_k]. What follows depends on the rows and how they came, to the bit."""
+        self.count += len(rows)
+        self._ready = None
+        if self._gram is None:
+            self._rows.append(rows)
+            if self.count < rows.shape[1]:
+                return
+            rows, *rest = self._rows
+            self._gram = _square(rows)
+            for more in rest:
+                self._gram += _square(more)
+            self._rows = []
+        else:
+            self._gram += _square(rows)
+
+    def clear(self, usual: Usual, keys: Tensor) -> Tensor:
+        """``keys`` [...,n,d_k] times the inverse of ``I + protect C + weight sum k'k``, in float64."""
+        lower, wide = self._ready = self._ready or self._factor(usual)
+        wanted = keys.double()
+        if wide is None:
+            found = torch.cholesky_solve(wanted.mT, lower).mT
+        else:  # (I + R'R)^-1 = I - R' (I + RR')^-1 R
+            found = wanted - torch.cholesky_solve((wanted @ wide.T).mT, lower).mT @ wide
+        return found.to(keys.dtype)
+
+    def _factor(self, usual: Usual) -> tuple[Tensor, Tensor | None]:
+        roots = usual.roots()
+        if self._gram is not None:
+            eye = torch.eye(len(self._gram), dtype=roots.dtype, device=roots.device)
+            return torch.linalg.cholesky(eye + roots.T @ roots + self.weight * self._gram), None
+        rows = torch.cat(self._rows).to(roots) * self.weight**0.5
+        wide = torch.cat([roots, rows])
+        eye = torch.eye(len(wide), dtype=roots.dtype, device=roots.device)
+        return torch.linalg.cholesky(eye + wide @ wide.T), wide
+
+
+def _square(rows: Tensor) -> Tensor:
+    wide = rows.double()
+    return wide.T @ wide

@@ -23,7 +23,7 @@ class WeightConfig:
 
     modules: tuple[str, ...] | None = None
     """Names of the linear modules to edit; None: found by `ranges`."""
-    ranges: tuple[Range, ...] = (("gate", 11 / 32, 16 / 32), ("up", 18 / 32, 25 / 32))
+    ranges: tuple[Range, ...] | None = (("gate", 11 / 32, 16 / 32), ("up", 18 / 32, 25 / 32))
     """Which linear of the MLP, from which to which share of the depth (published for Llama-3, 32 layers)."""
     mode: Literal["merged", "side"] = "merged"
     """"merged" writes the weights; "side" adds ``(x A) B`` beside them (quantised, instant switching)."""
@@ -51,10 +51,12 @@ class WeightConfig:
     def __post_init__(self) -> None:
         if self.modules is not None:
             object.__setattr__(self, "modules", tuple(self.modules))
-        object.__setattr__(self, "ranges", tuple((str(w), float(a), float(b)) for w, a, b in self.ranges))
+        if self.ranges is not None:
+            ranges = tuple((str(which), float(start), float(stop)) for which, start, stop in self.ranges)
+            object.__setattr__(self, "ranges", ranges)
         if self.guard_texts is not None:
             object.__setattr__(self, "guard_texts", tuple(self.guard_texts))
-        for which, start, stop in self.ranges:
+        for which, start, stop in self.ranges or ():
             if which not in WHICH or not 0 <= start < stop <= 1:
                 raise ValueError(
                     f"ranges holds {(which, start, stop)}; give one of {WHICH} and two shares of the depth, "

@@ -19,7 +19,7 @@ from ...entries import Entry
 from ...hooks import Hook
 from ...layers import evaluating
 from ...ledger import Ledger
-from ...sites import find_sites
+from ...sites import Range, find_sites
 from ..base import Host, State
 from ..hypernet.branch import Factors, side_branch
 from ..hypernet.capture import chunks
@@ -46,10 +46,14 @@ class LedgerMethod:
         self.config: Any = config
         self._host = host
         merged = config.mode == "merged"
-        self.sites = find_sites(host.model, host.anatomy, config.ranges, config.modules, writable=merged)
+        self.sites = find_sites(host.model, host.anatomy, self._ranges(), config.modules, writable=merged)
         self.ledger = Ledger(self.sites, config.mode)
         self._guard = Guard(host, self.ledger, config)
         self._edits: dict[str, Edit] = {}
+
+    def _ranges(self) -> Sequence[Range]:
+        """Which linears of which layers to edit, where no modules are named."""
+        return tuple(self.config.ranges)
 
     @property
     def active(self) -> bool:

@@ -1,0 +1,41 @@
+"""Over which modules edits are spread: the published ones, and as many more as the edits need.
+
+A change of one module acts through its inputs, of which it has d_k directions; every answer token of an edit
+takes one. Where tokens outnumber directions, later edits overwrite earlier ones and what other facts run
+through. Wide models have room enough in the published layers; narrow ones need more of them, and many small
+changes in many modules disturb the rest less than large ones in few.
+
+Letters: d_k a module's input width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...sites import Range, find_sites
+from ..base import Host
+
+__all__ = ["spread"]
+
+
+def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, ...]:
+    """``ranges``, grown by a layer on either side until their modules have ``capacity`` inputs together, or
+    until they are the whole depth.
+
+    Args:
+        host: the model.
+        ranges: what to start from.
+        capacity: the sum of d_k that is wanted; 0 for the ranges as they are.
+
+    Raises:
+        UnsupportedModelError: see `find_sites`.
+    """
+    layer = 1 / len(host.anatomy.layers)
+    grown = tuple(ranges)
+    while sum(site.d_k for site in find_sites(host.model, host.anatomy, grown, writable=False)) < capacity:
+        if all(start == 0 and stop == 1 for _, start, stop in grown):
+            break
+        grown = tuple(
+            (which, max(0.0, start - layer), min(1.0, stop + layer)) for which, start, stop in grown
+        )
+    return grown
