@@ -44,7 +44,7 @@ GROUPS = (
     "same_subject",
     "same_subject_gold",
 )
-_FITTED = {"fit_steps": 80, "fit_lr": 5e-4, "trajectory": (10, 80), "curriculum": 0.5}
+_FITTED = {"fit_steps": 50, "fit_lr": 5e-4, "trajectory": (10, 80), "curriculum": 0.5}
 SHIPPED: dict[str, dict[str, Any]] = {
     "rledit": _FITTED,
     "smedit": _FITTED,

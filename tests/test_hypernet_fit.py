@@ -54,7 +54,7 @@ def _same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("method", ["mend", "malmen", "rledit", "hiedit", "smedit"])
 def test_fitting_lowers_the_loss_and_leaves_the_model(make_plug: Callable[..., Any], method: str) -> None:
     length = (1, 1) if method in ("mend", "malmen") else (2, 2)
-    plug = make_plug(method, fit_steps=40, fit_lr=5e-3, trajectory=length, own_prompt=1.0)
+    plug = make_plug(method, fit_steps=40, fit_lr=5e-3, trajectory=length, own_prompt=1.0, capacity=0)
     before = _bits(plug.model)
     start = torch.random.get_rng_state()
     report = plug.fit(CASES, progress=False)
@@ -172,7 +172,7 @@ def test_the_published_gate_learns_from_the_norm_alone(make_plug: Callable[..., 
 
 
 def test_a_shared_network_takes_an_optimiser_step_after_each_step(make_plug: Callable[..., Any]) -> None:
-    plug = make_plug("smedit", shared_steps=True, steps=3, trajectory=(1, 1), fit_steps=6)
+    plug = make_plug("smedit", shared_steps=True, steps=3, trajectory=(1, 1), fit_steps=6, enough=1.0)
     assert len(plug.method.editor.nets) == 1
     report = plug.fit(CASES, progress=False)
     assert report.steps == 6
