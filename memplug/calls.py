@@ -69,14 +69,20 @@ class Call:
     def prompt_end(self) -> Tensor:
         """LongTensor [B]: column, among the new tokens, of each row's last prompt token.
 
-        That is the last real token, unless `CallTracker.prompt_lengths` says where the prompt ends. A row
-        without any real token gives column 0.
+        That is the last real token, unless `CallTracker.prompt_lengths` says where the prompt ends, or the
+        model was asked for the last k logits only: these begin at the prompt's end. A row without any real
+        token gives column 0.
         """
         if self.whole and self.prompt is None:
             return torch.full(self.real.shape[:1], self.real.shape[1] - 1, device=self.real.device)
         count = self.real.long().cumsum(1)
         last = count[:, -1:] if self.prompt is None else self.prompt[:, None].minimum(count[:, -1:])
         return (count >= last).long().argmax(1)
+
+    @property
+    def prompt_width(self) -> int:
+        """Columns, among the new tokens, until every row's prompt has ended."""
+        return self.valid.shape[1] if self.prompt is None else int(self.prompt_end().max()) + 1
 
 
 class CallTracker:
@@ -146,6 +152,12 @@ class CallTracker:
             if not getattr(self._local, "off", False) and wanted():
                 self._running[-1] = self._open(args, kwargs)
 
+        def begin(_m: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            self._local.kept = kwargs.get("logits_to_keep")
+
+        def end(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
+            self._local.kept = None
+
         def leave(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
             if self._running:  # empty where the hooks came in the middle of a forward
                 self._running.pop()
@@ -156,8 +168,10 @@ class CallTracker:
             if call is not None and call.cache is None:
                 call.cache = self._anatomy.bind(args, kwargs).get(self._anatomy.cache_arg)
 
-        decoder, first = self._anatomy.decoder, self._anatomy.layers[0]
+        decoder, first, head = self._anatomy.decoder, self._anatomy.layers[0], self._anatomy.head
+        around = [] if head is None else [Hook(head, "before", begin), Hook(head, "finally", end)]
         return [
+            *around,
             Hook(decoder, "before", enter),
             Hook(first, "before", adopt),
             Hook(decoder, "finally", leave),
@@ -190,7 +204,12 @@ class CallTracker:
         if positions is not None and past == 0:
             positions = positions[0] if positions.ndim == 3 else positions
             first = positions.expand(batch, -1).gather(1, start[:, None])[:, 0].to(start.device)
-        prompt = self._prompts(batch) if past == 0 else None
+        prompt = None if past else self._prompts(batch)
+        kept = getattr(self._local, "kept", None)
+        if prompt is None and past == 0 and type(kept) is int and 1 < kept <= length:
+            # The first of the logits asked for is the prompt's: what follows is a draft (assisted decoding),
+            # or an answer that is being judged.
+            prompt = real.sum(1) - (kept - 1)
         held = held_by(cache)
         return Call(valid, real, past, first, start, cache, held, ids=ids, prompt=prompt, whole=whole)
 

@@ -55,6 +55,7 @@ class Anatomy:
         masked_is_true: in a boolean mask, ``True`` closes (the usual meaning is that it opens).
         alibi_arg: a bias per key position is handed to the layers under this name.
         bias_by_column: the layers add a bias that depends on the key's column (position_bias).
+        head: the module around the decoder that can be asked for the last logits only; None if there is none.
     """
 
     decoder: nn.Module
@@ -70,6 +71,7 @@ class Anatomy:
     masked_is_true: bool
     alibi_arg: str | None
     bias_by_column: bool
+    head: nn.Module | None = None
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer call's arguments by name; extra keywords stay as they are."""
@@ -167,7 +169,17 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
         and bool(mask[0, 0, 1, 2]),
         alibi_arg="alibi" if seen.get("alibi") is not None else None,
         bias_by_column=seen.get("position_bias") is not None,
+        head=_head(model, name.rpartition(".")[0]),
     )
+
+
+def _head(model: nn.Module, decoder: str) -> nn.Module | None:
+    while decoder:
+        decoder = decoder.rpartition(".")[0]
+        around = model.get_submodule(decoder)
+        if "logits_to_keep" in inspect.signature(type(around).forward).parameters:
+            return around
+    return None
 
 
 def input_device(model: Any) -> torch.device:

@@ -138,6 +138,18 @@ def test_the_end_of_the_prompt(model, tracker):
     assert call_of(model, tracker, input_ids=IDS, attention_mask=MASK).prompt is None
 
 
+def test_a_prompt_ends_where_the_logits_that_are_asked_for_begin(model, tracker):
+    """So it is in assisted decoding, which hands a draft in behind the prompt."""
+    given = {"input_ids": IDS, "attention_mask": MASK}
+    assert call_of(model, tracker, **given, logits_to_keep=3).prompt_end().tolist() == [3, 3, 3]
+    assert call_of(model, tracker, **given, logits_to_keep=1).prompt is None
+    assert call_of(model, tracker, **given).prompt is None  # nothing is left of the forward before
+    cache = DynamicCache(config=model.config)
+    call_of(model, tracker, **given, past_key_values=cache)
+    more = {"input_ids": IDS[:, :2], "past_key_values": cache, "logits_to_keep": 2}
+    assert call_of(model, tracker, **more).prompt is None  # the prompt was read before
+
+
 def test_prompt_lengths_are_dealt_out_to_repeated_rows(model, tracker):
     with tracker.prompt_lengths([2, 3]):
         call = call_of(model, tracker, input_ids=IDS[[0, 0, 1, 1]], attention_mask=MASK[[0, 0, 1, 1]])

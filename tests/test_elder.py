@@ -24,6 +24,8 @@ def test_edits_are_answered_cached_or_not_by_one_beam_or_more(plug, model, token
         assert answer(model, tokenizer, edit.prompt) == edit.target
         assert answer(model, tokenizer, edit.prompt, use_cache=False) == edit.target
         assert answer(model, tokenizer, edit.prompt, num_beams=3).startswith(edit.target)
+        # Drafts of the first layers alone come in behind the prompt, and some of them are taken back.
+        assert answer(model, tokenizer, edit.prompt, assistant_early_exit=2) == edit.target
 
 
 def test_rows_of_a_batch_do_not_know_of_each_other(plug, model, tokenizer):

@@ -161,6 +161,8 @@ def test_an_answer_is_the_same_with_and_without_a_cache_and_in_company(base, tok
         assert answers(plug.model, tokenizer, *texts, use_cache=False) == together
         for text, row in zip(texts, together, strict=True):
             assert answers(plug.model, tokenizer, text) == [row]
+            # Drafts of the first layers alone come in behind the prompt, and some of them are taken back.
+            assert answers(plug.model, tokenizer, text, assistant_early_exit=2) == [row]
         beams = answers(plug.model, tokenizer, PROMPT, num_beams=3)
         assert beams == answers(plug.model, tokenizer, PROMPT, num_beams=3, use_cache=False)
 

@@ -103,6 +103,18 @@ def test_generates_as_from_one_text(family, settings, tokenizer):
         assert got[1] == base_answers[1]
 
 
+@pytest.mark.parametrize("layer", [0, 3])
+def test_drafts_of_another_model_or_of_the_first_layers(base, tokenizer, layer):
+    model = copy.deepcopy(base)
+    with attach(model, tokenizer, layer=layer) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        greedy = answers(model, tokenizer, PROMPT)
+        with plug.paused():
+            assert answers(model, tokenizer, PROMPT) != greedy
+        assert answers(model, tokenizer, PROMPT, assistant_model=base) == greedy
+        assert answers(model, tokenizer, PROMPT, assistant_early_exit=2) == greedy
+
+
 def test_right_padding_and_rows_without_a_bos(base, tokenizer):
     with attach(base, tokenizer) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")

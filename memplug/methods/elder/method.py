@@ -157,7 +157,7 @@ class ELDER:
         if held is None and cache is None and not call.past:
             seen = self._continuing.keep(call, seen, Seen.select)
         routing, decision = known.decide(seen)
-        length = held.length if held is not None else call.past + call.valid.shape[1]
+        length = held.length if held is not None else call.past + call.prompt_width
         routed = Routed(self, known.version, seen, decision.scope, routing, length)
         if cache is not None:
             hold(cache, routed)

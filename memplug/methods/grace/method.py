@@ -103,7 +103,7 @@ class GRACE:
         if held is None and call.cache is None and not call.past:
             query = self._continuing.keep(call, query, rows_of)
         entry, value = self._find(query)
-        length = held.length if held is not None else call.past + call.valid.shape[1]
+        length = held.length if held is not None else call.past + call.prompt_width
         coded = Coded(self, self._version, query, entry, value, length)
         if call.cache is not None:
             hold(call.cache, coded)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...calls import Call, hold
 from ...edits import Edit
 from ...hooks import Hook
-from ...layers import evaluating
+from ...layers import evaluating, text_config
 from ...nearest import Nearest
 from ...prefix import KV
 from ..base import Host, State
@@ -107,6 +107,8 @@ class ICL:
             return self._kept(held)
         if call.past:
             return None  # a cache begun without us goes on without notes
+        if text_config(self._host.model).num_hidden_layers < len(self._host.anatomy.layers):
+            return None  # a draft by the first layers alone (early exit), which the model itself will check
         given = self._embedder.named(args, kwargs)
         query = self._embedder.prompts(call, given)
         cached = given.get("use_cache")
@@ -137,7 +139,7 @@ class ICL:
         if self._reader.counts_on and open_ is not None:
             moved = open_.sum(1).to(moved) - bos.to(moved)
             moved = moved * torch.tensor([bool(ids) for ids in edits], device=moved.device)
-        length = call.valid.shape[1]
+        length = call.prompt_width
         return Fronted(self, edits, call.start, call.first, bos, moved, kv, open_, length)
 
     def _kept(self, held: Fronted) -> Fronted:
