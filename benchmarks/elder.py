@@ -16,26 +16,21 @@ import argparse
 import ast
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from common import RESULTS, write
 from elder_curves import curves, decisions, made_up, remember
-from literal_elder import LiteralELDER
+from elder_speed import SIX, editing, overhead
 
 import memplug
 from memplug import world
 from memplug.edits import Edit
 from memplug.evaluation import answer, evaluate
 from memplug.methods.elder import ELDERConfig
-from memplug.text import Batch
 
-SIX = {"edit_layers": tuple(range(6, 12))}  # the published number of linears
 GUIDED = {"router_lr": 1e-3, "guide_weight": 0.1, "router_replay": 256, "snap": False}
-_CASES = 2500  # of the world's test facts are edited at most; more edits are about made-up subjects
-_STEPS = 20  # of the default, where its editing is timed step by step
+_CASES = 1000  # of the world's test facts at most: one a subject; more edits are about made-up subjects
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("default", {}),
     "default, trained on rephrasings": ("default", {}),
@@ -179,108 +174,6 @@ def deferral(args: argparse.Namespace) -> dict[str, Any]:
             out[f"{name}, {n} edits"] = curves(plug, cases[: args.judged])
             print(name, n, out[f"{name}, {n} edits"]["as set"], flush=True)
             plug.detach()
-    return out
-
-
-def cpu_seconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each run, taken in turns, on one thread: a busy machine changes it little."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.process_time()
-            run()
-            if turn:  # the first is to warm up
-                found[name].append(time.process_time() - begin)
-    return {name: float(np.median(some)) for name, some in found.items()}
-
-
-def editing(args: argparse.Namespace) -> dict[str, Any]:
-    """Edits a second, this library's training against the literal one, at the same number of steps; then the
-    default as it is, 48 edits after 16, against the literal loop at 50 steps a batch of 4 (of equal cost)."""
-    model, tokenizer = world.load()
-    batch = [case.edit for case in world.cases(4, seed=args.seed)]
-    out: dict[str, Any] = {}
-    for name, preset, given in (
-        ("paper", "paper", SIX),
-        ("default", "default", {"stop_loss": 0.0, "steps": _STEPS, "replay": 0, "rehearse": 0}),
-    ):
-        plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
-        plug.edit(batch, progress=False)  # what is sampled is sampled
-        method = plug.method
-        start = method.known.experts.snapshot()
-
-        def fast(method: Any = method, start: Any = start) -> None:
-            method.known.experts.load(start)
-            with method._host.tracker.off():
-                rows = method._learner.rows(method.known, batch)[0]
-                method._learner._train(method.known, rows)
-
-        def literal(method: Any = method, start: Any = start) -> LiteralELDER:
-            method.known.experts.load(start)
-            made = LiteralELDER(method)
-            with method._host.tracker.off():
-                made.learn(batch)
-            return made
-
-        fast()
-        experts = method.known.experts
-        trained = [*(tensor.transpose(1, 2) for tensor in experts.down), *experts.up]
-        trained = [tensor.clone() for tensor in trained]
-        made = literal()
-        theirs = [torch.stack(group).detach() for group in (*made.down, *made.up)]
-        apart = max(float((a - b).abs().max()) for a, b in zip(trained, theirs, strict=True))
-        seconds = cpu_seconds({"fast": fast, "literal": literal}, args.repeats)
-        out[name] = {
-            "edits_per_second": {key: len(batch) / value for key, value in seconds.items()},
-            "speedup": seconds["literal"] / seconds["fast"],
-            "largest difference of a trained parameter": apart,
-        }
-        print(name, out[name], flush=True)
-        plug.detach()
-    cases = world.cases(64, seed=args.seed)
-    with memplug.attach(model, tokenizer, "elder", **args.set) as plug:
-        plug.edit(cases[:16], progress=False)
-        begin = time.process_time()
-        plug.edit(cases[16:], progress=False)
-        fast = 48 / (time.process_time() - begin)
-    slow = out["default"]["edits_per_second"]["literal"] * _STEPS / ELDERConfig.preset("paper").steps
-    out["default as it is"] = {
-        "edits_per_second": {"fast": fast, "literal": slow},
-        "speedup": fast / slow,
-        "largest difference of a trained parameter": None,
-    }
-    return out
-
-
-@torch.no_grad()
-def overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a forward over a 64-token prompt: bare, attached with a deferred row, with one in scope."""
-    out: dict[str, Any] = {}
-    model, tokenizer = world.load()
-    bare, _ = world.load()
-    n = args.edits[0]
-    cases, others = world.cases(n, seed=args.seed), world.cases(n + 20, seed=args.seed)[n:]
-    plug = memplug.attach(model, tokenizer, "elder", **args.set)
-    plug.edit(cases, progress=False)
-    known, text = plug.method.known, plug.method._host.text
-    filling = [token for case in others for token in text.encode(case.edit.prompt)[1:]]
-    end = text.encode(cases[-1].edit.prompt)[1:]
-    asking = torch.tensor([[text.bos_id, *filling[: 63 - len(end)], *end]])
-    # The limits are opened or closed for the row, as what is timed is the work.
-    for name, row, epsilon, threshold in (
-        ("in scope", asking, 1 << 20, 0.0),
-        ("deferred, names an edited subject", asking, 1 << 20, 0.999999),
-        ("deferred, names none", torch.tensor([[text.bos_id, *filling[:63]]]), 1 << 20, 0.0),
-    ):
-        known.deferral.limit(epsilon, threshold)
-        known.version += 1
-        batch = Batch(row, torch.ones_like(row), torch.arange(64)[None])
-        inside = bool(known.decide(plug.method.see(batch))[1].scope)
-        runs = {"attached": lambda row=row: model(row), "bare": lambda row=row: bare(row)}
-        seconds = cpu_seconds(runs, args.repeats)
-        out[name] = {"seconds": seconds, "ratio": seconds["attached"] / seconds["bare"], "in scope": inside}
-    print(out, flush=True)
-    plug.detach()
     return out
 
 

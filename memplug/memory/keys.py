@@ -31,6 +31,7 @@ from memplug.memory.gpu import FaissScan
 from memplug.memory.match import Matcher, ScanName
 from memplug.memory.record import KeyRecord, checked_threshold
 from memplug.memory.scores import Scores, brute_force
+from memplug.memory.search import advance, check_queries
 from memplug.memory.signs import faiss_module
 from memplug.memory.stream import Block, MatchState
 from memplug.memory.votes import Found, Hits, Order, merge, tally
@@ -215,12 +216,12 @@ class KeyMemory:
         Raises:
             ValueError: shapes that do not fit the memory, each other or the state.
         """
-        n_rows, length = self._check(queries, valid, state)
+        n_rows, length = check_queries(self.n_layers, self.dim, queries, valid, state)
         if valid is None:
             valid = torch.ones(n_rows, length, dtype=torch.bool, device=queries[0].device)
         if rows is not None:
             valid = valid & rows.to(valid.device)[:, None]
-        state = self._matched(queries, valid, state)
+        state = advance(self._matcher, self.n_layers, self.quorum, queries, valid, state)
         found, slots = self._known(state.found)
         active = found.keep(self._record.on[slots]) if len(slots) else found
         hits = tally(active, n_rows, quorum=self.quorum, top_k=self.top_k, order=self.order)
@@ -238,7 +239,7 @@ class KeyMemory:
         Raises:
             ValueError: shapes that do not fit the memory or each other.
         """
-        n_rows, length = self._check(queries, valid, None)
+        n_rows, length = check_queries(self.n_layers, self.dim, queries, valid, None)
         if valid is None:
             valid = torch.ones(n_rows, length, dtype=torch.bool, device=queries[0].device)
         layers = tuple(range(self.n_layers))
@@ -247,68 +248,6 @@ class KeyMemory:
         )
         found, slots = self._known(merge(Found.empty(), every))
         return found.keep(self._record.on[slots]) if len(slots) else found
-
-    def _matched(
-        self, queries: Tensor | Sequence[Tensor], valid: Tensor, state: MatchState | None
-    ) -> MatchState:
-        """The state after this piece."""
-        first = self.n_layers - self.quorum + 1  # an entry that passes in none of these cannot win
-        layers, seq = tuple(range(self.n_layers)), self._record.next_seq
-        reach = self._record.rest.shape[1]  # a window reaches so far back
-        early = Block(tuple(queries[r] for r in layers[:first]), valid)
-        late = Block(tuple(queries[r] for r in layers[first:]), valid)
-        length = early.length
-        if state is None:
-            state = MatchState(Found.empty(), early.tail(0), (), 0, seq)
-        found = state.found
-        if state.waiting and state.seq != seq:
-            # What waits was seen before some entries were added, and must not count for them.
-            older = self._matcher.match(layers[first:], Block.join(state.late), state.waiting)
-            found = merge(found, older.keep(older.seq < state.seq))
-            state = state._replace(waiting=0)
-
-        text = Block.join((state.early, early))
-        found = merge(found, self._matcher.match(layers[:first], text, length))
-        early = text.tail(reach)
-        waiting = state.waiting + length
-        if not (late.layers and len(self)):
-            waiting = 0
-        elif not len(found.row):
-            kept = MatchState.wait((*state.late, late.copy()), waiting, reach)
-            if kept is not None:
-                return MatchState(found, early, kept, waiting, seq)
-        text = Block.join((*state.late, late))
-        if waiting:
-            found = merge(found, self._matcher.match(layers[first:], text, waiting))
-        return MatchState(found, early, (text.tail(reach),), 0, seq)
-
-    def _check(
-        self, queries: Tensor | Sequence[Tensor], valid: Tensor | None, state: MatchState | None
-    ) -> tuple[int, int]:
-        wanted = f"({self.n_layers}, B, T, {self.dim})"
-        shapes = [tuple(q.shape) for q in queries]
-        if (
-            len(shapes) != self.n_layers
-            or len(set(shapes)) != 1
-            or len(shapes[0]) != 3
-            or shapes[0][2] != self.dim
-        ):
-            raise ValueError(
-                f"queries are {len(shapes)} layers of shape {set(shapes)}; give (R, B, T, D) = {wanted}"
-            )
-        if not queries[0].is_floating_point():
-            raise ValueError(f"queries are {queries[0].dtype}; give hidden states, floats {wanted}")
-        n_rows, length, _ = shapes[0]
-        if valid is not None and (tuple(valid.shape) != (n_rows, length) or valid.dtype != torch.bool):
-            raise ValueError(
-                f"valid is {valid.dtype} of shape {tuple(valid.shape)}; give bool of shape {(n_rows, length)}"
-            )
-        if state is not None and state.n_rows != n_rows:
-            raise ValueError(
-                f"the state has {state.n_rows} rows, the queries {n_rows}; take state.select(rows) where "
-                "rows were dropped, repeated or reordered"
-            )
-        return n_rows, length
 
     def _known(self, found: Found) -> tuple[Found, np.ndarray]:
         """What was found of the entries that are still held, and their slots."""
@@ -330,5 +269,6 @@ class KeyMemory:
         Raises:
             ValueError: shapes that do not fit the memory.
         """
-        self._check([q[None] for q in queries], None if valid is None else valid[None], None)
+        row = None if valid is None else valid[None]
+        check_queries(self.n_layers, self.dim, [q[None] for q in queries], row, None)
         return brute_force(self._record, queries, valid, self.top_k)
