@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from elder_tiny import ADA, ORLO, QUICK, TAM, answer, encode, learned, logits, same
+from families import build
 
 import memplug
 from memplug import Edit, EditError
@@ -41,6 +42,16 @@ def test_the_same_question_about_somebody_else_is_deferred(model, tokenizer, sub
         assert found.deferred == subjects
         assert ("names no edited subject" in found.reason) == subjects
         assert answer(model, tokenizer, ADA.prompt) == ADA.target
+
+
+def test_a_subject_is_recognised_in_its_edits_own_prompts_in_any_model(tokenizer):
+    model = build(
+        "olmo2", vocab_size=len(tokenizer)
+    )  # where a subject stands changes its states beyond likeness
+    with memplug.attach(model, tokenizer, "elder", **QUICK | {"steps": 1, "subject_threshold": 0.7}) as plug:
+        edits = plug.edit([ADA, TAM, Edit("Who taught Ada Quill?", "Marrow", "Ada Quill")])
+        for edit in edits:
+            assert "names no edited subject" not in plug.explain(edit.prompt).reason
 
 
 def test_a_query_says_whom_it_is_about(plug):

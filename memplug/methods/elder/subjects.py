@@ -18,7 +18,7 @@ from ...edits import Edit
 from ...memory import KeyMemory
 from ..base import Host
 from ..llp.config import LLPConfig
-from ..llp.keys import contexts_of, subject_states
+from ..llp.keys import contexts_of, keys_missing, subject_states
 
 __all__ = ["Subjects"]
 
@@ -32,12 +32,13 @@ class Subjects:
         threshold: cosine that every token of a name has to exceed.
 
     Attributes:
-        keys: numbers of a subject's keys, one for each way it tokenizes.
+        keys: numbers of a subject's keys, one for each way it tokenizes and each prompt in which none of
+            these would be recognised.
     """
 
     def __init__(self, host: Host, layer: int, threshold: float) -> None:
         self.layer, self._host = layer, host
-        self._config = LLPConfig(think_layers=(layer,), n_prefixes=0)
+        self._config = LLPConfig(think_layers=(layer,), n_prefixes=0, threshold=threshold)
         device = str(host.text.device)
         self._memory = KeyMemory(1, host.anatomy.width, threshold=threshold, quorum=1, device=device)
         self.keys: dict[str, tuple[int, ...]] = {}
@@ -46,19 +47,23 @@ class Subjects:
         self._next = 0
 
     def learn(self, edits: Sequence[Edit]) -> None:
-        """Make keys for the subjects that have none yet."""
-        fresh = {str(edit.subject): edit.prompt for edit in edits if str(edit.subject) not in self.keys}
-        if not fresh:
-            return
+        """Make keys for subjects that have none yet, or would not be recognised in an edit's own prompt."""
+        named = [(str(edit.subject), edit.prompt) for edit in edits]
+        fresh = {subject: prompt for subject, prompt in named if subject not in self.keys}
         contexts = [contexts_of(subject, prompt, (), self._config) for subject, prompt in fresh.items()]
         states = subject_states(self._host, list(fresh), contexts, self._config)
         for subject, groups in zip(fresh, states, strict=True):
-            numbers = tuple(range(self._next, self._next + len(groups)))
-            self._next += len(groups)
-            self.keys[subject] = numbers
-            for number, group in zip(numbers, groups, strict=True):
-                self._memory.add(number, group.mean(0))
-                self._owner[number] = subject
+            for group in groups:
+                self._add(subject, group.mean(0))
+        have = {s: [self._memory.get(number) for number in self.keys[s]] for s, _ in named}
+        for subject, key in keys_missing(self._host, named, have, self._config):
+            self._add(subject, key)
+
+    def _add(self, subject: str, key: Tensor) -> None:
+        self._memory.add(self._next, key)
+        self._owner[self._next] = subject
+        self.keys[subject] = (*self.keys.get(subject, ()), self._next)
+        self._next += 1
 
     def keep(self, subjects: Collection[str]) -> None:
         """Forget all others."""
