@@ -49,6 +49,7 @@ class Setting(NamedTuple):
 _FITTED = {
     "norm_weight": 3e-4, "locality_weight": 5.0, "fit_steps": 40, "fit_lr": 5e-4,
     "trajectory": (5, 20), "curriculum": 0.5, "capacity": 0, "remember": 0.0,
+    "enough": 1.0,
 }  # fmt: skip
 _SIX = (("gate", 4 / 12, 7 / 12), ("up", 6 / 12, 9 / 12))
 _NARROW: dict[str, dict[str, Any]] = {
