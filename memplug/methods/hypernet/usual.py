@@ -114,7 +114,7 @@ class Earlier:
         roots = usual.roots()
         if self._gram is not None:
             eye = torch.eye(len(self._gram), dtype=roots.dtype, device=roots.device)
-            return torch.linalg.cholesky(eye + roots.T @ roots + self.weight * self._gram), None
+            return torch.linalg.cholesky(eye + roots.T @ roots + self.weight * self._gram.to(roots)), None
         rows = torch.cat(self._rows).to(roots) * self.weight**0.5
         wide = torch.cat([roots, rows])
         eye = torch.eye(len(wide), dtype=roots.dtype, device=roots.device)
