@@ -38,7 +38,7 @@ class HookSet:
         hooks = list(hooks)
         with ExitStack() as stack:
             for module, kind, fn in hooks:
-                fn = _uncompiled(fn)
+                fn = _Uncompiled(fn)
                 if kind == "before":
                     handle = module.register_forward_pre_hook(fn, with_kwargs=True)
                 else:
@@ -58,14 +58,21 @@ class HookSet:
         self.remove()
 
 
-def _uncompiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+class _Uncompiled:
     """A hook that torch.compile does not trace: it decides by values, and keeps them for other forwards."""
-    plain = torch.compiler.disable(fn)
 
-    def run(*args: Any) -> Any:
-        return plain(*args) if torch.compiler.is_compiling() else fn(*args)
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn, self._plain = fn, torch.compiler.disable(fn)
 
-    return run
+    def __call__(self, *args: Any) -> Any:
+        return self._plain(*args) if torch.compiler.is_compiling() else self._fn(*args)
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        # In a copy of the model it would go on to speak for the one it was made for.
+        raise ValueError(
+            "a model with a plug cannot be copied or pickled; call plug.detach() first (plug.save(folder) "
+            "keeps its edits, and memplug.load takes them up on a copy)"
+        )
 
 
 class StopForward(Exception):

@@ -7,6 +7,7 @@ guards what every method promises: all or nothing, and the model as it was in th
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -59,6 +60,7 @@ class Plug:
         self._off: set[str] = set()
         self._count = 0
         self._paused = 0
+        self._lock = threading.RLock()
         self._hooks: HookSet | None = HookSet([*tracker.hooks(self._wanted), *self.method.hooks()])
         setattr(model, _MARK, self)
 
@@ -94,15 +96,16 @@ class Plug:
         """
         self._check_attached()
         single = isinstance(prompt, str | Edit | Case)
-        fresh, replaced = numbered(as_edits(prompt, target, subject), self._edits, self._count)
-        self.method.check(fresh)
-        with learning():
+        asked = as_edits(prompt, target, subject)
+        with self._changing():
+            fresh, replaced = numbered(asked, self._edits, self._count)
+            self.method.check(fresh)
             self.method.learn(fresh, [self._edits[id] for id in replaced], progress=progress)
-        for id in replaced:
-            del self._edits[id]
-            self._off.discard(id)
-        self._edits |= {str(edit.id): edit for edit in fresh}
-        self._count += len(fresh)
+            for id in replaced:
+                del self._edits[id]
+                self._off.discard(id)
+            self._edits |= {str(edit.id): edit for edit in fresh}
+            self._count += len(fresh)
         if replaced:
             warnings.warn(f"replaced {_named(replaced)}: the same prompt was edited again", stacklevel=2)
         return fresh[0] if single else fresh
@@ -151,32 +154,38 @@ class Plug:
             UnknownEditError: there is no such edit; nothing was deleted.
             ValueError: ``retrain`` or ``replay`` for a method that has no use for it.
         """
-        chosen = self._chosen(edits)
         how = {name: True for name, asked in (("retrain", retrain), ("replay", replay)) if asked}
         for name in how.keys() - inspect.signature(self.method.forget).parameters.keys():
             raise ValueError(
                 f"{name}=True: deleting an edit of {self.name!r} removes it whole without that; leave it out"
             )
-        with learning():
+        with self._changing():
+            chosen = self._chosen(edits)
             left = self.method.forget(chosen, progress=True, **how)
-        for edit in chosen:
-            del self._edits[str(edit.id)]
-            self._off.discard(str(edit.id))
+            for edit in chosen:
+                del self._edits[str(edit.id)]
+                self._off.discard(str(edit.id))
         return left
 
     def disable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits off; ``enable`` brings them back as they were."""
-        chosen = [edit for edit in self._chosen(edits) if edit.id not in self._off]
-        with learning():
+        with self._changing():
+            chosen = [edit for edit in self._chosen(edits) if edit.id not in self._off]
             self.method.switch(chosen, False, progress=True)
-        self._off |= {str(edit.id) for edit in chosen}
+            self._off |= {str(edit.id) for edit in chosen}
 
     def enable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits on again."""
-        chosen = [edit for edit in self._chosen(edits) if edit.id in self._off]
-        with learning():
+        with self._changing():
+            chosen = [edit for edit in self._chosen(edits) if edit.id in self._off]
             self.method.switch(chosen, True, progress=True)
-        self._off -= {str(edit.id) for edit in chosen}
+            self._off -= {str(edit.id) for edit in chosen}
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One thread at a time, with gradients."""
+        with self._lock, learning():
+            yield
 
     def _chosen(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
         self._check_attached()

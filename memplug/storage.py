@@ -78,13 +78,18 @@ def save(folder: Path, plug: Plug) -> None:
     """Write ``plug`` into ``folder``, made if it is not there.
 
     Raises:
-        SaveError: ``folder`` is a file, or has other things in it.
+        SaveError: ``folder`` is a file, has other things in it, or cannot be made.
     """
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
         raise SaveError(f"{folder} has files that are not a saved plug; name an empty or a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError(
+            f"{folder} cannot be made ({error.strerror}); name a folder you can write to"
+        ) from error
     tensors, meta = plug.method.state()
     data = dump_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
@@ -188,8 +193,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         version = manifest["format"]
     except (ValueError, TypeError, KeyError) as error:
         raise LoadError(f"{path} is damaged ({error}); take a copy that is whole") from error
-    if not isinstance(version, int) or version > FORMAT:
-        raise LoadError(f"{path} has format {version}, this memplug reads up to {FORMAT}; upgrade memplug")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT:
+        raise LoadError(f"{path} has format {version!r}, this memplug reads up to {FORMAT}; upgrade memplug")
     return dict(manifest)
 
 
@@ -217,5 +222,5 @@ def fill(plug: Plug, saved: Saved) -> None:
     try:
         plug.method.restore(saved.tensors, saved.meta, saved.edits)
     except (KeyError, TypeError, ValueError) as error:
-        raise LoadError(f"the saved plug is damaged: {error}") from error
+        raise LoadError(f"the saved plug is damaged: {error}; take a copy that is whole") from error
     plug.take_over(saved.edits, saved.off, saved.learned)

@@ -252,3 +252,13 @@ def test_without_peft(base, tokenizer, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(ImportError, match=r"LoRA needs peft; run `pip install .memplug\[lora\].`"):
         attach(base, tokenizer)
+
+
+def test_a_model_that_peft_has_adapted_keeps_its_adapter(model, tokenizer):
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["down_proj"])).eval()
+    trace, before = Trace(wrapped), logits(wrapped, tokenizer)
+    with attach(wrapped, tokenizer, epochs=3) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        assert not torch.equal(logits(wrapped, tokenizer), before)
+    trace.check(wrapped)
+    assert torch.equal(logits(wrapped, tokenizer), before)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 
 import pytest
 import torch
-from families import METHODS
+from families import METHODS, attach_llp
 from plug_facts import BORN, FOUNDED, TAUGHT, logits, text_of
 from test_contract import answers
 
@@ -174,3 +175,27 @@ def test_edits_where_the_caller_works_without_gradients(model, tokenizer, method
         plug.enable(edit)
         plug.edit(FOUNDED, "Marrow", "Orlo Bridge Company")
         assert len(plug.edits) == 2
+
+
+def test_edits_from_several_threads_are_made_one_after_the_other(model, tokenizer):
+    with attach_llp(copy.deepcopy(model), tokenizer, value_steps=1, stop_loss=1e3) as plug:
+        names = [f"Ada Quill{i}" for i in range(6)]
+
+        def learn(name):
+            plug.edit(f"Where was {name} born?", "Zarnow", name)
+
+        threads = [threading.Thread(target=learn, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(str(edit.subject) for edit in plug.edits.values()) == names
+        assert set(plug.method.entries) == set(names)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_model_with_a_plug_is_not_copied(plug, copied):
+    with pytest.raises(ValueError, match=r"cannot be copied or pickled; call plug.detach\(\) first"):
+        copied(plug.model)
+    plug.detach()
+    assert copied(plug.model)

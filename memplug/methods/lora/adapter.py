@@ -74,7 +74,9 @@ class Adapter:
         self.sites = tuple(sites)
         holder = nn.Module()
         for i, site in enumerate(self.sites):
-            holder.add_module(f"linear{i}", site.module)
+            # Of a linear that peft has adapted already, its own layer would be changed.
+            linear = getattr(site.module, "get_base_layer", lambda module=site.module: module)()
+            holder.add_module(f"linear{i}", linear)
         wanted = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
