@@ -74,6 +74,10 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "hiedit": Setting("hiedit", {}, False),
         "smedit": Setting("smedit", {}, False),
     },
+    "narrow": {
+        "ultraedit": Setting("ultraedit", {"capacity": 0, "remember": 0.0, "enough": 1.0, "steps": 8}, False),
+        **{name: _claim(name, fit_steps=80) for name in ("rledit", "hiedit", "smedit")},
+    },
     "hiedit": {
         "hiedit, straight-through": _claim("hiedit", gate_training="straight-through"),
         "static half": _claim("hiedit", selection="static"),

@@ -61,16 +61,18 @@ def _retained(runs: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def shipped() -> str | None:
-    rows = []
-    for (label, edits, batch), runs in _runs("shipped").items():
-        for measure, name in (("tokens", "tokens"), ("generated", "generated")):
-            held = _retained(runs) if measure == "tokens" else ["", ""]
-            skills = _percent([run["curve"][-1]["skills"] for run in runs]) if measure == "tokens" else ""
-            size = [label, f"{edits} in {batch}s", str(len(runs))] if measure == "tokens" else [label, "", ""]
-            rows.append([*size, name, *_quality(runs, measure), *held, skills])
-    head = ["method", "edits", "seeds", "measure", *_GROUPS.values(), "retained", "its rephrasings", "skills"]
-    return _table(head, rows) if rows else None
+def edited(group: str) -> Callable[[], str | None]:
+    def made() -> str | None:
+        rows = []
+        for (label, edits, batch), runs in _runs(group).items():
+            skills = _percent([run["curve"][-1]["skills"] for run in runs])
+            size = [label, f"{edits} in {batch}s", str(len(runs))]
+            rows.append([*size, "tokens", *_quality(runs, "tokens"), *_retained(runs), skills])
+            rows.append([label, "", "", "generated", *_quality(runs, "generated"), "", "", ""])
+        head = ["method", "edits", "seeds", "measure", *_GROUPS.values()]
+        return _table([*head, "retained", "its rephrasings", "skills"], rows) if rows else None
+
+    return made
 
 
 def claims(group: str) -> Callable[[], str | None]:
@@ -184,7 +186,8 @@ def delete() -> str | None:
 
 
 WEIGHT_TABLES: dict[str, Callable[[], str | None]] = {
-    "weights-shipped": shipped,
+    "weights-shipped": edited("shipped"),
+    "weights-narrow": edited("narrow"),
     "weights-curve": curve,
     "weights-cost": cost,
     "weights-tuning": tuning,
