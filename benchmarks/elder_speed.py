@@ -103,7 +103,7 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {}
     model, tokenizer = world.load()
     bare, _ = world.load()
-    out |= _overhead(model, bare, tokenizer, {}, args)
+    out |= _overhead(model, bare, tokenizer, {}, args, args.repeats)
     torch.manual_seed(0)
     wide = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **_WIDE)).eval()
     with torch.no_grad():
@@ -112,12 +112,12 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     twin.load_state_dict(wide.state_dict())
     # What is learned there does not matter: the work is the same.
     given = {"steps": 2, "rehearse": 0, "replay": 0, "heldout": 64}
-    found = _overhead(wide, twin, tokenizer, given, args)
+    found = _overhead(wide, twin, tokenizer, given, args, max(10, args.repeats // 5))
     return out | {f"width 1024, 8 layers: {name}": row for name, row in found.items()}
 
 
 def _overhead(
-    model: Any, bare: Any, tokenizer: Any, given: dict[str, Any], args: argparse.Namespace
+    model: Any, bare: Any, tokenizer: Any, given: dict[str, Any], args: argparse.Namespace, repeats: int
 ) -> dict[str, Any]:
     out, n = {}, args.edits[0]
     cases, others = world.cases(n, seed=args.seed), world.cases(n + 20, seed=args.seed)[n:]
@@ -149,7 +149,7 @@ def _overhead(
             of(rows[next(turn) // 2 % len(rows)])
 
         with torch.no_grad():
-            seconds = cpu_seconds({"attached": partial(run, model), "bare": partial(run, bare)}, args.repeats)
+            seconds = cpu_seconds({"attached": partial(run, model), "bare": partial(run, bare)}, repeats)
         out[name] = {"seconds": seconds, "ratio": seconds["attached"] / seconds["bare"], "in scope": inside}
         print(name, out[name], flush=True)
     plug.detach()

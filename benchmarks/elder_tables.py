@@ -13,7 +13,10 @@ __all__ = ["TABLES"]
 _GROUPS = ("efficacy", "generalization", "specificity", "same_subject")
 _ABLATION = 200  # edits
 _MEASURES = (("generated", "generated, whole"), ("whole", "teacher-forced, whole"), ("tokens", "tokens"))
-_PAPER = ["ELDER's paper, LLaMA2-7B, ZsRE", "1000", "all", "whole", "93.96", "90.21", "–", "–", "–", "2.12"]
+_PAPERS = [
+    ["ELDER's paper, LLaMA2-7B, ZsRE", "1000", "all", "whole", "93.96", "90.21", "–", "–", "–", "2.12"],
+    ["GRACE, in ELDER's paper, the same", "1000", "all", "whole", "89.48", "0.46", "–", "–", "–", "–"],
+]
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -31,6 +34,10 @@ def _percent(score: Any) -> str:
     return "–" if score is None else f"{100 * score['value']:.1f}"
 
 
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
 def _sequences() -> list[tuple[int, int, dict[str, Any]]]:
     """Edits, seed, and the runs of each file."""
     found = []
@@ -45,17 +52,17 @@ def sequence() -> str | None:
     rows = []
     for edits, seed, runs in _sequences():
         for name, run in runs.items():
-            if "in scope" not in run:
+            if (edits <= _ABLATION and "in scope" not in run) or "scores" not in run:
                 continue
             for when, scores in run["scores"].items():
                 for measure, label in _MEASURES:
                     rows.append(
                         [name + (f" (seed {seed})" if seed else ""), str(edits), when, label]
                         + [_percent(scores[group][measure]) for group in _GROUPS]
-                        + [f"{100 * run['skills']:.1f}", f"{run['cpu_seconds_per_edit']:.3f}"]
+                        + [_share(run.get("skills")), f"{run['cpu_seconds_per_edit']:.3f}"]
                     )
     head = ["", "edits", "asked", "measure", *(group.replace("_", " ") for group in _GROUPS)]
-    return _table([*head, "skills", "CPU s per edit"], [*rows, _PAPER] if rows else [])
+    return _table([*head, "skills", "CPU s per edit"], [*rows, *_PAPERS] if rows else [])
 
 
 def ablation() -> str | None:
@@ -63,11 +70,11 @@ def ablation() -> str | None:
     rows = []
     for edits, seed, runs in _sequences():
         for name, run in runs.items():
-            if seed or edits > _ABLATION or "last" not in run.get("scores", {}):
+            if edits > _ABLATION or "last" not in run.get("scores", {}):
                 continue
             first, last = run["scores"]["first, after all"], run["scores"]["last"]
             rows.append(
-                [name, str(edits)]
+                [name + (f" (seed {seed})" if seed else ""), str(edits)]
                 + [_percent(scores[group]["generated"]) for scores in (first, last) for group in _GROUPS[:2]]
                 + [str(run["parameters"]), f"{run['cpu_seconds_per_edit']:.3f}"]
             )
@@ -81,7 +88,10 @@ def _curves() -> dict[str, dict[str, Any]]:
         f"{name}, {edits} edits": run["deferral"]
         for edits, seed, runs in _sequences()
         for name, run in runs.items()
-        if not seed and "deferral" in run and name in ("default", "paper", "paper, lr 1e-3")
+        if not seed
+        and edits != _ABLATION
+        and "deferral" in run
+        and name in ("default", "paper", "paper, lr 1e-3")
     }
     return found | _load("deferral")
 
