@@ -62,7 +62,9 @@ def edit(
     limit: Annotated[int | None, typer.Option(help="Take the first so many of them.")] = None,
     skip_bad: Annotated[bool, typer.Option(help="Count broken lines instead of stopping at one.")] = False,
     model: Model = "world",
-    method: Annotated[str, typer.Option(help="Editing method, for a new plug.")] = "llp",
+    method: Annotated[
+        str | None, typer.Option(help="Editing method, for a new plug; llp if left out.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Its constants, for a new plug: default or paper.")] = "default",
     device: Device = "cpu",
     dtype: Dtype = "auto",
@@ -71,10 +73,15 @@ def edit(
     with explained():
         wanted = _wanted(prompt, target, subject, cases, limit, skip_bad)
         from .opening import attach, load
+        from .storage import peek
 
-        loaded = load_model(model, device, dtype)
         is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-        plug = attach(*loaded, method, preset=preset) if is_new else load(folder, *loaded)
+        if not is_new and method not in (None, made := peek(folder)[0]):
+            raise ValueError(
+                f"{folder} was made with --method {made}, not {method}; leave it out, or name another folder"
+            )
+        loaded = load_model(model, device, dtype)
+        plug = attach(*loaded, method or "llp", preset=preset) if is_new else load(folder, *loaded)
         plug.edit(wanted)
         plug.save(folder)
         typer.echo(repr(plug.edits))

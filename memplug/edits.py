@@ -158,7 +158,11 @@ class EditTable(Mapping[str, Edit]):
     def __getitem__(self, id: str) -> Edit:
         if id not in self._edits:
             near = difflib.get_close_matches(str(id), self._edits, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {len(self._edits)} edits"
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"there are {len(self._edits)} edits{_first(self._edits)}"
+            )
             raise UnknownEditError(f"no edit has the id {id!r}; {hint}")
         return self._edits[id]
 
@@ -221,3 +225,8 @@ class EditTable(Mapping[str, Edit]):
 
 def _one_line(text: str | None) -> str:
     return str(text).replace("\n", "\\n")
+
+
+def _first(ids: Iterable[str]) -> str:
+    shown = list(ids)
+    return f" ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})" if shown else ""

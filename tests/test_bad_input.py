@@ -103,7 +103,7 @@ def test_a_prompt_longer_than_the_context(unchanged):
 def test_unknown_ids(unchanged, action):
     for id, match in (
         ("e11", "no edit has the id 'e11'; did you mean 'e1'"),
-        ("qq", "no edit has the id .qq."),
+        ("qq", r"no edit has the id .qq.; there are 1 edits \(e1\)"),
     ):
         with pytest.raises(memplug.UnknownEditError, match=match):
             getattr(unchanged, action)(id)

@@ -124,6 +124,9 @@ def test_mistakes_are_told_in_one_line(facts, model, tmp_path, make_tokenizer):
     assert "is not a saved plug" in refused("ask", nowhere, BORN, "-m", model)
     assert not nowhere.exists()
     assert "give a PROMPT and a TARGET, or --cases" in refused("edit", facts, BORN, "-m", model)
+    assert "was made with --method llp, not elder; leave it out" in refused(
+        "edit", facts, BORN, "x", "-m", model, "--method", "elder"
+    )
     assert "either a PROMPT or --cases" in refused("edit", facts, BORN, "x", "--cases", "f", "-m", model)
     assert "no subject found in" in refused("edit", facts, "who is it?", "Tam", "-m", model)
     assert "dtype is 'int8'; choose one of" in refused("ask", facts, BORN, "-m", model, "--dtype", "int8")
