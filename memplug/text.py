@@ -128,11 +128,19 @@ class Text:
         """Ids of ``text`` and the indices of the tokens that lie in ``text[begin:end]``.
 
         A token that reaches past the end (")" merged with "?") is left out unless it is all there is.
+
+        Raises:
+            TokenizerError: no token lies there.
         """
         ids, offsets = self._with_offsets(text)
         # A token's own leading space counts with it: " Lyon" lies in "Lyon".
         touching = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin and b > a]
         inside = [i for i in touching if offsets[i][1] <= end] or touching[:1]
+        if not inside:
+            raise TokenizerError(
+                f"{text[begin:end]!r} in {text[:60]!r} leaves no token of its own; name a subject that the "
+                "tokenizer knows"
+            )
         return ids, range(inside[0], inside[-1] + 1)
 
     def batch(self, rows: Sequence[Sequence[int]]) -> Batch:

@@ -89,6 +89,8 @@ def test_a_target_without_tokens(base, make_tokenizer):
     with attach_llp(copy.deepcopy(base), tokenizer) as plug:
         with pytest.raises(TokenizerError, match="target '☃' tokenizes to nothing"):
             plug.edit(BORN, "☃", "Ada Quill")
+        with pytest.raises(TokenizerError, match="'☃' in .* leaves no token of its own; name a subject"):
+            plug.edit("Where is ☃ born?", "Zarnow", "☃")
         assert not plug.edits
 
 
