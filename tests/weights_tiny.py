@@ -16,7 +16,8 @@ TOWNS = ["Bel", "Castle", "Dor", "Efra", "Gor", "Hol"]
 EDITS = [Edit(f"The capital of {n} is", t, n) for n, t in zip(NAMES, TOWNS, strict=True)]
 CASES = [Case(e, (f"What town rules {e.subject}?",), (Probe("The river is", "long"),)) for e in EDITS]
 METHODS = ["ultraedit", "mend", "malmen", "rledit", "hiedit", "smedit"]
-TINY: dict[str, Any] = {"rank": 4, "fit_steps": 2, "fit_batch": 2, "trajectory": (1, 2), "batch_size": 2}
+QUICK: dict[str, Any] = {"batch_size": 2, "steps": 2, "extra_steps": 1}
+TINY = QUICK | {"rank": 4, "fit_steps": 2, "fit_batch": 2, "trajectory": (1, 2)}
 
 
 def model_maker(make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +53,7 @@ def plug_maker(
 
     def make(method: str, **config: Any) -> memplug.Plug:
         if method == "ultraedit":
-            return memplug.attach(*make_model(), method, **({"batch_size": 2, "inner_lr": 0.02} | config))
+            return memplug.attach(*make_model(), method, **(QUICK | {"inner_lr": 0.02} | config))
         return memplug.attach(*make_model(), method, editor=editor_file(method), **config)
 
     return make
