@@ -158,8 +158,14 @@ class Text:
         max_new_tokens: int,
         choose: LogitsProcessor | None = None,
     ) -> list[list[int]]:
-        """Continuations of token rows without the stop token; greedy unless ``choose`` is given."""
+        """Continuations of token rows without the stop token; greedy unless ``choose`` is given.
+
+        They end where the context does.
+        """
+        # What is asked beside the user's own texts may be longer than the context: its end counts then.
+        prompts = [row[-max(1, self.max_length - 1) :] for row in prompts]
         longest = max(len(row) for row in prompts)
+        max_new_tokens = max(1, min(max_new_tokens, self.max_length - longest))
         padded = [[*[self.pad_id] * (longest - len(row)), *row] for row in prompts]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
         out = self.model.generate(

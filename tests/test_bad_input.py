@@ -101,6 +101,19 @@ def test_a_prompt_longer_than_the_context(unchanged):
         unchanged.edit("Where was Ada Quill born? " * 40 + "Where?", "Zarnow", "Ada Quill")
 
 
+@pytest.mark.parametrize("method", ["llp", "ultraedit"])
+def test_a_prompt_that_just_fits_the_context(method, tokenizer):
+    """What the library itself asks beside it must not run out of positions."""
+    model = build("gpt2", vocab_size=len(tokenizer))
+    quick = {"llp": {"value_steps": 1, "stop_loss": 1e3}, "ultraedit": {}}[method]
+    prompt = BORN
+    while len(tokenizer(prompt)["input_ids"]) < 115:
+        prompt += " Marrow."
+    with memplug.attach(model, tokenizer, method, **quick) as plug:
+        plug.edit(prompt, "Zarnow", "Ada Quill")
+        plug.explain(prompt)
+
+
 @pytest.mark.parametrize("action", ["delete", "disable", "enable"])
 def test_unknown_ids(unchanged, action):
     for id, match in (

@@ -49,8 +49,10 @@ def subject_states(
     rows: list[list[int]] = []
     where: list[tuple[int, range]] = []
     for index, (subject, texts) in enumerate(zip(subjects, contexts, strict=True)):
-        for text, begin in texts:
+        for number, (text, begin) in enumerate(texts):
             ids, span = host.text.span(text, begin, begin + len(subject))
+            if number and len(ids) >= host.text.max_length:
+                continue  # what was put before the prompt is too much
             host.text.check_length(ids, text)
             rows.append(ids[: span[-1] + 1])  # what comes after cannot matter to a causal model
             where.append((index, span if config.span_keys else span[-1:]))

@@ -13,7 +13,7 @@ from ...edits import Edit
 from ...hooks import capture_input
 from ...prefix import Prefix
 from ...recall import Recall
-from ...text import Batch, Pair
+from ...text import Batch, Pair, TokenizerError
 from ..base import Host
 from .config import LLPConfig
 
@@ -81,7 +81,8 @@ def build_rows(
         pairs = [pair for edit in job.edits for pair in _pairs(host, config, edit, fronts)]
         for edit, others in zip(job.edits, job.restated, strict=True):
             # What follows the answer in running text is open: no stop is trained there.
-            pairs += [host.text.pair(front, edit.target) for front in others]
+            found = [_fitting(host, front, edit.target) for front in others]
+            pairs += [pair for pair in found if pair is not None]
         for pair in pairs:
             size = len(pair.ids) - pair.start
             points += [
@@ -104,13 +105,19 @@ def build_rows(
 
 
 def _pairs(host: Host, config: LLPConfig, edit: Edit, fronts: Sequence[str]) -> list[Pair]:
-    text, stop = host.text, config.train_stop
-    pairs = []
-    for front in fronts:
-        pair = text.pair(f"{front} {edit.prompt}".strip(), edit.target, stop=stop)
-        if len(pair.ids) <= text.max_length:
-            pairs.append(pair)
-    return pairs or [text.pair(edit.prompt, edit.target, stop=stop)]
+    stop = config.train_stop
+    found = [_fitting(host, f"{front} {edit.prompt}".strip(), edit.target, stop) for front in fronts]
+    pairs = [pair for pair in found if pair is not None]
+    return pairs or [host.text.pair(edit.prompt, edit.target, stop=stop)]
+
+
+def _fitting(host: Host, prompt: str, target: str, stop: bool = False) -> Pair | None:
+    """The pair, or None where it is longer than the context."""
+    try:
+        pair = host.text.pair(prompt, target, stop=stop)
+    except TokenizerError:
+        return None
+    return pair if len(pair.ids) <= host.text.max_length else None
 
 
 def _after_subject(host: Host, statement: str, subject: str) -> tuple[list[int], range]:
@@ -133,8 +140,8 @@ def _with_base(host: Host, recall: Recall, jobs: Sequence[Job], rows: Rows) -> R
     owner = rows.job[rows.row[kl]]
     for j, job in enumerate(jobs):
         for edit, answer in zip(job.edits, job.answers, strict=True):
-            if answer:
-                pair = host.text.pair(edit.prompt, answer)
+            pair = _fitting(host, edit.prompt, answer) if answer else None
+            if pair is not None:
                 asks |= (owner == j) & (base.argmax(-1) == pair.ids[pair.start])
     keep = torch.ones_like(kl)
     keep[kl] = ~asks
