@@ -25,6 +25,7 @@ from memplug.edits import EditError
 from memplug.hooks import HookSet
 from memplug.methods.hypernet.branch import branch_hooks
 from memplug.methods.hypernet.calibrate import LADDER, answered, find_step, stand_ins
+from memplug.methods.hypernet.editor import Pace
 from memplug.methods.hypernet.guard import CollapseError
 from memplug.methods.hypernet.method import UnfittedError
 from memplug.storage import LoadError
@@ -51,7 +52,9 @@ def make_plug(
 
 def test_the_step_size_is_where_single_edits_gain_half(make_model: Callable[..., Any]) -> None:
     """Each stand-in edited alone, by the plain way: at the step size found, and at half of it."""
-    plug = memplug.attach(*make_model(hidden_size=64, intermediate_size=128), "ultraedit", steps=1)
+    plug = memplug.attach(
+        *make_model(hidden_size=64, intermediate_size=128), "ultraedit", steps=1, enough=1.0
+    )
     method, base = plug.method, bits(plug.model)
     host, pairs = method._host, stand_ins(plug.method._host, 24, 0)
     assert stand_ins(host, 24, 0) == pairs
@@ -168,3 +171,26 @@ def test_the_shipped_editor_is_taken_for_its_own_model(
         assert not bool(plug.method.editor.fitted)
     with pytest.raises(UnfittedError):
         memplug.attach(*make_model(seed=4), "smedit").edit(EDITS[0])
+
+
+def test_further_steps_grow_until_edits_are_learned(make_plug: Callable[..., memplug.Plug]) -> None:
+    """From a step size that is far too small; and where they lose, they shrink again."""
+    known = {}
+    for growth in (1.0, 2.0):
+        with make_plug("ultraedit", inner_lr=1e-3, batch_size=6, extra_steps=14, growth=growth) as plug:
+            pairs = [plug.method._host.text.pair(edit.prompt, edit.target) for edit in EDITS]
+            plug.edit(EDITS, progress=False)
+            known[growth] = float(answered(plug.method._host, pairs).mean())
+            assert max(plug.method.ledger.relative_change().values()) < 2
+    assert known[1.0] < 0.1
+    assert known[2.0] > 0.3
+
+
+def test_the_pace_follows_what_the_batch_gains() -> None:
+    pace, both = Pace(3, 1.5), torch.tensor([0, 2])
+    pace.look(torch.tensor([0.1, 0.1, 0.1]), torch.arange(3), adapt=False)
+    assert pace.size == 1
+    pace.look(torch.tensor([0.3, 0.09]), both, adapt=True)
+    assert pace.size == 1.5
+    pace.look(torch.tensor([0.01, 0.1]), both, adapt=True)
+    assert pace.size == pytest.approx(1 / 1.5)

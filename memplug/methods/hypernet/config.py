@@ -38,8 +38,10 @@ class EditorConfig(WeightConfig):
     """S, times that features are taken and a change is made for one batch of edits."""
     enough: float = 0.95
     """Edits all of whose answer tokens are this probable take no further step (published: 1, never)."""
-    extra_steps: int = 5
+    extra_steps: int = 8
     """Further steps, with the last one's network, for edits that are not `enough` (published: 0)."""
+    growth: float = 1.5
+    """By how much each of them is larger than the one before, as long as the batch gains (see `Pace`)."""
     inner_lr: float | None = None
     """Initial size of a change; None: the smallest at which single edits of the base model succeed."""
     ridge: float = 1.0
@@ -112,6 +114,7 @@ class EditorConfig(WeightConfig):
         ("steps", 1, 64),
         ("enough", 0, 1),
         ("extra_steps", 0, 1 << 10),
+        ("growth", 1, 100),
         ("inner_lr", 1e-12, 1e6),
         ("ridge", 1e-9, 1e9),
         ("protect", 0, 1e9),

@@ -71,6 +71,36 @@ class Made(NamedTuple):
         return tuple(found)
 
 
+class Pace:
+    """How large the further steps of a batch are, as multiples of the step size.
+
+    A step size found on the model's own text can be far too small for what edits ask for: steps grow while
+    the least probable tokens of the answers gain from each, and shrink where they lost by the last one.
+
+    Args:
+        count: edits of the batch.
+        growth: by how much; after a loss, its square.
+    """
+
+    def __init__(self, count: int, growth: float) -> None:
+        self.growth, self.size = growth, 1.0
+        self._known = torch.full((count,), torch.nan)
+
+    def look(self, known: Tensor, edits: Tensor, adapt: bool) -> None:
+        """Take note of how probable answers are before a step.
+
+        Args:
+            known: [n], probability of the least probable token, of each of ``edits``.
+            edits: [n], their numbers.
+            adapt: change the size of the step.
+        """
+        now = known.detach().float().cpu().clamp(min=1e-30).log()
+        if adapt:
+            gained = float((now - self._known[edits]).mean()) >= 0
+            self.size *= self.growth if gained else self.growth**-2
+        self._known[edits] = now
+
+
 class Editor(nn.Module):
     """Networks by step and by shape of module, and a gate where modules are chosen.
 
@@ -209,6 +239,7 @@ class Editor(nn.Module):
         made, left, below = Made([], [], [], None), torch.arange(len(pairs)), tuple[Tensor, ...]()
         stops = not train and self.config.enough < 1
         most = self.config.steps + (self.config.extra_steps if stops else 0)
+        pace = Pace(len(pairs), self.config.growth)
         with nullcontext() if train else torch.no_grad():
             for step in range(most) if only is None else [only]:
                 so_far = made.factors(self.sites) if made.steps else {}
@@ -223,18 +254,22 @@ class Editor(nn.Module):
                     below=below,
                 )
                 features = features._replace(owner=left.to(features.owner.device)[features.owner])
-                below = features.below
-                if made.steps and stops and features.known is not None:
-                    left = left[(features.known < self.config.enough).cpu()]
+                below, known = features.below, features.known
+                if made.steps and stops and known is not None:
+                    weak = known < self.config.enough
+                    left, known = left[weak.cpu()], known[weak]
                     if not len(left):
                         break
-                    if len(left) < len(features.known):
+                    if len(left) < len(weak):
                         features, below = features.of(left), ()
                 if observe:
                     self.observe(features, step)
                 if not made.steps and self.gate is not None:
                     made = made._replace(choice=self.gate(features, draw))
                 made.features.append(features)
-                made.steps.append(self.changes(features, step, earlier))
+                if stops and known is not None:
+                    pace.look(known, left, adapt=step >= self.config.steps)
+                changes = self.changes(features, step, earlier)
+                made.steps.append([one._replace(values=one.values * pace.size) for one in changes])
                 made.solved.append(self._solved(made.steps[-1]))
         return made
