@@ -20,6 +20,7 @@ BOS = 1
 IDS = torch.tensor([[0, 0, BOS, 5, 6, 7], [BOS, 4, BOS, 5, 6, 7], [0, 3, 4, 5, 6, 7]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
 REAL, START = MASK.bool(), [2, 0, 1]
+OPEN = {"attention_mask": torch.ones(2, 6, dtype=torch.long)}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,15 @@ def test_padding_and_the_leading_bos_are_not_matched(model, tracker):
     assert torch.equal(call.valid, expected)
     assert call.start.tolist() == START
     assert call.past == 0
+
+
+def test_without_a_mask_it_is_as_with_one_that_hides_nothing(model, tracker):
+    plain, masked = (call_of(model, tracker, input_ids=IDS[1:], **given) for given in ({}, OPEN))
+    assert (plain.whole, masked.whole) == (True, False)
+    for name in ("valid", "real", "start", "first"):
+        assert torch.equal(getattr(plain, name), getattr(masked, name))
+    assert plain.valid.tolist() == [[False, *[True] * 5], [True] * 6]
+    assert torch.equal(plain.prompt_end(), masked.prompt_end())
 
 
 def test_right_padding(model, tracker):

@@ -76,6 +76,24 @@ def test_two_products_are_the_sum_over_experts():
         torch.testing.assert_close(made.mixers(routing, torch.tensor([2]))[i](x[2:]), naive[2:])
 
 
+def test_linears_of_different_shapes_are_looked_up_one_by_one():
+    apart = [*places(1, 6, 4), *places(1, 5, 4)]
+    mixed = Experts(apart, 7, 5, 2, 3, "input", seed=1)
+    alone = Experts(apart[:1], 7, 5, 2, 3, "input", seed=1)
+    draw_ = torch.Generator().manual_seed(3)
+    for made in (mixed, alone):
+        made.up[0].copy_(torch.ones(made.up[0].shape))
+    x, query = torch.randn(3, 4, 6, generator=draw_), torch.randn(3, 7, generator=draw_)
+    routing = mixed.route(query)
+    only = Routing(routing.picks[:1], routing.weights[:1])
+    for rows in (None, torch.tensor([2, 0])):
+        got, wanted = mixed.mixers(routing, rows), alone.mixers(only, rows)
+        assert [part.down.shape[-1] for part in got] == [6, 5]
+        some = x if rows is None else x[rows]
+        torch.testing.assert_close(got[0](some), wanted[0](some))
+        torch.testing.assert_close(got[0].add(some, torch.ones(len(some), 4, 4)), 1 + wanted[0](some))
+
+
 @pytest.mark.parametrize("n", [5, 40])  # all experts at once, or each row's own
 def test_mixing_by_rows_is_mixing_all_with_zeros(n):
     made = experts(n)
