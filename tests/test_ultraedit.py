@@ -194,3 +194,21 @@ def test_the_pace_follows_what_the_batch_gains() -> None:
     assert pace.size == 1.5
     pace.look(torch.tensor([0.01, 0.1]), both, adapt=True)
     assert pace.size == pytest.approx(1 / 1.5)
+
+
+def test_a_batch_that_further_steps_would_break_is_made_without_them(
+    make_plug: Callable[..., memplug.Plug],
+) -> None:
+    given: dict[str, Any] = {"batch_size": 6, "growth": 4.0}
+    with make_plug("rledit", extra_steps=0, **given) as plug:
+        plug.edit(EDITS, progress=False)
+        plain, change = bits(plug.model), max(plug.method.ledger.relative_change().values())
+    with make_plug("rledit", extra_steps=14, max_change=2 * change, **given) as plug:
+        plug.edit(EDITS, progress=False)
+        assert same(bits(plug.model), plain)
+        assert len(plug.edits) == len(EDITS)
+    with (
+        make_plug("rledit", extra_steps=14, max_change=change / 2, **given) as plug,
+        pytest.raises(CollapseError, match="times its norm"),
+    ):
+        plug.edit(EDITS, progress=False)

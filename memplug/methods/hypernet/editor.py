@@ -222,6 +222,7 @@ class Editor(nn.Module):
         hooks: Sequence[Hook] = (),
         only: int | None = None,
         earlier: Sequence[Earlier] | None = None,
+        further: bool = True,
     ) -> Made:
         """Changes for a batch of edits at the weights as they are now, step after step.
 
@@ -234,11 +235,12 @@ class Editor(nn.Module):
             hooks: what else is to happen in the forwards.
             only: make this step alone; the weights hold what the ones before it changed.
             earlier: by module, the inputs of the edits that were made before; None for none.
+            further: take the further steps of edits that are not learned.
         """
         by_name = {site.name: site for site in self.sites}
         made, left, below = Made([], [], [], None), torch.arange(len(pairs)), tuple[Tensor, ...]()
         stops = not train and self.config.enough < 1
-        most = self.config.steps + (self.config.extra_steps if stops else 0)
+        most = self.config.steps + (self.config.extra_steps if stops and further else 0)
         pace = Pace(len(pairs), self.config.growth)
         with nullcontext() if train else torch.no_grad():
             for step in range(most) if only is None else [only]:

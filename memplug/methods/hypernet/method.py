@@ -24,6 +24,7 @@ from .calibrate import find_step, stand_ins, usual_texts
 from .capture import capture
 from .config import EditorConfig
 from .editor import Editor, Made
+from .guard import CollapseError
 from .spread import spread
 from .usual import Earlier
 
@@ -100,9 +101,24 @@ class WeightEditor(LedgerMethod):
                 self.load_editor(statistics)
             raise
 
-    def _make(self, edits: Sequence[Edit]) -> Entry:
+    def _edit(self, edits: Sequence[Edit]) -> None:
+        """As in `LedgerMethod`; a batch whose further steps would break the model is made without them."""
+        before = self.ledger.entries
+        try:
+            super()._edit(edits)
+        except CollapseError:
+            if not self.config.extra_steps or self._observes():
+                raise
+            self.ledger.hold(before)
+            with evaluating(self._host.model):
+                self.ledger.add(self._make(edits, further=False))
+                self._guard.look()
+
+    def _make(self, edits: Sequence[Edit], further: bool = True) -> Entry:
         pairs = [self._host.text.pair(edit.prompt, edit.target) for edit in edits]
-        made = self.editor.make(self._host, pairs, observe=self._observes(), earlier=self._earlier())
+        made = self.editor.make(
+            self._host, pairs, observe=self._observes(), earlier=self._earlier(), further=further
+        )
         self._named = None if self._observes() else self._named
         return Entry(tuple(str(e.id) for e in edits), made.parts(self.sites), notes=self._notes(made))
 
