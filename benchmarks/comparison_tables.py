@@ -25,6 +25,12 @@ def _shares(runs: list[dict[str, Any]], part: str, group: str) -> str:
     return "–" if None in found else _mean([100 * score["value"] for score in found if score], 1)
 
 
+def _early(runs: list[dict[str, Any]], group: str) -> str:
+    """The first 100 edits when no others had been made."""
+    points = [point for run in runs for point in run["curve"] if point["edits"] == 100]
+    return _shares(points, "first", group) if points else "–"
+
+
 def _row(runs: list[dict[str, Any]]) -> list[str]:
     """One method: means over the seeds that it finished."""
     method, family = runs[0]["method"], runs[0]["family"]
@@ -35,10 +41,11 @@ def _row(runs: list[dict[str, Any]]) -> list[str]:
     return [
         method,
         family,
-        str(len(done)),
+        str(len(done)) if len(done) == len(runs) else f"{len(done)} of {len(runs)}",
         *(_shares(done, "final", group) for group in _GROUPS),
         _shares(done, "immediate", "efficacy"),
         _shares(done, "first", "efficacy"),
+        *(_early(done, group) for group in ("efficacy", "specificity")),
         _mean([100 * value for value in skills], 1) if skills else "–",
         f"{_typical(done, 'seconds_per_edit'):.2f}",
         f"{_typical(done, 'forward', 'ratio'):.2f}",
@@ -65,7 +72,16 @@ def comparison(name: str) -> Callable[[], str | None]:
         methods = sorted({(_FAMILIES[run["family"]], run["method"]) for run in runs})
         rows = [_row([run for run in runs if run["method"] == method]) for _, method in methods]
         head = ["method", "family", "seeds", *(group.replace("_", " ") for group in _GROUPS)]
-        head += ["right after its batch", "first 100", "skills", "s per edit", "forward", "kB per edit"]
+        head += [
+            "right after its batch",
+            "first 100",
+            "with 100 alone",
+            "their specificity",
+            "skills",
+            "s per edit",
+            "forward",
+            "kB per edit",
+        ]
         lines = [head, ["---"] * len(head), *rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

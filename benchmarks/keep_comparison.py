@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,42 @@ _SAME = ("model", "cases", "edits", "batch", "device", "dtype", "points", "max_n
 def slim(run: dict[str, Any], probes: int | None) -> dict[str, Any]:
     """A run without answers and what is shown of single cases, with what it was asked at most."""
     left = {key: value for key, value in run.items() if key not in ("answers", "details", "asked")}
+    if left["error"]:
+        left["error"] = {key: left["error"][key] for key in ("type", "message")}
     return left | {"probes": probes}
 
 
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
 def gathered(folders: list[Path]) -> dict[str, Any]:
-    """One comparison of the runs of several folders.
+    """One comparison of the finished runs of several folders, whichever call made them.
 
     Raises:
         ValueError: the folders were not made with the same settings, or hold the same run twice.
     """
-    found = [json.loads((folder / "results.json").read_text()) for folder in folders]
-    first = found[0]
-    for other, folder in zip(found, folders, strict=True):
+    settings = [read(folder / "settings.json") for folder in folders]
+    runs: list[dict[str, Any]] = []
+    base: dict[str, Any] = {}
+    for folder, own in zip(folders, settings, strict=True):
         for name in _SAME:
-            if other["settings"].get(name) != first["settings"].get(name):
-                raise ValueError(f"{folder} has another {name}: {other['settings'].get(name)!r}")
-    runs = [slim(run, one["settings"].get("probes")) for one in found for run in one["runs"]]
+            if own.get(name) != settings[0].get(name):
+                raise ValueError(f"{folder} has another {name}: {own.get(name)!r}")
+        base |= {file.stem: read(file) for file in sorted((folder / "base").glob("*.json"))}
+        runs += [slim(read(file), own.get("probes")) for file in sorted((folder / "runs").glob("*.json"))]
     keys = [(run["method"], run["seed"]) for run in runs]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"{twice[0]} with seed {twice[1]} is in two of the folders; give one of them")
-    settings = {k: v for k, v in first["settings"].items() if k not in ("command", "probes", "orders")}
-    settings["methods"] = list(dict.fromkeys(method for method, _ in keys))
-    settings["seeds"] = sorted({seed for _, seed in keys})
-    base = {seed: scores for one in found for seed, scores in one["base"].items()}
-    return first | {"settings": settings, "base": base, "runs": runs}
+    kept = {name: settings[0].get(name) for name in (*_SAME, "level", "drop", "fit_cases", "data")}
+    kept["methods"] = list(dict.fromkeys(method for method, _ in keys))
+    kept["seeds"] = sorted({seed for _, seed in keys})
+    for name in ("cases", "fit_cases", "model"):  # a path of this machine says nothing elsewhere
+        kept[name] = re.sub(r"/[^ ]*/", "", str(kept[name]))
+    known = next((folder / "results.json" for folder in folders if (folder / "results.json").exists()), None)
+    environment = read(known)["environment"] if known else None
+    return {"environment": environment, "settings": kept, "base": base, "runs": runs}
 
 
 def main() -> None:
