@@ -116,7 +116,7 @@ def test_a_method_that_fails_is_a_row(loaded, tmp_path):
     )
     broken, fine = made.results["runs"]
     assert (broken["status"], broken["error"]["type"]) == ("failed", "RuntimeError")
-    assert "edit e3 cannot be made" in broken["error"]["message"]
+    assert "edit e3 cannot be made (after 2 of 6 edits)" in broken["error"]["message"]
     assert "Traceback" in broken["error"]["traceback"]
     assert broken["restored"]
     assert fine["status"] == "done"

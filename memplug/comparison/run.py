@@ -96,6 +96,9 @@ def run(bench: Bench, contender: Contender) -> dict[str, Any]:
     try:
         _edit(bench, contender, plug, tally)
         return _judge(bench, contender, plug, tally, before)
+    except Exception as error:
+        error.add_note(f"after {tally.done} of {len(bench.drawn.cases)} edits")
+        raise
     finally:
         plug.detach()
 
@@ -262,7 +265,7 @@ def failed(bench: Bench, contender: Contender, error: BaseException) -> dict[str
             "status": "failed",
             "error": {
                 "type": type(error).__name__,
-                "message": str(error),
+                "message": " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]),
                 "traceback": "".join(traceback.format_exception(error)),
             },
             "config": json.loads(json.dumps(asdict(contender.chosen()), default=str)),
