@@ -31,6 +31,14 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def table(head: list[str], rows: list[list[str]]) -> str | None:
+    """A Markdown table; None without rows."""
+    if not rows:
+        return None
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def best_of(run: Callable[[], Any], repeats: int, seconds: float = 5.0) -> float:
     """Seconds of the fastest of ``repeats`` runs, after one to warm up; stops early past ``seconds``."""
     run()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, table
 
 __all__ = ["TABLES"]
 
@@ -23,11 +23,6 @@ def _load(name: str) -> dict[str, Any]:
     path = RESULTS / f"elder-{name}.json"
     found: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
     return found
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str | None:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if rows else None
 
 
 def _percent(score: Any) -> str:
@@ -62,7 +57,7 @@ def sequence() -> str | None:
                         + [_share(run.get("skills")), f"{run['cpu_seconds_per_edit']:.3f}"]
                     )
     head = ["", "edits", "asked", "measure", *(group.replace("_", " ") for group in _GROUPS)]
-    return _table([*head, "skills", "CPU s per edit"], [*rows, *_PAPERS] if rows else [])
+    return table([*head, "skills", "CPU s per edit"], rows and [*rows, *_PAPERS])
 
 
 def ablation() -> str | None:
@@ -79,7 +74,7 @@ def ablation() -> str | None:
                 + [str(run["parameters"]), f"{run['cpu_seconds_per_edit']:.3f}"]
             )
     head = ["", "edits", "first: efficacy", "generalization", "last: efficacy", "generalization"]
-    return _table([*head, "parameters", "CPU s per edit"], rows)
+    return table([*head, "parameters", "CPU s per edit"], rows)
 
 
 def _curves() -> dict[str, dict[str, Any]]:
@@ -109,7 +104,7 @@ def deferral() -> str | None:
                 for what in ("false accepts", "false accepts, same subject", "false deferrals")
             ]
         )
-    return _table(
+    return table(
         ["", "epsilon", "threshold", "unrelated accepted", "same subject accepted", "rephrasings deferred"],
         rows,
     )
@@ -137,7 +132,7 @@ def _over(what: str, points: tuple[str, ...]) -> str | None:
                 "–" if at is None else f"{100 * at['false accepts']:.0f} / {100 * at['false deferrals']:.0f}"
             )
         rows.append([name, *cells])
-    return _table(["unrelated accepted / rephrasings deferred, %", *points], rows)
+    return table(["unrelated accepted / rephrasings deferred, %", *points], rows)
 
 
 def editing() -> str | None:
@@ -148,7 +143,7 @@ def editing() -> str | None:
         apart = row["largest difference of a trained parameter"]
         cells = [f"{speed['literal']:.2f}", f"{speed['fast']:.2f}", f"{row['speedup']:.1f}"]
         rows.append([name, *cells, "–" if apart is None else f"{apart:.0e}"])
-    return _table(["", "literal, edits a second", "memplug", "times faster", "parameters differ by"], rows)
+    return table(["", "literal, edits a second", "memplug", "times faster", "parameters differ by"], rows)
 
 
 def overhead() -> str | None:
@@ -161,7 +156,7 @@ def overhead() -> str | None:
         ]
         for name, row in _load("overhead").items()
     ]
-    return _table(["", "bare, CPU ms", "attached", "ratio"], rows)
+    return table(["", "bare, CPU ms", "attached", "ratio"], rows)
 
 
 TABLES: dict[str, Callable[[], str | None]] = {

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, table
 from comparison_tables import COMPARISON_TABLES
 from elder_tables import TABLES as ELDER_TABLES
 from weights_tables import WEIGHT_TABLES
@@ -27,11 +27,6 @@ _MEASURES = (("whole", "teacher-forced, whole answer"), ("generated", "generated
 def load(name: str) -> dict[str, Any] | None:
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def percent(score: Any) -> str:
@@ -50,7 +45,7 @@ def llp_quality() -> str | None:
                     [preset, n, name, *cells, f"{100 * skills:.0f}", f"{scores['seconds_per_edit']:.2f}"]
                 )
     head = ["preset", "edits held", "measure", *(group.replace("_", " ") for group in _GROUPS)]
-    return table([*head, "worst skill", "s per edit"], rows) if rows else None
+    return table([*head, "worst skill", "s per edit"], rows)
 
 
 def llp_collisions() -> str | None:
@@ -66,7 +61,7 @@ def llp_collisions() -> str | None:
                 ]
             )
             head = ["preset", *found["results"]]
-    return table(head, rows) if rows else None
+    return table(head, rows)
 
 
 def llp_editing() -> str | None:

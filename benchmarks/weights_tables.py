@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, table
 
 __all__ = ["WEIGHT_TABLES"]
 
@@ -25,11 +25,6 @@ def _load(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _runs(group: str) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
@@ -70,7 +65,7 @@ def edited(group: str) -> Callable[[], str | None]:
             rows.append([*size, "tokens", *_quality(runs, "tokens"), *_retained(runs), skills])
             rows.append([label, "", "", "generated", *_quality(runs, "generated"), "", "", ""])
         head = ["method", "edits", "seeds", "measure", *_GROUPS.values()]
-        return _table([*head, "retained", "its rephrasings", "skills"], rows) if rows else None
+        return table([*head, "retained", "its rephrasings", "skills"], rows)
 
     return made
 
@@ -95,7 +90,7 @@ def claims(group: str) -> Callable[[], str | None]:
             "fit, s",
             "bits",
         ]
-        return _table(head, rows) if rows else None
+        return table(head, rows)
 
     return made
 
@@ -114,7 +109,7 @@ def curve() -> str | None:
                 held = [_percent([f[g]["tokens"] for f in firsts]) for g in groups]
             rows.append([label, f"in {batch}s", str(point["edits"]), *held, skills])
     head = ["method", "batches", "edits made", "first 100", "rephrased", "specificity", "skills"]
-    return _table(head, rows) if rows else None
+    return table(head, rows)
 
 
 def cost() -> str | None:
@@ -128,7 +123,7 @@ def cost() -> str | None:
             f"{each:.2f}" if each else "–", f"{fit['cpu_seconds']:.0f}" if fit else "–",
         ])  # fmt: skip
     head = ["method", "edits", "ms an edit", "peak MB", "parameters", "s a fitting step", "s of fitting"]
-    return _table(head, rows) if rows else None
+    return table(head, rows)
 
 
 def speed() -> str | None:
@@ -145,9 +140,7 @@ def speed() -> str | None:
                     method, name, str(one["fit_batch"]), f"{slow:.3f}",
                     f"{one['cpu seconds a step']:.3f}", f"{ratio:.1f}",
                 ])  # fmt: skip
-    return (
-        _table(["method", "what", "edits a step", "literal, s", "s", "times faster"], rows) if rows else None
-    )
+    return table(["method", "what", "edits a step", "literal, s", "s", "times faster"], rows)
 
 
 def tuning() -> str | None:
@@ -157,7 +150,7 @@ def tuning() -> str | None:
         cells = [f"{100 * one['last'][name]:.1f}" for name in ("eff", "gen", "spe", "same")]
         rows.append([one["what"], *cells, f"{100 * one['first']['eff']:.1f}"])
     head = ["tried", "efficacy", "generalization", "specificity", "same subject", "retained"]
-    return _table(head, rows) if rows else None
+    return table(head, rows)
 
 
 def long() -> str | None:
@@ -172,7 +165,7 @@ def long() -> str | None:
         rows.append([one["what"], str(one["edits"]), *cells, *held, f"{one['ms']:.0f}"])
     head = ["tried", "edits", "efficacy", "generalization", "specificity", "same subject", "retained"]
     head += ["its rephrasings", "its specificity", "ms an edit"]
-    return _table(head, rows) if rows else None
+    return table(head, rows)
 
 
 def delete() -> str | None:
@@ -182,7 +175,7 @@ def delete() -> str | None:
     names = ("entries", "modules", "rows an entry", "blocks")
     rows = [[name, str(found[name])] for name in names]
     timed = ("seconds to delete one (median)", "of it, adding the blocks' sums", "seconds to build")
-    return _table(["", ""], rows + [[name, f"{found[name]:.3f}"] for name in timed])
+    return table(["", ""], rows + [[name, f"{found[name]:.3f}"] for name in timed])
 
 
 WEIGHT_TABLES: dict[str, Callable[[], str | None]] = {

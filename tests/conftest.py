@@ -12,6 +12,7 @@ import torch
 from families import TEXTS, lexical
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from weights_tiny import editor_maker, model_maker, plug_maker
 
 import memplug
 
@@ -105,3 +106,25 @@ def plug(model: Any, tokenizer: PreTrainedTokenizerFast, saved: Path) -> Iterato
     """That plug, loaded."""
     with memplug.load(saved, copy.deepcopy(model), tokenizer) as plug:
         yield plug
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
+    """A model and its tokenizer for weight editors; see `weights_tiny`."""
+    return model_maker(make_llama, make_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_editor(
+    tiny_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The file of a method's editor, fitted once."""
+    return editor_maker(tiny_model, tmp_path_factory.mktemp("editors"))
+
+
+@pytest.fixture(scope="session")
+def tiny_plug(
+    tiny_model: Callable[..., Any], tiny_editor: Callable[[str], Path]
+) -> Callable[..., memplug.Plug]:
+    """Attaches a weight editor to such a model, a fresh one each time."""
+    return plug_maker(tiny_model, tiny_editor)

@@ -92,6 +92,15 @@ def test_it_writes_results_and_reports_and_shows_a_table(files, tmp_path, monkey
     assert repr(shown) == "<Comparison of toy, hard, toyfit: 6 runs, 0 failed>"
 
 
+def test_fitting_can_be_left_out_and_probes_limited(files, tmp_path):
+    given = ("--methods", "toyfit", "--edits", 2, "--fit-cases", "none", "--probes", 1)
+    result = call(files, tmp_path / "out", *given)
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "'toyfit' has to be fitted to this model first" in results["runs"][0]["error"]["message"]
+    assert (results["settings"]["fit_cases"], results["settings"]["probes"]) == (None, 1)
+
+
 def test_mistakes_are_told_in_one_line(files, tmp_path):
     def refused(*more):
         result = call(files, tmp_path / "out", *more)

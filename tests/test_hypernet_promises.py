@@ -15,10 +15,7 @@ from weights_tiny import (
     METHODS,
     bits,
     clean,
-    editor_maker,
     logits,
-    model_maker,
-    plug_maker,
     same,
 )
 
@@ -27,28 +24,9 @@ from memplug.edits import Edit, EditError
 from memplug.storage import LoadError
 
 
-@pytest.fixture(scope="module")
-def make_model(make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
-    return model_maker(make_llama, make_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def editor_file(
-    make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    return editor_maker(make_model, tmp_path_factory.mktemp("editors"))
-
-
-@pytest.fixture
-def make_plug(
-    make_model: Callable[..., Any], editor_file: Callable[[str], Path]
-) -> Callable[..., memplug.Plug]:
-    return plug_maker(make_model, editor_file)
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_edit_switch_delete_pause_detach(make_plug: Callable[..., Any], method: str) -> None:
-    plug = make_plug(method)
+def test_edit_switch_delete_pause_detach(tiny_plug: Callable[..., Any], method: str) -> None:
+    plug = tiny_plug(method)
     base = bits(plug.model)
     one, two, three = plug.edit(EDITS[:3], progress=False)
     edited = bits(plug.model)
@@ -72,8 +50,8 @@ def test_edit_switch_delete_pause_detach(make_plug: Callable[..., Any], method: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_side_mode_equals_the_written_weights(make_plug: Callable[..., Any], method: str) -> None:
-    merged, side = make_plug(method), make_plug(method, mode="side")
+def test_side_mode_equals_the_written_weights(tiny_plug: Callable[..., Any], method: str) -> None:
+    merged, side = tiny_plug(method), tiny_plug(method, mode="side")
     base, untouched = bits(side.model), logits(side)
     for plug in (merged, side):
         plug.edit(EDITS[:4], progress=False)
@@ -92,8 +70,8 @@ def test_side_mode_equals_the_written_weights(make_plug: Callable[..., Any], met
     assert not same(bits(given), base)
 
 
-def test_merge_gives_an_ordinary_model(make_plug: Callable[..., Any], tmp_path: Path) -> None:
-    plug = make_plug("rledit")
+def test_merge_gives_an_ordinary_model(tiny_plug: Callable[..., Any], tmp_path: Path) -> None:
+    plug = tiny_plug("rledit")
     plug.edit(EDITS[:2], progress=False)
     want = logits(plug)
     model = plug.merge()
@@ -109,27 +87,27 @@ def test_merge_gives_an_ordinary_model(make_plug: Callable[..., Any], tmp_path: 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_save_and_load_give_the_same_bits(
-    make_plug: Callable[..., Any], make_model: Callable[..., Any], tmp_path: Path, method: str
+    tiny_plug: Callable[..., Any], tiny_model: Callable[..., Any], tmp_path: Path, method: str
 ) -> None:
-    plug = make_plug(method)
+    plug = tiny_plug(method)
     plug.edit(EDITS[:3], progress=False)
     plug.disable("e2")
     plug.save(tmp_path / "p")
-    loaded = memplug.load(tmp_path / "p", *make_model())
+    loaded = memplug.load(tmp_path / "p", *tiny_model())
     assert same(bits(loaded.model), bits(plug.model))
     for one in (plug, loaded):
         one.enable("e2")
         one.edit(EDITS[3], progress=False)
     assert same(bits(loaded.model), bits(plug.model))
     with pytest.raises(LoadError, match="fingerprint"):
-        memplug.load(tmp_path / "p", *make_model(seed=5))
+        memplug.load(tmp_path / "p", *tiny_model(seed=5))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_replay_is_the_model_in_which_the_edit_had_never_been_made(
-    make_plug: Callable[..., Any], method: str
+    tiny_plug: Callable[..., Any], method: str
 ) -> None:
-    plug, other = make_plug(method), make_plug(method)
+    plug, other = tiny_plug(method), tiny_plug(method)
     plug.edit([EDITS[0], EDITS[1]], progress=False)
     plug.edit([EDITS[2], EDITS[3]], progress=False)
     plug.edit(EDITS[4], progress=False)
@@ -145,8 +123,8 @@ def test_replay_is_the_model_in_which_the_edit_had_never_been_made(
     assert same(bits(plug.model), bits(other.model))
 
 
-def test_a_second_edit_of_a_prompt_replaces_the_first(make_plug: Callable[..., Any]) -> None:
-    plug = make_plug("ultraedit")
+def test_a_second_edit_of_a_prompt_replaces_the_first(tiny_plug: Callable[..., Any]) -> None:
+    plug = tiny_plug("ultraedit")
     plug.edit(EDITS[0])
     with pytest.warns(UserWarning, match="replaced e1"):
         plug.edit(EDITS[0].prompt, "Hol", EDITS[0].subject)
@@ -155,9 +133,9 @@ def test_a_second_edit_of_a_prompt_replaces_the_first(make_plug: Callable[..., A
 
 @pytest.mark.parametrize("statistics", ["frozen", "stream"])
 def test_a_failing_edit_changes_nothing(
-    make_plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, statistics: str
+    tiny_plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, statistics: str
 ) -> None:
-    plug = make_plug("ultraedit", statistics=statistics)
+    plug = tiny_plug("ultraedit", statistics=statistics)
     plug.edit(EDITS[0])
     before = bits(plug.model)
     state = {n: t.clone() for n, t in plug.method.editor.state_dict().items()}
@@ -180,9 +158,9 @@ def test_a_failing_edit_changes_nothing(
 
 
 @pytest.mark.parametrize("method", ["ultraedit", "hiedit"])
-def test_later_edits_keep_clear_of_those_in_force_alone(make_plug: Callable[..., Any], method: str) -> None:
+def test_later_edits_keep_clear_of_those_in_force_alone(tiny_plug: Callable[..., Any], method: str) -> None:
     """What is remembered of an edit follows from the ledger: not from edits that are gone or off."""
-    plug, fresh, forgetful = make_plug(method), make_plug(method), make_plug(method)
+    plug, fresh, forgetful = tiny_plug(method), tiny_plug(method), tiny_plug(method)
     forgetful.method.config = replace(forgetful.method.config, remember=0.0)
     one, two = plug.edit(EDITS[:2], progress=False)
     plug.delete(one)
@@ -201,8 +179,8 @@ def test_later_edits_keep_clear_of_those_in_force_alone(make_plug: Callable[...,
     )
 
 
-def test_edits_do_not_touch_another_model(make_plug: Callable[..., Any]) -> None:
-    one, two = make_plug("ultraedit"), make_plug("ultraedit")
+def test_edits_do_not_touch_another_model(tiny_plug: Callable[..., Any]) -> None:
+    one, two = tiny_plug("ultraedit"), tiny_plug("ultraedit")
     one.edit(EDITS[0])
     want = bits(one.model)
     two.edit(EDITS[1:3], progress=False)

@@ -13,9 +13,6 @@ from weights_tiny import (
     TINY,
     bits,
     clean,
-    editor_maker,
-    model_maker,
-    plug_maker,
     same,
 )
 
@@ -31,29 +28,10 @@ from memplug.methods.hypernet.method import UnfittedError
 from memplug.storage import LoadError
 
 
-@pytest.fixture(scope="module")
-def make_model(make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
-    return model_maker(make_llama, make_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def editor_file(
-    make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    return editor_maker(make_model, tmp_path_factory.mktemp("editors"))
-
-
-@pytest.fixture
-def make_plug(
-    make_model: Callable[..., Any], editor_file: Callable[[str], Path]
-) -> Callable[..., memplug.Plug]:
-    return plug_maker(make_model, editor_file)
-
-
-def test_the_step_size_is_where_single_edits_gain_half(make_model: Callable[..., Any]) -> None:
+def test_the_step_size_is_where_single_edits_gain_half(tiny_model: Callable[..., Any]) -> None:
     """Each stand-in edited alone, by the plain way: at the step size found, and at half of it."""
     plug = memplug.attach(
-        *make_model(hidden_size=64, intermediate_size=128), "ultraedit", steps=1, enough=1.0
+        *tiny_model(hidden_size=64, intermediate_size=128), "ultraedit", steps=1, enough=1.0
     )
     method, base = plug.method, bits(plug.model)
     host, pairs = method._host, stand_ins(plug.method._host, 24, 0)
@@ -77,9 +55,9 @@ def test_the_step_size_is_where_single_edits_gain_half(make_model: Callable[...,
     assert same(bits(plug.model), base)
 
 
-def test_an_edit_is_answered_and_explained(make_model: Callable[..., Any]) -> None:
+def test_an_edit_is_answered_and_explained(tiny_model: Callable[..., Any]) -> None:
     """Statistics come from the model alone, and the first edit works."""
-    model, tokenizer = make_model(hidden_size=64, intermediate_size=128)
+    model, tokenizer = tiny_model(hidden_size=64, intermediate_size=128)
     plug = memplug.attach(model, tokenizer, "ultraedit", steps=8, inner_lr=0.0256)
     state = torch.random.get_rng_state()
     edit = plug.edit("The capital of Ankaria is", "Castle", subject="Ankaria")
@@ -96,33 +74,33 @@ def test_an_edit_is_answered_and_explained(make_model: Callable[..., Any]) -> No
     assert "The capital of Ankaria is" in str(told)
 
 
-def test_replay_is_for_weights_alone(make_model: Callable[..., Any]) -> None:
-    plug = memplug.attach(*make_model(), "llp", value_steps=1, n_statements=0, n_prefixes=0)
+def test_replay_is_for_weights_alone(tiny_model: Callable[..., Any]) -> None:
+    plug = memplug.attach(*tiny_model(), "llp", value_steps=1, n_statements=0, n_prefixes=0)
     plug.edit(EDITS[0])
     with pytest.raises(ValueError, match="replay=True: deleting an edit of 'llp'"):
         plug.delete("e1", replay=True)
     assert len(plug.edits) == 1
 
 
-def test_the_guard_refuses_and_rolls_back(make_plug: Callable[..., Any]) -> None:
+def test_the_guard_refuses_and_rolls_back(tiny_plug: Callable[..., Any]) -> None:
     for limits, message in [
         ({"max_change": 1e-6}, "times its norm"),
         ({"max_perplexity": 1.0, "max_change": 1e9}, "perplexity"),
     ]:
-        plug = make_plug("ultraedit", guard_texts=("The river of Elba is long",), inner_lr=0.5, **limits)
+        plug = tiny_plug("ultraedit", guard_texts=("The river of Elba is long",), inner_lr=0.5, **limits)
         base = bits(plug.model)
         with pytest.raises(CollapseError, match=message):
             plug.edit(EDITS[:4], progress=False)
         assert same(bits(plug.model), base)
         assert not plug.edits
         assert not plug.method.ledger.entries
-    quiet = make_plug("ultraedit", guard_every=0, max_change=1e-6)
+    quiet = tiny_plug("ultraedit", guard_every=0, max_change=1e-6)
     quiet.edit(EDITS[:4], progress=False)
     assert len(quiet.edits) == 4
 
 
-def test_nan_in_features(make_plug: Callable[..., Any]) -> None:
-    plug = make_plug("rledit")
+def test_nan_in_features(tiny_plug: Callable[..., Any]) -> None:
+    plug = tiny_plug("rledit")
     with torch.no_grad():
         plug.model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(EditError, match="are not finite"):
@@ -131,27 +109,27 @@ def test_nan_in_features(make_plug: Callable[..., Any]) -> None:
 
 
 def test_editors_that_do_not_fit(
-    make_model: Callable[..., Any], editor_file: Callable[[str], Path], tmp_path: Path
+    tiny_model: Callable[..., Any], tiny_editor: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    file = editor_file("rledit")
+    file = tiny_editor("rledit")
     with pytest.raises(UnfittedError, match=r"not fitted; call plug.fit\(cases\)"):
-        memplug.attach(*make_model(), "rledit").edit(EDITS[0])
+        memplug.attach(*tiny_model(), "rledit").edit(EDITS[0])
     with pytest.raises(UnfittedError, match="no fitted editor to save"):
-        memplug.attach(*make_model(), "rledit").save_editor(tmp_path / "x")
-    model, tokenizer = make_model(seed=3)
+        memplug.attach(*tiny_model(), "rledit").save_editor(tmp_path / "x")
+    model, tokenizer = tiny_model(seed=3)
     with pytest.raises(LoadError, match="fitted for a LlamaForCausalLM with the fingerprint"):
         memplug.attach(model, tokenizer, "rledit", editor=file)
     assert clean(model)
     with pytest.raises(ValueError, match="fitted for 'rledit', not 'smedit'"):
-        memplug.attach(*make_model(), "smedit", editor=file)
+        memplug.attach(*tiny_model(), "smedit", editor=file)
     with pytest.raises(ValueError, match="do not fit this 'rledit' configuration"):
-        memplug.attach(*make_model(), "rledit", editor=file, rank=9)
+        memplug.attach(*tiny_model(), "rledit", editor=file, rank=9)
     with pytest.raises(LoadError, match="is not a file"):
-        memplug.attach(*make_model(), "rledit", editor=tmp_path)
+        memplug.attach(*tiny_model(), "rledit", editor=tmp_path)
     (tmp_path / "cut").write_bytes(file.read_bytes()[:-100])
     with pytest.raises(LoadError, match="damaged"):
-        memplug.attach(*make_model(), "rledit", editor=tmp_path / "cut")
-    model, tokenizer = make_model(tie_word_embeddings=False)
+        memplug.attach(*tiny_model(), "rledit", editor=tmp_path / "cut")
+    model, tokenizer = tiny_model(tie_word_embeddings=False)
     model.model.layers[1].mlp.gate_proj.weight = model.model.layers[2].mlp.gate_proj.weight
     with pytest.raises(memplug.UnsupportedModelError, match="shares its weight"):
         memplug.attach(model, tokenizer, "rledit")
@@ -159,25 +137,25 @@ def test_editors_that_do_not_fit(
 
 
 def test_the_shipped_editor_is_taken_for_its_own_model(
-    make_model: Callable[..., Any], editor_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., Any], tiny_editor: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(editors_module, "_SHIPPED", editor_file("smedit").parent)
-    plug = memplug.attach(*make_model(), "smedit")
+    monkeypatch.setattr(editors_module, "_SHIPPED", tiny_editor("smedit").parent)
+    plug = memplug.attach(*tiny_model(), "smedit")
     assert plug.method.config.rank == TINY["rank"]
     plug.edit(EDITS[0])
-    assert memplug.attach(*make_model(), "smedit", batch_size=7).method.config.rank == TINY["rank"]
+    assert memplug.attach(*tiny_model(), "smedit", batch_size=7).method.config.rank == TINY["rank"]
     for given in ({"rank": 9}, {"norm_weight": 0.0}):  # asks for an editor of its own
-        plug = memplug.attach(*make_model(), "smedit", **given)
+        plug = memplug.attach(*tiny_model(), "smedit", **given)
         assert not bool(plug.method.editor.fitted)
     with pytest.raises(UnfittedError):
-        memplug.attach(*make_model(seed=4), "smedit").edit(EDITS[0])
+        memplug.attach(*tiny_model(seed=4), "smedit").edit(EDITS[0])
 
 
-def test_further_steps_grow_until_edits_are_learned(make_plug: Callable[..., memplug.Plug]) -> None:
+def test_further_steps_grow_until_edits_are_learned(tiny_plug: Callable[..., memplug.Plug]) -> None:
     """From a step size that is far too small; and where they lose, they shrink again."""
     known = {}
     for growth in (1.0, 2.0):
-        with make_plug("ultraedit", inner_lr=1e-3, batch_size=6, extra_steps=14, growth=growth) as plug:
+        with tiny_plug("ultraedit", inner_lr=1e-3, batch_size=6, extra_steps=14, growth=growth) as plug:
             pairs = [plug.method._host.text.pair(edit.prompt, edit.target) for edit in EDITS]
             plug.edit(EDITS, progress=False)
             known[growth] = float(answered(plug.method._host, pairs).mean())
@@ -197,18 +175,29 @@ def test_the_pace_follows_what_the_batch_gains() -> None:
 
 
 def test_a_batch_that_further_steps_would_break_is_made_without_them(
-    make_plug: Callable[..., memplug.Plug],
+    tiny_plug: Callable[..., memplug.Plug],
 ) -> None:
     given: dict[str, Any] = {"batch_size": 6, "growth": 4.0}
-    with make_plug("rledit", extra_steps=0, **given) as plug:
+    with tiny_plug("rledit", extra_steps=0, **given) as plug:
         plug.edit(EDITS, progress=False)
         plain, change = bits(plug.model), max(plug.method.ledger.relative_change().values())
-    with make_plug("rledit", extra_steps=14, max_change=2 * change, **given) as plug:
+    with tiny_plug("rledit", extra_steps=14, max_change=2 * change, **given) as plug:
         plug.edit(EDITS, progress=False)
         assert same(bits(plug.model), plain)
         assert len(plug.edits) == len(EDITS)
     with (
-        make_plug("rledit", extra_steps=14, max_change=change / 2, **given) as plug,
+        tiny_plug("rledit", extra_steps=14, max_change=change / 2, **given) as plug,
         pytest.raises(CollapseError, match="times its norm"),
     ):
         plug.edit(EDITS, progress=False)
+
+
+def test_what_is_made_again_is_looked_at_whenever_the_guard_is_due(
+    tiny_plug: Callable[..., memplug.Plug],
+) -> None:
+    """The guard looks at every second batch; what it refuses is not let in by being made a second time."""
+    with tiny_plug("rledit", batch_size=2, max_change=1e-6, guard_every=2) as plug:
+        base = bits(plug.model)
+        with pytest.raises(CollapseError, match="times its norm"):
+            plug.edit(EDITS[:4], progress=False)
+        assert same(bits(plug.model), base)

@@ -43,7 +43,8 @@ def compare(
     fit_cases: Annotated[
         str,
         typer.Option(
-            help="What editors without a shipped one are fitted on: so many other cases at most, or FILE."
+            help="What editors without a shipped one are fitted on: so many other cases at most, FILE, or "
+            "`none`."
         ),
     ] = "500",
     fit_steps: Annotated[int | None, typer.Option(help="Steps of such a fitting.")] = None,
@@ -88,7 +89,7 @@ def compare(
             "seeds": [_number(part, "seed") for part in _parts(seed)],
             "points": None if points is None else [_number(part, "points") for part in _parts(points)],
             "general": _general(general, model),
-            "fit_cases": int(fit_cases) if fit_cases.isdigit() else fit_cases,
+            "fit_cases": _fit_cases(fit_cases),
             "fit_steps": fit_steps,
             "constants": parse_constants(set_ or []),
             "drop": _parts(drop or ""),
@@ -131,6 +132,10 @@ def _number(text: str, what: str) -> int:
     if not text.isdigit():
         raise ValueError(f"{what} has {text!r}; give whole numbers with commas between, such as 0,1,2")
     return int(text)
+
+
+def _fit_cases(text: str) -> int | str | None:
+    return None if text == "none" else int(text) if text.isdigit() else text
 
 
 def _general(text: str | None, model: str) -> list[str]:

@@ -32,30 +32,19 @@ class HiEditConfig(EditorConfig):
     baseline: Literal["full", "random"] = "full"
     """What the reward is measured against: all modules, or as many at random."""
 
-    paper: ClassVar[dict[str, Any]] = {
+    paper: ClassVar[dict[str, Any]] = EditorConfig.published_fit | {
         "rank": 1024,
         "n_blocks": 4,
-        "inner_lr": 1e-6,
-        "std_floor": 0.0,
-        "protect": 0.0,
-        "capacity": 0,
-        "remember": 0.0,
-        "enough": 1.0,
-        "extra_steps": 0,
         "gate_training": "straight-through",
         "steps": 1,
         "batch_size": 1,
-        "fit_lr": 1e-5,
         "fit_batch": 1,
         "trajectory": (8000, 8000),
         "back_samples": None,
         "locality": "previous",
         "locality_weight": 0.6,
         "norm_weight": 1e-4,
-        "own_prompt": 0.0,
         "same_subject": False,
-        "learn_stop": False,
-        "fresh_targets": False,
     }
 
     def __post_init__(self) -> None:

@@ -22,22 +22,11 @@ class MENDConfig(EditorConfig):
     locality_weight: float = 1.0
     norm_weight: float = 0.0
 
-    paper: ClassVar[dict[str, Any]] = {
+    paper: ClassVar[dict[str, Any]] = EditorConfig.published_fit | {
         "rank": 1920,
         "n_blocks": 2,
-        "inner_lr": 1e-6,
-        "std_floor": 0.0,
-        "protect": 0.0,
-        "capacity": 0,
-        "remember": 0.0,
-        "enough": 1.0,
-        "extra_steps": 0,
-        "fit_lr": 1e-5,
         "fit_batch": 20,
-        "own_prompt": 0.0,
         "same_subject": False,
-        "learn_stop": False,
-        "fresh_targets": False,
     }
 
 

@@ -19,29 +19,18 @@ class RLEditConfig(EditorConfig):
     """As in `EditorConfig` (published: 1; several small steps wear the model out less than one large one)."""
     back_depth: int = 10
 
-    paper: ClassVar[dict[str, Any]] = {
+    paper: ClassVar[dict[str, Any]] = EditorConfig.published_fit | {
         "rank": 1024,
         "n_blocks": 4,
-        "inner_lr": 1e-6,
-        "std_floor": 0.0,
-        "protect": 0.0,
-        "capacity": 0,
-        "remember": 0.0,
-        "enough": 1.0,
-        "extra_steps": 0,
         "steps": 1,
         "batch_size": 20,
-        "fit_lr": 1e-5,
         "fit_batch": 20,
         "trajectory": (400, 400),
         "back_samples": None,
         "locality": "previous",
         "locality_weight": 0.6,
         "norm_weight": 1e-4,
-        "own_prompt": 0.0,
         "same_subject": False,
-        "learn_stop": False,
-        "fresh_targets": False,
     }
 
 

@@ -21,26 +21,15 @@ class SMEditConfig(EditorConfig):
     locality: Literal["base", "previous", "none"] = "none"
     norm_weight: float = 1e-3
 
-    paper: ClassVar[dict[str, Any]] = {
+    paper: ClassVar[dict[str, Any]] = EditorConfig.published_fit | {
         "rank": 1024,
         "n_blocks": 4,
-        "inner_lr": 1e-6,
-        "std_floor": 0.0,
-        "protect": 0.0,
-        "capacity": 0,
-        "remember": 0.0,
-        "enough": 1.0,
-        "extra_steps": 0,
         "steps": 2,
         "batch_size": 30,
-        "fit_lr": 1e-5,
         "fit_batch": 30,
         "trajectory": (400, 400),
         "norm_of": "drift",
         "norm_weight": 0.5,
-        "own_prompt": 0.0,
-        "learn_stop": False,
-        "fresh_targets": False,
     }
 
 

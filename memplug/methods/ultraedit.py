@@ -20,16 +20,9 @@ class UltraEditConfig(EditorConfig):
     statistics: str = "frozen"
     """"frozen": from the base model's own sampled text; "stream": from all edits so far, as published."""
 
-    paper: ClassVar[dict[str, Any]] = {
+    paper: ClassVar[dict[str, Any]] = EditorConfig.published | {
         "steps": 1,
         "statistics": "stream",
-        "inner_lr": 1e-6,
-        "std_floor": 0.0,
-        "protect": 0.0,
-        "capacity": 0,
-        "remember": 0.0,
-        "enough": 1.0,
-        "extra_steps": 0,
         "batch_size": 100,
     }
 

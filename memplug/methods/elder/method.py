@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,16 +27,6 @@ from .rows import see
 from .subjects import Subjects
 
 __all__ = ["ELDER", "Removed"]
-
-
-def _prompt_ends(call: Call) -> np.ndarray:
-    """int64 [B]: `Call.prompt_end`, on the host, where a few numbers are quicker to look at."""
-    count = call.real.cpu().numpy().cumsum(axis=1)
-    last = count[:, -1:]
-    if call.prompt is not None:
-        last = np.minimum(last, call.prompt.cpu().numpy()[:, None])
-    ends: np.ndarray = (count >= last).argmax(axis=1)
-    return ends
 
 
 class Removed(NamedTuple):
@@ -134,9 +123,9 @@ class ELDER:
         if call.whole and call.prompt is None:  # as it mostly is: no row ends before the others
             query = states[:, -1].float()
         else:
-            ends = torch.from_numpy(_prompt_ends(call))
+            ends = call.prompt_end()
             query = states[torch.arange(len(ends), device=states.device), ends.to(states.device)].float()
-            asked = asked & (torch.arange(asked.shape[1]) <= ends[:, None]).to(asked.device)
+            asked = asked & (torch.arange(asked.shape[1], device=asked.device) <= ends[:, None])
         if self.known.subjects is None:
             return Seen(query)
         return Seen(query, call.states[self.known.subjects.layer].detach(), asked)

@@ -109,6 +109,24 @@ class EditorConfig(WeightConfig):
     faithful: bool = False
     """Do as the published code does where it differs from the paper; see the method."""
 
+    published: ClassVar[dict[str, Any]] = {
+        "inner_lr": 1e-6,
+        "std_floor": 0.0,
+        "protect": 0.0,
+        "capacity": 0,
+        "remember": 0.0,
+        "enough": 1.0,
+        "extra_steps": 0,
+    }
+    """What all papers have in common where the defaults differ; part of every ``preset("paper")``."""
+    published_fit: ClassVar[dict[str, Any]] = published | {
+        "fit_lr": 1e-5,
+        "own_prompt": 0.0,
+        "learn_stop": False,
+        "fresh_targets": False,
+    }
+    """The same of those that are fitted."""
+
     limits: ClassVar[tuple[Limit, ...]] = (
         ("capacity", 0, 1 << 40),
         ("steps", 1, 64),

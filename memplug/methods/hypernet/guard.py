@@ -38,15 +38,22 @@ class Guard:
         self._batches = 0
 
     def look(self) -> None:
-        """To be called after each batch of edits.
+        """To be called after each batch of edits; checks after every ``guard_every`` of them.
+
+        Raises:
+            CollapseError: a limit was passed.
+        """
+        self._batches += 1
+        if self._config.guard_every and not self._batches % self._config.guard_every:
+            self.check()
+
+    def check(self) -> None:
+        """Look at the model as it is now.
 
         Raises:
             CollapseError: a limit was passed.
         """
         config = self._config
-        self._batches += 1
-        if not config.guard_every or self._batches % config.guard_every:
-            return
         for name, change in self._ledger.relative_change().items():
             if not change <= config.max_change:
                 raise CollapseError(

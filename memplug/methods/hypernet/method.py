@@ -112,7 +112,7 @@ class WeightEditor(LedgerMethod):
             self.ledger.hold(before)
             with evaluating(self._host.model):
                 self.ledger.add(self._make(edits, further=False))
-                self._guard.look()
+                self._guard.check()
 
     def _make(self, edits: Sequence[Edit], further: bool = True) -> Entry:
         pairs = [self._host.text.pair(edit.prompt, edit.target) for edit in edits]
