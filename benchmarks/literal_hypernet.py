@@ -1,9 +1,10 @@
 """A step of fitting done the way the published code does it, to compare the library's with.
 
-The same networks, loss and samples, but: one forward for every few backtracked samples and two for each
-divergence term, through the whole model with all its logits; changes as whole matrices from dense solves;
-added to the live weights and subtracted again around each use; features written to files and read twice. The
-gradient is the same (the benchmark checks that), the work is not.
+The same networks, loss and samples, but: each backtracked batch by itself, in forwards of at most four
+samples (one where a batch is one edit, as HiEdit's are) and two for each divergence term, through the whole
+model with all its logits; changes as whole matrices from dense solves; added to the live weights and
+subtracted again around each use; features written to files and read twice. The gradient is the same (the
+benchmark checks that), the work is not.
 """
 
 from __future__ import annotations
@@ -94,8 +95,7 @@ class LiteralTrajectory(Trajectory):
             weight.requires_grad_(True)
             weight.grad = None
         totals = [0.0, 0.0]
-        for part in chunks(range(len(judged)), MICRO):
-            rows = [judged[i] for i in part]
+        for rows in self._micro_batches(judged):
             self._flip(deltas, 1)
             logits, at = self._forward([item.sample.asked for item, _ in rows])
             share = torch.tensor([w for _, w in rows])[at.row] / at.size
@@ -118,6 +118,15 @@ class LiteralTrajectory(Trajectory):
             weight.requires_grad_(False)
             weight.grad = None
         return slopes, (totals[0], totals[1])
+
+    def _micro_batches(self, judged: Any) -> list[list[Any]]:
+        """The judged samples in forwards, none of which holds samples of two batches."""
+        weights = {id(item): weight for item, weight in judged}
+        return [
+            [(batch[i], weights[id(batch[i])]) for i in part]
+            for batch in reversed(self.history)
+            for part in chunks(range(len(batch)), MICRO)
+        ]
 
     def _forward(self, pairs: list[Any]) -> tuple[Tensor, Any]:
         batch = self.host.text.batch([pair.ids[:-1] for pair in pairs])

@@ -109,6 +109,41 @@ def test_the_gradient_at_the_networks_is_the_exact_one(
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("mode", ["merged", "side"])
+def test_the_last_steps_answers_are_what_the_next_step_is_held_to(
+    make_host: Callable[..., Host], mode: Any
+) -> None:
+    """The divergence from the model before the step, some of whose answers the last one has left behind."""
+    config = EditorConfig(
+        rank=3, inner_lr=0.02, norm_weight=0.1, locality="previous", back_depth=3, back_samples=None,
+        remember=0.0, ranges=(("down", 0.0, 1.0),), mode=mode,
+    )  # fmt: skip
+    host = make_host("llama")
+    editor, rng = random_editor(host, config), random.Random(0)
+    samples = [sample_of(host, case, config, rng) for case in CASES]
+    with evaluating(host.model), frozen(host.model):
+        prepared = prepare(host, min(s.layer for s in editor.sites), samples, config)
+        editor.observe(capture(host, editor.sites, [s.edit for s in samples], config.tokens), 0)
+        pristine = Pristine({site.name: site for site in editor.sites})
+        run = Trajectory(host, editor, pristine, rng, torch.Generator())
+        for batch in (prepared[:2], prepared[2:3]):
+            run.commit(run.step(batch)[1])
+        editor.zero_grad()
+        done, _ = run.step(prepared[3:])
+        ours = {n: p.grad.clone() for n, p in editor.named_parameters() if p.grad is not None}
+        editor.zero_grad()
+        pristine.write(run.total)
+        made = editor.make(host, [samples[3].edit], train=True)
+        loss = _direct_loss(host, editor, made, weighted(run.history, config, rng), config)
+        loss.backward()
+        pristine.restore()
+    assert done.losses.kept > 1e-4
+    assert done.losses.total(config) == pytest.approx(float(loss.detach()), rel=1e-8)
+    for name, parameter in editor.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
+
+
 def test_linear_and_conv1d_are_edited_alike(make_host: Callable[..., Host]) -> None:
     """The same map, stored the other way round, is changed to the same map."""
     host = make_host("gpt2")

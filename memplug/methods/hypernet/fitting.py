@@ -83,6 +83,9 @@ class Trajectory:
         self.history: list[list[Prepared]] = []
         self.total: dict[str, Tensor] = {}
         self.earlier = editor.nothing_earlier() if self.config.remember else None
+        # Log-probabilities of unrelated answers before and after a step, by their rows' tokens.
+        self._before: dict[tuple[int, ...], Tensor] = {}
+        self._after: dict[tuple[int, ...], Tensor] = {}
 
     def step(self, batch: list[Prepared], only: int | None = None) -> tuple[Step, dict[str, Factors]]:
         """Edit a batch, judge it, and add the gradient to the parameters'; the weights stay as they are.
@@ -112,6 +115,7 @@ class Trajectory:
         leaves = {n: (a.detach().requires_grad_(a.requires_grad), b.detach().requires_grad_())
                   for n, (a, b) in factors.items()}  # fmt: skip
         judged = weighted(self.history, config, self.rng)
+        self._after = {}
         losses = self._losses(leaves, judged, True)
         reward = self._reinforce(made, judged, losses)
         slopes = [(out, leaf.grad) for n in factors for out, leaf in zip(factors[n], leaves[n], strict=True)
@@ -135,6 +139,7 @@ class Trajectory:
             self.total[name] = self.total[name] + change if name in self.total else change
         if self.config.mode == "merged":
             self.pristine.write(self.total)
+        self._before = self._after
 
     def _standing(self) -> list[Hook]:
         """In side mode, what was changed so far, beside the weights."""
@@ -188,8 +193,11 @@ class Trajectory:
             edit = (self._edit_loss(logits[~kept], at.target[~kept]) * weight[~kept]).sum()
             if not bool(kept.any()):
                 return edit, edit.detach() * 0
-            anchor = self._anchor([row for row in rows if row.kept])
-            apart = F.kl_div(logits[kept].log_softmax(-1), anchor, reduction="none", log_target=True).sum(-1)
+            held = [row for row in rows if row.kept]
+            found = logits[kept].log_softmax(-1)
+            if backward and self.config.locality == "previous":
+                self._after |= _by_row(held, found.detach())
+            apart = F.kl_div(found, self._anchor(held), reduction="none", log_target=True).sum(-1)
             return edit, (apart * weight[kept]).sum()
 
     @staticmethod
@@ -198,15 +206,17 @@ class Trajectory:
 
     @torch.no_grad()
     def _anchor(self, rows: Sequence[_Row]) -> Tensor:
-        """Log-probabilities that unrelated answers are held to: the base model's, or those before this
-        step."""
+        """Log-probabilities that unrelated answers are held to: the base model's, or those before this step;
+        of the latter, what the last step left behind is at hand and only new rows are run."""
         if self.config.locality == "base":
             return torch.cat([row.base for row in rows if row.base is not None])
-        with HookSet(self._standing()), self._autocast():  # the weights are in place, the branch is left out
-            logits, _ = logits_of(
-                self.host, self.low, [row.pair for row in rows], [row.hidden for row in rows]
-            )
-        return logits.log_softmax(-1)
+        new = [row for row in rows if tuple(row.pair.ids) not in self._before]
+        if new:
+            # The weights are in place, the branch is left out.
+            with HookSet(self._standing()), self._autocast():
+                logits, _ = logits_of(self.host, self.low, [r.pair for r in new], [r.hidden for r in new])
+            self._before |= _by_row(new, logits.log_softmax(-1))
+        return torch.cat([self._before[tuple(row.pair.ids)] for row in rows])
 
     def _norm(self, leaves: dict[str, Factors]) -> Tensor:
         """Squared norm of the step's changes, or of all changes since the base model."""
@@ -251,3 +261,9 @@ class Trajectory:
         reward = self._losses(plain, judged, False).total(self.config) - losses.total(self.config)
         (-reward * choice.log_prob).backward()
         return reward
+
+
+def _by_row(rows: Sequence[_Row], found: Tensor) -> dict[tuple[int, ...], Tensor]:
+    """What was found at the rows' answer positions, one after another, by the rows' tokens."""
+    parts = found.split([len(row.pair.ids) - row.pair.start for row in rows])
+    return {tuple(row.pair.ids): part for row, part in zip(rows, parts, strict=True)}
