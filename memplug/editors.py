@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
@@ -21,7 +22,10 @@ from .storage import FORMAT, LoadError, fingerprint, write_atomically
 __all__ = ["SavedEditor", "read_editor", "shipped_editor", "write_editor"]
 
 _KEY = "memplug"
-_WHILE_EDITING = {"mode", "batch_size", "max_change", "max_perplexity", "guard_every", "guard_texts"}
+_WHILE_EDITING = {
+    "mode", "batch_size", "max_change", "max_perplexity", "guard_every", "guard_texts", "enough", "extra_steps",
+    "growth",
+}  # fmt: skip
 _SHIPPED = Path(__file__).parent / "world" / "editors"
 
 
@@ -45,8 +49,14 @@ def write_editor(path: Path, method: str, config: Any, tensors: Mapping[str, Ten
         "model": {"class": type(model).__name__, "fingerprint": fingerprint(model)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {name: _smallest(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
     write_atomically(path, dump_tensors(plain, metadata={_KEY: json.dumps(head, ensure_ascii=False)}))
+
+
+def _smallest(tensor: Tensor) -> Tensor:
+    """The tensor in half precision where that loses nothing."""
+    half = tensor.half() if tensor.dtype == torch.float32 else tensor
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
 def read_editor(path: Path, model: Any) -> SavedEditor:

@@ -110,6 +110,11 @@ class Entry:
         return Entry(left, kept, off, self.notes, wholes) if left else None
 
     @property
+    def nbytes(self) -> int:
+        """What the factors that are kept take."""
+        return sum(x.nbytes for found in self.solved.values() for pair in found.values() for x in pair)
+
+    @property
     def trained(self) -> bool:
         """Whether dense changes are there for just the edits in force, if any are needed."""
         return not self.wholes or not self.on or any(whole.ids == self.on for whole in self.wholes)

@@ -49,7 +49,7 @@ class Ledger:
     Args:
         sites: the modules that may change.
         mode: "merged" writes the weights; "side" leaves them alone and gives `branch` to whoever adds it.
-        cache_bytes: memory that block sums may take.
+        cache_bytes: memory that block sums may take, and solved factors of all blocks but the last.
     """
 
     def __init__(
@@ -226,10 +226,17 @@ class Ledger:
     def _changes(self, entries: Sequence[Entry]) -> dict[str, Tensor]:
         """By module that an active entry touches, the blocks' sums added up in order."""
         total: dict[str, Tensor] = {}
-        before, self._sums, size = self._sums, {}, 0
-        for block in _blocks(entries):
+        before, self._sums, size, solved = self._sums, {}, 0, 0
+        blocks = list(_blocks(entries))
+        for number, block in enumerate(blocks, start=1):
             key = tuple(entry.key for entry in block)
-            found = before.get(key) or _BlockSum(_summed(block), tuple((e.parts, e.wholes) for e in block))
+            found = before.get(key) or _BlockSum(
+                _summed(block), tuple((e.parts, e.wholes) for e in block), sum(e.nbytes for e in block)
+            )
+            solved += found.solved
+            if solved > self._cache_bytes and number < len(blocks):
+                for entry in block:
+                    entry.solved.clear()
             size += sum(part.nbytes for part in found.sums.values())
             if size <= self._cache_bytes:
                 self._sums[key] = found
@@ -239,10 +246,12 @@ class Ledger:
 
 
 class _BlockSum(NamedTuple):
-    """By module, the change of a block; the parts are kept so that nothing else gets their addresses."""
+    """By module, the change of a block; the parts are kept so that nothing else gets their addresses.
+    ``solved`` is what the factors that it was summed from take in bytes."""
 
     sums: dict[str, Tensor]
     parts: tuple[Any, ...]
+    solved: int
 
 
 def _summed(block: Sequence[Entry]) -> dict[str, Tensor]:

@@ -187,6 +187,26 @@ def test_a_deletion_recomputes_one_block(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(fresh) == 1
 
 
+@pytest.mark.parametrize(("cache", "share"), [(0, 0.0), (18_000, 0.5), (1 << 30, 1.0)])
+def test_factors_of_closed_blocks_are_kept_while_they_are_small(
+    monkeypatch: pytest.MonkeyPatch, cache: int, share: float
+) -> None:
+    monkeypatch.setattr(ledger_module, "BLOCK", 8)
+    ledger = Ledger(_sites(), cache_bytes=cache)
+    for n in range(200):
+        ledger.add(_entry((f"e{n}",), seed=n))
+    *closed, last = (list(block) for block in ledger_module._blocks(ledger.entries))
+    assert all(entry.solved for entry in last)
+    held = sum(entry.nbytes for block in closed for entry in block)
+    assert held <= cache
+    kept = [bool(entry.solved) for block in closed for entry in block]
+    assert abs(sum(kept) / len(kept) - share) < 0.2
+    ledger.delete(["e3"])  # in the first block, whose factors may have to be solved again
+    other = Ledger(_sites())
+    other.hold(_entry((f"e{n}",), seed=n) for n in range(200) if n != 3)
+    assert _same(_bits(ledger), _bits(other))
+
+
 class _History:
     """What the ledger should be: the entries made, the edits alive and those off."""
 
@@ -215,14 +235,15 @@ def _replayed(history: _History, make: Callable[[], Ledger]) -> Ledger:
 @given(
     operations=st.lists(st.tuples(st.sampled_from("aaaddfffnnp"), st.integers(0, 10_000)), max_size=25),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    cache=st.sampled_from([0, 1 << 30]),
 )
 def test_bits_follow_from_the_active_edits_and_their_order_alone(
-    monkeypatch: pytest.MonkeyPatch, operations: list[tuple[str, int]], dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, operations: list[tuple[str, int]], dtype: torch.dtype, cache: int
 ) -> None:
     monkeypatch.setattr(ledger_module, "BLOCK", 3)
 
     def make() -> Ledger:
-        return Ledger(_sites(dtype))
+        return Ledger(_sites(dtype), cache_bytes=cache)
 
     ledger, history, original = make(), _History(), _bits(make())
     for turn, (kind, number) in enumerate(operations):

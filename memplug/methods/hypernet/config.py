@@ -25,7 +25,7 @@ class EditorConfig(WeightConfig):
     # Where edits go.
     ranges: tuple[Range, ...] | None = None
     """As in `WeightConfig`; None: the published ones, grown by `capacity`."""
-    capacity: int = 3072
+    capacity: int = 6144
     """Inputs of all modules together, at least, where `ranges` is left to the rule: about as many as there
     will be answer tokens in all edits (published: 0, the ranges alone; see `spread`)."""
 
@@ -58,6 +58,10 @@ class EditorConfig(WeightConfig):
     """As in `WeightConfig`; changes that keep clear of the usual inputs are large where nothing is."""
     std_floor: float = 0.05
     """Smallest standard deviation a feature is divided by, as a share of its half's (published: 0)."""
+
+    max_feature: float = 3.0
+    """Largest root mean square of a token's normalised activations and slopes each; larger ones are scaled
+    down to it (published: 0, no limit)."""
 
     # The networks.
     rank: int = 64
@@ -112,6 +116,7 @@ class EditorConfig(WeightConfig):
     published: ClassVar[dict[str, Any]] = {
         "inner_lr": 1e-6,
         "std_floor": 0.0,
+        "max_feature": 0.0,
         "protect": 0.0,
         "capacity": 0,
         "remember": 0.0,
@@ -139,6 +144,7 @@ class EditorConfig(WeightConfig):
         ("protect_rank", 1, 1 << 16),
         ("remember", 0, 1e9),
         ("std_floor", 0, 1e3),
+        ("max_feature", 0, 1e6),
         ("rank", 1, 1 << 16),
         ("n_blocks", 1, 64),
         ("fit_steps", 1, 1 << 30),

@@ -110,6 +110,7 @@ def fit(
                     saved = run.done
     finally:
         pristine.restore()
+    editor.round_half()
     editor.fitted.fill_(True)
     return run.report()
 

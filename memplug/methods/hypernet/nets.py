@@ -24,6 +24,12 @@ class Normaliser(nn.Module):
 
     Statistics are taken in float64 and change in `update` alone, never in `forward`.
 
+    Args:
+        d_k, d_v: widths of the two halves, keys and slopes.
+        floor: smallest standard deviation, as a share of its half's.
+        limit: largest root mean square of a normalised row's half; 0 for none. A late step's statistics are
+            of edits that are nearly learned: the slopes of one that is not would be hundreds of deviations.
+
     Attributes:
         count: rows seen.
         mean: [w].
@@ -34,9 +40,9 @@ class Normaliser(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, d_k: int, d_v: int, floor: float) -> None:
+    def __init__(self, d_k: int, d_v: int, floor: float, limit: float = 0.0) -> None:
         super().__init__()
-        self.d_k, self.floor = d_k, floor
+        self.d_k, self.floor, self.limit = d_k, floor, limit
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(d_k + d_v, dtype=torch.float64))
         self.register_buffer("spread", torch.zeros(d_k + d_v, dtype=torch.float64))
@@ -64,9 +70,14 @@ class Normaliser(nn.Module):
         )
 
     def forward(self, rows: Tensor) -> Tensor:
-        """``rows`` [...,w], centred and scaled."""
-        std = self.std
-        return ((rows.double() - self.mean) / std).to(rows.dtype)
+        """``rows`` [...,w], centred and scaled; each row by itself."""
+        found = (rows.double() - self.mean) / self.std
+        if self.limit:
+            halves = (found[..., : self.d_k], found[..., self.d_k :])
+            sizes = (half.square().mean(-1, keepdim=True).sqrt() for half in halves)
+            found = torch.cat([half * (self.limit / size.clamp(min=self.limit))
+                               for half, size in zip(halves, sizes, strict=True)], dim=-1)  # fmt: skip
+        return found.to(rows.dtype)
 
 
 class Change(NamedTuple):
@@ -104,7 +115,7 @@ class EditNet(nn.Module):
         n_blocks: blocks; 0 leaves normalisation alone (no network).
         inner_lr: initial step size.
         ridge: initial ridge.
-        floor: see `Normaliser`.
+        floor, limit: see `Normaliser`.
         seed: of the initial weights.
         published: initial weights and step sizes as in the published code: unscaled, and not in logs.
     """
@@ -120,13 +131,14 @@ class EditNet(nn.Module):
         inner_lr: float,
         ridge: float,
         floor: float,
+        limit: float,
         seed: int,
         published: bool = False,
     ) -> None:
         super().__init__()
         width = d_k + d_v
         self.d_k, self.published = d_k, published
-        self.normalise = Normaliser(d_k, d_v, floor)
+        self.normalise = Normaliser(d_k, d_v, floor, limit)
         draw = torch.Generator().manual_seed(seed)
         unit = 1.0 if published else width**-0.5
         self.down = nn.Parameter(torch.randn(n_blocks, width, rank, generator=draw) * unit)

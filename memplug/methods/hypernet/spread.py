@@ -19,8 +19,8 @@ __all__ = ["spread"]
 
 
 def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, ...]:
-    """``ranges``, grown by a layer on either side until their modules have ``capacity`` inputs together, or
-    until they are the whole depth.
+    """``ranges``, grown by a layer on either side until their modules have ``capacity`` inputs together; where
+    they are the whole depth before that, the linears that lead back to the model's width come to them.
 
     Args:
         host: the model.
@@ -34,7 +34,8 @@ def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, .
     grown = tuple(ranges)
     while sum(site.d_k for site in find_sites(host.model, host.anatomy, grown, writable=False)) < capacity:
         if all(start == 0 and stop == 1 for _, start, stop in grown):
-            break
+            known = {which for which, _, _ in grown}
+            return grown if "down" in known else (*grown, ("down", 0.0, 1.0))
         grown = tuple(
             (which, max(0.0, start - layer), min(1.0, stop + layer)) for which, start, stop in grown
         )
