@@ -46,10 +46,10 @@ class Setting(NamedTuple):
     fitted: bool
 
 
-_FITTED = {
+_PLAIN = {"capacity": 0, "remember": 0.0, "enough": 1.0, "max_feature": 0.0}
+_FITTED = _PLAIN | {
     "norm_weight": 3e-4, "locality_weight": 5.0, "fit_steps": 40, "fit_lr": 5e-4,
-    "trajectory": (5, 20), "curriculum": 0.5, "capacity": 0, "remember": 0.0,
-    "enough": 1.0,
+    "trajectory": (5, 20), "curriculum": 0.5,
 }  # fmt: skip
 _SIX = (("gate", 4 / 12, 7 / 12), ("up", 6 / 12, 9 / 12))
 _NARROW: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "smedit": Setting("smedit", {}, False),
     },
     "narrow": {
-        "ultraedit": Setting("ultraedit", {"capacity": 0, "remember": 0.0, "enough": 1.0, "steps": 8}, False),
+        "ultraedit": Setting("ultraedit", _PLAIN | {"steps": 8}, False),
         **{name: _claim(name, fit_steps=80) for name in ("rledit", "hiedit", "smedit")},
     },
     "hiedit": {

@@ -23,8 +23,8 @@ __all__ = ["SavedEditor", "read_editor", "shipped_editor", "write_editor"]
 
 _KEY = "memplug"
 _WHILE_EDITING = {
-    "mode", "batch_size", "max_change", "max_perplexity", "guard_every", "guard_texts", "enough", "extra_steps",
-    "growth",
+    "mode", "batch_size", "max_change", "max_perplexity", "guard_every", "guard_texts",
+    "enough", "extra_steps", "growth",
 }  # fmt: skip
 _SHIPPED = Path(__file__).parent / "world" / "editors"
 

@@ -178,7 +178,8 @@ class Editor(nn.Module):
     def round_half(self) -> None:
         """Round networks and axes to what half precision holds: the change is far below what another seed
         makes, and files are half as large."""
-        for tensor in (*self.parameters(), *(usual.axes for usual in self.usual)):
+        axes: list[Tensor] = [usual.axes for usual in self.usual]  # type: ignore[misc]
+        for tensor in (*self.parameters(), *axes):
             half = tensor.half()
             if tensor.dtype == torch.float32 and tensor.dim() > 1 and bool(half.isfinite().all()):
                 tensor.copy_(half)

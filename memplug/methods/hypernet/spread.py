@@ -19,7 +19,7 @@ __all__ = ["spread"]
 
 
 def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, ...]:
-    """``ranges``, grown by a layer on either side until their modules have ``capacity`` inputs together; where
+    """``ranges``, grown by a layer on either side until their modules have ``capacity`` inputs together; if
     they are the whole depth before that, the linears that lead back to the model's width come to them.
 
     Args:
