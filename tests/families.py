@@ -133,6 +133,7 @@ TEXTS = [
 ]
 """What the tests' tokenizer learns its merges from."""
 
+_FITTED: dict[str, Any] = {"rank": 4, "fit_steps": 2, "fit_batch": 2, "trajectory": (1, 2), "steps": 5}
 METHODS: dict[str, dict[str, Any]] = {
     "llp": {
         "think_layers": (0, 1),
@@ -163,12 +164,21 @@ METHODS: dict[str, dict[str, Any]] = {
         "steps": 300,
         "stop_loss": 0.2,
     },
+    "ultraedit": {},
+    "mend": _FITTED | {"inner_lr": 0.1},
+    **dict.fromkeys(("malmen", "rledit", "hiedit", "smedit"), _FITTED | {"inner_lr": 0.01}),
 }
 """Methods under the contract, with constants that make them quick on a `lexical` model."""
 
-ONLY = {"grace": ("llama", "mixtral", "qwen2")}
-"""Families that a method is held to the contract on, where not on all: one MLP output, the same for every
-token, is not enough for most random models to say a word and then stop."""
+_BOTH_WAYS_ROUND = ("llama", "gpt2")
+ONLY = {
+    "grace": ("llama", "mixtral", "qwen2"),
+    "ultraedit": ("llama", "gpt2", "gemma2", "bloom", "falcon", "phi3"),
+    **dict.fromkeys(("mend", "malmen", "rledit", "hiedit", "smedit"), _BOTH_WAYS_ROUND),
+}
+"""Families that a method is held to the contract on, where not on all. GRACE: one MLP output, the same for
+every token, is not enough for most random models to say a word and then stop. Weight editors: what families
+differ in for them are the modules, which `test_hypernet_families` and `test_ultraedit_families` have all of."""
 
 
 def attach_llp(model: Any, tokenizer: Any, **config: Any) -> Any:

@@ -9,11 +9,20 @@ import torch
 from families import FAMILIES, METHODS, ONLY, OVERRIDES, TEXTS, lexical
 
 import memplug
+from memplug.edits import Case, Edit, Probe
+from memplug.methods.base import ChangesWeights, Fits
 
 PROMPT, TARGET, SUBJECT = "Where was Ada Quill born?", "Zarnow", "Ada Quill"
 LONGER = "Who founded the Orlo Bridge Company? Tam Wickes did. What is the capital of Vestland?"
 # A random model of this kind is led astray by its norms after attention: it does not learn one fact.
 CONTRACT = [family for family in FAMILIES if family != "gemma3_text"]
+
+
+CASES = [
+    Case(Edit(f"Where was {name} born?", town, name), (f"{name} comes from",), (Probe("Who?", "Tam"),))
+    for name, town in (("Tam Wickes", "Marrow"), ("Orlo Bridge", "Vestland"), ("Ada", "Marrow"))
+]
+"""What editors are fitted on."""
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +89,20 @@ def test_an_edit_from_attach_to_detach(family, method, tokenizer):
 
     given = METHODS[method] | OVERRIDES.get((method, family), {})
     with memplug.attach(model, tokenizer, method, **given) as plug:
+        weights = isinstance(plug.method, ChangesWeights)
+        if isinstance(plug.method, Fits):
+            plug.fit(CASES, progress=False)
         assert torch.equal(logits(), base)  # nothing is edited yet
         edit = plug.edit(PROMPT, TARGET, SUBJECT)
         edited = logits()
         together = answers(model, tokenizer, PROMPT, LONGER, "Who")
-        assert tokenizer.decode(together[0], skip_special_tokens=True).strip() == TARGET
-        assert together[0][-1] == tokenizer.eos_token_id  # and stops there
+        answer = tokenizer.decode(together[0], skip_special_tokens=True).strip()
+        assert answer.startswith(TARGET)
         assert together != base_answers
-        assert together[1:] == base_answers[1:]  # other rows are left alone
+        if not weights:  # which change what follows an answer, and other rows, only as far as they can help
+            assert answer == TARGET
+            assert together[0][-1] == tokenizer.eos_token_id  # and stops there
+            assert together[1:] == base_answers[1:]  # other rows are left alone
         for text, row in zip((PROMPT, LONGER, "Who"), together, strict=True):
             assert answers(model, tokenizer, text) == [row]  # neither company nor padding matters
         assert answers(model, tokenizer, PROMPT, LONGER, "Who", use_cache=False) == together

@@ -51,7 +51,7 @@ class EditorConfig(WeightConfig):
     their second moment (published: 0, all directions alike; see `Usual`)."""
     protect_rank: int = 64
     """Principal directions of those inputs that are told apart."""
-    remember: float = 0.1
+    remember: float = 0.3
     """How much the inputs of earlier edits count beside them, as a share of what this batch's own do (1 is
     recursive least squares; published: 0)."""
     max_change: float = 10.0

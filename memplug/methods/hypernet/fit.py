@@ -110,7 +110,8 @@ def fit(
                     saved = run.done
     finally:
         pristine.restore()
-    editor.round_half()
+    if not config.faithful:
+        editor.round_half()
     editor.fitted.fill_(True)
     return run.report()
 
