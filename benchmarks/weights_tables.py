@@ -168,6 +168,16 @@ def long() -> str | None:
     return table(head, rows)
 
 
+def thousand() -> str | None:
+    """What was tried against what a thousand edits wear out."""
+    rows = []
+    for one in _load("weights_tuning").get("thousand", {}).get("tried", []):
+        cells = [f"{value:.1f}" for value in (*one["last"].values(), *one["first"].values(), one["skills"])]
+        rows.append([one["what"], *cells, f"{one['ms']:.0f}"])
+    head = ["tried", "efficacy", "generalization", "specificity", "same subject", "retained"]
+    return table([*head, "its rephrasings", "skills", "ms an edit"], rows)
+
+
 def delete() -> str | None:
     found = _load("weights_delete")
     if not found:
@@ -185,6 +195,7 @@ WEIGHT_TABLES: dict[str, Callable[[], str | None]] = {
     "weights-cost": cost,
     "weights-tuning": tuning,
     "weights-long": long,
+    "weights-thousand": thousand,
     "weights-speed": speed,
     "weights-delete": delete,
     **{

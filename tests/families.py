@@ -177,8 +177,8 @@ ONLY = {
     **dict.fromkeys(("mend", "malmen", "rledit", "hiedit", "smedit"), _BOTH_WAYS_ROUND),
 }
 """Families that a method is held to the contract on, where not on all. GRACE: one MLP output, the same for
-every token, is not enough for most random models to say a word and then stop. Weight editors: what families
-differ in for them are the modules, which `test_hypernet_families` and `test_ultraedit_families` have all of."""
+every token, is not enough for most random models to say a word and then stop. Weight editors: families differ
+in their modules for them, of which `test_hypernet_families` and `test_ultraedit_families` have all kinds."""
 
 
 def attach_llp(model: Any, tokenizer: Any, **config: Any) -> Any:
