@@ -7,11 +7,10 @@ over, so that a crash at any moment leaves the earlier or the later save, whole.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -116,17 +115,19 @@ def save(folder: Path, plug: Plug) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write all of ``data`` beside ``path`` and move it there in one step, flushed to the disk before."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_WRITING)
+    """Write all of ``data`` beside ``path`` and move it there in one step, flushed to the disk before.
+
+    Who may read it is for the umask to say, as of any other file (one of `tempfile`'s is the owner's alone).
+    """
+    temporary = path.parent / f"{_WRITING}{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,8 +92,9 @@ def test_a_crash_at_any_moment_leaves_a_whole_save(plug, base, tokenizer, tmp_pa
         for moment in range(100):
             with monkeypatch.context() as patch:
                 left = [moment]
-                for name in ("replace", "fsync", "fdopen", "open", "unlink"):
+                for name in ("replace", "fsync", "open", "unlink"):
                     patch.setattr(os, name, _dying(getattr(os, name), left))
+                patch.setattr(Path, "open", _dying(Path.open, left))
                 try:
                     plug.save(folder)
                     break
@@ -107,6 +109,13 @@ def test_a_crash_at_any_moment_leaves_a_whole_save(plug, base, tokenizer, tmp_pa
         plug.enable("e2")
     assert moments >= 6  # two files, each written, flushed and moved
     assert len(list(folder.iterdir())) == 2  # nothing is left over
+
+
+def test_who_may_read_a_save_is_for_the_umask_to_say(plug, tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    plug.save(tmp_path / "facts")
+    for file in (tmp_path / "facts").iterdir():
+        assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode, file
 
 
 def test_files_are_on_the_disk_before_they_are_named(plug, tmp_path, monkeypatch):
