@@ -80,7 +80,7 @@ def fit(args: argparse.Namespace) -> None:
     report = plug.fit(world.cases(args.cases, 0, "train"), checkpoint=f"runs/fit_{args.method}.safetensors")
     seconds = time.process_time() - start
     path = EDITORS / f"{args.method}.safetensors"
-    plug.save_editor(path)
+    plug.save_editor(path, half=True)
     save(f"fit_{args.method}", summary(plug, report) | {"cpu_seconds": seconds, "bytes": path.stat().st_size})
 
 

@@ -1,7 +1,7 @@
 """Sequences of edits by the weight editors on the embedded model, judged on the way and at the end.
 
     python benchmarks/weights_runs.py shipped --edits 200 1000 --batch 10 50 --seeds 0 1 2
-    python benchmarks/weights_runs.py claims --edits 200 --batch 10 --seeds 0 1 2
+    python benchmarks/weights_runs.py hiedit --edits 200 --batch 10 --seeds 0 1 2
 
 Settings that are fitted are fitted in the run, on training cases that share no subject with the edits; the
 shipped ones load what `weights.py fit` wrote. Every run goes into ``results/weights_runs.json`` under its

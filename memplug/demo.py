@@ -118,8 +118,8 @@ def _compare(console: Console, model: Any, tokenizer: Any, cases: list[Case], ou
 
 
 def _needs_nothing(name: str, model: Any) -> bool:
-    fits = hasattr(find_method(name).method, "fit")
-    return not fits or shipped_editor(name, model, {}) is not None
+    found = find_method(name)
+    return not hasattr(found.method, "fit") or shipped_editor(name, model, found.config()) is not None
 
 
 def _new_folder() -> Path:

@@ -19,12 +19,16 @@ from torch import Tensor
 
 from .storage import FORMAT, LoadError, fingerprint, write_atomically
 
-__all__ = ["SavedEditor", "read_editor", "shipped_editor", "write_editor"]
+__all__ = ["SavedEditor", "check_constants", "read_editor", "shipped_editor", "unlike", "write_editor"]
 
 _KEY = "memplug"
 _WHILE_EDITING = {
     "mode", "batch_size", "max_change", "max_perplexity", "guard_every", "guard_texts",
-    "enough", "extra_steps", "growth",
+    "enough", "extra_steps", "growth", "micro_batch", "seed",
+}  # fmt: skip
+_OF_NETWORKS = {
+    "modules", "ranges", "capacity", "style", "tokens", "steps", "protect", "protect_rank", "std_floor",
+    "rank", "n_blocks", "shared_steps", "hidden", "faithful",
 }  # fmt: skip
 _SHIPPED = Path(__file__).parent / "world" / "editors"
 
@@ -37,10 +41,13 @@ class SavedEditor(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def write_editor(path: Path, method: str, config: Any, tensors: Mapping[str, Tensor], model: Any) -> None:
+def write_editor(
+    path: Path, method: str, config: Any, tensors: Mapping[str, Tensor], model: Any, half: bool = False
+) -> None:
     """Write an editor that was fitted for ``model``, which must be the base model as it is.
 
-    A crash leaves what was there before.
+    A crash leaves what was there before. With ``half``, float32 matrices are stored in float16 (those that it
+    can hold; statistics, vectors and numbers stay as they are).
     """
     head = {
         "format": FORMAT,
@@ -49,14 +56,15 @@ def write_editor(path: Path, method: str, config: Any, tensors: Mapping[str, Ten
         "model": {"class": type(model).__name__, "fingerprint": fingerprint(model)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: _smallest(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if half:
+        plain = {name: _halved(tensor) for name, tensor in plain.items()}
     write_atomically(path, dump_tensors(plain, metadata={_KEY: json.dumps(head, ensure_ascii=False)}))
 
 
-def _smallest(tensor: Tensor) -> Tensor:
-    """The tensor in half precision where that loses nothing."""
-    half = tensor.half() if tensor.dtype == torch.float32 else tensor
-    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+def _halved(tensor: Tensor) -> Tensor:
+    small = tensor.half() if tensor.dtype == torch.float32 and tensor.dim() > 1 else tensor
+    return small if bool(torch.isfinite(small).all()) else tensor
 
 
 def read_editor(path: Path, model: Any) -> SavedEditor:
@@ -80,17 +88,40 @@ def read_editor(path: Path, model: Any) -> SavedEditor:
     return saved
 
 
-def shipped_editor(method: str, model: Any, constants: Mapping[str, Any]) -> Path | None:
-    """The editor that comes with the embedded model, if ``model`` is that model and ``constants`` suit it.
+def shipped_editor(method: str, model: Any, config: Any) -> Path | None:
+    """The editor that comes with the embedded model, if ``model`` is that model and ``config`` suits it.
 
-    Constants that say how to fit, or what to, ask for an editor of their own.
+    Constants that say how to fit, or what to, ask for an editor of their own, where they are not the defaults.
     """
     path = _SHIPPED / f"{method}.safetensors"
     if not path.is_file():
         return None
     head, saved = _read(path)
-    other = {n for n, v in constants.items() if saved.config.get(n) != v and n not in _WHILE_EDITING}
+    asked = {
+        name: value for name, value in unlike(config, type(config)()).items() if name not in _WHILE_EDITING
+    }
+    other = [name for name, value in asked.items() if saved.config.get(name) != value]
     return path if not other and head["model"]["fingerprint"] == fingerprint(model) else None
+
+
+def unlike(config: Any, other: Any) -> dict[str, Any]:
+    """The constants of ``config`` that are not those of ``other``, as they are in a file."""
+    mine, theirs = (json.loads(json.dumps(asdict(one))) for one in (config, other))
+    return {name: value for name, value in mine.items() if value != theirs[name]}
+
+
+def check_constants(saved: SavedEditor, constants: Mapping[str, Any]) -> None:
+    """The constants that someone wants to edit with fit the networks.
+
+    Raises:
+        ValueError: one says what the networks are, and they are not.
+    """
+    for name in _OF_NETWORKS & constants.keys():
+        if json.loads(json.dumps(constants[name])) != saved.config.get(name):
+            raise ValueError(
+                f"{name} is {constants[name]!r}, but the editor was fitted with {saved.config.get(name)!r}; "
+                "leave it out, or fit anew"
+            )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], SavedEditor]:

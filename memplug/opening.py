@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import storage
-from .editors import read_editor, shipped_editor
+from .editors import check_constants, read_editor, shipped_editor, unlike
 from .layers import learning
 from .methods import choose, find_method
 from .plugin import Plug
@@ -32,17 +32,25 @@ def attach(
         method: a method's name, or a config object such as ``LLPConfig(threshold=0.8)``.
         preset: ``"default"``, or ``"paper"`` for the published constants.
         layers: dotted name of the list of decoder layers, where it cannot be found by rule.
-        editor: file of a fitted editor, for methods that learn to edit; its constants are the defaults.
+        editor: file of a fitted editor, for methods that learn to edit; its constants are the defaults, also
+            of another `Plug.fit`. Left out, the embedded model gets the one that ships for it, unless
+            constants of the networks or of fitting are set.
         **config: constants of the method by name.
 
     Raises:
         ValueError: no such method, preset or constant; a second plug on one model; a tokenizer that
             does not fit (TokenizerError); a model that cannot be edited (UnsupportedModelError).
     """
-    if editor is None and isinstance(method, str) and preset == "default":
-        editor = shipped_editor(method, model, config)
     fitted = read_editor(Path(editor), model) if editor is not None else None
+    if fitted:
+        check_constants(fitted, config)
     registered, chosen = choose(method, preset, (fitted.config if fitted else {}) | config)
+    if editor is None and preset == "default":
+        shipped = shipped_editor(registered.name, model, chosen)
+        if shipped is not None:
+            fitted = read_editor(shipped, model)
+            asked = unlike(chosen, registered.config())
+            registered, chosen = choose(registered.name, preset, fitted.config | asked | config)
     plug = Plug(model, tokenizer, registered, chosen, layers)
     if fitted:
         try:

@@ -211,8 +211,13 @@ class Plug:
         with learning():
             return self.method.fit(list(cases), **options)
 
-    def save_editor(self, path: str | Path) -> None:
+    def save_editor(self, path: str | Path, *, half: bool = False) -> None:
         """Write what `fit` learned to a file; ``attach(..., editor=path)`` takes it up again.
+
+        Args:
+            path: the file.
+            half: store networks in half precision: half the size, and steps of fitting that were smaller than
+                a thousandth of a weight are lost.
 
         Raises:
             ValueError: there is nothing fitted.
@@ -222,7 +227,7 @@ class Plug:
             raise ValueError(f"{self.name!r} has no editor to save; plug.save(folder) keeps its edits")
         tensors = self.method.editor_state()
         with self.paused():
-            write_editor(Path(path), self.name, self.method.config, tensors, self.model)
+            write_editor(Path(path), self.name, self.method.config, tensors, self.model, half)
 
     # ------------------------------------------------------------------ looking
 

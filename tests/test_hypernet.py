@@ -80,6 +80,20 @@ def test_edits_are_spread_over_as_many_modules_as_their_tokens_need(
     assert sum(site.d_k for site in found) >= min(capacity, 16 * 16)
 
 
+def test_edits_are_not_spread_over_layers_that_cannot_be_edited(
+    make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any]
+) -> None:
+    """As where the first or last layers hold experts fused into one tensor."""
+    tokenizer = make_tokenizer(["a b"], 300)
+    model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=8)
+    model.model.layers[6].mlp = torch.nn.Identity()
+    host = Host(model, Text(model, tokenizer), anatomy := dissect(model), CallTracker(anatomy, None))
+    found = find_sites(model, anatomy, spread(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 5 / 8)), 10**6))
+    assert [site.layer for site in found] == [1, 2, 3, 3, 4, 5]
+    with pytest.raises(UnsupportedModelError, match="layer 6"):
+        spread(host, (("up", 6 / 8, 7 / 8),), 10**6)
+
+
 def test_modules_of_a_shape_are_solved_together_as_each_alone(make_host: Callable[..., Host]) -> None:
     host = make_host()
     config = EditorConfig(rank=3, inner_lr=0.02, steps=2, ranges=(("gate", 0.0, 1.0), ("down", 0.5, 1.0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,10 +158,17 @@ def test_faithful_is_one_adam_step_on_what_the_last_steps_left(
     assert float(fresh["nets.0.0.step"][0]) == pytest.approx(1e-2)
 
 
-def test_the_published_gate_learns_from_the_norm_alone(make_plug: Callable[..., Any]) -> None:
-    def gate(norm: float, **other: Any) -> list[torch.Tensor]:
+@pytest.mark.parametrize("style", ["joint", "outer"])
+def test_the_published_gate_learns_from_the_norm_alone(make_plug: Callable[..., Any], style: str) -> None:
+    def gate(norm: float) -> list[torch.Tensor]:
         plug = make_plug(
-            "hiedit", faithful=True, fit_steps=2, trajectory=(2, 2), norm_weight=norm, inner_lr=1e-2, **other
+            "hiedit",
+            faithful=True,
+            fit_steps=2,
+            trajectory=(2, 2),
+            norm_weight=norm,
+            inner_lr=1e-2,
+            style=style,
         )
         plug.fit(CASES, progress=False)
         return [p.detach().clone() for n, p in plug.method.editor.named_parameters() if n.startswith("gate")]
@@ -230,3 +238,44 @@ def test_configs_refuse_what_they_cannot_be(make_plug: Callable[..., Any]) -> No
     for method in ("mend", "malmen", "rledit", "hiedit", "smedit", "ultraedit"):
         config = type(make_plug(method).method.config)
         assert dataclasses.asdict(config.preset("paper"))["std_floor"] == 0.0
+
+
+def test_an_editor_is_saved_as_it_is_or_in_half_precision(
+    make_plug: Callable[..., Any], tmp_path: Path
+) -> None:
+    plug = make_plug("rledit", rank=32)
+    plug.fit(CASES, progress=False)
+    fitted = plug.method.editor.state_dict()
+    plug.save_editor(tmp_path / "whole")
+    plug.save_editor(tmp_path / "half", half=True)
+    constants = {"editor": tmp_path / "whole", "rank": 32}
+    assert all(torch.equal(fitted[n], t) for n, t in make_plug(
+        "rledit", **constants).method.editor.state_dict().items())  # fmt: skip
+    again = make_plug("rledit", **(constants | {"editor": tmp_path / "half"})).method.editor.state_dict()
+    for name, tensor in fitted.items():
+        small = tensor.dtype == torch.float32 and tensor.dim() > 1
+        assert torch.equal(again[name], tensor.half().float() if small else tensor), name
+    assert (tmp_path / "half").stat().st_size < 0.7 * (tmp_path / "whole").stat().st_size
+
+
+@pytest.mark.parametrize("locality", ["base", "previous"])
+@pytest.mark.parametrize("method", ["rledit", "hiedit"])
+def test_cases_may_lack_unrelated_probes_and_share_their_words(
+    make_plug: Callable[..., Any], method: str, locality: str
+) -> None:
+    bare = [dataclasses.replace(case, locality=(), same_subject=()) for case in CASES]
+    plug = make_plug(method, locality=locality, fit_steps=3, trajectory=(1, 1))
+    plug.fit(bare, progress=False)
+    plug.fit([*bare[:-1], CASES[-1]], progress=False)
+    # The same text, its answer starting at another word.
+    cut = [Probe("The river is", "long and wide"), Probe("The river is long", "and wide")]
+    cases = [dataclasses.replace(case, locality=(cut[n % 2],)) for n, case in enumerate(CASES)]
+    report = plug.fit(cases, progress=False)
+    assert all(math.isfinite(value) for losses in report.losses for value in losses)
+
+
+def test_autocast_is_for_the_model_alone(make_plug: Callable[..., Any]) -> None:
+    """Changes stay exact, and an editor that changes nothing diverges from nothing."""
+    plug = make_plug("rledit", autocast=True, inner_lr=1e-12, fit_lr=0.0, fit_steps=2, trajectory=(2, 2))
+    report = plug.fit(CASES, progress=False)
+    assert max(abs(kept) for _, kept, _ in report.losses) < 1e-9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -32,19 +33,24 @@ def make_host(make_tokenizer: Callable[..., Any], make_llama: Callable[..., Any]
 # ---------------------------------------------------------------- gradients
 
 
-def _direct_loss(host: Host, editor: Editor, made: Any, judged: Any, config: EditorConfig) -> torch.Tensor:
-    """The outer loss by whole matrices, whole forwards and autograd: no factors, no leaves, no caches."""
+def _direct_loss(
+    host: Host, editor: Editor, made: Any, judged: Any, config: EditorConfig, inputs: Any = None
+) -> torch.Tensor:
+    """The outer loss by whole matrices, whole forwards and autograd: no factors, no leaves, no caches.
+    ``inputs``: by module, those of earlier edits."""
     weights, norm = {}, torch.zeros((), dtype=torch.float64)
     for index, site in enumerate(editor.sites):
+        roots = editor.usual[index].roots()  # type: ignore[operator]
+        metric = torch.eye(site.d_k, dtype=torch.float64) + roots.T @ roots
+        if inputs is not None:
+            metric = metric + config.remember / config.steps * inputs[index].T @ inputs[index]
         total = torch.zeros(site.d_k, site.d_v, dtype=torch.float64)
         for step in made.steps:
             keys, values = step[index].keys[0], step[index].values[0]
             if step[index].log_ridge is None:
                 total = total + keys.T @ values
             else:
-                system = keys.T @ keys + step[index].log_ridge.exp() * torch.eye(
-                    site.d_k, dtype=torch.float64
-                )
+                system = keys.T @ keys + step[index].log_ridge.exp() * metric
                 total = total + torch.linalg.solve(system, keys.T @ values)
         total = total if made.choice is None else made.choice.mask[index] * total
         weights[f"{site.name}.weight"] = site.weight.detach() + site.stored(total)
@@ -87,17 +93,22 @@ def test_the_gradient_at_the_networks_is_the_exact_one(
         editor.observe(capture(host, editor.sites, edits, tokens), 0)
         if steps > 1:
             editor.observe(capture(host, editor.sites, edits[::-1], tokens), 1)
+        editor.study([rows[:9] for rows in capture(host, editor.sites, edits, "all").keys])
         pristine = Pristine({site.name: site for site in editor.sites})
         run = Trajectory(host, editor, pristine, rng, torch.Generator())
         run.history = [prepared[:2]]
+        inputs = capture(host, editor.sites, edits[:2], "answer").keys
+        for earlier, rows in zip(run.earlier or (), inputs, strict=True):
+            earlier.add(rows)
+        before = deepcopy(run.earlier)
         statistics = {n: b.clone() for n, b in editor.named_buffers()}
         done, _ = run.step(prepared[2:])
         ours = {n: p.grad.clone() for n, p in editor.named_parameters() if p.grad is not None}
         editor.zero_grad()
         observed = {n: b.clone() for n, b in editor.named_buffers()}
         assert any(not torch.equal(observed[n], statistics[n]) for n in observed)
-        made = editor.make(host, edits[2:], train=True)
-        loss = _direct_loss(host, editor, made, weighted(run.history, config, rng), config)
+        made = editor.make(host, edits[2:], train=True, earlier=before)
+        loss = _direct_loss(host, editor, made, weighted(run.history, config, rng), config, inputs)
         loss.backward()
     assert done.losses.total(config) == pytest.approx(float(loss.detach()), rel=1e-8)
     theirs = {n: p.grad for n, p in editor.named_parameters() if p.grad is not None}

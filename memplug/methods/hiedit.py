@@ -40,6 +40,7 @@ class HiEditConfig(EditorConfig):
         "batch_size": 1,
         "fit_batch": 1,
         "trajectory": (8000, 8000),
+        "fit_steps": 8000,
         "back_samples": None,
         "locality": "previous",
         "locality_weight": 0.6,

@@ -26,6 +26,7 @@ class RLEditConfig(EditorConfig):
         "batch_size": 20,
         "fit_batch": 20,
         "trajectory": (400, 400),
+        "fit_steps": 400,
         "back_samples": None,
         "locality": "previous",
         "locality_weight": 0.6,

@@ -28,6 +28,7 @@ class SMEditConfig(EditorConfig):
         "batch_size": 30,
         "fit_batch": 30,
         "trajectory": (400, 400),
+        "fit_steps": 400,
         "norm_of": "drift",
         "norm_weight": 0.5,
     }

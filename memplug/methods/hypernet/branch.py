@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...hooks import Hook
@@ -24,10 +25,11 @@ def side_branch(site: Site, current: Callable[[], Factors | None]) -> Hook:
         if factors is None:
             return None
         a, b = (factor.to(output.device) for factor in factors)
-        x = args[0].to(a.dtype)
-        if a.ndim == 3:  # factors of each row's own; some models hand in [B*T,d_k]
-            x = x.reshape(a.shape[0], -1, a.shape[1])
-        return output + ((x @ a) @ b).to(output.dtype).reshape(output.shape)
+        with torch.autocast(output.device.type, enabled=False):  # changes are small, and exact
+            x = args[0].to(a.dtype)
+            if a.ndim == 3:  # factors of each row's own; some models hand in [B*T,d_k]
+                x = x.reshape(a.shape[0], -1, a.shape[1])
+            return output + ((x @ a) @ b).to(output.dtype).reshape(output.shape)
 
     return Hook(site.module, "after", after)
 

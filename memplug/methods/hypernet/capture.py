@@ -105,8 +105,7 @@ def _capture(
     hooks: Sequence[Hook],
     held: Tensor | None,
 ) -> Features:
-    rows = [pairs[i].ids[:-1] for i in part]
-    batch = host.text.batch(rows)
+    batch = host.text.batch([pairs[i].ids[:-1] for i in part])
     width = batch.ids.shape[1]
     low = min(site.layer for site in sites)
     inputs: dict[str, Tensor] = {}
@@ -156,9 +155,13 @@ def _capture(
         at, owner = real.flatten().nonzero()[:, 0], real.nonzero()[:, 0]
     names = torch.tensor(list(part), device=owner.device)
     wide = torch.promote_types(host.model.dtype, torch.float32)
+
+    def rows(tensor: Tensor, width: int) -> Tensor:  # layers may lie on several devices
+        return tensor.reshape(-1, width)[at.to(tensor.device)].to(at.device, wide)
+
     return Features(
-        tuple(inputs[s.name].reshape(-1, s.d_k)[at].to(wide) for s in sites),
-        tuple(g.reshape(-1, s.d_v)[at].to(wide) / scale for g, s in zip(slopes, sites, strict=True)),
+        tuple(rows(inputs[s.name], s.d_k) for s in sites),
+        tuple(rows(g, s.d_v) / scale for g, s in zip(slopes, sites, strict=True)),
         names[owner],
         (below[0],),
         torch.ones(len(part), device=losses.device).scatter_reduce(
@@ -212,6 +215,8 @@ def alike(lengths: Sequence[int], most: int, device: torch.device) -> list[list[
         most: rows of a part.
         device: where the rows are run, which says what another forward costs.
     """
+    if not lengths:
+        return []
     cost = FORWARD_COSTS.get(device.type, 4096)
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     ends = [at for at in range(1, len(order)) if lengths[order[at]] > lengths[order[at - 1]]] + [len(order)]

@@ -53,7 +53,8 @@ class EditorConfig(WeightConfig):
     """Principal directions of those inputs that are told apart."""
     remember: float = 0.3
     """How much the inputs of earlier edits count beside them, as a share of what this batch's own do (1 is
-    recursive least squares; published: 0)."""
+    recursive least squares; published: 0). Their second moment is d_k by d_k once they are more than d_k: the
+    one thing of that size that is kept, in float64, beside the low-rank changes."""
     max_change: float = 10.0
     """As in `WeightConfig`; changes that keep clear of the usual inputs are large where nothing is."""
     std_floor: float = 0.05
@@ -111,7 +112,10 @@ class EditorConfig(WeightConfig):
     autocast: bool = False
     """Run the model in bfloat16 while fitting; features, networks and solves stay in float32."""
     faithful: bool = False
-    """Do as the published code does where it differs from the paper; see the method."""
+    """Fit as the published code does where it differs from the paper; see the method. Constants stay as they
+    are, so take the published ones with it: ``preset("paper", faithful=True)``. Not copied: statistics that go
+    on changing while edits are made, a gate whose features are never normalised, and gradients of the edits
+    themselves that are left over (all three are slips, of no use to anybody)."""
 
     published: ClassVar[dict[str, Any]] = {
         "inner_lr": 1e-6,

@@ -174,16 +174,6 @@ class Editor(nn.Module):
             for shape in range(len(self.shapes)):
                 self.net(step, shape).set_step(inner_lr)
 
-    @torch.no_grad()
-    def round_half(self) -> None:
-        """Round networks and axes to what half precision holds: the change is far below what another seed
-        makes, and files are half as large."""
-        axes: list[Tensor] = [usual.axes for usual in self.usual]  # type: ignore[misc]
-        for tensor in (*self.parameters(), *axes):
-            half = tensor.half()
-            if tensor.dtype == torch.float32 and tensor.dim() > 1 and bool(half.isfinite().all()):
-                tensor.copy_(half)
-
     def nothing_earlier(self) -> list[Earlier]:
         """By module, what to count the inputs of edits in."""
         return [Earlier(self.config.remember / self.config.steps) for _ in self.sites]

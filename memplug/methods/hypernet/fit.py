@@ -110,8 +110,6 @@ def fit(
                     saved = run.done
     finally:
         pristine.restore()
-    if not config.faithful:
-        editor.round_half()
     editor.fitted.fill_(True)
     return run.report()
 
@@ -174,14 +172,17 @@ class _Run:
             self.pristine.restore()
             if config.faithful:
                 self._one_step()
+                self.optimizer.zero_grad()
             self.processes.share([buffer for buffer in self.editor.buffers() if buffer.is_floating_point()])
 
     def _step(self, run: Trajectory, batch: list[Any], only: int | None, bar: Any) -> bool:
         """A step of the trajectory and, unless it is the published procedure, of the optimiser; False where
         the losses are not finite any more."""
         config = self.config
-        if not config.faithful or (config.style == "outer" and self.editor.gate is not None):
+        if not config.faithful:
             self.optimizer.zero_grad()
+        elif config.style == "outer" and self.editor.gate is not None:
+            self.editor.nets.zero_grad()  # the gate keeps what its first step left
         step, factors = run.step(batch, only)
         fine = self.processes.average(self.editor, math.isfinite(step.losses.total(config)))
         self.broken = 0 if fine else self.broken + 1

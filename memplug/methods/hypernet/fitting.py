@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from .branch import Factors, branch_hooks
 from .capture import alike
 from .config import EditorConfig
 from .editor import Editor, Made
-from .samples import Prepared, logits_of, weighted
+from .samples import Prepared, Row, autocast, logits_of, row_of, weighted
 
 __all__ = ["Losses", "Step", "Trajectory"]
 
@@ -83,9 +82,11 @@ class Trajectory:
         self.history: list[list[Prepared]] = []
         self.total: dict[str, Tensor] = {}
         self.earlier = editor.nothing_earlier() if self.config.remember else None
-        # Log-probabilities of unrelated answers before and after a step, by their rows' tokens.
-        self._before: dict[tuple[int, ...], Tensor] = {}
-        self._after: dict[tuple[int, ...], Tensor] = {}
+        # Log-probabilities of unrelated answers before and after a step. In half precision the weights are a
+        # cast of what a step was judged with, and nothing is kept from it.
+        self._keeps = self.config.locality == "previous" and host.model.dtype.itemsize >= 4
+        self._before: dict[Row, Tensor] = {}
+        self._after: dict[Row, Tensor] = {}
 
     def step(self, batch: list[Prepared], only: int | None = None) -> tuple[Step, dict[str, Factors]]:
         """Edit a batch, judge it, and add the gradient to the parameters'; the weights stay as they are.
@@ -147,9 +148,12 @@ class Trajectory:
             return []
 
         def after(total: Tensor) -> Callable[..., Tensor]:
-            return lambda _m, args, _kwargs, output: (
-                output + (args[0].to(total.dtype) @ total).to(output.dtype)
-            )
+            def add(_m: Any, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Tensor:
+                here = total.to(output.device)
+                with torch.autocast(output.device.type, enabled=False):
+                    return output + (args[0].to(here.dtype) @ here).to(output.dtype)
+
+            return add
 
         return [Hook(self.sites[name].module, "after", after(total)) for name, total in self.total.items()]
 
@@ -185,7 +189,8 @@ class Trajectory:
         """The weighted cross-entropy of the rephrasings and divergence of the unrelated rows."""
         pairs, hidden = [row.pair for row in rows], [row.hidden for row in rows]
         with torch.set_grad_enabled(backward):
-            with HookSet([*self._standing(), *branch_hooks(self.sites, leaves)]), self._autocast():
+            hooks = HookSet([*self._standing(), *branch_hooks(self.sites, leaves)])
+            with hooks, autocast(self.host, self.config):
                 logits, at = logits_of(self.host, self.low, pairs, hidden)
             weights = torch.tensor([row.weight for row in rows], dtype=logits.dtype, device=logits.device)
             weight = weights[at.row] / at.size
@@ -195,7 +200,7 @@ class Trajectory:
                 return edit, edit.detach() * 0
             held = [row for row in rows if row.kept]
             found = logits[kept].log_softmax(-1)
-            if backward and self.config.locality == "previous":
+            if backward and self._keeps:
                 self._after |= _by_row(held, found.detach())
             apart = F.kl_div(found, self._anchor(held), reduction="none", log_target=True).sum(-1)
             return edit, (apart * weight[kept]).sum()
@@ -210,13 +215,13 @@ class Trajectory:
         of the latter, what the last step left behind is at hand and only new rows are run."""
         if self.config.locality == "base":
             return torch.cat([row.base for row in rows if row.base is not None])
-        new = [row for row in rows if tuple(row.pair.ids) not in self._before]
+        new = [row for row in rows if row_of(row.pair) not in self._before]
         if new:
             # The weights are in place, the branch is left out.
-            with HookSet(self._standing()), self._autocast():
+            with HookSet(self._standing()), autocast(self.host, self.config):
                 logits, _ = logits_of(self.host, self.low, [r.pair for r in new], [r.hidden for r in new])
             self._before |= _by_row(new, logits.log_softmax(-1))
-        return torch.cat([self._before[tuple(row.pair.ids)] for row in rows])
+        return torch.cat([self._before[row_of(row.pair)] for row in rows])
 
     def _norm(self, leaves: dict[str, Factors]) -> Tensor:
         """Squared norm of the step's changes, or of all changes since the base model."""
@@ -228,11 +233,6 @@ class Trajectory:
                 # |T + ab|^2 = |T|^2 + 2 <T, ab> + |ab|^2
                 found = found + (drift.square().sum() + 2 * ((a.mT @ drift) * b).sum()).cpu()
         return found
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not self.config.autocast:
-            return nullcontext()
-        return torch.autocast(self.host.text.device.type, dtype=torch.bfloat16)
 
     # ------------------------------------------------------------------ the gate's reward
 
@@ -263,7 +263,7 @@ class Trajectory:
         return reward
 
 
-def _by_row(rows: Sequence[_Row], found: Tensor) -> dict[tuple[int, ...], Tensor]:
-    """What was found at the rows' answer positions, one after another, by the rows' tokens."""
+def _by_row(rows: Sequence[_Row], found: Tensor) -> dict[Row, Tensor]:
+    """What was found at the rows' answer positions, one after another, by row."""
     parts = found.split([len(row.pair.ids) - row.pair.start for row in rows])
-    return {tuple(row.pair.ids): part for row, part in zip(rows, parts, strict=True)}
+    return {row_of(row.pair): part for row, part in zip(rows, parts, strict=True)}

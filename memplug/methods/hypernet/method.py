@@ -85,7 +85,8 @@ class WeightEditor(LedgerMethod):
         if self.networks and not bool(self.editor.fitted):
             raise UnfittedError(
                 f"this {self.name!r} editor is not fitted; call plug.fit(cases) with cases that share no "
-                "subject with your edits, or attach(..., editor=path) with one that save_editor(path) wrote"
+                "subject with your edits, or attach(..., editor=path) with one that save_editor(path) wrote. "
+                "(One ships for the embedded model, with the default constants of networks and fitting)"
             )
         self._check_not_paused()
 
@@ -203,5 +204,5 @@ class WeightEditor(LedgerMethod):
             self._take(self.editor)
         except RuntimeError as error:
             raise ValueError(
-                f"the editor's networks do not fit this {self.name!r} configuration: {error}"
+                f"the editor's networks do not fit this {self.name!r} configuration: {str(error)[:200]}"
             ) from error

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,25 @@ from ..base import Host
 from .capture import Answers, alike, chunks, flat_rows
 from .config import EditorConfig
 
-__all__ = ["Prepared", "Sample", "draw_batches", "logits_of", "prepare", "sample_of", "weighted"]
+__all__ = [
+    "Prepared", "Row", "Sample", "autocast", "draw_batches", "logits_of", "prepare", "row_of", "sample_of",
+    "weighted",
+]  # fmt: skip
+
+Row = tuple[tuple[int, ...], int]
+"""What tells a row from others: its tokens, and where its answer starts."""
+
+
+def row_of(pair: Pair) -> Row:
+    """The row of a pair."""
+    return tuple(pair.ids), pair.start
+
+
+def autocast(host: Host, config: EditorConfig) -> AbstractContextManager[Any]:
+    """What the model is run under while an editor is fitted."""
+    if not config.autocast:
+        return nullcontext()
+    return torch.autocast(host.text.device.type, dtype=torch.bfloat16)
 
 
 class Sample(NamedTuple):
@@ -97,28 +116,30 @@ def sample_of(host: Host, case: Case, config: EditorConfig, rng: random.Random) 
 def prepare(host: Host, low: int, samples: Sequence[Sample], config: EditorConfig) -> list[Prepared]:
     """Run the base model once over a trajectory's rows; the weights must be the base model's."""
     hidden: dict[tuple[int, ...], Tensor] = {}
-    base: dict[tuple[int, ...], Tensor] = {}
+    base: dict[Row, Tensor] = {}
     pairs = [pair for s in samples for pair in (s.asked, s.kept) if pair is not None]
     unique = list({tuple(p.ids): p for p in pairs}.values())
     device = host.text.device
     for part in alike([len(p.ids) for p in unique], config.micro_batch, device):
         batch = host.text.batch([unique[i].ids[:-1] for i in part])
-        states = capture_input(host.anatomy, low, partial(host.forward, host.anatomy.decoder, batch))
+        with autocast(host, config):
+            states = capture_input(host.anatomy, low, partial(host.forward, host.anatomy.decoder, batch))
         for i, state in zip(part, states, strict=True):
             hidden[tuple(unique[i].ids)] = state[: len(unique[i].ids) - 1].clone()
     if config.locality == "base":
-        kept = list({tuple(s.kept.ids): s.kept for s in samples if s.kept is not None}.values())
+        kept = list({row_of(s.kept): s.kept for s in samples if s.kept is not None}.values())
         for part in alike([len(p.ids) for p in kept], config.micro_batch, device):
             rows = [kept[i] for i in part]
-            logits, at = logits_of(host, low, rows, [hidden[tuple(p.ids)] for p in rows])
+            with autocast(host, config):
+                logits, at = logits_of(host, low, rows, [hidden[tuple(p.ids)] for p in rows])
             for r, pair in enumerate(rows):
-                base[tuple(pair.ids)] = logits[at.row == r].log_softmax(-1)
+                base[row_of(pair)] = logits[at.row == r].log_softmax(-1)
     return [
         Prepared(
             s,
             hidden[tuple(s.asked.ids)],
             hidden[tuple(s.kept.ids)] if s.kept else None,
-            base.get(tuple(s.kept.ids)) if s.kept else None,
+            base.get(row_of(s.kept)) if s.kept else None,
         )
         for s in samples
     ]

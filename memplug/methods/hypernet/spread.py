@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...layers import UnsupportedModelError
 from ...sites import Range, find_sites
 from ..base import Host
 
@@ -20,7 +21,8 @@ __all__ = ["spread"]
 
 def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, ...]:
     """``ranges``, grown by a layer on either side until their modules have ``capacity`` inputs together; if
-    they are the whole depth before that, the linears that lead back to the model's width come to them.
+    they are the whole depth before that, the linears that lead back to the model's width come to them. They
+    end before a layer that has no such linears.
 
     Args:
         host: the model.
@@ -28,15 +30,27 @@ def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, .
         capacity: the sum of d_k that is wanted; 0 for the ranges as they are.
 
     Raises:
-        UnsupportedModelError: see `find_sites`.
+        UnsupportedModelError: ``ranges`` as they are hold a layer without such linears; see `find_sites`.
     """
     layer = 1 / len(host.anatomy.layers)
-    grown = tuple(ranges)
-    while sum(site.d_k for site in find_sites(host.model, host.anatomy, grown, writable=False)) < capacity:
-        if all(start == 0 and stop == 1 for _, start, stop in grown):
-            known = {which for which, _, _ in grown}
-            return grown if "down" in known else (*grown, ("down", 0.0, 1.0))
-        grown = tuple(
-            (which, max(0.0, start - layer), min(1.0, stop + layer)) for which, start, stop in grown
-        )
-    return grown
+    taken = grown = tuple(ranges)
+    room = _room(host, taken)
+    while room < capacity:
+        if all(start == 0 and stop == 1 for _, start, stop in taken):
+            if "down" in {which for which, _, _ in taken}:
+                break
+            grown = (*taken, ("down", 0.0, 1.0))
+        else:
+            grown = tuple(
+                (which, max(0.0, start - layer), min(1.0, stop + layer)) for which, start, stop in taken
+            )
+        try:
+            room = _room(host, grown)
+        except UnsupportedModelError:  # a layer that has no such linears (experts fused into one tensor)
+            break
+        taken = grown
+    return taken
+
+
+def _room(host: Host, ranges: Sequence[Range]) -> int:
+    return sum(site.d_k for site in find_sites(host.model, host.anatomy, ranges, writable=False))
