@@ -14,7 +14,9 @@ import argparse
 import json
 import platform
 import random
+import resource
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import transformers
 from literal_hypernet import LiteralTrajectory
 
 import memplug
+from memplug import ledger as ledger_module
 from memplug import world
 from memplug.entries import Entry, Part
 from memplug.layers import evaluating, frozen
@@ -174,36 +177,94 @@ def compare(plug: Any, steps: int, literal: bool) -> dict[str, Any]:
 
 
 def delete(args: argparse.Namespace) -> None:
-    """One of many entries, on modules of the embedded model's size; and what its time goes to."""
+    """One of many edits, entries shaped as the methods' defaults make them, modules of the embedded model's
+    size: what it takes and where the time goes. CPU seconds."""
     torch.manual_seed(0)
-    sites = [Site(f"m{i}", torch.nn.Linear(128, 384), i, 128, 384, True) for i in range(4)]
+    modules, steps, d_k, d_v = 12, 4, 128, 384
+    sites = [Site(f"m{i}", torch.nn.Linear(d_k, d_v), i, d_k, d_v, True) for i in range(modules)]
+    batches = 20  # of ten edits each, among entries of one
+    size = [10 if n % (args.entries // batches) == 0 else 1 for n in range(args.entries)]
+    more = 20
+    entries = list(_default_entries(sites, [*size, *[1] * more], steps))
     ledger = Ledger(sites)
-    rows = 2
-    entries = [
-        Entry((f"e{n}",), tuple(
-            Part(s.name, torch.randn(rows, 128), 1e-3 * torch.randn(rows, 384), torch.zeros(rows).long(), 1.0)
-            for s in sites
-        ))
-        for n in range(args.entries)
-    ]  # fmt: skip
-    start = time.perf_counter()
-    ledger.hold(entries)
-    built = time.perf_counter() - start
-    times = []
-    for n in range(0, args.entries, args.entries // 20):
-        start = time.perf_counter()
-        ledger.delete([f"e{n}"])
-        times.append(time.perf_counter() - start)
-    start = time.perf_counter()
-    total = {site.name: torch.zeros(128, 384) for site in sites}
-    for _ in range(len(ledger._sums)):
-        total = {name: value + 0.0 for name, value in total.items()}
-    added = time.perf_counter() - start
+    start = time.process_time()
+    ledger.hold(entries[: args.entries])
+    built = time.process_time() - start
+    clock = Clock()
+    clock.wrap(Ledger, "hold", "bookkeeping over the entries")
+    clock.wrap(Ledger, "without", "bookkeeping over the entries")
+    clock.wrap(Part, "factors", "solving")
+    clock.wrap(ledger_module, "summed", "summing its block")
+    clock.wrap(ledger_module, "_add", "adding the blocks' sums")
+    clock.wrap(Pristine, "write", "writing the weights")
+    of_ten = [entry.ids[3] for entry in entries if len(entry.ids) > 1]
+    alone = [entries[n + 7].ids[0] for n in range(0, args.entries, args.entries // batches)]
+    parts = {
+        "delete one of an entry of its own": [clock.of(ledger.delete, [name]) for name in alone],
+        "delete one of ten made together": [clock.of(ledger.delete, [name]) for name in of_ten],
+        "add one at the end": [clock.of(ledger.add, entry) for entry in entries[args.entries :]],
+    }
     save("delete", {
-        "entries": args.entries, "modules": len(sites), "rows an entry": rows, "seconds to build": built,
-        "seconds to delete one (median)": sorted(times)[len(times) // 2], "seconds to delete one": times,
-        "blocks": len(ledger._sums), "of it, adding the blocks' sums": added,
+        "entries": args.entries, "of them, of ten edits": batches, "modules": modules,
+        "steps of a row with directions": steps, "blocks": len(ledger._sums), "seconds to build": built,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "seconds (mean)": {
+            what: {part: sum(one[part] for one in found) / len(found) for part in found[0]}
+            for what, found in parts.items()
+        },
+        "seconds (median)": {
+            what: sorted(sum(one.values()) for one in found)[len(found) // 2] for what, found in parts.items()
+        },
     })  # fmt: skip
+
+
+def _default_entries(sites: list[Site], edits: list[int], steps: int) -> Iterator[Entry]:
+    """Entries of so many edits each, a row an edit and step; directions keep clear of 64 axes."""
+    count = sum(edits) * steps
+    rows = {}
+    for site in sites:
+        keys, values = torch.randn(count, site.d_k), 1e-3 * torch.randn(count, site.d_v)
+        axes = torch.linalg.qr(torch.randn(site.d_k, 64))[0]
+        rows[site.name] = keys, values, keys - 0.9 * (keys @ axes) @ axes.T
+    at = 0
+    for n, size in enumerate(edits):
+        parts, owner = [], torch.arange(size)
+        for _ in range(steps):
+            for site in sites:
+                keys, values, along = (x[at : at + size] for x in rows[site.name])
+                parts.append(Part(site.name, keys, values, owner, 1.0, along))
+            at += size
+        yield Entry(tuple(f"e{n}.{i}" for i in range(size)), tuple(parts))
+
+
+class Clock:
+    """CPU time by what wrapped functions do; the time of wrapped functions inside others counts once."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self._inside = [0.0]
+
+    def wrap(self, owner: Any, name: str, what: str) -> None:
+        plain = getattr(owner, name)
+        self.spent[what] = 0.0
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inside.append(0.0)
+            start = time.process_time()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                took = time.process_time() - start
+                self.spent[what] += took - self._inside.pop()
+                self._inside[-1] += took
+
+        setattr(owner, name, timed)
+
+    def of(self, call: Callable[[Any], Any], argument: Any) -> dict[str, float]:
+        """What one call spends on each."""
+        self.spent = dict.fromkeys(self.spent, 0.0)
+        call(argument)
+        return dict(self.spent)
 
 
 def save(name: str, result: dict[str, Any]) -> None:

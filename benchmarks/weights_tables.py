@@ -179,13 +179,16 @@ def thousand() -> str | None:
 
 
 def delete() -> str | None:
+    """Milliseconds of what the time goes to, by what is done to the ledger."""
     found = _load("weights_delete")
     if not found:
         return None
-    names = ("entries", "modules", "rows an entry", "blocks")
-    rows = [[name, str(found[name])] for name in names]
-    timed = ("seconds to delete one (median)", "of it, adding the blocks' sums", "seconds to build")
-    return table(["", ""], rows + [[name, f"{found[name]:.3f}"] for name in timed])
+    means = found["seconds (mean)"]
+    rows = [
+        [part, *(f"{1000 * means[what][part]:.1f}" for what in means)] for part in next(iter(means.values()))
+    ]
+    rows.append(["all", *(f"{1000 * sum(one.values()):.1f}" for one in means.values())])
+    return table(["ms", *means], rows)
 
 
 WEIGHT_TABLES: dict[str, Callable[[], str | None]] = {

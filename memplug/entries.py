@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .solve import directed, solve
+from .solve import directed, push_through, solve
 
-__all__ = ["Entry", "Part", "Whole"]
+__all__ = ["Entry", "Part", "Whole", "summed"]
 
 
 class Part(NamedTuple):
@@ -48,6 +48,26 @@ class Part(NamedTuple):
         if self.directions is not None:
             return directed(self.keys, self.values, self.ridge, self.directions)
         return solve(self.keys, self.values, self.ridge)
+
+    def of(self, place: int) -> tuple[Tensor, Tensor]:
+        """One edit's own share of the change as ``(a [d_k,m], b [m,d_v])``, m the rows that it owns.
+
+        With D the directions (the keys under the plain norm) and ``B = (KD' + ridge I)^-1 V`` of all rows,
+        the change is ``D'B``, and the share is that of the edit's rows of D and B: the shares add up to the
+        change. Where there are more rows than inputs, the factors in force have no columns of single rows,
+        and the n by n system is solved, in float64.
+
+        Raises:
+            SolveError: the system cannot be solved.
+        """
+        mine = self.owner == place
+        if self.ridge is None or len(self.owner) <= self.keys.shape[1]:
+            a, b = self.factors()
+            return a[:, mine], b[mine]
+        along = self.keys if self.directions is None else self.directions
+        keys, values, d = (x.double()[None] for x in (self.keys, self.values, along))
+        b = push_through(keys, values, keys.new_tensor([self.ridge]).log(), d)[0]
+        return along[mine].T, b[mine].to(self.values.dtype)
 
 
 class Whole(NamedTuple):
@@ -146,6 +166,25 @@ class Entry:
                 for site, pairs in found.items()
             }
         return self.solved[on]
+
+
+def summed(entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """By module, the change [d_k,d_v] of the edits in force in all of these entries, taken together.
+
+    Raises:
+        SolveError: a part cannot be solved.
+        ValueError: a dense change was not made for just the edits in force.
+    """
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for entry in entries:
+        for site, pair in entry.factors().items():
+            pairs.setdefault(site, []).append(pair)
+    sums = {
+        site: torch.cat([a for a, _ in f], dim=1) @ torch.cat([b for _, b in f]) for site, f in pairs.items()
+    }
+    for site, change in (item for entry in entries for item in entry.dense().items()):
+        sums[site] = sums[site] + change if site in sums else change.clone()
+    return sums
 
 
 def _rows(part: Part, ids: Sequence[str], kept: Sequence[str]) -> Part:

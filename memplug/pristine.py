@@ -11,6 +11,9 @@ from .sites import Site
 
 __all__ = ["Pristine"]
 
+_ROWS = 256
+"""Rows of the identity that a module is applied to at once."""
+
 
 class Pristine:
     """Copies of weights as they were, and the only hand that writes to them.
@@ -21,6 +24,7 @@ class Pristine:
     def __init__(self, sites: Mapping[str, Site]) -> None:
         self._sites = sites
         self._copies: dict[str, Tensor] = {}
+        self._norms: dict[str, float] = {}
 
     @torch.no_grad()
     def write(self, changes: Mapping[str, Tensor]) -> None:
@@ -52,7 +56,40 @@ class Pristine:
     def drop(self) -> None:
         """Forget the copies: the weights as they are now are the model's own."""
         self._copies.clear()
+        self._norms.clear()
 
     def norm(self, name: str) -> float:
-        """Frobenius norm of the original weight."""
-        return float(self._copies.get(name, self._sites[name].weight.detach()).float().norm())
+        """Frobenius norm of the original weight; of one that is quantised or not in memory, the norm of what
+        the module computes with, as exactly as it computes, found once."""
+        if name in self._norms:
+            return self._norms[name]
+        site = self._sites[name]
+        if not _plain(site):
+            self._norms[name] = _computed_norm(site)
+            return self._norms[name]
+        return float(self._copies.get(name, site.weight.detach()).float().norm())
+
+
+def _plain(site: Site) -> bool:
+    """Whether the stored weight is the one that is computed with."""
+    weight = site.weight
+    shape = (site.d_v, site.d_k) if site.flipped else (site.d_k, site.d_v)
+    # A weight of one byte is a code, also where it is a floating point one.
+    wide = weight.is_floating_point() and weight.dtype.itemsize >= 2
+    return wide and tuple(weight.shape) == shape and weight.device.type != "meta"
+
+
+@torch.no_grad()
+def _computed_norm(site: Site) -> float:
+    """Norm of ``f(I) - f(0)``, f the module, whose own hooks bring the weight where it lies elsewhere."""
+    held = [*site.module.parameters(), *site.module.buffers()]
+    dtypes = (x.dtype for x in held if x.is_floating_point() and x.dtype.itemsize >= 2)
+    devices = (x.device for x in held if x.device.type != "meta")
+    dtype, device = next(dtypes, torch.float32), next(devices, torch.device("cpu"))
+    offset = site.module(torch.zeros(1, site.d_k, dtype=dtype, device=device)).double()
+    square = 0.0
+    for start in range(0, site.d_k, _ROWS):
+        rows = torch.zeros(min(_ROWS, site.d_k - start), site.d_k, dtype=dtype, device=device)
+        rows.diagonal(start).fill_(1)
+        square += float((site.module(rows).double() - offset).square().sum())
+    return square**0.5

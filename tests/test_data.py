@@ -215,7 +215,8 @@ BROKEN = [
 @pytest.mark.parametrize(("line", "reason"), BROKEN)
 def test_a_broken_line_is_named_and_can_be_skipped(write, line, reason):
     path = write("\n".join([json.dumps(OWN), line, json.dumps(COUNTERFACT)]))
-    with pytest.raises(DataError, match=rf"^edits.jsonl, {reason}.*skip_bad=True"):
+    advice = r"skip_bad=True \(on the command line: --skip-bad\)$"
+    with pytest.raises(DataError, match=rf"^edits.jsonl, {reason}.*{advice}"):
         load_cases(path)
     loaded = load_cases(path, skip_bad=True)
     assert len(loaded.cases) == 2
@@ -265,7 +266,34 @@ def test_table_rows_of_the_wrong_width_are_named(write):
         load_cases(write("", "empty.csv"))
 
 
+def test_zsre_without_an_alternative_where_others_have_one_is_broken(write):
+    """It would be edited to its true answer."""
+    for empty in ({"alt": " "}, {"alt": None}, {}):
+        row = {k: v for k, v in ZSRE.items() if k != "alt"} | empty
+        path = write([row, ZSRE])
+        for spec in (path, f"zsre:{path}"):
+            with pytest.raises(
+                DataError, match=r"edits.jsonl, line 1: alt is empty, but other rows have one"
+            ):
+                load_cases(spec, limit=1)
+            loaded = load_cases(spec, skip_bad=True)
+            assert [case.edit.target for case in loaded.cases] == ["Quill"]
+            assert [bad.line for bad in loaded.skipped] == [1]
+        assert load_cases(write([row, row])).cases[0].edit.target == "Tilden"
+    table = write("src,alt,answers\nWho is Al?,,Tam\nWho is Bo?,Ada,Tam\n", "edits.csv")
+    with pytest.raises(DataError, match=r"edits.csv, line 2: alt is empty"):
+        load_cases(table)
+
+
 def test_sources_that_cannot_be_read(write, tmp_path):
+    with pytest.raises(DataError, match="is a folder; name a file in it"):
+        load_cases(str(tmp_path))
+    with pytest.raises(DataError, match="is a folder; name a file in it"):
+        load_cases(f"zsre:{tmp_path}")
+    with pytest.raises(DataError, match="'zsre:' names no file; write zsre:FILE"):
+        load_cases("zsre:")
+    with pytest.raises(DataError, match="'' names no file"):
+        load_cases("")
     with pytest.raises(DataError, match="there is no file .*missing.jsonl"):
         load_cases(tmp_path / "missing.jsonl")
     with pytest.raises(DataError, match="'zsrr' is no format; the formats are .*zsre"):

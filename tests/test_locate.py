@@ -114,7 +114,16 @@ def test_moments_are_kept_for_one_base_model(
     other = make_plug("memit", cache_dir=str(tmp_path), covariance=("Marrow is.",))
     of(other)
     assert len(made) == 1
-    assert len(list(tmp_path.iterdir())) == 2
+    before = set(tmp_path.iterdir())
+    assert len(before) == 2
+    # Another model of the same class, another file; a file under another's name is refused.
+    theirs = of(make_plug("memit", seed=1, cache_dir=str(tmp_path)))
+    assert len(made) == 2
+    (third,) = set(tmp_path.iterdir()) - before
+    assert not any(torch.equal(theirs.by_site[name], tensor) for name, tensor in first.by_site.items())
+    again = of(make_plug("memit", cache_dir=str(tmp_path)))
+    assert all(torch.equal(again.by_site[name], tensor) for name, tensor in first.by_site.items())
+    third.write_bytes(file.read_bytes())
     with pytest.raises(LoadError, match=r"fingerprint \w+; this model, a LlamaForCausalLM.*Delete the file"):
         of(make_plug("memit", seed=1, cache_dir=str(tmp_path)))
     file.write_bytes(file.read_bytes()[:-40])

@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from weights_tiny import (
     EDITS,
+    QUICK,
     TINY,
     bits,
     clean,
+    logits,
     same,
 )
 
 import memplug
 from memplug import editors as editors_module
+from memplug import pristine as pristine_module
 from memplug.edits import EditError
 from memplug.hooks import HookSet
 from memplug.methods.hypernet.branch import branch_hooks
@@ -25,6 +29,7 @@ from memplug.methods.hypernet.calibrate import LADDER, answered, find_step, stan
 from memplug.methods.hypernet.editor import Pace
 from memplug.methods.hypernet.guard import CollapseError
 from memplug.methods.hypernet.method import UnfittedError
+from memplug.methods.smedit import SMEditConfig
 from memplug.storage import LoadError
 
 
@@ -72,6 +77,71 @@ def test_an_edit_is_answered_and_explained(tiny_model: Callable[..., Any]) -> No
     whole = plug.method.ledger.relative_change()
     assert {one.module: one.share for one in told.edits[0].touched} == pytest.approx(whole, rel=1e-3)
     assert "The capital of Ankaria is" in str(told)
+
+
+class _Int8Linear(nn.Module):
+    """Codes of one byte and a scale for each output; the weight exists inside the forward alone."""
+
+    def __init__(self, linear: nn.Linear, away: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scales = nn.Parameter(linear.weight.detach().abs().amax(1, keepdim=True) / 127, False)
+        codes = (linear.weight.detach() / self.scales).round().to(torch.int8)
+        self.bias = nn.Parameter(torch.linspace(-0.5, 0.5, linear.out_features), False)
+        self.codes = codes  # no parameter, as where a hook brings the weight from elsewhere
+        self.weight = nn.Parameter(torch.empty(codes.shape, device="meta") if away else codes, False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.codes.to(x.dtype) * self.scales.to(x.dtype), self.bias)
+
+
+def _quantised(model: Any, away: bool) -> Any:
+    for layer in model.model.layers:
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            setattr(layer.mlp, name, _Int8Linear(getattr(layer.mlp, name), away))
+    return model
+
+
+def _widened(model: Any) -> Any:
+    """The same function as `_quantised`, with plain weights."""
+    for layer in _quantised(model, False).model.layers:
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            codes = getattr(layer.mlp, name)
+            plain = nn.Linear(codes.in_features, codes.out_features)
+            plain.weight.data, plain.bias.data = codes.codes * codes.scales, codes.bias.data
+            setattr(layer.mlp, name, plain)
+    return model
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_shares_of_quantised_and_offloaded_modules_are_those_of_the_weight_they_compute_with(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    monkeypatch.setattr(pristine_module, "_ROWS", 7)
+    (model, tokenizer), (wide, _) = tiny_model(), tiny_model()
+    given = {"mode": "side", "inner_lr": 0.02, **QUICK}
+    plug = memplug.attach(_quantised(model, away), tokenizer, "ultraedit", **given)
+    float_plug = memplug.attach(_widened(wide), tokenizer, "ultraedit", **given)
+    sites = plug.method.sites
+    codes = [site.module.codes.clone() for site in sites]
+    before = logits(plug)
+    for one in (plug, float_plug):
+        one.edit(EDITS[:4], progress=False)
+    assert not torch.equal(logits(plug), before)
+    shares = float_plug.method.ledger.relative_change()
+    assert min(shares.values()) > 0.01
+    assert plug.method.ledger.relative_change() == pytest.approx(shares, rel=1e-3)
+    told, want = (one.explain(EDITS[0].prompt).edits[0].touched for one in (plug, float_plug))
+    assert [one.share for one in told] == pytest.approx([one.share for one in want], rel=1e-3)
+    again = _quantised(tiny_model()[0], away)
+    refusing = memplug.attach(again, tokenizer, "ultraedit", **given, max_change=min(shares.values()) / 2)
+    with pytest.raises(CollapseError, match="times its norm"):
+        refusing.edit(EDITS[:4], progress=False)
+    plug.detach()
+    assert all(torch.equal(site.module.codes, code) for site, code in zip(sites, codes, strict=True))
+    assert clean(model)
+    with torch.no_grad():
+        assert torch.equal(model(**tokenizer(EDITS[0].prompt, return_tensors="pt")).logits, before)
 
 
 def test_replay_is_for_weights_alone(tiny_model: Callable[..., Any]) -> None:
@@ -122,8 +192,13 @@ def test_editors_that_do_not_fit(
     assert clean(model)
     with pytest.raises(ValueError, match="fitted for 'rledit', not 'smedit'"):
         memplug.attach(*tiny_model(), "smedit", editor=file)
-    with pytest.raises(ValueError, match="do not fit this 'rledit' configuration"):
-        memplug.attach(*tiny_model(), "rledit", editor=file, rank=9)
+    for given, message in (
+        ({"rank": 9}, "rank is 9, but the editor was fitted with 4"),
+        ({"style": "outer"}, "style is 'outer', but the editor was fitted with 'joint'"),
+        ({"ranges": (("down", 0.0, 1.0),)}, "ranges is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            memplug.attach(*tiny_model(), "rledit", editor=file, **given)
     with pytest.raises(LoadError, match="is not a file"):
         memplug.attach(*tiny_model(), "rledit", editor=tmp_path)
     (tmp_path / "cut").write_bytes(file.read_bytes()[:-100])
@@ -143,7 +218,15 @@ def test_the_shipped_editor_is_taken_for_its_own_model(
     plug = memplug.attach(*tiny_model(), "smedit")
     assert plug.method.config.rank == TINY["rank"]
     plug.edit(EDITS[0])
-    assert memplug.attach(*tiny_model(), "smedit", batch_size=7).method.config.rank == TINY["rank"]
+    for given in (
+        {"batch_size": 7}, {"enough": 0.5}, {"seed": 3}, {"rank": TINY["rank"]},
+        {"trajectory": TINY["trajectory"]},
+    ):  # fmt: skip
+        plug = memplug.attach(*tiny_model(), "smedit", **given)
+        assert bool(plug.method.editor.fitted)
+        assert plug.method.config.rank == TINY["rank"]
+        assert all(getattr(plug.method.config, name) == value for name, value in given.items())
+    assert bool(memplug.attach(*tiny_model(), SMEditConfig(batch_size=7)).method.editor.fitted)
     for given in ({"rank": 9}, {"norm_weight": 0.0}):  # asks for an editor of its own
         plug = memplug.attach(*tiny_model(), "smedit", **given)
         assert not bool(plug.method.editor.fitted)

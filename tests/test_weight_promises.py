@@ -13,6 +13,10 @@ from families import TEXTS, build
 import memplug
 from memplug import world
 from memplug.edits import Edit
+from memplug.entries import Entry, Part
+from memplug.ledger import Ledger
+from memplug.methods.hypernet.explain import report
+from memplug.sites import Site
 
 EDITS = [
     Edit("Where was Ada Quill born?", "Zarnow", "Ada Quill"),
@@ -161,6 +165,35 @@ def test_a_failing_edit_changes_nothing(
     assert len(calls) == 2
     assert _same(_bits(plug), bits)
     assert list(plug.edits) == ["e1"]
+
+
+@pytest.mark.parametrize("directed", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_an_edits_share_is_that_of_its_own_rows_however_many_there_are(directed: bool, rows: int) -> None:
+    """Three edits of one, two and four rows each: fewer than the module's six inputs, as many, and more."""
+    draw = torch.Generator().manual_seed(0)
+    keys, values, usual = (
+        torch.randn(*size, generator=draw).double() for size in ((3 * rows, 6), (3 * rows, 5), (9, 6))
+    )
+    owner = torch.arange(3).repeat_interleave(rows)
+    d = torch.linalg.solve(torch.eye(6).double() + usual.T @ usual, keys.T).T if directed else keys
+    exact = Part("a", keys, values, owner, 0.5, d if directed else None)
+    part = Part("a", keys.float(), values.float(), owner, 0.5, d.float() if directed else None)
+    ledger = Ledger([Site("a", torch.nn.Linear(6, 5), 0, 6, 5, True)])
+    # A second step, which lies along the first: an edit's norm is that of both together.
+    ledger.add(Entry(("x", "y", "z"), (part, part._replace(values=-0.3 * part.values))))
+    b = torch.linalg.solve(keys @ d.T + 0.5 * torch.eye(len(d)).double(), values)
+    total = torch.zeros(6, 5).double()
+    for place, name in enumerate("xyz"):
+        share = d[owner == place].T @ b[owner == place]
+        total += share
+        one, two = exact.of(place)
+        torch.testing.assert_close(one @ two, share, rtol=1e-9, atol=1e-12)
+        (touched,) = report(ledger, Edit("p", "t", id=name)).touched
+        assert touched.norm == pytest.approx(0.7 * float(share.norm()), rel=1e-4)
+    one, two = exact.factors()
+    torch.testing.assert_close(one.double() @ two, total, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ledger.change("a").double(), 0.7 * total, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,8 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..edits import Case, Edit, Probe
+from .rows import Columns
 
-__all__ = ["FORMATS", "Record", "detect", "parse"]
+__all__ = ["COLUMNS", "FORMATS", "Record", "alternative", "detect", "parse"]
+
+_ANSWERS = ("answers", "ans")
+_REPHRASES = ("rephrases", "rephrase", "rephrase_prompt")
+_TRUTHS = ("target_true", "target_true_all", "ground_truth")
+_PROBES = ("locality", "same_subject", "portability")
+_LISTS = frozenset((*_ANSWERS, *_REPHRASES, *_TRUTHS, *_PROBES, "loc_ans"))
+_NEEDED = (("prompt", "src"), ("target", "target_new", "alt", *_ANSWERS))
+_SINGLE = ("subject", "loc", "locality_prompt", "locality_target", "locality_ground_truth")
+
+COLUMNS = Columns({*_LISTS, *_SINGLE, *_NEEDED[0], *_NEEDED[1]}, _LISTS, _NEEDED)
+"""The columns of a table of edits: fields of all the formats that a table can hold."""
 
 
 class Record(NamedTuple):
@@ -102,24 +114,24 @@ def plain(values: Mapping[str, Any]) -> Record:
         locality += row.probe(row.text("locality_prompt"), answer)
     case = Case(
         _edit(row.text("prompt"), row.text("target", "target_new"), row.text("subject", optional=True)),
-        rephrases=row.texts("rephrases", "rephrase", "rephrase_prompt"),
+        rephrases=row.texts(*_REPHRASES),
         locality=locality,
         same_subject=row.probes("same_subject"),
         portability=row.probes("portability"),
     )
-    return Record(case, row.texts("target_true", "target_true_all", "ground_truth"), row.empty)
+    return Record(case, row.texts(*_TRUTHS), row.empty)
 
 
 def zsre(values: Mapping[str, Any]) -> Record:
     """ZsRE as MEND, MALMEN, RLEdit and LLP ship it: src, subject, rephrase, alt, answers, loc, loc_ans.
 
     The edit's target is ``alt``; ``answers`` are then the true ones. Where there is no ``alt`` the right
-    answer itself is edited in (``answers`` or ``ans``). The locality question loses its "nq question: "
-    and gets its question mark, as in all of these works.
+    answer itself is edited in (``answers`` or ``ans``); see also `alternative`. The locality question loses
+    its "nq question: " and gets its question mark, as in all of these works.
     """
     row = _Fields(values)
     prompt = row.text("src", "prompt")
-    answers = row.texts("answers", "ans")
+    answers = row.texts(*_ANSWERS)
     target = row.text("alt", optional=True)
     if not target and not answers:
         raise ValueError("no field 'alt' or 'answers'")
@@ -175,6 +187,16 @@ def detect(values: Mapping[str, Any]) -> str:
     return "zsre" if "src" in values else "plain"
 
 
+def alternative(values: Mapping[str, Any], format: str | None = None) -> str | None:
+    """The ``alt`` of a ZsRE row, "" if it has none; None for rows of other formats.
+
+    A row without is edited to its true answer, which is meant only where no row of the file has one.
+    """
+    if _format(values, format) != "zsre":
+        return None
+    return "" if values.get("alt") is None else str(values["alt"]).strip()
+
+
 def parse(values: Mapping[str, Any], format: str | None = None) -> Record:
     """The case in one row.
 
@@ -185,9 +207,13 @@ def parse(values: Mapping[str, Any], format: str | None = None) -> Record:
     Raises:
         ValueError: a field is missing, empty or of the wrong type, or the edit cannot be made.
     """
+    return FORMATS[_format(values, format)](values)
+
+
+def _format(values: Mapping[str, Any], format: str | None) -> str:
     if format is not None and detect(values) == "plain" and {"target", "target_new"} & values.keys():
-        format = "plain"  # one of the known sets, rewritten as memplug's own rows
-    return FORMATS[format or detect(values)](values)
+        return "plain"  # one of the known sets, rewritten as memplug's own rows
+    return format or detect(values)
 
 
 def _edit(prompt: str, target: str, subject: str) -> Edit:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..edits import Case
-from .formats import FORMATS, Record, parse
+from .formats import COLUMNS, FORMATS, Record, alternative, parse
 from .rows import DataError, Row, read_file, read_hub
 
 __all__ = ["ODDITIES", "BadRow", "Loaded", "load_cases", "sift"]
@@ -83,7 +83,8 @@ def load_cases(
     Args:
         spec: ``FILE`` (JSONL, JSON, CSV or TSV; the format is told by the fields), ``zsre:FILE``,
             ``counterfact:FILE``, ``selfcheckgpt:FILE``, ``plain:FILE``, or ``hub:NAME``,
-            ``hub:NAME:SPLIT``, ``hub:NAME:SPLIT:CONFIG`` through the ``datasets`` library.
+            ``hub:NAME:SPLIT``, ``hub:NAME:SPLIT:CONFIG`` through the ``datasets`` library. A ZsRE row
+            without ``alt`` is broken where other rows of the source have one.
         limit: how many cases to take, from the start; None takes all.
         skip_bad: count rows that cannot be read instead of raising at the first.
         clean: leave out edits that are already true, repeated or contradict an earlier one; letter case
@@ -100,12 +101,20 @@ def load_cases(
     sieve = _Sieve(ODDITIES if clean else drop)
     format, source, rows = _open(spec)
     skipped: list[BadRow] = []
+    alternatives: bool | None = None  # whether the source has any
     for row in rows:
         record, reason = _parsed(row, format)
+        if record is not None and alternative(row.values, format) == "":
+            alternatives = _has_alternatives(spec) if alternatives is None else alternatives
+            if alternatives:
+                record, reason = None, "alt is empty, but other rows have one"
         if record is None:
             bad = BadRow(source, row.line, reason)
             if not skip_bad:
-                raise DataError(f"{bad}; mend the row, or leave such rows out with skip_bad=True")
+                raise DataError(
+                    f"{bad}; mend the row, or leave such rows out with skip_bad=True (on the command line: "
+                    "--skip-bad)"
+                )
             skipped.append(bad)
             continue
         sieve.take(record)
@@ -179,6 +188,8 @@ def _open(spec: str | Path) -> tuple[str | None, str, Iterator[Row]]:
     """The format (None: by the fields), the source's name, and its rows."""
     text = str(spec)
     prefix, colon, rest = text.partition(":")
+    if not (rest if prefix in FORMATS and colon else text).strip():
+        raise DataError(f"{text!r} names no file; write {prefix if colon else 'zsre'}:FILE, or FILE alone")
     if isinstance(spec, str) and prefix == "hub" and colon:
         name, *more = rest.split(":")
         if not name or len(more) > 2:
@@ -188,14 +199,19 @@ def _open(spec: str | Path) -> tuple[str | None, str, Iterator[Row]]:
         return None, f"hub:{name}", read_hub(name, *(part or None for part in more))
     if isinstance(spec, str) and colon and prefix in FORMATS:
         path = Path(rest).expanduser()
-        return prefix, path.name, read_file(path)
+        return prefix, path.name, read_file(path, COLUMNS)
     path = Path(text).expanduser()
     # A single letter is a drive's.
     if isinstance(spec, str) and colon and len(prefix) > 1 and not path.exists():
         raise DataError(
             f"{spec!r}: no such file, and {prefix!r} is no format; the formats are {[*FORMATS, 'hub']}"
         )
-    return None, path.name, read_file(path)
+    return None, path.name, read_file(path, COLUMNS)
+
+
+def _has_alternatives(spec: str | Path) -> bool:
+    format, _, rows = _open(spec)
+    return any(alternative(row.values, format) for row in rows)
 
 
 def _parsed(row: Row, format: str | None) -> tuple[Record | None, str]:

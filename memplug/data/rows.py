@@ -1,19 +1,21 @@
 """Reads a file of edits row by row: JSON, JSONL, CSV, or a dataset of the Hugging Face hub.
 
-Knows nothing about what a row should hold. A row that cannot be read comes out as its reason, so that
-the caller decides whether it may be skipped; a file that cannot be read any further raises.
+Knows about what a row should hold only what it is told of a table's columns. A row that cannot be read
+comes out as its reason, so that the caller decides whether it may be skipped; a file that cannot be read
+any further raises.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["DataError", "Row", "read_file", "read_hub"]
+__all__ = ["Columns", "DataError", "Row", "read_file", "read_hub"]
 
 
 class DataError(ValueError):
@@ -34,19 +36,45 @@ class Row(NamedTuple):
     broken: str | None = None
 
 
-def read_file(path: Path) -> Iterator[Row]:
+class Columns(NamedTuple):
+    """What the columns of a table are.
+
+    Attributes:
+        known: names that are recognised in any letter case.
+        lists: columns that may hold several values a row, as a JSON list or as several columns of one name;
+            they come out as lists.
+        needed: groups of names; a table has one of each.
+    """
+
+    known: Collection[str] = ()
+    lists: Collection[str] = ()
+    needed: Sequence[Sequence[str]] = ()
+
+
+_ANY = Columns()
+
+
+def read_file(path: Path, columns: Columns = _ANY) -> Iterator[Row]:
     """The records of a file: one JSON object a line, a JSON list of objects, or CSV/TSV with a header.
 
+    Args:
+        path: the file; its ending says which it is. A .csv whose first line has no comma is read with the
+            semicolons or tabs that are there.
+        columns: of a table; empty cells are left out of its rows.
+
     Raises:
-        DataError: no such file, an unknown ending, or a list or table that breaks off.
+        DataError: no such file, a folder, an unknown ending, a list or table that breaks off, or a table
+            without a needed column or with one that is there twice.
     """
+    if path.is_dir():
+        raise DataError(f"{str(path)!r} is a folder; name a file in it (.jsonl, .json, .csv or .tsv)")
     if not path.is_file():
         raise DataError(
             f"there is no file {str(path)!r}; give the path of a .jsonl, .json, .csv or .tsv file"
         )
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
-        yield from _read_table(path, "," if kind == ".csv" else "\t")
+        yield from _read_table(path, "," if kind == ".csv" else "\t", columns)
     elif kind in (".jsonl", ".ndjson", ".json"):
         with path.open("rb") as file:
             start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
@@ -135,28 +163,87 @@ def _read_list(path: Path) -> Iterator[Row]:
             raise DataError(f"{path.name}, line {line}: the list is not closed; the file may be cut off")
 
 
-def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
-    lines = _text(path).splitlines(keepends=True)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _read_table(path: Path, delimiter: str, columns: Columns) -> Iterator[Row]:
+    # `str.splitlines` would end rows at characters that may stand in a cell.
+    text = io.StringIO(_text(path), newline="")
+    first = next((line for line in text if line.strip()), "")
+    if delimiter == "," and "," not in first:
+        delimiter = next((other for other in ";\t" if other in first), delimiter)
+    text.seek(0)
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    header: list[str] = []
+    start = 1
     try:
-        header = [name.strip() for name in next(reader, [])]
-        if not header:
-            raise DataError(
-                f"{path.name} is empty; its first line must name the columns (prompt, target, ...)"
-            )
-        start = reader.line_num + 1
         for cells in reader:
             number, start = start, reader.line_num + 1  # a quoted cell may hold line breaks
             if not cells:
                 continue
-            if len(cells) != len(header):
-                yield Row(number, {}, f"{len(cells)} cells in a table of {len(header)} columns")
-                continue
-            yield Row(number, {k: v for k, v in zip(header, cells, strict=True) if v.strip()})
+            if header:
+                yield _table_row(number, header, cells, columns)
+            else:
+                header = _header(path.name, cells, columns)
     except csv.Error as error:
+        reason = f"not valid CSV: {error}"
+        if "field limit" in str(error):
+            reason = (
+                f"a cell is longer than {csv.field_size_limit()} characters; a quote may not be closed, and "
+                "texts as long as that belong into a .jsonl file"
+            )
         raise DataError(
-            f"{path.name}, line {reader.line_num}: not valid CSV: {error}; nothing behind it can be read"
+            f"{path.name}, line {start}: {reason}; nothing behind that line can be read"
         ) from error
+    if not header:
+        raise DataError(f"{path.name} is empty; its first line must name the columns (prompt, target, ...)")
+
+
+def _header(file: str, cells: Sequence[str], columns: Columns) -> list[str]:
+    """The columns' names, the known ones as they are known."""
+    names = [cell.strip() for cell in cells]
+    names = [name.casefold() if name.casefold() in columns.known else name for name in names]
+    for name in names:
+        if name and name not in columns.lists and names.count(name) > 1:
+            raise DataError(f"{file} names the column {name!r} twice; keep one of the two")
+    for group in columns.needed:
+        if not set(group) & set(names):
+            raise DataError(
+                f"{file} has no column {' or '.join(map(repr, group))}; its first line names "
+                f"{[cell.strip() for cell in cells]}"
+            )
+    return names
+
+
+def _table_row(number: int, header: Sequence[str], cells: Sequence[str], columns: Columns) -> Row:
+    if len(cells) != len(header):
+        return Row(number, {}, f"{len(cells)} cells in a table of {len(header)} columns")
+    values: dict[str, Any] = {}
+    for name, cell in zip(header, cells, strict=True):
+        if not name or not cell.strip():
+            continue
+        if name not in columns.lists:
+            values[name] = cell
+            continue
+        try:
+            values[name] = [*values.get(name, ()), *_listed(cell.strip())]
+        except (ValueError, RecursionError) as error:
+            return Row(number, {}, f'{name} holds no JSON list: {error}; write ["one", "two"]')
+    return Row(number, values)
+
+
+def _listed(cell: str) -> list[Any]:
+    """What a cell holds: a JSON list, or one text.
+
+    Raises:
+        ValueError: it looks like a list of texts or objects, and is no JSON.
+    """
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return [cell]
+    try:
+        found: list[Any] = json.loads(cell)
+    except ValueError:
+        if cell[1:].lstrip().startswith(("'", '"', "{")):
+            raise
+        return [cell]  # a text in brackets
+    return found
 
 
 def _row(line: int, value: Any) -> Row:

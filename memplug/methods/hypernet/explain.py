@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ __all__ = ["EditReport", "Explanation", "Touched", "report"]
 
 
 class Touched(NamedTuple):
-    """One edit in one module; the norm is that of the edit's own rows of the batch's change (of the batch's
-    change itself where that was trained as a whole).
+    """One edit in one module; the norm is that of the edit's own share of the batch's change, all steps
+    together (of the batch's change itself where that was trained as a whole). See `Part.of`: the shares of a
+    batch's edits add up to its change, their norms need not.
 
     Attributes:
         module: the module's name.
@@ -85,18 +86,15 @@ class Explanation:
 
 
 def report(ledger: Ledger, edit: Edit) -> EditReport:
-    """What an edit of the ledger changed, taken from its own rows of its batch's solve."""
+    """What an edit of the ledger changed: its own share of its batch's solve, all edits of it counted in."""
     entry = next(entry for entry in ledger.entries if edit.id in entry.ids)
     place = entry.ids.index(str(edit.id))
-    owners: dict[str, list[Tensor]] = {}
+    steps: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for part in entry.parts:
-        owners.setdefault(part.site, []).append(part.owner == place)
+        steps.setdefault(part.site, []).append(part.of(place))
     touched = []
-    for name, (a, b) in replace(entry, off=frozenset(), solved={}).factors().items():
-        mine = torch.cat(owners[name])
-        if len(mine) == a.shape[1]:  # a solve with more rows than inputs has no columns of single edits
-            a, b = a[:, mine], b[mine]
-        norm = float(factor_norm(a, b))
+    for name, pairs in steps.items():
+        norm = float(factor_norm(torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs])))
         touched.append(Touched(name, norm, norm / max(ledger.pristine.norm(name), 1e-12)))
     own = [whole for whole in entry.wholes if edit.id in whole.ids]
     for whole in (whole for whole in own if whole.ids == own[0].ids):

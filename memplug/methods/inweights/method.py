@@ -150,9 +150,11 @@ class LedgerMethod:
     def forget(self, edits: Sequence[Edit], *, progress: bool, replay: bool = False) -> None:
         """Take edits out of the ledger; with ``replay``, make all that came later anew.
 
-        Without it, later edits keep the change that was made on weights that held the deleted ones.
-        With it the model becomes the one in which the deleted edits had never been made, to the bit (edits
-        that are switched off are made again like the others, and then switched off).
+        Without it, what was made on weights that held the deleted edits stays as it was made: later edits,
+        and with several steps also the later steps of edits that were made together with a deleted one.
+        With it all of these are made anew, and the model becomes the one in which the deleted edits had never
+        been made, to the bit (edits that are switched off are made again like the others, and then switched
+        off).
         """
         if not replay:
             self._drop(edits)
@@ -179,7 +181,7 @@ class LedgerMethod:
             raise
 
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
-        """Switch edits; a batch that was made together is made for those in force."""
+        """Switch edits; a batch that was made together is solved again, step by step, for those in force."""
         if edits:
             self._hold(self.ledger.switched([str(edit.id) for edit in edits], on))
 

@@ -1,7 +1,8 @@
 """What the edited modules read on ordinary text: the second moments of their keys, kept on disk.
 
 MEMIT, equation 15: ``C = lambda E[k k']`` stands for all facts that the module holds already. The file is one
-safetensors file with JSON in its header; it belongs to one base model and is refused for any other.
+safetensors file with JSON in its header; it belongs to one base model, a part of whose fingerprint is in its
+name, and is refused for any other.
 
 Letters: M modules, d_k a module's input width.
 """
@@ -66,7 +67,8 @@ def moments_of(host: Host, sites: Sequence[Site], config: LocateConfig) -> Momen
     asked = hashlib.sha256(json.dumps([source, named]).encode()).hexdigest()[:16]
     path = None
     if config.cache_dir is not None:
-        path = Path(config.cache_dir) / f"moments-{type(host.model).__name__}-{asked}.safetensors"
+        name = f"moments-{type(host.model).__name__}-{fingerprint(host.model)[:8]}-{asked}.safetensors"
+        path = Path(config.cache_dir) / name
         if path.is_file():
             return _read(path, host.model, sites)
     moments = second_moments(host, sites, _texts(host, config), config.covariance_length)
