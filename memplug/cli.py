@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .commands.compare import compare
+from .commands.compare import compare, report
 from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
 
 if TYPE_CHECKING:
@@ -193,3 +193,4 @@ def demo(
 
 
 app.command()(compare)
+app.command()(report)

@@ -91,7 +91,7 @@ def read_editor(path: Path, model: Any) -> SavedEditor:
 def shipped_editor(method: str, model: Any, config: Any) -> Path | None:
     """The editor that comes with the embedded model, if ``model`` is that model and ``config`` suits it.
 
-    Constants that say how to fit, or what to, ask for an editor of their own, where they are not the defaults.
+    Constants that say how to fit, or what, ask for an editor of their own where they are not the defaults.
     """
     path = _SHIPPED / f"{method}.safetensors"
     if not path.is_file():

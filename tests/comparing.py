@@ -36,11 +36,12 @@ SETTINGS = {"batch": 2, "points": [2, 4], "max_new_tokens": 6, "progress": False
 
 
 def figures(comparison: memplug.Comparison) -> dict[str, Any]:
-    """The results without what differs from one run to the next: times, memory, the moment."""
+    """The results without what differs from one run to the next: times, memory, the machine, the moment."""
     results = json.loads(json.dumps(comparison.results))
     del results["environment"]
     for one in results["runs"]:
-        one.pop("cost")
+        for name in ("cost", "environment", "command"):
+            one.pop(name)
         for point in one["curve"]:
             point.pop("seconds")
         if one["fit"]:

@@ -95,12 +95,24 @@ def _run(label: str, name: str, family: str, seed: int, number: int, edits: int)
             "parameters": 10_000 * (number + 1),
             "bytes": 400_000,
             "bytes_per_edit": 4_000 * 1.7**number,
-            "forward": {"tokens": 64, "bare_ms": 10.0, "edited_ms": 10.0 + number, "ratio": 1 + number / 10},
+            "forward": {
+                "tokens": 64,
+                "bare_ms": 10.0,
+                "edited_ms": 10.0 + number,
+                "ratio": 1 + number / 10,
+                "bare_peak_host_bytes": 1_000_000,
+                "bare_peak_device_bytes": None,
+                "peak_host_bytes": 1_000_000 + 500_000 * number,
+                "peak_device_bytes": None,
+                "recalled": False,
+            },
             "decode": {"bare_ms_per_token": 2.0, "edited_ms_per_token": 2.2, "ratio": 1.1},
         },
         "immediate": Scores.from_answers(immediate).to_dict(),
         "final": Scores.from_answers(final).to_dict(),
         "first": Scores.from_answers([a for a in final if a.case < 100]).to_dict(),
+        "retained": {"efficacy": 0.91 - 0.01 * number, "generalization": 0.83 - 0.01 * number},
+        "environment": {"torch": "2.13.0", "threads": 2, "made": "2026-11-20T12:00:00+00:00"},
         "preference": {
             "rome": {"efficacy": _score(level), "generalization": _score(level), "neighborhood": _score(0.7)},
             "rledit": {"efficacy": _score(0.6), "generalization": None, "neighborhood": None},
@@ -162,7 +174,14 @@ def example(methods: int = 12, seeds: int = 3, edits: int = 12, failed: bool = T
     for seed in numbers:
         rows = _answers(random.Random(seed), seed, edits, {"specificity": 1.0, "same_subject": 1.0}, True)
         scores = Scores.from_answers(rows).to_dict()
-        base[str(seed)] = {"scores": scores, "general": {"arithmetic": _score(0.92), "copying": _score(0.81)}}
+        preference = {
+            "rome": {"efficacy": _score(0.12), "generalization": None, "neighborhood": _score(0.88)}
+        }
+        base[str(seed)] = {
+            "scores": scores,
+            "general": {"arithmetic": _score(0.92), "copying": _score(0.81)},
+            "preference": preference,
+        }
     settings = {
         "model": "embedded world model",
         "cases": "world",
@@ -185,7 +204,7 @@ def example(methods: int = 12, seeds: int = 3, edits: int = 12, failed: bool = T
             "torch": "2.13.0",
             "cores": 2,
             "faiss": None,
-            "made": "2026-11-20T12:00:00",
+            "made": "2026-11-20T12:00:00+00:00",
         },
         "settings": settings,
         "data": {"sha256": "ab" * 32, "read": edits, "used": edits, "no_op": 0},

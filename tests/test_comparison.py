@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import memplug
 from memplug.comparison import NotRestoredError, runner
 from memplug.comparison.bits import bits_of
 from memplug.comparison.cost import bare, hooks_of
+from memplug.comparison.preference import preferences
 from memplug.evaluation import Scores, ask, refer
 
 
@@ -60,6 +62,9 @@ def test_every_run_has_what_the_report_needs(compared):
         assert cost["forward"]["tokens"] == 64
         assert cost["forward"]["ratio"] == cost["forward"]["edited_ms"] / cost["forward"]["bare_ms"]
         assert min(cost["decode"].values()) > 0
+        assert min(cost["forward"][f"{which}peak_host_bytes"] for which in ("", "bare_")) >= 0
+        assert one["environment"]["made"].endswith("+00:00")
+        assert one["environment"]["torch"] == torch.__version__
 
 
 def compared_vocabulary(results):
@@ -108,6 +113,15 @@ def test_preference_takes_the_base_models_answers_where_the_data_gives_none(comp
     assert 0 < found["before"]["base model"] <= 6
     assert found["rome"]["efficacy"]["n"] == found["before"]["base model"]
     assert set(found["rledit"]) == {"efficacy", "generalization", "neighborhood"}
+
+
+def test_preferences_of_the_base_model_are_those_of_the_unedited_model(loaded, compared):
+    order = runner.open_casebook(CASES).draw(6, seed=1)
+    reference = refer(*loaded, order.cases, everything=True, max_new_tokens=6)
+    settings = SimpleNamespace(batch_size=3, level=0.95)
+    found = preferences(*loaded, order, reference, settings)
+    assert compared.results["base"]["1"]["preference"] == found
+    assert found != compared.results["runs"][2]["preference"]
 
 
 def test_a_method_that_fails_is_a_row(loaded, tmp_path):

@@ -9,11 +9,11 @@ from families import TEXTS
 
 import memplug
 from memplug import world
-from memplug.comparison.casebook import open_casebook
+from memplug.comparison.casebook import open_casebook, open_fitting
 from memplug.comparison.contenders import contenders, parse_constants
 from memplug.comparison.folder import Folder, plain
 from memplug.comparison.settings import SettingsError, checked_points, default_points
-from memplug.data import sift
+from memplug.data import DataError, sift
 from memplug.edits import Case, Edit, Probe
 from memplug.methods.llp import LLPConfig
 from memplug.methods.ultraedit import UltraEditConfig
@@ -143,6 +143,95 @@ def test_odd_edits_are_counted_and_dropped():
         "sha256": 0, "read": 4, "used": 3, "no_op": 0, "repeated": 1, "contradicting": 1, "left_out": 1,
         "skipped_lines": 0,
     }  # fmt: skip
+
+
+def test_skipped_lines_are_named_up_to_a_number(tmp_path):
+    def row(i, **more):
+        return json.dumps({"prompt": f"Where was Mara V{i} born?", "target": "Quill", **more})
+
+    half = {"locality": [{"prompt": "Who is two?", "target": ""}]}
+    file = tmp_path / "cases.jsonl"
+    file.write_text("\n".join([row(0, **half), *["{" * 900] * 25, row(1, target=" "), row(2)]))
+    account = open_casebook(file, skip_bad=True).account(2, [0])
+    assert (account["read"], account["skipped_lines"], account["empty_probes"]) == (28, 26, 1)
+    assert [one["line"] for one in account["skipped"]] == list(range(2, 22))
+    assert account["skipped"][0]["reason"].startswith("not valid JSON")
+    file.write_text("\n".join([row(0), json.dumps({"prompt": "who " * 900, "target": "x"})]))
+    (bad,) = open_casebook(file, skip_bad=True).account(1, [0])["skipped"]
+    assert bad["line"] == 2
+    assert bad["reason"].endswith("...")
+    assert len(bad["reason"]) <= 200
+    # What there is none of is not mentioned, as in accounts written before.
+    nothing = open_casebook([named(0)]).account(1, [0])
+    assert not {"skipped", "empty_probes", "changed_probes"} & nothing.keys()
+
+
+def beside(i, *asked, kind="locality"):
+    return Case(named(i).edit, **{kind: tuple(Probe(prompt, "Tilden") for prompt in asked)})
+
+
+def test_probes_that_another_edit_changes_are_not_asked():
+    edited = Case(named(0, "Sedge").edit, rephrases=("Mara V0 comes from",))
+    cases = [
+        edited,
+        beside(1, "Where was  mara V0 born?", "Who is two?", "Mara V0 comes from"),
+        beside(2, "Where was Mara V1 born?", kind="same_subject"),
+        beside(3, "Where was Mara V9 born?"),
+    ]
+    book = open_casebook(cases)
+    drawn = book.draw(4, 0)
+    found = {case.edit.subject: case for case in drawn.cases}
+    assert [probe.prompt for probe in found["Mara V1"].locality] == ["Who is two?"]
+    assert found["Mara V2"].same_subject == ()
+    assert found["Mara V3"] == cases[3]
+    assert found["Mara V0"] == edited
+    assert drawn.changed == 3
+    assert book.account(4, [0, 5])["changed_probes"] == {"0": 3, "5": 3}
+    # Only edits that are made change anything.
+    for seed in range(20):
+        part = book.draw(1, seed)
+        assert (part.changed, part.cases[0] in cases) == (0, True)
+    # Fewer probes are drawn from those that are left.
+    few = open_casebook(cases, probes=1).draw(4, 0)
+    assert few.changed == 3
+    asked = {case.edit.subject: [probe.prompt for probe in case.locality] for case in few.cases}
+    assert (asked["Mara V1"], asked["Mara V3"]) == (["Who is two?"], ["Where was Mara V9 born?"])
+
+
+def test_the_worlds_probes_are_all_asked():
+    for seed in range(3):
+        drawn = open_casebook("world").draw(100, seed)
+        assert (list(drawn.cases), drawn.changed) == (world.cases(100, seed), 0)
+
+
+def test_a_source_is_known_by_what_more_seeds_do_not_change():
+    book = open_casebook([named(0), beside(1, "Where was Mara V0 born?"), named(2)])
+    one, two = book.identity(2, [0]), book.identity(2, [0, 1])
+    assert one["data"] == two["data"]
+    assert one["data"].keys() == {
+        "read", "used", "no_op", "repeated", "contradicting", "left_out", "skipped_lines"
+    }  # fmt: skip
+    assert one["orders"] == {"0": two["orders"]["0"]} == {"0": book.account(2, [0])["sha256"]}
+
+
+def test_what_to_fit_on_is_opened_before_anything_runs(tmp_path):
+    file = tmp_path / "fit.jsonl"
+    file.write_text('{"prompt": "Where was Oren Fisk born?", "target": "Quill"}\n{}\n')
+    with pytest.raises(DataError, match="there is no file 'nofile.jsonl'"):
+        open_fitting("nofile.jsonl")
+    for wrong in (0, -5, "-5", "0", True, 2.5):
+        with pytest.raises(DataError, match="fit_cases is .*; give a whole number of at least 1"):
+            open_fitting(wrong)
+    with pytest.raises(DataError, match=r"fit.jsonl, line 2: no field 'prompt'"):
+        open_fitting(str(file))
+    for source in (str(file), file):
+        assert [case.edit.subject for case in open_fitting(source, skip_bad=True)] == ["Oren Fisk"]
+    assert (open_fitting(None), open_fitting(7), open_fitting("7")) == (None, 7, 7)
+    assert open_fitting((named(0),)) == [named(0)]
+    with pytest.raises(ValueError, match="there are no cases to fit on; give at least one Case"):
+        open_fitting([])
+    with pytest.raises(ValueError, match="expected a Case, got Edit"):
+        open_fitting([named(0).edit])
 
 
 def test_cases_to_fit_on_share_no_subject_with_the_edits(tmp_path):

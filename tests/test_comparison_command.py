@@ -74,10 +74,11 @@ def test_it_writes_results_and_reports_and_shows_a_table(files, tmp_path, monkey
     assert "toyfit" in (tmp_path / "out" / "report.md").read_text()
     assert [one["status"] for one in results["runs"]] == ["done"] * 6, results["runs"]
     assert {one["config"]["strength"] for one in results["runs"] if one["method"] == "hard"} == {50}
-    assert results["data"] | {"sha256": ""} == {
-        "sha256": "", "read": 5, "used": 2, "no_op": 1, "repeated": 0, "contradicting": 0, "left_out": 1,
+    assert results["data"].items() >= {
+        "read": 5, "used": 2, "no_op": 1, "repeated": 0, "contradicting": 0, "left_out": 1,
         "skipped_lines": 1,
-    }  # fmt: skip
+        "skipped": [{"line": 1, "reason": "not valid JSON: Expecting value at column 1"}],
+    }.items()  # fmt: skip
     assert results["settings"]["command"] == "memplug compare --cases 'my facts.jsonl'"
     assert set(results["base"]["3"]["general"]) == {"tasks", "tasks_norm"}
     assert results["runs"][0]["preference"]["before"] == {"data": 2, "base model": 0}
@@ -95,10 +96,53 @@ def test_it_writes_results_and_reports_and_shows_a_table(files, tmp_path, monkey
 def test_fitting_can_be_left_out_and_probes_limited(files, tmp_path):
     given = ("--methods", "toyfit", "--edits", 2, "--fit-cases", "none", "--probes", 1)
     result = call(files, tmp_path / "out", *given)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
+    assert "no run was finished; the table says why" in result.stderr
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "No run was finished." in text
+    assert "generated" not in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "'toyfit' has to be fitted to this model first" in results["runs"][0]["error"]["message"]
     assert (results["settings"]["fit_cases"], results["settings"]["probes"]) == (None, 1)
+
+
+def test_the_report_is_made_anew_from_the_results(files, tmp_path):
+    out = tmp_path / "out"
+    assert call(files, out, "--methods", "toy", "--edits", 2).exit_code == 0
+    before = {name: (out / name).read_text() for name in ("report.html", "report.md")}
+    for name in before:
+        (out / name).unlink()
+    result = CliRunner().invoke(app, ["report", str(out)])
+    assert result.exit_code == 0, result.output
+    assert {name: (out / name).read_text() for name in before} == before
+    assert not (out / "figures").exists()
+    result = CliRunner().invoke(app, ["report", str(out / "results.json"), "--png"])
+    assert result.exit_code == 0, result.output
+    assert f"report.html, report.md, figures are in {out}" in result.stdout.replace("\n", "")
+    assert (out / "figures" / "quality.png").read_bytes().startswith(b"\x89PNG")
+    lost = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
+    assert lost.exit_code == 2
+    assert "holds no comparison" in lost.stderr
+
+
+def test_general_sets_of_one_name(files, tmp_path):
+    """Refused in one call, and in a folder that was made with the other one."""
+    (files / "other").mkdir(exist_ok=True)
+    choice = {"text": "It snows.", "label": 1, "choices": ["Tam", "Ada Quill"]}
+    (files / "other" / "tasks.jsonl").write_text(json.dumps(choice) + "\n")
+    one, two = files / "tasks.jsonl", files / "other" / "tasks.jsonl"
+    given = ("--methods", "toy", "--edits", 2, "--general")
+    both = call(files, tmp_path / "out", *given, f"{one},{two}")
+    assert both.exit_code == 2
+    assert "general has several sets whose figures would be called 'tasks'" in both.stderr.replace("\n", " ")
+    assert call(files, tmp_path / "out", *given, one).exit_code == 0
+    settings = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]
+    assert settings["general_sets"]["tasks"]["file"] == str(one)
+    other = call(files, tmp_path / "out", *given, two)
+    assert other.exit_code == 2
+    assert "other settings: general tasks is {'kind': 'choices'" in " ".join(other.stderr.split())
+    (files / "other" / "tasks.jsonl").write_text(one.read_text())
+    assert call(files, tmp_path / "out", *given, two).exit_code == 0  # the same set elsewhere
 
 
 def test_mistakes_are_told_in_one_line(files, tmp_path):
@@ -116,6 +160,8 @@ def test_mistakes_are_told_in_one_line(files, tmp_path):
     assert "write METHOD.KEY=VALUE" in refused("--methods", "toy", "--set", "strength=3")
     assert "drop has 'odd'" in refused("--methods", "toy", "--drop", "odd")
     assert "there is no file" in refused("--methods", "toy", "--general", "nowhere.jsonl")
+    assert "there is no file" in refused("--methods", "toy", "--fit-cases", "nowhere.jsonl")
+    assert "-5" in refused("--methods", "toy", "--fit-cases", "-5")
     assert "device is 'cuda:99', and torch sees" in refused("--methods", "toy", "--device", "cuda:99")
     assert "device is 'tpu9', which torch does not know" in refused("--methods", "toy", "--device", "tpu9")
     leak = call(files, tmp_path / "out", "--methods", "toy", "--set", "toy.leak=true")

@@ -7,14 +7,18 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import toy
 from comparing import CASES, SETTINGS, figures
 from families import TEXTS
+from typer.testing import CliRunner
 
 import memplug
+from memplug.cli import app
+from memplug.comparison import run
 from memplug.methods import METHODS
 
 pytest.importorskip("accelerate")
@@ -44,11 +48,15 @@ with open(f"{told}.{rank}", "w") as file:
 """
 
 
-def launch(folder, out, told, count):
-    """Run the program in ``count`` processes, as a launcher would start them; what each of them wrote."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def launch(folder, out, told, count):
+    """Run the program in ``count`` processes, as a launcher would start them; what each of them wrote."""
+    port = free_port()
     here = Path(__file__).parent
     given = {"PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count)}
     given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
@@ -81,3 +89,37 @@ def test_two_processes_give_what_one_gives(make_tokenizer, make_llama, tmp_path,
         assert found["runs"][2].pop("error")["message"] == "edit e1 cannot be made (after 0 of 6 edits)"
     assert first["figures"] == alone
     assert json.loads((tmp_path / "out" / "results.json").read_text())["base"] == alone["base"]
+
+
+def test_the_launcher_runs_the_command_in_two_processes(make_tokenizer, make_llama, tmp_path, monkeypatch):
+    """What the documentation says, word by word, gives what one process gives."""
+    program = Path(sys.executable).with_name("accelerate")
+    if not program.is_file():
+        pytest.skip("accelerate's command is not beside the interpreter")
+    tokenizer = make_tokenizer(TEXTS)
+    make_llama(len(tokenizer), num_hidden_layers=2).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": c.edit.prompt, "target": c.edit.target, "subject": c.edit.subject} for c in CASES[:2]]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["compare", "--model", tmp_path / "model", "--cases", tmp_path / "facts.jsonl", "--edits", 2]
+    given += ["--methods", "finetune,ultraedit", "--set", "finetune.steps=2", "--max-new-tokens", 4]
+    given = [str(one) for one in given]
+    launcher = [program, "launch", "--num_processes", "2", "--cpu", "--main_process_port", str(free_port())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [*map(str, launcher), "-m", "memplug", *given, "--out", str(tmp_path / "two")],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report.html, report.md, results.json are in") == 1  # one of the two tells
+    two = memplug.Comparison.load(tmp_path / "two")
+    assert [one["status"] for one in two.results["runs"]] == ["done", "done"], two.failed
+
+    monkeypatch.setattr(run, "overhead", partial(run.overhead, turns=1, steps=2, seconds=0))
+    alone = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "one")])
+    assert alone.exit_code == 0, alone.output
+    one = figures(memplug.Comparison.load(tmp_path / "one"))
+    other = figures(two)
+    for found in (one, other):
+        found["settings"].pop("command")
+    assert other == one

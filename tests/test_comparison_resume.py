@@ -97,6 +97,80 @@ def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
     assert figures(again) == figures(compared)
 
 
+def test_a_method_that_only_failed_may_get_other_constants(loaded, tmp_path):
+    asked = {"out": tmp_path, **SETTINGS}
+    made = memplug.compare(*loaded, CASES, methods=["toy"], constants={"toy": {"fail_at": 3}}, **asked)
+    assert made.failed
+    changed = {"toy": {"strength": 9.0}}
+    again = memplug.compare(*loaded, CASES, methods=["toy"], constants=changed, **asked)
+    (one,) = again.results["runs"]
+    assert (one["status"], one["config"]["strength"]) == ("done", 9.0)
+    with pytest.raises(SettingsError, match="toy is .*'constants': {}.* was .*'strength': 9"):
+        memplug.compare(*loaded, CASES, methods=["toy"], **asked)
+    # the failed seed of a method that is done for another one keeps its constants
+    failing = memplug.compare(
+        *loaded, CASES, methods=["toy:strong"], constants={"toy:strong": {"fail_at": 1}}, **asked
+    )
+    assert failing.failed
+    path = next((tmp_path / "runs").glob("toy_strong*-seed0.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "done"}))
+    with pytest.raises(SettingsError, match="toy:strong is .*'constants': {}"):
+        memplug.compare(*loaded, CASES, methods=["toy:strong"], **asked)
+
+
+def test_what_editors_are_fitted_on_may_change_until_one_was_used(loaded, tmp_path, monkeypatch):
+    asked = {"edits": 3, "batch": 3, "max_new_tokens": 6, "progress": False, "out": tmp_path}
+    failed = memplug.compare(*loaded, CASES, methods=["toy", "toyfit"], fit_cases=None, **asked)
+    assert [one["status"] for one in failed.results["runs"]] == ["done", "failed"]
+    made = memplug.compare(*loaded, CASES, methods=["toy", "toyfit"], fit_cases=2, fit_steps=5, **asked)
+    assert [one["status"] for one in made.results["runs"]] == ["done", "done"]
+    assert made.results["runs"][0] == failed.results["runs"][0]
+    with pytest.raises(SettingsError, match="fit_cases is 3, was 2; fit_steps is 7, was 5"):
+        memplug.compare(*loaded, CASES, methods=["toy", "toyfit"], fit_cases=3, fit_steps=7, **asked)
+
+
+def test_a_run_that_fails_when_it_is_judged_is_judged_again(loaded, tmp_path, monkeypatch, compared):
+    """Its edits are kept."""
+    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
+
+    def failing(*_given):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_judge", failing)
+        made = memplug.compare(*loaded, CASES, **asked)
+    assert len(made.failed) == 4
+    assert len(list((tmp_path / "state").iterdir())) == 4
+    learned = []
+    learn = toy.Toy.learn
+    monkeypatch.setattr(toy.Toy, "learn", lambda *a, **k: (learned.append(1), learn(*a, **k))[1])
+    again = memplug.compare(*loaded, CASES, retry=True, **asked)
+    assert figures(again) == figures(compared)
+    assert not learned
+    assert not list((tmp_path / "state").iterdir())
+
+
+def test_a_folder_of_an_earlier_version_goes_on(loaded, tmp_path, compared):
+    """One that knows less: no digests of general sets, no preferences of the base model."""
+    memplug.compare(*loaded, CASES, methods=["toy"], seeds=[0, 1], out=tmp_path, **SETTINGS)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    del settings["general_sets"], settings["data"]["left_out"]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    for file in (tmp_path / "base").iterdir():
+        base = json.loads(file.read_text())
+        file.write_text(json.dumps({name: base[name] for name in ("scores", "general")}))
+    for file in (tmp_path / "runs").iterdir():
+        one = json.loads(file.read_text())
+        del one["environment"], one["command"]
+        file.write_text(json.dumps(one))
+    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
+    again = memplug.compare(*loaded, CASES, **asked)
+    assert [one["status"] for one in again.results["runs"]] == ["done"] * 4
+    assert again.results["base"] == compared.results["base"]
+    again.to_html(tmp_path / "report.html")
+    again.to_markdown(tmp_path / "report.md")
+
+
 def test_a_folder_is_for_one_comparison(loaded, tmp_path):
     memplug.compare(*loaded, CASES, methods=["toy"], out=tmp_path, **SETTINGS)
     with pytest.raises(
@@ -109,7 +183,7 @@ def test_a_folder_is_for_one_comparison(loaded, tmp_path):
         memplug.compare(
             *loaded, CASES, methods=["toy"], constants={"toy": {"strength": 9}}, out=tmp_path, **SETTINGS
         )
-    with pytest.raises(SettingsError, match="data is .*; the cases of seed 0 are not the same"):
+    with pytest.raises(SettingsError, match="data repeated is 1, was 0; the cases of seed 0 are not"):
         memplug.compare(*loaded, [*CASES[:5], case(5 - 2)], methods=["toy"], out=tmp_path, **SETTINGS)
     # What was refused before anything was made leaves the folder free.
     with pytest.raises(ValueError, match="raise it to"):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,7 +18,8 @@ from memplug import world
 from memplug.data import DataError
 from memplug.edits import Probe
 from memplug.evaluation import answer, teacher_force
-from memplug.evaluation.general import Choices, Choosing, Harness, Skills, open_general, read_choices
+from memplug.evaluation.general import Choices, Choosing, Skills, open_general, read_choices
+from memplug.evaluation.harness import Harness
 from memplug.evaluation.metrics import generated_exact
 
 needs_world = pytest.mark.skipif(
@@ -197,6 +202,7 @@ def test_the_harness_counts_the_same(write, tmp_path, monkeypatch):
     assert chosen["choosing:acc"].value == own["own"].value
     assert chosen["choosing:acc_norm"].value == own["own_norm"].value
     assert chosen["choosing:acc"].n == len(rows)
+    assert chosen["choosing:acc"].low < chosen["choosing:acc"].value < chosen["choosing:acc"].high
 
     answered = Harness("answering", settings=settings).score(model, tokenizer, **options)
     texts = answer(model, tokenizer, [row["prompt"] for row in rows], max_new_tokens=16)
@@ -226,3 +232,86 @@ def test_log_likelihoods_are_those_of_the_harness(tmp_path):
     for (total, greedy), found in zip(theirs, ours, strict=True):
         assert sum(found.log_probs) == pytest.approx(total, abs=1e-3)
         assert greedy == (found.predicted == found.target)
+
+
+class StandIn:
+    """lm-eval as far as `Harness` uses it: some names, and one result for any of them."""
+
+    def __init__(self, patch, results):
+        self.given = []
+
+        class TaskManager:
+            all_tasks = ("arc_challenge", "arc_easy", "mmlu", "mmlu_law", "mmlu_math")
+
+        def simple_evaluate(**given):
+            self.given.append(given)
+            return results
+
+        package, tasks, models, hf = (
+            ModuleType(f"lm_eval{part}") for part in ("", ".tasks", ".models", ".models.huggingface")
+        )
+        package.simple_evaluate, tasks.TaskManager = simple_evaluate, TaskManager
+        package.__spec__ = ModuleSpec("lm_eval", None)
+        hf.HFLM = lambda **given: given
+        for module in (package, tasks, models, hf):
+            patch.setitem(sys.modules, module.__name__, module)
+
+
+def metrics(acc, spread="N/A"):
+    return {"alias": "x", "acc,none": acc, "acc_stderr,none": spread, "sample_len": 4}
+
+
+GROUP = {
+    "results": {"mmlu": metrics(0.5, 0.1), "mmlu_law": metrics(0.25), "mmlu_math": metrics(0.75)},
+    "groups": {"mmlu": metrics(0.5, 0.1)},
+    "group_subtasks": {"mmlu": ["mmlu_law", "mmlu_math"]},
+    "n-samples": {"mmlu_law": {"original": 9, "effective": 4}, "mmlu_math": {"original": 9, "effective": 3}},
+}
+
+
+def test_a_task_that_the_harness_does_not_have_is_refused_when_the_set_is_opened(monkeypatch):
+    stand_in = StandIn(monkeypatch, GROUP)
+    with pytest.raises(ValueError, match="lm-eval has no task 'arc_eazy'; did you mean 'arc_easy'"):
+        open_general("arc_eazy")
+    with pytest.raises(ValueError, match="has no task 'xyzzy'; `lm-eval ls tasks` lists all"):
+        open_general("task:xyzzy:3")
+    for text in ("arc_easy:many", "arc_easy:0"):
+        with pytest.raises(ValueError, match=f"'{text}': write TASK or TASK:N"):
+            open_general(text)
+    assert open_general("arc_easy:5") == Harness("arc_easy", 5)
+    assert not stand_in.given
+
+
+def test_of_a_group_the_harness_sum_is_taken_with_the_questions_of_its_parts(monkeypatch):
+    stand_in = StandIn(monkeypatch, GROUP)
+    found = open_general("mmlu:4").score(None, None, batch_size=3, level=0.95)
+    assert set(found) == {"mmlu:acc"}
+    assert found["mmlu:acc"] == pytest.approx((0.5, 0.5 - 0.196, 0.5 + 0.196, 7), abs=1e-4)
+    (given,) = stand_in.given
+    assert (given["tasks"], given["limit"]) == (["mmlu"], 4)
+    assert given["bootstrap_iters"] > 0  # with 0 it reports no standard errors
+    assert "mmlu" in given["task_manager"].all_tasks
+
+
+def test_of_a_group_that_is_not_summed_up_every_part_is_taken(monkeypatch):
+    results = {**GROUP["results"], "mmlu": {" ": " ", "alias": "mmlu"}}
+    StandIn(monkeypatch, {**GROUP, "results": results})
+    found = open_general("mmlu").score(None, None, batch_size=3, level=0.95)
+    assert {name: (score.value, score.n) for name, score in found.items()} == {
+        "mmlu_law:acc": (0.25, 4), "mmlu_math:acc": (0.75, 3)
+    }  # fmt: skip
+    assert math.isnan(found["mmlu_law:acc"].low)  # no standard error, no interval
+    StandIn(monkeypatch, {**GROUP, "results": {"mmlu": {"alias": "mmlu"}}})
+    with pytest.raises(ValueError, match="reports no figures for 'mmlu'"):
+        open_general("mmlu").score(None, None, batch_size=3, level=0.95)
+
+
+def test_sets_of_one_name_are_told_apart_by_what_was_asked(write, tmp_path):
+    assert Skills(20).asked() != Skills(3).asked()
+    assert Harness("arc_easy", 3).asked() != Harness("arc_easy").asked()
+    rows = [{"prompt": "4 x 9 is", "choices": ["36", "13"], "label": 0}]
+    (tmp_path / "other").mkdir()
+    one, same = read_choices(write(rows)), read_choices(write(rows, "other/set.jsonl"))
+    changed = read_choices(write([rows[0] | {"label": 1}], "other/set.jsonl"))
+    assert (one.name, one.asked()["sha256"]) == (same.name, same.asked()["sha256"])
+    assert one.asked()["sha256"] != changed.asked()["sha256"]

@@ -206,7 +206,18 @@ def test_markdown_is_this_table():
             run["answers"] = None
     results["runs"][1]["final"]["efficacy"]["generated"]["value"] = 0.5
     results["runs"][2]["error"]["message"] = "a | b\n*c*"
-    results["base"] = {"0": {"scores": {"efficacy": {"generated": None}}, "general": {}}}
+    likelier = [("efficacy", 0.75), ("neighborhood", 0.7)], [("efficacy", 0.5), ("neighborhood", 0.7)]
+    for run, pairs in zip(results["runs"], likelier, strict=False):
+        run["preference"] = {"rome": {k: {"value": v, "low": 0.5, "high": 1.0, "n": 4} for k, v in pairs}}
+        run["preference"]["rome"]["neighborhood"] |= {"low": 0.6, "high": 0.8}
+    base = {"value": 0.1, "low": 0.0, "high": 0.2, "n": 4}, {"value": 0.9, "low": 0.8, "high": 1.0, "n": 4}
+    results["base"] = {
+        "0": {
+            "scores": {"efficacy": {"generated": None}},
+            "general": {},
+            "preference": {"rome": dict(zip(("efficacy", "neighborhood"), base, strict=True))},
+        }
+    }
     assert markdown(results) == (
         "4 edits in batches of 1; 1 seed; model embedded world model; cases world; cpu, float32. In percent "
         "after all edits, whole answer, generated; 95 % intervals over cases in brackets.\n"
@@ -217,7 +228,27 @@ def test_markdown_is_this_table():
         "| llp | **75.0** (50.0–100.0) | 100.0 (100.0–100.0) | **20 ms** | **1.00×** | **4 kB** |\n"
         "| elder | 50.0 (50.0–100.0) | 100.0 (100.0–100.0) | 42 ms | 1.10× | 6.8 kB |\n"
         "| mend | failed: OutOfMemoryError: a \\| b \\*c\\* |  |  |  |  |\n"
+        "\n"
+        "New answer likelier, whole sequence (%):\n"
+        "\n"
+        "| method | Efficacy | Neighborhood |\n"
+        "| --- | ---: | ---: |\n"
+        "| base model | 10.0 (0.0–20.0) | 90.0 (80.0–100.0) |\n"
+        "| llp | **75.0** (50.0–100.0) | 70.0 (60.0–80.0) |\n"
+        "| elder | 50.0 (50.0–100.0) | 70.0 (60.0–80.0) |\n"
     )
+
+
+def test_markdown_of_several_seeds_gives_their_range():
+    results = example(methods=2, seeds=2, edits=4, failed=False)
+    for value, run in zip((0.25, 0.5, 0.75, 1.0), results["runs"], strict=True):
+        run["final"] = {"efficacy": {"generated": {"value": value, "low": value, "high": value, "n": 4}}}
+        run["answers"], run["preference"] = None, None
+    results["base"] = {}
+    lines = markdown(results).splitlines()
+    assert "in brackets, with the range of the seeds' means." in lines[0]
+    assert lines[4].startswith("| llp | 37.5 (37.5–37.5; seeds 25.0–50.0) | **20 ms** |")
+    assert lines[5].startswith("| elder | **87.5** (87.5–87.5; seeds 75.0–100.0) |")
 
 
 def test_pictures_are_written_at_their_size(tmp_path):

@@ -1,4 +1,4 @@
-"""``memplug compare``: methods side by side, from a shell; one process or several."""
+"""``memplug compare``: methods side by side, from a shell; ``memplug report``: their report made anew."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from .shared import Device, Dtype, Model, explained, load_model
 
-__all__ = ["compare"]
+__all__ = ["compare", "report"]
 
 
 def compare(
@@ -72,6 +72,8 @@ def compare(
 ) -> None:
     """Make the same edits with several methods and judge all alike; goes on where it was stopped.
 
+    The exit code is 1 where no run could be finished, 2 where nothing was begun.
+
     Several processes share the runs, on a machine without GPUs too:
     accelerate launch --multi_gpu --num_processes 2 -m memplug compare ...
     """
@@ -110,18 +112,46 @@ def compare(
             _show(comparison, out)
 
 
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison.", show_default=False)],
+    png: Annotated[bool, typer.Option("--png", help="Draw the figures as PNG files, too.")] = False,
+) -> None:
+    """Make a comparison's report.html and report.md anew from its results.json; needs no model."""
+    with explained():
+        from ..comparison.result import Comparison
+
+        comparison = Comparison.load(folder)
+        folder = folder if folder.is_dir() else folder.parent
+        written = _write(comparison, folder)
+        if png:
+            comparison.figures(folder / "figures")
+            written.append("figures")
+    _tell(written, folder)
+
+
 def _show(comparison: Any, out: Path) -> None:
     from rich.console import Console
 
     Console().print(comparison.table())
-    written = ["results.json"]
+    written: list[str] = []
     try:
-        comparison.to_html(out / "report.html")
-        comparison.to_markdown(out / "report.md")
-        written = ["report.html", "report.md", *written]
+        written = _write(comparison, out)
     except ImportError as error:
         typer.secho(f"no report: {error}", fg="yellow", err=True)
-    typer.echo(f"{', '.join(written)} are in {out}")
+    _tell([*written, "results.json"], out)
+    if not comparison.done:
+        typer.secho("error: no run was finished; the table says why", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+def _write(comparison: Any, folder: Path) -> list[str]:
+    comparison.to_html(folder / "report.html")
+    comparison.to_markdown(folder / "report.md")
+    return ["report.html", "report.md"]
+
+
+def _tell(written: list[str], folder: Path) -> None:
+    typer.echo(f"{', '.join(written)} are in {folder}")
 
 
 def _parts(text: str) -> list[str]:

@@ -1,10 +1,13 @@
-"""What a method costs: memory while it learns, time of a forward and of a decoded token beside the base's.
+"""What a method costs: memory while it learns, time and memory of a forward, time of a decoded token.
 
 Host memory is sampled in a thread, as nothing but the peak of the whole process is kept by the system.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +19,24 @@ import psutil
 import torch
 from torch import nn
 
+from ..edits import Case
 from ..layers import evaluating, input_device
+from ..subjects import find_subject
 from ..text import Text
 
-__all__ = ["Meter", "Overhead", "bare", "hooks_of", "overhead"]
+__all__ = ["Meter", "Overhead", "bare", "hooks_of", "neutral", "overhead"]
 
 _EVERY = 0.01  # seconds between two looks at the process's memory
+_NEUTRAL = (
+    "The rain stopped in the afternoon, and the streets were dry again by the evening.",
+    "She put the kettle on and opened the window to let some air in.",
+    "Most of the seats were taken, so they stood at the back and listened.",
+    "A long wall of grey stone runs along the road to the harbour.",
+    "He had left his umbrella at home and had to wait under the roof of the station.",
+    "The bread was still warm, and there was butter and some honey on the table.",
+    "In autumn the leaves are swept up and burnt at the end of the garden.",
+    "They counted the boxes twice and wrote the number on a sheet of paper.",
+)
 _TABLES = ("_forward_pre_hooks", "_forward_hooks")
 
 
@@ -32,9 +47,13 @@ class Meter:
         seconds: wall time; work queued on a GPU is waited for.
         host: bytes of resident memory.
         device: bytes allocated on the GPUs; None without one.
+
+    Args:
+        every: seconds between two looks at the process's memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: float = _EVERY) -> None:
+        self._every = every
         self.seconds, self.host = 0.0, 0
         self.device: int | None = None
 
@@ -52,7 +71,7 @@ class Meter:
         return self
 
     def _watch(self) -> None:
-        while not self._stop.wait(_EVERY):
+        while not self._stop.wait(self._every):
             self._peak = max(self._peak, self._process.memory_info().rss)
 
     def __exit__(self, *_: object) -> None:
@@ -88,20 +107,43 @@ def bare(model: nn.Module, before: frozenset[int]) -> Iterator[None]:
             hooks.update(all_of_them)
 
 
+def neutral(cases: Sequence[Case]) -> list[str]:
+    """Texts that name no edited subject: unrelated prompts with their answers, then sentences of no interest.
+
+    Args:
+        cases: those that are edited; the unrelated prompts of the first 40 are looked at.
+    """
+    named = {case.edit.subject or find_subject(case.edit.prompt) or case.edit.prompt for case in cases}
+    subjects = {" ".join(name.split()).casefold() for name in named}
+    texts = [f"{probe.prompt} {probe.target}." for case in cases[:40] for probe in case.locality]
+    free = [
+        text
+        for text in dict.fromkeys((*texts, *_NEUTRAL))
+        if not any(name in " ".join(text.split()).casefold() for name in subjects)
+    ]
+    return free or list(_NEUTRAL)
+
+
 class Overhead(NamedTuple):
-    """Milliseconds with and without the method, the fastest of several turns taken one after the other.
+    """Costs of a forward with and without the method.
 
     Attributes:
         tokens: length of the forward's one row.
-        bare, edited: of that forward.
-        bare_token, edited_token: of one decoded token with a cache.
+        text: what it reads, with what was decoded behind it.
+        bare, edited: milliseconds, the fastest of several turns taken one after the other.
+        bare_token, edited_token: milliseconds of one decoded token with a cache.
+        bare_memory, edited_memory: peak growth while the row is run: bytes of the process, and of the GPUs
+            (None without one).
     """
 
     tokens: int
+    text: str
     bare: float
     edited: float
     bare_token: float
     edited_token: float
+    bare_memory: tuple[int, int | None]
+    edited_memory: tuple[int, int | None]
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the results."""
@@ -111,6 +153,10 @@ class Overhead(NamedTuple):
                 "bare_ms": self.bare,
                 "edited_ms": self.edited,
                 "ratio": self.edited / self.bare,
+                "bare_peak_host_bytes": self.bare_memory[0],
+                "bare_peak_device_bytes": self.bare_memory[1],
+                "peak_host_bytes": self.edited_memory[0],
+                "peak_device_bytes": self.edited_memory[1],
             },
             "decode": {
                 "bare_ms_per_token": self.bare_token,
@@ -137,7 +183,7 @@ def overhead(
     Args:
         model: the model with its plug.
         tokenizer: its tokenizer.
-        texts: unrelated texts, joined and repeated to the length wanted.
+        texts: unrelated texts (`neutral`), joined and repeated to the length wanted.
         before: `hooks_of` the model before the plug was attached.
         tokens: length of the row, if the model's context holds it.
         steps: tokens decoded.
@@ -154,26 +200,41 @@ def overhead(
     row = row[:tokens]
     ids = torch.tensor([row], device=input_device(model))
     best = {name: [float("inf"), float("inf")] for name in ("bare", "edited")}
+    memory, made = {}, list[int]()
     with evaluating(model):
         begin, turn = time.perf_counter(), -1
         while (turn := turn + 1) <= turns or time.perf_counter() - begin < seconds:
             for name in best:
-                if name == "bare":
-                    with bare(model, before):
-                        found = _once(model, ids, steps)
-                else:
-                    found = _once(model, ids, steps)
-                if turn:
-                    best[name] = [min(pair) for pair in zip(best[name], found, strict=True)]
-    return Overhead(tokens, best["bare"][0], best["edited"][0], best["bare"][1], best["edited"][1])
+                with bare(model, before if name == "bare" else hooks_of(model)):
+                    *found, made = _once(model, ids, steps)
+                    if turn:
+                        best[name] = [min(pair) for pair in zip(best[name], found, strict=True)]
+                    else:
+                        memory[name] = _memory(model, ids)
+    read = tokenizer.decode([*row, *made], skip_special_tokens=True)
+    times = (best["bare"][0], best["edited"][0], best["bare"][1], best["edited"][1])
+    return Overhead(len(row), read, *times, memory["bare"], memory["edited"])
 
 
-def _once(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float]:
-    """Milliseconds of a plain forward, and of a token decoded with a cache."""
+def _memory(model: Any, ids: torch.Tensor) -> tuple[int, int | None]:
+    """Bytes by which memory grows at most during forwards: of the process, and of the GPUs."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)  # what was freed and kept at hand would be taken again unseen
+    with Meter(every=0.001) as meter:
+        for _ in range(3):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return meter.host, meter.device
+
+
+def _once(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float, list[int]]:
+    """Milliseconds of a plain forward, and of a token decoded with a cache; the tokens decoded."""
     mask = torch.ones_like(ids)
     forward = _timed(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False))
     output = model(input_ids=ids, attention_mask=mask, use_cache=True)
     state = {"cache": output.past_key_values, "next": output.logits[:, -1:].argmax(-1), "mask": mask}
+    made = [state["next"]]
 
     def decode() -> None:
         for _ in range(steps):
@@ -185,8 +246,10 @@ def _once(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float]:
                 use_cache=True,
             )
             state["next"] = out.logits[:, -1:].argmax(-1)
+            made.append(state["next"])
 
-    return forward, _timed(decode) / steps
+    took = _timed(decode) / steps
+    return forward, took, [int(token) for token in torch.cat(made, dim=1)[0]]
 
 
 def _timed(run: Callable[[], Any]) -> float:

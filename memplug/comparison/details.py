@@ -10,7 +10,7 @@ from typing import Any
 from ..edits import Case
 from ..plugin import Plug
 
-__all__ = ["details"]
+__all__ = ["details", "recalled"]
 
 _SHOWN = 30  # cases whose decisions are looked at
 
@@ -32,6 +32,17 @@ def details(plug: Plug, cases: Sequence[Case]) -> dict[str, Any]:
     elif hasattr(said, "distance") and hasattr(said, "uses"):
         found |= _distances(plug, cases[:_SHOWN])
     return found
+
+
+def recalled(plug: Plug, text: str) -> bool | None:
+    """Whether an edit comes into play where the model reads a text; None where the method cannot tell."""
+    said = plug.explain(text)
+    if hasattr(said, "recalled"):
+        return said.recalled is not None
+    if hasattr(said, "deferred"):
+        return not said.deferred
+    notes = getattr(said, "notes", None)
+    return bool(notes) if isinstance(notes, str) else None
 
 
 def _choices(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ __all__ = ["environment"]
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, machine, threads and the moment; ``device`` is where the model runs."""
+    """Versions, machine, threads and the moment (UTC); ``device`` is where the model runs."""
     found: dict[str, Any] = {}
     for key, packages in {
         "memplug": ("memplug",),

@@ -2,8 +2,9 @@
 
     settings.json             what decides the figures; a run with other settings is refused
     base/<seed>.json          the unedited model's scores
-    runs/<label>-seed<seed>.json      a finished run
-    state/<label>-seed<seed>/         an unfinished one: answers so far, and its plug
+    runs/<label>-seed<seed>.json      a run that is done, or failed
+    state/<label>-seed<seed>/         answers so far and the plug, of an unfinished run, and of one that made
+                                      all edits and failed when it was judged
     editors/<label>-seed<seed>.safetensors, .json    a fitted editor and what fitting it cost
     results.json              all runs
 
@@ -16,14 +17,14 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..storage import write_atomically
 from .contenders import Contender
-from .settings import Settings, SettingsError, differences
+from .settings import FITTING, Settings, SettingsError, changed, differences
 
 __all__ = ["Folder", "plain"]
 
@@ -46,6 +47,10 @@ class Folder:
     ) -> Folder:
         """Make the folder, or go on in one that holds the same comparison.
 
+        The constants of a method may change while no run of it is done or under way, and what editors are
+        fitted on while none of those used one that was fitted here. What failed with the earlier ones is
+        then removed.
+
         Args:
             root: the folder.
             settings: of this comparison.
@@ -66,12 +71,15 @@ class Folder:
             before = _read(path)
             if not any(file.is_file() for part in _PARTS for file in (root / part).rglob("*")):
                 before = now  # nothing was made: what stopped it may have been these settings
+            before, lost = cls(root)._without_failures(before, now, contenders)
             found = differences(before, now, contenders)
             if found:
                 raise SettingsError(
                     f"{root} holds a comparison with other settings: {'; '.join(found)}. Give the same "
                     "settings to go on with it, or name another folder"
                 )
+            for label in lost:
+                cls(root)._remove(label)
             asked = {**before.get("contenders", {}), **asked}
             now["orders"] = {**before.get("orders", {}), **now.get("orders", {})}
         for name in _PARTS:
@@ -79,6 +87,50 @@ class Folder:
         folder = cls(root)
         folder.write(path, {**now, "contenders": asked})
         return folder
+
+    def _without_failures(
+        self, before: Mapping[str, Any], now: Mapping[str, Any], contenders: Sequence[Contender]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The earlier settings less those on which nothing rests, and the labels of which all is to go."""
+        other_fit = any(before.get(name) != now.get(name) for name in FITTING)
+        others = {one.label for one in changed(before, contenders)}
+        if not other_fit and not others:
+            return dict(before), []
+        labels = before.get("contenders", {})
+        held, fitted = self._held(labels)
+        lost = [label for label in labels if label not in held and (label in others or other_fit)]
+        kept = {**before, "contenders": {k: v for k, v in labels.items() if k not in lost}}
+        if other_fit and not fitted:
+            kept = {name: value for name, value in kept.items() if name not in FITTING}
+        return kept, lost
+
+    def _held(self, labels: Iterable[str]) -> tuple[set[str], bool]:
+        """Labels with a run that is done or under way, and whether one of these has an editor fitted here."""
+        held, fits = set(), []
+        for file in (self.root / "runs").glob("*.json"):
+            run = _read(file)
+            if run["status"] == "done":
+                held.add(run["method"])
+                fits.append(run.get("fit"))
+        for label in labels:
+            for state in self._of(label, "state"):
+                if (state / "progress.json").is_file() and not (
+                    self.root / "runs" / f"{state.name}.json"
+                ).is_file():
+                    held.add(label)
+                    fits.append(_read(state / "progress.json").get("fit"))
+        return held, any(fit and not fit.get("shipped") for fit in fits)
+
+    def _of(self, label: str, part: str) -> list[Path]:
+        """All of a method's files or folders in a part, of any seed."""
+        ours = re.compile(re.escape(_named(label)) + r"-seed\d+(\..*)?")
+        found = (self.root / part).iterdir() if (self.root / part).is_dir() else ()
+        return [path for path in found if ours.fullmatch(path.name)]
+
+    def _remove(self, label: str) -> None:
+        for part in ("runs", "state", "editors"):
+            for path in self._of(label, part):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def write(self, path: Path, values: Any) -> None:
         """Write JSON."""

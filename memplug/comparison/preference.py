@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..evaluation import Reference, bootstrap, prefer
+from ..text import Text, TokenizerError
 from .casebook import Drawn
 from .folder import plain
 from .settings import Settings
@@ -30,16 +31,16 @@ def preferences(
     Efficacy and generalization ask whether the new answer is likelier than the one before the edit: the data
     set's true answer or, where it gives none, the base model's own. Neighborhood asks of each unrelated
     probe whether its own answer is likelier than the edit's new one. Cases without an answer before the
-    edit, or whose two answers are the same, are left out; None where all are.
+    edit, or whose two answers are the same, are left out, and so are prompts that leave no room for an
+    answer in the model's context (``too_long``: how many); None where no edit is left.
     """
+    text = Text(model, tokenizer)
     groups: dict[str, list[_Pair]] = {"efficacy": [], "generalization": [], "neighborhood": []}
-    from_data = 0
     for index, (case, truths) in enumerate(zip(drawn.cases, drawn.truths, strict=True)):
         edit = case.edit
         old = truths[0] if truths else reference.texts.get(edit.prompt, "")
         if not old.strip() or old.strip() == edit.target:
             continue
-        from_data += bool(truths)
         groups["efficacy"].append(_Pair(index, edit.prompt, edit.target, old))
         groups["generalization"] += [_Pair(index, p, edit.target, old) for p in case.rephrases]
         groups["neighborhood"] += [
@@ -47,10 +48,12 @@ def preferences(
             for probe in case.locality
             if probe.target != edit.target
         ]
-    if not groups["efficacy"]:
+    fitting = {name: [pair for pair in pairs if _fits(text, pair)] for name, pairs in groups.items()}
+    too_long = sum(map(len, groups.values())) - sum(map(len, fitting.values()))
+    if not fitting["efficacy"]:
         return None
     found: dict[str, Any] = {"rome": {}, "rledit": {}}
-    for name, pairs in groups.items():
+    for name, pairs in fitting.items():
         made = prefer(
             model,
             tokenizer,
@@ -65,8 +68,19 @@ def preferences(
         ):
             score = bootstrap(_by_case(pairs, values), level=settings.level)
             found[sense][name] = None if score is None else plain(score._asdict())
-    found["before"] = {"data": from_data, "base model": len(groups["efficacy"]) - from_data}
+    from_data = sum(bool(drawn.truths[pair.case]) for pair in fitting["efficacy"])
+    found["before"] = {"data": from_data, "base model": len(fitting["efficacy"]) - from_data}
+    if too_long:
+        found["too_long"] = too_long
     return found
+
+
+def _fits(text: Text, pair: _Pair) -> bool:
+    """Whether the prompt with either answer fits into the model's context."""
+    try:
+        return all(text.pair(pair.prompt, answer) for answer in (pair.wanted, pair.other))
+    except TokenizerError:
+        return False
 
 
 def _by_case(pairs: Sequence[_Pair], values: Sequence[float]) -> list[float]:

@@ -15,7 +15,7 @@ from ..plugin import Plug
 from ..storage import write_atomically
 from .folder import plain
 
-__all__ = ["Keeper", "Tally", "plug_folder", "save", "take_up"]
+__all__ = ["Keeper", "Tally", "all_made", "plug_folder", "save", "take_up"]
 
 _FILE = "progress.json"
 _SECONDS = 60.0
@@ -100,6 +100,12 @@ def take_up(state: Path, model: Any, tokenizer: Any) -> tuple[Plug, Tally] | Non
     values = json.loads((state / _FILE).read_bytes())
     rows = [_answer(row) for row in values.pop("immediate")]
     return load(state / values.pop("plug"), model, tokenizer), Tally(**values, immediate=rows)
+
+
+def all_made(state: Path, edits: int) -> bool:
+    """Whether what `save` wrote holds all edits of a run, so that it has only to be judged."""
+    path = state / _FILE
+    return path.is_file() and json.loads(path.read_bytes())["done"] == edits
 
 
 def _answer(row: dict[str, Any]) -> Answer:

@@ -1,19 +1,23 @@
-"""What a comparison gives back: the results as plain values, as a table, and as reports."""
+"""What a comparison gives back: the rows of its runs, the results as a table and as reports."""
 
 from __future__ import annotations
 
+import errno
 import json
+import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..storage import write_atomically
+from .contenders import Contender
+from .folder import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["FORMAT", "VERSION", "Comparison"]
+__all__ = ["FORMAT", "VERSION", "Comparison", "failed", "is_failure", "named"]
 
 FORMAT, VERSION = "memplug comparison", 1
 _NONE = "–"
@@ -50,6 +54,11 @@ class Comparison:
                 f"{FORMAT!r} up to {VERSION}; upgrade memplug"
             )
         return cls(results)
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """The runs that were finished."""
+        return [run for run in self.results["runs"] if run["status"] == "done"]
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -112,7 +121,8 @@ class Comparison:
             cells.append(_mean([run["first"]["efficacy"][how] for run in done]))
             cells += [_mean([run["general"].get(name) for run in done]) for name in general]
             cells.append(_plain_mean([run["cost"]["seconds_per_edit"] for run in done], "{:.2f}"))
-            cells.append(_plain_mean([run["cost"]["forward"]["ratio"] for run in done], "{:.2f}"))
+            forwards = [forward for run in done if (forward := run["cost"].get("forward"))]
+            cells.append(_plain_mean([forward["ratio"] for forward in forwards], "{:.2f}"))
             mark = f" ({len(runs) - len(done)} of {len(runs)} failed)" if len(done) < len(runs) else ""
             table.add_row(escape(label) + mark, *cells)
         return table
@@ -135,6 +145,43 @@ class Comparison:
         labels = list(dict.fromkeys(run["method"] for run in self.results["runs"]))
         runs = len(self.results["runs"])
         return f"<Comparison of {', '.join(labels)}: {runs} runs, {len(self.failed)} failed>"
+
+
+def named(contender: Contender, seed: int) -> dict[str, Any]:
+    """What the row of a run begins with."""
+    return {
+        "method": contender.label,
+        "name": contender.name,
+        "family": contender.family,
+        "seed": seed,
+        "asked": contender.asked(),
+    }
+
+
+def failed(contender: Contender, seed: int, error: BaseException) -> dict[str, Any]:
+    """The row of a run that raised."""
+    empty = ("fit", "cost", "immediate", "final", "first", "preference", "answers")
+    return plain(
+        {
+            **named(contender, seed),
+            "status": "failed",
+            "error": {
+                "type": type(error).__name__,
+                "message": " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]),
+                "traceback": "".join(traceback.format_exception(error)),
+            },
+            "config": json.loads(json.dumps(asdict(contender.chosen()), default=str)),
+            **dict.fromkeys(empty),
+            "curve": [],
+            "general": {},
+            "details": {},
+        }
+    )
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether an exception says something about the method, and not about the disk."""
+    return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 
 
 _HEADINGS = ("eff.", "gen.", "spec.", "same", "port.")

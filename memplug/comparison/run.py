@@ -6,9 +6,6 @@ would have given.
 
 from __future__ import annotations
 
-import errno
-import json
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,15 +22,16 @@ from ..plugin import Plug
 from ..storage import LoadError
 from .casebook import Drawn
 from .contenders import Contender
-from .cost import Meter, hooks_of, overhead
-from .details import details
+from .cost import Meter, hooks_of, neutral, overhead
+from .details import details, recalled
 from .fitting import ready
 from .folder import Folder, plain
 from .preference import preferences
 from .progress import Keeper, Tally, plug_folder, save, take_up
+from .result import is_failure, named
 from .settings import Settings
 
-__all__ = ["Bench", "failed", "general_scores", "is_failure", "run"]
+__all__ = ["Bench", "general_scores", "run"]
 
 FIRST = 100
 """The early edits that are looked at again and again, at most."""
@@ -80,6 +78,10 @@ class Bench:
         )
         return [row._replace(case=at[row.case]) for row in rows]
 
+    def abilities(self) -> dict[str, Any]:
+        """The model's scores on the general sets."""
+        return general_scores(self.general, self.model, self.tokenizer, self.settings)
+
     def scores(self, rows: Sequence[Answer]) -> Scores:
         """Scores of rows."""
         return Scores.from_answers(rows, level=self.settings.level)
@@ -87,6 +89,8 @@ class Bench:
 
 def run(bench: Bench, contender: Contender) -> dict[str, Any]:
     """The run of one method, as it stands in the results (``restored`` is for the caller to say).
+
+    A part of the judging beside the scores that raises is left out, and stands among the run's warnings.
 
     Raises:
         Exception: whatever the method raises; the model is detached from it.
@@ -171,7 +175,7 @@ def _look(bench: Bench, tally: Tally, rows: Sequence[Answer] | None) -> dict[str
         "seconds": tally.seconds,
         "first": bench.scores([row for row in rows if row.case in first]).to_dict(),
         "recent": bench.scores([row for row in rows if row.case in recent]).to_dict(),
-        "general": general_scores(bench.general, bench.model, bench.tokenizer, bench.settings),
+        "general": _part(tally, "general abilities", lambda: bench.abilities()) or {},
     }
 
 
@@ -188,11 +192,15 @@ def _judge(
     state = bench.folder.state(contender.label, bench.seed)
     size = sum(file.stat().st_size for file in plug_folder(state, tally).rglob("*") if file.is_file())
     learned = plug.method.state().tensors.values()
-    texts = [f"{p.prompt} {p.target}." for c in cases[:40] for p in c.locality] or [
-        c.edit.prompt for c in cases
-    ]
+    spent = _part(tally, "overhead", lambda: _overhead(bench, plug, tally, before)) or {}
+    likelier = _part(
+        tally,
+        "preferences",
+        lambda: preferences(bench.model, bench.tokenizer, bench.drawn, bench.reference, settings),
+    )
+    told = _part(tally, "details", lambda: details(plug, cases)) or {}
     out = {
-        **_named(bench, contender),
+        **named(contender, bench.seed),
         "status": "done",
         "error": None,
         "config": tally.config,
@@ -205,16 +213,17 @@ def _judge(
             "parameters": sum(t.numel() for t in learned if t.is_floating_point()),
             "bytes": size,
             "bytes_per_edit": size / len(cases),
-            **overhead(bench.model, bench.tokenizer, texts, before).to_dict(),
+            "forward": spent.get("forward"),
+            "decode": spent.get("decode"),
         },
         "immediate": immediate.to_dict(),
         "final": scores.to_dict(),
         "first": bench.scores(first).to_dict(),
         "retained": _retained(tally.immediate, final),
-        "preference": preferences(bench.model, bench.tokenizer, bench.drawn, bench.reference, settings),
+        "preference": likelier,
         "curve": [*tally.curve, last],
         "general": last["general"],
-        "details": details(plug, cases),
+        "details": told,
         "warnings": tally.warned,
         "answers": {
             "immediate": immediate.to_dict(answers=True)["answers"],
@@ -222,6 +231,28 @@ def _judge(
         },
     }
     return plain(out)
+
+
+def _part(tally: Tally, name: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives; None where it raises, which is noted: edits and scores are too dear to lose."""
+    try:
+        return make()
+    except Exception as error:
+        if not is_failure(error):
+            raise
+        told = f"{name} left out: {type(error).__name__}: {' '.join(str(error).split())}"
+        tally.warned[told] = tally.warned.get(told, 0) + 1
+        return None
+
+
+def _overhead(bench: Bench, plug: Plug, tally: Tally, before: frozenset[int]) -> dict[str, Any]:
+    """What a forward costs where nothing is to be recalled, and whether something was."""
+    found = overhead(bench.model, bench.tokenizer, neutral(bench.drawn.cases), before)
+    costs = found.to_dict()
+    costs["forward"]["recalled"] = recalled(plug, found.text)
+    if costs["forward"]["recalled"]:
+        tally.warned["an edit was recalled in the text that forwards were timed on, though it names none"] = 1
+    return costs
 
 
 def _retained(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float | None]:
@@ -244,39 +275,3 @@ def general_scores(sets: Sequence[General], model: Any, tokenizer: Any, settings
         scores = one.score(model, tokenizer, batch_size=settings.batch_size, level=settings.level)
         found |= {name: plain(score._asdict()) for name, score in scores.items()}
     return found
-
-
-def _named(bench: Bench, contender: Contender) -> dict[str, Any]:
-    return {
-        "method": contender.label,
-        "name": contender.name,
-        "family": contender.family,
-        "seed": bench.seed,
-        "asked": contender.asked(),
-    }
-
-
-def failed(bench: Bench, contender: Contender, error: BaseException) -> dict[str, Any]:
-    """The row of a run that raised."""
-    empty = ("fit", "cost", "immediate", "final", "first", "preference", "answers")
-    return plain(
-        {
-            **_named(bench, contender),
-            "status": "failed",
-            "error": {
-                "type": type(error).__name__,
-                "message": " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]),
-                "traceback": "".join(traceback.format_exception(error)),
-            },
-            "config": json.loads(json.dumps(asdict(contender.chosen()), default=str)),
-            **dict.fromkeys(empty),
-            "curve": [],
-            "general": {},
-            "details": {},
-        }
-    )
-
-
-def is_failure(error: Exception) -> bool:
-    """Whether an exception says something about the method, and not about the disk."""
-    return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))

@@ -15,21 +15,21 @@ import torch
 from ..data import Loaded
 from ..edits import Case
 from ..evaluation import Reference, Scores, refer
-from ..evaluation.encoding import longest
 from ..evaluation.general import General, open_general
 from ..layers import input_device
 from ..plugin import plug_of
 from ..storage import fingerprint
-from ..text import Text
 from .bits import NotRestoredError, bits_of
-from .casebook import Casebook, Drawn, open_casebook
+from .casebook import Casebook, Drawn, open_casebook, open_fitting
 from .contenders import Contender, contenders
 from .environment import environment
-from .folder import Folder
+from .folder import Folder, plain
+from .preference import preferences
 from .processes import Processes
-from .result import FORMAT, VERSION, Comparison
-from .run import Bench, failed, general_scores, is_failure, run
-from .settings import Settings, checked_points, default_points
+from .progress import all_made
+from .result import FORMAT, VERSION, Comparison, failed, is_failure
+from .run import Bench, general_scores, run
+from .settings import Settings, checked_points, default_points, named, room
 
 __all__ = ["compare"]
 
@@ -111,6 +111,7 @@ def compare(
             "this model has a plug; call detach() on it first, methods are compared on the base model"
         )
     book = open_casebook(cases, drop=drop, skip_bad=skip_bad, probes=probes)
+    wanted = open_fitting(fit_cases, skip_bad=skip_bad)
     rivals = contenders(methods, constants)
     sets = [open_general(one) if isinstance(one, str | Path) else one for one in general]
     n = book.size(edits)
@@ -123,18 +124,18 @@ def compare(
         seeds=tuple(seeds),
         points=default_points(n, batch) if points is None else checked_points(points, n, batch),
         level=level,
-        max_new_tokens=_room(model, tokenizer, book) if max_new_tokens is None else max_new_tokens,
+        max_new_tokens=room(model, tokenizer, book) if max_new_tokens is None else max_new_tokens,
         batch_size=batch_size,
         general=tuple(one.name for one in sets),
         drop=tuple(sorted(drop)),
         probes=probes,
-        fit_cases=_told(fit_cases),
+        fit_cases=named(fit_cases),
         fit_steps=fit_steps,
         device=str(input_device(model)),
         dtype=str(getattr(model, "dtype", "?")).removeprefix("torch."),
         command=command,
+        general_sets={one.name: plain(one.asked()) for one in sets if hasattr(one, "asked")},
     )
-    wanted = str(fit_cases) if isinstance(fit_cases, Path) else fit_cases
     with _root(out) as root:
         plan = _Plan(model, tokenizer, settings, book, rivals, sets, wanted, retry, progress)
         return plan.carry_out(root)
@@ -149,17 +150,6 @@ def _root(out: str | Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _room(model: Any, tokenizer: Any, book: Casebook) -> int:
-    """Tokens that the longest target needs with its end, and 32 at least; the same for all seeds."""
-    return max(32, 2 + longest(Text(model, tokenizer), book.targets()))
-
-
-def _told(fit_cases: Any) -> int | str | None:
-    if fit_cases is None or isinstance(fit_cases, int | str):
-        return fit_cases
-    return str(fit_cases) if isinstance(fit_cases, Path) else f"{len(fit_cases)} cases"
-
-
 @dataclass(frozen=True)
 class _Plan:
     """All runs of a comparison."""
@@ -170,7 +160,7 @@ class _Plan:
     book: Casebook
     rivals: list[Contender]
     sets: list[General]
-    fit_cases: int | str | Sequence[Case] | None
+    fit_cases: int | Sequence[Case] | None
     retry: bool
     progress: bool
 
@@ -180,8 +170,7 @@ class _Plan:
         data = self.book.account(settings.edits, settings.seeds)
         identity = {
             "fingerprint": fingerprint(self.model),
-            "data": {k: v for k, v in data.items() if k != "sha256"},
-            "orders": {str(s): self.book.account(settings.edits, [s])["sha256"] for s in settings.seeds},
+            **self.book.identity(settings.edits, settings.seeds),
         }
         if here.rank == 0:
             Folder.open(root, settings, identity, self.rivals)
@@ -214,9 +203,12 @@ class _Plan:
                     "after detach), so that nothing after it could be compared; load the model anew, and "
                     "leave the method out"
                 )
-                result = {**failed(bench, rival, error), "restored": False}
-            folder.write(folder.run(rival.label, seed), result)
-            folder.forget(rival.label, seed)
+                result = {**failed(rival, seed, error), "restored": False}
+            made = {"environment": environment(self.settings.device), "command": self.settings.command}
+            folder.write(folder.run(rival.label, seed), {**result, **made})
+            state = folder.state(rival.label, seed)
+            if error is None or not result["restored"] or not all_made(state, self.settings.edits):
+                folder.forget(rival.label, seed)
             if isinstance(error, NotRestoredError):
                 raise error
 
@@ -227,11 +219,14 @@ class _Plan:
         settings, wanted = self.settings, self.fit_cases
         drawn = self.book.draw(settings.edits, seed)
         reference = self._refer(drawn)
-        if not folder.base(seed).is_file():
+        base = folder.read(folder.base(seed)) or {}
+        if not base:
             rows = reference.answers(drawn.cases)
-            scores = Scores.from_answers(rows, level=settings.level).to_dict()
-            general = general_scores(self.sets, self.model, self.tokenizer, settings)
-            folder.write(folder.base(seed), {"scores": scores, "general": general})
+            base["scores"] = Scores.from_answers(rows, level=settings.level).to_dict()
+            base["general"] = general_scores(self.sets, self.model, self.tokenizer, settings)
+        if "preference" not in base:  # earlier versions did not ask for it
+            base["preference"] = preferences(self.model, self.tokenizer, drawn, reference, settings)
+            folder.write(folder.base(seed), base)
         return Bench(
             model=self.model,
             tokenizer=self.tokenizer,
@@ -284,7 +279,7 @@ def _attempt(bench: Bench, rival: Contender) -> tuple[dict[str, Any], Exception 
     except Exception as error:
         if not is_failure(error):
             raise
-        row = failed(bench, rival, error)
+        row = failed(rival, bench.seed, error)
         error.__traceback__ = None  # its frames hold the method's tensors
         gc.collect()
         if torch.cuda.is_initialized():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..evaluation.encoding import longest
+from ..text import Text
+from .casebook import Casebook
 from .contenders import Contender
 
-__all__ = ["Settings", "SettingsError", "default_points", "differences"]
+__all__ = ["Settings", "SettingsError", "changed", "default_points", "differences", "named", "room"]
 
 
 class SettingsError(ValueError):
@@ -31,6 +35,7 @@ class Settings:
         max_new_tokens: where a generated answer is cut off; 0 generates none.
         batch_size: prompts run at once when scoring.
         general: names of the general sets.
+        general_sets: of each that can tell, what was asked: kind, number of questions, digest of a file.
         drop: oddities left out of the cases.
         probes: how many probes of a kind are asked about a case at most; None asks all.
         fit_cases: what editors are fitted on: how many further cases at most, a source, or None.
@@ -60,6 +65,7 @@ class Settings:
     device: str
     dtype: str
     command: str | None = None
+    general_sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("edits", "batch", "batch_size"):
@@ -73,6 +79,12 @@ class Settings:
             raise SettingsError(f"seeds are {list(self.seeds)}; give at least one, each once")
         for seed in self.seeds:
             _whole("seed", seed, 0)
+        for name in self.general:
+            if self.general.count(name) > 1 or f"{name}_norm" in self.general:
+                raise SettingsError(
+                    f"general has several sets whose figures would be called {name!r} or {name + '_norm'!r}; "
+                    "rename a file, or compare with one of them at a time"
+                )
         if not 0 < self.level < 1:
             raise SettingsError(f"level is {self.level!r}; it must lie between 0 and 1, 0.95 is usual")
         if not self.points or self.points[-1] != self.edits or sorted(set(self.points)) != list(self.points):
@@ -105,19 +117,33 @@ def checked_points(points: Sequence[int], edits: int, batch: int) -> tuple[int, 
     return tuple(sorted(ends | {edits}))
 
 
+FITTING = ("fit_cases", "fit_steps")
+"""Settings that matter only to editors that are fitted in the folder."""
+
+
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], contenders: Sequence[Contender]
 ) -> list[str]:
     """What keeps a comparison from going on in the folder of an earlier one; each as a sentence.
 
-    Other methods and further seeds may join; a label stands for the same constants in all of a folder.
+    Other methods and further seeds may join. A label stands for the same constants in all of a folder.
+    Leave out of ``before`` what may change: `FITTING`, and labels in ``before["contenders"]``.
     """
-    free = {"methods", "seeds", "orders", "command"}
+    free = {"methods", "seeds", "orders", "command", "data", "general_sets"}
+    free |= {name for name in FITTING if name not in before}
     found = [
         f"{name} is {now[name]!r}, was {before.get(name)!r}"
         for name in now
         if name not in free and before.get(name) != now[name]
     ]
+    for whole in ("data", "general_sets"):
+        # Folders of earlier versions know less: what both know has to be the same.
+        old, new = before.get(whole) or {}, now.get(whole) or {}
+        found += [
+            f"{whole.split('_')[0]} {name} is {_counted(new[name])!r}, was {_counted(old[name])!r}"
+            for name in new
+            if name in old and _counted(old[name]) != _counted(new[name])
+        ]
     orders = before.get("orders", {})
     found += [
         f"the cases of seed {seed} are not the same"
@@ -125,12 +151,32 @@ def differences(
         if orders.get(seed, digest) != digest
     ]
     earlier = before.get("contenders", {})
-    found += [
-        f"{one.label} is {one.asked()!r}, was {earlier[one.label]!r}"
-        for one in contenders
-        if one.label in earlier and earlier[one.label] != one.asked()
+    return found + [
+        f"{one.label} is {one.asked()!r}, was {earlier[one.label]!r}" for one in changed(before, contenders)
     ]
-    return found
+
+
+def changed(before: Mapping[str, Any], contenders: Sequence[Contender]) -> list[Contender]:
+    """Those of the methods that had other constants before."""
+    earlier = before.get("contenders", {})
+    return [one for one in contenders if one.label in earlier and earlier[one.label] != one.asked()]
+
+
+def room(model: Any, tokenizer: Any, book: Casebook) -> int:
+    """Tokens that the longest target needs with its end, and 32 at least; the same for all seeds."""
+    return max(32, 2 + longest(Text(model, tokenizer), book.targets()))
+
+
+def named(fit_cases: Any) -> int | str | None:
+    """What editors are fitted on, as it stands in the settings."""
+    if fit_cases is None or isinstance(fit_cases, int | str):
+        return fit_cases
+    return str(fit_cases) if isinstance(fit_cases, Path) else f"{len(fit_cases)} cases"
+
+
+def _counted(value: Any) -> Any:
+    """A value without where its file lies, which says nothing about what is in it."""
+    return {k: v for k, v in value.items() if k != "file"} if isinstance(value, Mapping) else value
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -5,23 +5,20 @@ Each set has a name and scores any model; an editor that harms the rest of the m
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import torch
-
 from ..data import DataError
 from ..data.rows import read_file
 from ..edits import Probe
+from .harness import Harness
 from .metrics import Score, bootstrap, choose_likeliest, choose_per_byte, generated_exact
 from .probing import answer, teacher_force
 
-__all__ = ["Choices", "Choosing", "General", "Harness", "Skills", "open_general", "read_choices"]
+__all__ = ["Choices", "Choosing", "General", "Skills", "open_general", "read_choices"]
 
 _NOT_TEXT = {"id", "label", "label_name", "topic", "choices"}
 
@@ -50,6 +47,10 @@ class Skills:
     n: int = 20
     seed: int = 0
     name: str = "skills"
+
+    def asked(self) -> dict[str, Any]:
+        """What tells this set from others of its name, plain."""
+        return {"kind": "skills", "n": self.n, "seed": self.seed}
 
     def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> dict[str, Score]:
         """See `General`."""
@@ -87,11 +88,18 @@ class Choices:
         name: of the set.
         rows: the questions.
         labels: whether all rows have the same few answers.
+        file: where the rows were read, for the record.
     """
 
     name: str
     rows: tuple[Choosing, ...]
     labels: bool
+    file: str = ""
+
+    def asked(self) -> dict[str, Any]:
+        """What tells this set from others of its name, plain; where the file lies does not count."""
+        digest = hashlib.sha256(repr((self.labels, [tuple(row) for row in self.rows])).encode()).hexdigest()
+        return {"kind": "choices", "rows": len(self.rows), "sha256": digest, "file": self.file}
 
     def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> dict[str, Score]:
         """See `General`."""
@@ -106,74 +114,12 @@ class Choices:
         return found
 
 
-@dataclass(frozen=True)
-class Harness:
-    """A task of the Language Model Evaluation Harness (lm-eval), run by it on the model object itself.
-
-    Every metric that it reports with a standard error is taken over as ``task:metric``, the interval as
-    1.96 standard errors at the level 0.95.
-
-    Attributes:
-        name: the task.
-        limit: how many of its questions; None takes all.
-        settings: what ``lm_eval.simple_evaluate`` is given beside.
-    """
-
-    name: str
-    limit: int | None = None
-    settings: Mapping[str, Any] | None = None
-
-    def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> dict[str, Score]:
-        """See `General`.
-
-        Raises:
-            ImportError: lm-eval is not installed.
-        """
-        try:
-            from lm_eval import simple_evaluate
-            from lm_eval.models.huggingface import HFLM
-        except ImportError as error:
-            raise ImportError(
-                f"the task {self.name!r} is run by lm-eval ({error}); pip install 'memplug[eval]'"
-            ) from error
-        from statistics import NormalDist
-
-        with _generators_kept():
-            wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-            given = {"limit": self.limit, "bootstrap_iters": 0, **(self.settings or {})}
-            out = simple_evaluate(model=wrapped, tasks=[self.name], **given)
-        width = NormalDist().inv_cdf(0.5 + level / 2)
-        found: dict[str, Score] = {}
-        for task, values in out["results"].items():
-            n = int(out["n-samples"][task]["effective"])
-            for key, value in values.items():
-                metric, _, filter = key.partition(",")
-                spread = values.get(f"{metric}_stderr,{filter}")
-                if not filter or metric.endswith("_stderr") or not isinstance(value, int | float):
-                    continue
-                half = width * spread if isinstance(spread, int | float) else 0.0
-                found[f"{task}:{metric}"] = Score(float(value), value - half, value + half, n)
-        return found
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """The harness seeds all global random generators; they are put back."""
-    python, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)
-
-
 def open_general(name: str | Path) -> General:
     """The set called ``name``: ``skills`` (or ``skills:N``), a file of choices, or a harness task.
 
     Raises:
         DataError: a file that cannot be used.
-        ValueError: a number of skills out of range.
+        ValueError: a number of skills or questions out of range, or the harness has no such task.
         ImportError: none of these, and there is no harness installed.
     """
     text = str(name)
@@ -199,7 +145,11 @@ def open_general(name: str | Path) -> General:
             f"{name!r} is neither skills nor a file; as a task it is run by lm-eval, which is not installed: "
             "pip install 'memplug[eval]'"
         )
-    return Harness(text, int(number) if number.isdigit() else None)
+    if number and not (number.isdigit() and int(number)):
+        raise ValueError(f"{str(name)!r}: write TASK or TASK:N, N questions")
+    task = Harness(text, int(number) if number else None)
+    task.check()
+    return task
 
 
 def read_choices(path: Path) -> Choices:
@@ -244,7 +194,7 @@ def read_choices(path: Path) -> Choices:
         if not 0 <= label < len(choices) or any(not choice.strip() for choice in choices):
             raise DataError(f"{path.name}, line {row.line}: label {label} is none of {len(choices)} choices")
         made.append(Choosing(_prompt(row.values, not row.values.get("choices")), choices, label))
-    return Choices(path.stem, tuple(made), labels=not own)
+    return Choices(path.stem, tuple(made), not own, str(path))
 
 
 def _prompt(values: Mapping[str, Any], labelled: bool) -> str:

@@ -131,11 +131,12 @@ def quality_dots(gathered: Gathered) -> list[Dots]:
 
 def retention(gathered: Gathered) -> list[Lines]:
     """The earliest edits, and the latest, while more and more are made."""
+    few = min([100, *gathered.setting("points", [])[:1]])  # as many as had been made at the first point
     wanted = [
-        ("Earliest edits: efficacy", "first", "efficacy"),
-        ("Earliest edits: generalization", "first", "generalization"),
-        ("Earliest edits: specificity", "first", "specificity"),
-        ("Latest edits: efficacy", "recent", "efficacy"),
+        (f"First {few} edits: efficacy", "first", "efficacy"),
+        (f"First {few} edits: generalization", "first", "generalization"),
+        (f"First {few} edits: specificity", "first", "specificity"),
+        (f"Latest {few} edits: efficacy", "recent", "efficacy"),
     ]
     charts = [_lines(gathered, t, (w, p, suits(p, gathered.main)), None) for t, w, p in wanted]
     return [chart for chart in charts if chart.series]

@@ -14,17 +14,35 @@ from ..result import FORMAT, VERSION
 from .intervals import Key, Mean, combine, over_cases
 from .words import MEASURES, MOMENTS, PROPERTIES
 
-__all__ = ["Gathered", "Method", "Span", "dig", "gather", "suits"]
+__all__ = ["Gathered", "Method", "Span", "dig", "gather", "lowest", "suits"]
 
 _EARLIEST = 100  # cases that the moment "first" is about
 
 
+_APART = 0.03  # costs of single runs that differ by less are not told apart
+_MADE_WITH = ("memplug", "torch", "transformers", "faiss", "peft", "lm_eval", "python")
+_MADE_ON = ("platform", "processor", "cores", "threads", "device")
+
+
 class Span(NamedTuple):
-    """A cost: its mean over seeds, the lowest and the highest seed's."""
+    """A cost: its mean over seeds, the lowest and the highest seed's, and how many seeds there are."""
 
     value: float
     low: float
     high: float
+    seeds: int = 1
+
+
+def lowest(found: Mapping[str, Span]) -> list[str]:
+    """The label with the lowest cost, and those of all costs that cannot be told from it.
+
+    They cannot where the ranges over the seeds overlap, or, with a single seed, where the costs differ by
+    less than 3 %.
+    """
+    best = min(found.values(), key=lambda one: one.value)
+    single = min(best.seeds, *(one.seeds for one in found.values())) < 2
+    bound = max(best.high, best.value * (1 + _APART) if single else best.high)
+    return [label for label, one in found.items() if one is best or one.low <= bound]
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,7 @@ class Method:
     def span(self, *path: str) -> Span | None:
         """Any plain number of the runs, by its path."""
         found = [value for run in self.runs if (value := dig(run, *path)) is not None]
-        return Span(sum(found) / len(found), min(found), max(found)) if found else None
+        return Span(sum(found) / len(found), min(found), max(found), len(found)) if found else None
 
     def curve(self, *path: str) -> list[tuple[int, Mean]]:
         """A score of the retention curve at each number of edits held."""
@@ -155,6 +173,24 @@ class Gathered:
                 names.update(dict.fromkeys(run.get("general") or {}))
         return list(names)
 
+    @cached_property
+    def unlike(self) -> list[str]:
+        """In what versions and machines the runs differ, each as a line; empty where they were made alike."""
+        lines = []
+        for name in (*_MADE_WITH, *_MADE_ON):
+            found: dict[Any, dict[str, None]] = {}
+            for method in self.methods:
+                for run in method.runs:
+                    if isinstance(run.get("environment"), Mapping):
+                        found.setdefault(run["environment"].get(name), {})[method.label] = None
+            if len(found) > 1:
+                told = (
+                    f"{value if value is not None else 'none'} ({', '.join(who)})"
+                    for value, who in found.items()
+                )
+                lines.append(f"{name} {'; '.join(told)}")
+        return lines
+
     def setting(self, name: str, default: Any = None) -> Any:
         """One of the comparison's settings."""
         value = (self.results.get("settings") or {}).get(name)
@@ -189,7 +225,12 @@ def gather(results: Mapping[str, Any]) -> Gathered:
         failed = tuple(run for run in its if run.get("status") != "done")
         methods.append(Method(label, str(its[0].get("family") or "–"), done, failed, level))
     bases = [
-        {"seed": seed, "general": found.get("general"), **dict.fromkeys(_MOMENTS, found.get("scores"))}
+        {
+            "seed": seed,
+            "general": found.get("general"),
+            "preference": found.get("preference"),
+            **dict.fromkeys(_MOMENTS, found.get("scores")),
+        }
         for seed, found in (results.get("base") or {}).items()
     ]
     return Gathered(results, tuple(methods), Method("base model", "base", tuple(bases), (), level))

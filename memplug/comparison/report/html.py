@@ -12,9 +12,10 @@ from .answers import pack
 from .charts import general_retention, quality_dots, retention, trade_offs
 from .details import decisions
 from .files import write_text
-from .gather import Gathered, Method, dig, gather, suits
+from .gather import Gathered, Method, dig, gather, lowest, suits
 from .svg import draw
 from .tables import all_quality, costs, general, preferences
+from .tables import retention as edited_retention
 from .units import percent, ratio, seconds
 from .words import FORMULAS, MEASURES, MOMENTS, PROPERTIES
 
@@ -106,6 +107,8 @@ def _content(gathered: Gathered, answers: int) -> dict[str, Any]:
         "warned": _warned(gathered),
         "dots": quality_dots(gathered),
         "retention": retention(gathered),
+        "edited_retention": edited_retention(gathered),
+        "unlike": gathered.unlike,
         "general_retention": general_retention(gathered),
         "trade_offs": trade_offs(gathered),
         "decisions": decisions(gathered),
@@ -136,29 +139,38 @@ def _facts(gathered: Gathered) -> list[tuple[str, str]]:
         ("Seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "–"),
         ("Runs", f"{runs}, {failed} failed" if failed else str(runs)),
         ("Device", f"{gathered.setting('device', '–')}, {gathered.setting('dtype', '–')}"),
-        ("Made", str(made or "–").replace("T", " ")[:16]),
+        ("Made", f"{str(made).replace('T', ' ')[:16]} UTC" if made else "–"),
     ]
 
 
 def _highlights(gathered: Gathered) -> list[tuple[str, str, str]]:
     """What a reader asks first: name of the figure, its value, whose it is."""
     main = gathered.main
-    wanted = [
-        ("best balance (harmonic mean)", lambda m: m.harmonic(main), percent, max),
-        ("best after rephrasing", lambda m: _value(m, "generalization", main), percent, max),
-        ("fastest to edit", lambda m: _cost(m, "seconds_per_edit"), seconds, min),
-        ("least overhead of a forward", lambda m: _cost(m, "forward", "ratio"), ratio, min),
-    ]
     tiles = []
-    for name, get, text, better in wanted:
+    qualities = {
+        "best balance (harmonic mean)": lambda m: m.harmonic(main),
+        "best after rephrasing": lambda m: _value(m, "generalization", main),
+    }
+    for name, get in qualities.items():
         found = {method.label: value for method in gathered.done if (value := get(method)) is not None}
-        if len(found) < 2:
-            continue
-        best = text(better(found.values()))
-        winners = [label for label, value in found.items() if text(value) == best]
-        who = ", ".join(winners) if len(winners) < 4 else f"{len(winners)} methods"
-        tiles.append((name, best + (" %" if text is percent else ""), who))
+        if len(found) > 1:
+            best = percent(max(found.values()))
+            tiles.append((name, f"{best} %", _who([k for k, v in found.items() if percent(v) == best])))
+    for name, path, text in (
+        ("fastest to edit", ("seconds_per_edit",), seconds),
+        ("least overhead of a forward", ("forward", "ratio"), ratio),
+    ):
+        spans = {m.label: span for m in gathered.done if (span := m.span("cost", *path)) is not None}
+        if len(spans) > 1:
+            first = lowest(spans)
+            ends = [text(pick(spans[label].value for label in first)) for pick in (min, max)]
+            told = "–".join(dict.fromkeys(ends))
+            tiles.append((name, told, _who(first) + (", not told apart" if len(first) > 1 else "")))
     return tiles
+
+
+def _who(labels: list[str]) -> str:
+    return ", ".join(labels) if len(labels) < 4 else f"{len(labels)} methods"
 
 
 def _truths(gathered: Gathered) -> str:
@@ -186,11 +198,6 @@ def _warned(gathered: Gathered) -> list[tuple[str, str]]:
 def _value(method: Method, prop: str, measure: str) -> float | None:
     mean = method.score("final", prop, suits(prop, measure))
     return None if mean is None else mean.value
-
-
-def _cost(method: Method, *path: str) -> float | None:
-    found = method.span("cost", *path)
-    return None if found is None else found.value
 
 
 def _configs(gathered: Gathered) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .files import write_text
 from .gather import Gathered, gather
-from .tables import costs, quality
+from .tables import Cell, Table, costs, preferences, quality
 from .units import NONE
 from .words import MEASURES
 
@@ -33,7 +33,8 @@ def write_markdown(results: Mapping[str, Any], path: str | Path) -> Path:
 def markdown(results: Mapping[str, Any]) -> str:
     """A line on the settings, then a table: a row a method, in percent, intervals in brackets, best in bold.
 
-    The properties are those after all edits under the report's main measure, which the line names.
+    The properties are those after all edits under the report's main measure, which the line names. Where
+    likelihoods of two answers were compared, a table for each way of counting follows.
     """
     gathered = gather(results)
     table, cost = quality(gathered, "final", gathered.main), costs(gathered)
@@ -48,11 +49,31 @@ def markdown(results: Mapping[str, Any]) -> str:
             continue
         other = by_label.get(line.label)
         spent = [other.cells[i] for i in kept] if other else []
-        cells = [f"{_bold(c.text, c.best)}{f' ({c.interval})' if c.interval else ''}" for c in line.cells]
-        cells += [_bold(c.text, c.best) for c in spent] + [NONE] * (len(kept) - len(spent))
+        cells = [*map(_cell, line.cells), *map(_cell, spent)] + [NONE] * (len(kept) - len(spent))
         lines.append(_row([_text(line.label), *cells]))
     notes = [f"{_text(line.label)}: {_text(line.note)}" for line in table.lines if line.note]
-    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+    if gathered.unlike:
+        notes.append(f"The runs were not all made alike: {_text('; '.join(gathered.unlike))}.")
+    lines += ["", *notes] if notes else []
+    for more in preferences(gathered):
+        lines += ["", f"{more.title}:", "", *_plain_table(more)]
+    return "\n".join(lines) + "\n"
+
+
+def _plain_table(table: Table) -> list[str]:
+    """The methods that were finished, and the base model."""
+    rows = [_row([_text(line.label), *map(_cell, line.cells)]) for line in table.lines if not line.error]
+    return [
+        _row(["method", *(t.label for t in table.columns)]),
+        _row(["---", *["---:"] * len(table.columns)]),
+        *rows,
+    ]
+
+
+def _cell(cell: Cell) -> str:
+    """The number with its interval and, where seeds differ, their range."""
+    beside = "; ".join(filter(None, (cell.interval, cell.seeds and f"seeds {cell.seeds}")))
+    return f"{_bold(cell.text, cell.best)}{f' ({beside})' if beside else ''}"
 
 
 def _settings(gathered: Gathered) -> str:
@@ -65,10 +86,13 @@ def _settings(gathered: Gathered) -> str:
         f"cases {_text(str(gathered.setting('cases', '?')))}",
         f"{gathered.setting('device', '?')}, {gathered.setting('dtype', '?')}",
     ]
+    if not gathered.done:
+        return f"{'; '.join(parts)}. No run was finished."
+    ranges = ", with the range of the seeds' means" if len(seeds) > 1 else ""
     level = f"{100 * float(gathered.setting('level', 0.95)):g}"
     return (
         f"{'; '.join(parts)}. In percent after all edits, {names.get(gathered.main, gathered.main)}; "
-        f"{level} % intervals over cases in brackets."
+        f"{level} % intervals over cases in brackets{ranges}."
     )
 
 

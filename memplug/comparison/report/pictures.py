@@ -126,6 +126,8 @@ def _lines(ax: Axes, chart: Lines) -> None:
         if len(bounds) > 1 and len(chart.series) <= 3:
             below, above = [lo for _, lo, _ in bounds], [hi for _, _, hi in bounds]
             ax.fill_between([x for x, _, _ in bounds], below, above, color=colour, alpha=0.1, lw=0)
+        elif bounds:
+            ax.plot([bounds[-1][0]] * 2, bounds[-1][1:], color=colour, lw=3, alpha=0.4)
         ax.annotate(
             _plain(series.label),
             (xs[-1], end),

@@ -109,6 +109,9 @@ def _one_line(
     if len(bounds) > 1:
         around = [(x, hi) for x, _, hi in bounds] + [(x, lo) for x, lo, _ in reversed(bounds)]
         ET.SubElement(group, "polygon", {"class": band, "points": _points(around)})
+    if bounds and band != "band":
+        x, low, high = bounds[-1]  # on paper and under a finger no band lights up: at least the end has one
+        _line(group, x, low, x, high, "interval end")
     ET.SubElement(group, "polyline", {"class": "curve", "points": _points(spots)})
     for x, v in spots:
         ET.SubElement(group, "circle", _at(x, v, r="2.5", cls="dot"))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .gather import Gathered, Method, Span
+from .gather import Gathered, Method, Span, lowest, suits
 from .intervals import Mean
 from .units import NONE, amount, between, percent, ratio, seconds, size, span
 from .words import COSTS, MEASURES, MOMENTS, PREFERENCES, PROPERTIES, Term
 
-__all__ = ["Cell", "Line", "Table", "all_quality", "costs", "general", "preferences", "quality"]
+__all__ = ["Cell", "Line", "Table", "all_quality", "costs", "general", "preferences", "quality", "retention"]
 
 
 class Cell(NamedTuple):
@@ -21,7 +21,7 @@ class Cell(NamedTuple):
         text: the number, or an en dash.
         interval: its confidence interval.
         seeds: the range of the seeds' means; empty with one seed.
-        best: whether no other method's is better.
+        best: whether no other method's is better; of times and memory, whether it is clearly the lowest.
     """
 
     text: str = NONE
@@ -65,6 +65,7 @@ class _Column(NamedTuple):
     get: Callable[[Method], Mean | Span | None]
     text: Callable[[float], str]
     better: int = 1  # -1: lower is; 0: neither
+    measured: bool = False  # with noise: the best is marked only where it can be told from the others
 
 
 def quality(gathered: Gathered, moment: str, measure: str) -> Table:
@@ -97,12 +98,20 @@ def costs(gathered: Gathered) -> Table:
         "decode": (("cost", "decode", "ratio"), ratio),
         "peak_host_bytes": (("cost", "peak_host_bytes"), size),
         "peak_device_bytes": (("cost", "peak_device_bytes"), size),
+        "forward_host_bytes": (("cost", "forward", "peak_host_bytes"), size),
+        "forward_device_bytes": (("cost", "forward", "peak_device_bytes"), size),
         "parameters": (("cost", "parameters"), amount),
         "bytes_per_edit": (("cost", "bytes_per_edit"), size),
         "fit": (("fit", "seconds"), seconds),
     }
     columns = [
-        _Column(term, _span(*paths[term.key][0]), paths[term.key][1], 0 if term.key == "fit" else -1)
+        _Column(
+            term,
+            _span(*paths[term.key][0]),
+            paths[term.key][1],
+            0 if term.key == "fit" else -1,
+            term.key not in ("parameters", "bytes_per_edit"),
+        )
         for term in COSTS
         if any(method.span(*paths[term.key][0]) for method in gathered.done)
     ]
@@ -121,6 +130,27 @@ def general(gathered: Gathered) -> Table:
     return _fill(Table("general", "General tasks (%)", [c.term for c in columns]), gathered, columns)
 
 
+def retention(gathered: Gathered) -> Table:
+    """Edited retention: the first edits when all had been made, and what held of all edits."""
+    columns = []
+    first = min(100, int(gathered.setting("edits", 100)))
+    for prop in PROPERTIES[:3]:
+        get = _score("first", prop.key, suits(prop.key, gathered.main))
+        if any(get(method) for method in gathered.done):
+            columns.append(
+                _Column(Term(prop.key, f"First {first}: {prop.label.lower()}", prop.meaning), get, percent)
+            )
+    for prop in PROPERTIES[:2]:
+        path = ("retained", prop.key)
+        if any(method.span(*path) for method in gathered.done):
+            term = Term(
+                f"held-{prop.key}", f"Held: {prop.label.lower()}", "of what was right after its batch"
+            )
+            columns.append(_Column(term, _span(*path), percent))
+    table = Table("retention", "Edited retention (%)", [c.term for c in columns])
+    return _fill(table, gathered, columns, base=False)
+
+
 def preferences(gathered: Gathered) -> list[Table]:
     """Comparisons of the new answer's and the true answer's likelihood, each way of counting by itself."""
     tables = []
@@ -132,7 +162,7 @@ def preferences(gathered: Gathered) -> list[Table]:
                 columns.append(_Column(Term(key, _capital(key), way.meaning), get, percent))
         if columns:
             table = Table(f"preference-{way.key}", f"{_capital(way.label)} (%)", [c.term for c in columns])
-            tables.append(_fill(table, gathered, columns, base=False))
+            tables.append(_fill(table, gathered, columns, base=any(c.get(gathered.base) for c in columns)))
     return tables
 
 
@@ -140,6 +170,11 @@ def _fill(table: Table, gathered: Gathered, columns: Sequence[_Column], *, base:
     best = []
     for column in columns:
         found = [value.value for method in gathered.done if (value := column.get(method)) is not None]
+        if column.measured:
+            spans = {m.label: s for m in gathered.done if isinstance(s := column.get(m), Span)}
+            first = lowest(spans) if column.better and len(spans) > 1 else []
+            best.append(column.text(spans[first[0]].value) if len(first) == 1 else "")
+            continue
         # as printed: two numbers that read the same are equally good, and if all do, none is best
         read = {column.text(value) for value in found}
         told = column.better and len(read) > 1

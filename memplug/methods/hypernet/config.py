@@ -113,9 +113,9 @@ class EditorConfig(WeightConfig):
     """Run the model in bfloat16 while fitting; features, networks and solves stay in float32."""
     faithful: bool = False
     """Fit as the published code does where it differs from the paper; see the method. Constants stay as they
-    are, so take the published ones with it: ``preset("paper", faithful=True)``. Not copied: statistics that go
-    on changing while edits are made, a gate whose features are never normalised, and gradients of the edits
-    themselves that are left over (all three are slips, of no use to anybody)."""
+    are, so take the published ones with it: ``preset("paper", faithful=True)``. Not copied: statistics that
+    go on changing while edits are made, a gate whose features are never normalised, and gradients of the
+    edits themselves that are left over (all three are slips, of no use to anybody)."""
 
     published: ClassVar[dict[str, Any]] = {
         "inner_lr": 1e-6,

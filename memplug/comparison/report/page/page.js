@@ -10,6 +10,24 @@
     it.addEventListener("pointerleave", () => document.body.classList.remove("lit"));
   }
 
+  // A table that goes on to the right fades out there, until it is scrolled to its end.
+  const hint = (box) => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
+  const boxes = [...document.querySelectorAll(".box")];
+  const watch = new ResizeObserver(() => boxes.forEach(hint));
+  for (const box of boxes) {
+    box.addEventListener("scroll", () => hint(box), { passive: true });
+    watch.observe(box);
+    if (box.firstElementChild) watch.observe(box.firstElementChild);
+  }
+
+  // What is folded away is printed, too.
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const it of folded) it.open = true;
+  });
+  addEventListener("afterprint", () => { for (const it of folded) it.open = false; });
+
   const source = document.getElementById("packed");
   if (!source) return;
   const data = JSON.parse(source.textContent);
