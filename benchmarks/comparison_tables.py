@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from common import RESULTS, table
@@ -36,8 +37,9 @@ def _row(runs: list[dict[str, Any]]) -> list[str]:
     method, family = runs[0]["method"], runs[0]["family"]
     done = [run for run in runs if run["status"] == "done"]
     if not done:
-        return [method, family, "0", f"failed: {runs[0]['error']['message'][:80]}"]
+        return [method, family, "0", f"failed: {_short(runs[0]['error']['message'])}"]
     skills = [run["general"]["skills"]["value"] for run in done if run["general"].get("skills")]
+    ratios = [run["cost"]["forward"]["ratio"] for run in done if run["cost"]["forward"]]
     return [
         method,
         family,
@@ -47,18 +49,16 @@ def _row(runs: list[dict[str, Any]]) -> list[str]:
         _shares(done, "first", "efficacy"),
         *(_early(done, group) for group in ("efficacy", "specificity")),
         _mean([100 * value for value in skills], 1) if skills else "–",
-        f"{_typical(done, 'seconds_per_edit'):.2f}",
-        f"{_typical(done, 'forward', 'ratio'):.2f}",
-        f"{_typical(done, 'bytes_per_edit') / 1000:.1f}",
+        f"{min(run['cost']['seconds_per_edit'] for run in done):.2f}",
+        f"{median(ratios):.2f}" if ratios else "–",
+        f"{min(run['cost']['bytes_per_edit'] for run in done) / 1000:.1f}",
     ]
 
 
-def _typical(runs: list[dict[str, Any]], *path: str) -> float:
-    """The least over the seeds: what other work on the machine adds is never negative."""
-    values = [run["cost"] for run in runs]
-    for key in path:
-        values = [value[key] for value in values]
-    return float(min(values))
+def _short(message: str) -> str:
+    """What went wrong, and after how many edits where that is told."""
+    what, _, when = message.partition(" (after ")
+    return what.split(", the limit")[0].split(". ")[0] + (f" (after {when}" if when else "")
 
 
 def comparison(name: str) -> Callable[[], str | None]:
