@@ -103,7 +103,6 @@ def _compare(console: Console, model: Any, tokenizer: Any, cases: list[Case], ou
         cases,
         methods=methods,
         batch=10,
-        points=[len(cases)],
         general=_GENERAL,
         batch_size=64,
         out=out,

@@ -9,6 +9,7 @@ import pytest
 from example_results import example
 from report_page import Page
 
+from memplug.comparison.report import write_figures
 from memplug.comparison.report.gather import gather
 from memplug.comparison.report.html import html
 from memplug.comparison.report.markdown import markdown
@@ -101,3 +102,15 @@ def test_what_is_folded_is_printed(results):
     assert "beforeprint" in style
     constants = style[style.index("Constants of the methods") :]
     assert constants.index("<details>") < constants.index('class="screen"')
+
+
+def test_one_point_is_no_curve(tmp_path):
+    results = example(methods=3, seeds=1)
+    for run in results["runs"]:
+        run["curve"] = run.get("curve", [])[-1:]  # one method failed
+    results["settings"]["points"] = results["settings"]["points"][-1:]
+    shown = Page(html(results))
+    assert "Edited retention (%)" in shown.tables
+    assert "edits: efficacy" not in shown.text
+    write_figures(results, tmp_path, dpi=30)
+    assert not (tmp_path / "retention.png").exists()

@@ -138,8 +138,7 @@ def retention(gathered: Gathered) -> list[Lines]:
         (f"First {few} edits: specificity", "first", "specificity"),
         (f"Latest {few} edits: efficacy", "recent", "efficacy"),
     ]
-    charts = [_lines(gathered, t, (w, p, suits(p, gathered.main)), None) for t, w, p in wanted]
-    return [chart for chart in charts if chart.series]
+    return _curves([_lines(gathered, t, (w, p, suits(p, gathered.main)), None) for t, w, p in wanted])
 
 
 def general_retention(gathered: Gathered) -> list[Lines]:
@@ -148,7 +147,12 @@ def general_retention(gathered: Gathered) -> list[Lines]:
     for task in gathered.tasks:
         base = gathered.base.mean("general", task)
         charts.append(_lines(gathered, task, ("general", task), None if base is None else base.value))
-    return [chart for chart in charts if chart.series]
+    return _curves(charts)
+
+
+def _curves(charts: list[Lines]) -> list[Lines]:
+    """Those that have a course: one point alone is in the tables."""
+    return [chart for chart in charts if any(len(line.points) > 1 for line in chart.series)]
 
 
 def trade_offs(gathered: Gathered) -> list[Scatter]:
