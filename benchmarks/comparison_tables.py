@@ -117,5 +117,5 @@ def large(shape: str) -> Callable[[], str | None]:
 
 
 COMPARISON_TABLES = {name: comparison(name) for name in ("compare-world", "compare-zsre")} | {
-    "large-wide": large("wide")
+    "large-llama-3-8b": large("llama-3-8b")
 }
