@@ -56,12 +56,16 @@ def _retained(runs: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _made(edits: int, batch: int) -> str:
+    return f"{edits} in {batch}s" if batch > 1 else f"{edits} one by one"
+
+
 def edited(group: str) -> Callable[[], str | None]:
     def made() -> str | None:
         rows = []
         for (label, edits, batch), runs in _runs(group).items():
             skills = _percent([run["curve"][-1]["skills"] for run in runs])
-            size = [label, f"{edits} in {batch}s", str(len(runs))]
+            size = [label, _made(edits, batch), str(len(runs))]
             rows.append([*size, "tokens", *_quality(runs, "tokens"), *_retained(runs), skills])
             rows.append([label, "", "", "generated", *_quality(runs, "generated"), "", "", ""])
         head = ["method", "edits", "seeds", "measure", *_GROUPS.values()]
@@ -78,7 +82,7 @@ def claims(group: str) -> Callable[[], str | None]:
             time = f"{mean(f['cpu_seconds'] for f in fits):.0f}" if fits else "–"
             choices = [run["chosen"] for run in runs if run["chosen"]]
             entropy = f"{mean(c['entropy'] for c in choices):.2f}" if choices else "–"
-            cells = [label, f"{edits} in {batch}s", str(len(runs)), *_quality(runs, "tokens")]
+            cells = [label, _made(edits, batch), str(len(runs)), *_quality(runs, "tokens")]
             rows.append([*cells, *_retained(runs), time, entropy])
         head = [
             "setting",
@@ -118,7 +122,7 @@ def cost() -> str | None:
         fit = _load(f"weights_fit_{label}")
         each = fit["cpu_seconds"] / fit["fit_steps"] if fit else None
         rows.append([
-            label, f"{edits} in {batch}s", f"{1000 * mean(run['cpu_seconds_per_edit'] for run in runs):.0f}",
+            label, _made(edits, batch), f"{1000 * mean(run['cpu_seconds_per_edit'] for run in runs):.0f}",
             f"{max(run['peak_rss_mb'] for run in runs):.0f}", f"{runs[0]['parameters']:,}",
             f"{each:.2f}" if each else "–", f"{fit['cpu_seconds']:.0f}" if fit else "–",
         ])  # fmt: skip
