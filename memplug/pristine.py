@@ -64,19 +64,10 @@ class Pristine:
         if name in self._norms:
             return self._norms[name]
         site = self._sites[name]
-        if not _plain(site):
+        if not site.plain or site.weight.device.type == "meta":
             self._norms[name] = _computed_norm(site)
             return self._norms[name]
         return float(self._copies.get(name, site.weight.detach()).float().norm())
-
-
-def _plain(site: Site) -> bool:
-    """Whether the stored weight is the one that is computed with."""
-    weight = site.weight
-    shape = (site.d_v, site.d_k) if site.flipped else (site.d_k, site.d_v)
-    # A weight of one byte is a code, also where it is a floating point one.
-    wide = weight.is_floating_point() and weight.dtype.itemsize >= 2
-    return wide and tuple(weight.shape) == shape and weight.device.type != "meta"
 
 
 @torch.no_grad()

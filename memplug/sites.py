@@ -50,6 +50,13 @@ class Site:
         weight: Tensor = self.module.weight  # type: ignore[assignment]
         return weight
 
+    @property
+    def plain(self) -> bool:
+        """Whether the stored weight is the one that is computed with, and no code of one (as one byte is)."""
+        weight = self.weight
+        shape = (self.d_v, self.d_k) if self.flipped else (self.d_k, self.d_v)
+        return weight.is_floating_point() and weight.dtype.itemsize >= 2 and tuple(weight.shape) == shape
+
     def stored(self, change: Tensor) -> Tensor:
         """A change [d_k,d_v] the way round that the weight is stored."""
         return change.T if self.flipped else change
@@ -148,8 +155,7 @@ def _check_writable(model: nn.Module, sites: Sequence[Site]) -> None:
         owners.setdefault(id(parameter), []).append(name)
     for site in sites:
         weight = site.weight
-        plain = (site.d_v, site.d_k) if site.flipped else (site.d_k, site.d_v)
-        if not weight.is_floating_point() or tuple(weight.shape) != plain or weight.dtype.itemsize < 2:
+        if not site.plain:
             raise UnsupportedModelError(
                 f"{site.name} keeps its weight as {weight.dtype} {tuple(weight.shape)}, which is quantised "
                 "and cannot be written; choose mode='side', which leaves the weights alone"
