@@ -79,6 +79,7 @@ def test_it_writes_results_and_reports_and_shows_a_table(files, tmp_path, monkey
         "skipped_lines": 1,
         "skipped": [{"line": 1, "reason": "not valid JSON: Expecting value at column 1"}],
     }.items()  # fmt: skip
+    assert results["fingerprint"]
     assert results["settings"]["command"] == "memplug compare --cases 'my facts.jsonl'"
     assert set(results["base"]["3"]["general"]) == {"tasks", "tasks_norm"}
     assert results["runs"][0]["preference"]["before"] == {"data": 2, "base model": 0}

@@ -264,6 +264,7 @@ class _Plan:
             "version": VERSION,
             "environment": environment(self.settings.device),
             "settings": self.settings.to_dict(),
+            "fingerprint": (folder.read(folder.root / "settings.json") or {}).get("fingerprint"),
             "data": dict(data),
             "base": {str(seed): folder.read(folder.base(seed)) for seed in self.settings.seeds},
             "runs": [one for one in runs if one is not None],
