@@ -23,6 +23,7 @@ _SAME = ("model", "cases", "edits", "batch", "device", "dtype", "points", "max_n
 def slim(run: dict[str, Any], probes: int | None) -> dict[str, Any]:
     """A run without answers and what is shown of single cases, with what it was asked at most."""
     left = {key: value for key, value in run.items() if key not in ("answers", "details", "asked")}
+    left["curve"] = [{k: v for k, v in point.items() if k != "answers"} for point in left.get("curve") or ()]
     if left["error"]:
         left["error"] = {key: left["error"][key] for key in ("type", "message")}
     return left | {"probes": probes}

@@ -164,7 +164,9 @@ def _edit(bench: Bench, contender: Contender, plug: Plug, tally: Tally) -> None:
 
 
 def _look(bench: Bench, tally: Tally, rows: Sequence[Answer] | None) -> dict[str, Any]:
-    """A point of the curve; ``rows`` are those about all edits, where they have been asked already."""
+    """A point of the curve; ``rows`` are those about all edits, where they have been asked already (and are
+    among the run's answers)."""
+    asked = rows is None
     k = min(FIRST, bench.settings.points[0])
     first, recent = range(k), range(max(0, tally.done - k), tally.done)
     if rows is None:
@@ -176,6 +178,7 @@ def _look(bench: Bench, tally: Tally, rows: Sequence[Answer] | None) -> dict[str
         "first": bench.scores([row for row in rows if row.case in first]).to_dict(),
         "recent": bench.scores([row for row in rows if row.case in recent]).to_dict(),
         "general": _part(tally, "general abilities", lambda: bench.abilities()) or {},
+        "answers": bench.scores(rows).to_dict(answers=True)["answers"] if asked else None,
     }
 
 
