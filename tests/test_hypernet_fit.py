@@ -279,3 +279,24 @@ def test_autocast_is_for_the_model_alone(make_plug: Callable[..., Any]) -> None:
     plug = make_plug("rledit", autocast=True, inner_lr=1e-12, fit_lr=0.0, fit_steps=2, trajectory=(2, 2))
     report = plug.fit(CASES, progress=False)
     assert max(abs(kept) for _, kept, _ in report.losses) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("locality", ["base", "previous"])
+def test_a_half_precision_model_is_fitted_edited_and_put_back(
+    make_llama: Callable[..., Any], make_tokenizer: Callable[..., Any], dtype: torch.dtype, locality: str
+) -> None:
+    tokenizer = make_tokenizer([p for c in CASES for p in (c.edit.prompt, *c.rephrases)], 300)
+    model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, initializer_range=0.3).to(dtype)
+    before = _bits(model)
+    with memplug.attach(model, tokenizer, "rledit", **(TINY | {"locality": locality})) as plug:
+        report = plug.fit(CASES, progress=False)
+        assert all(math.isfinite(value) for losses in report.losses for value in losses)
+        assert _same(_bits(model), before)
+        edits = plug.edit([case.edit for case in CASES[:4]], progress=False)
+        edited = _bits(model)
+        assert not _same(edited, before)
+        plug.disable(edits[1])
+        plug.enable(edits[1])
+        assert _same(_bits(model), edited)
+    assert _same(_bits(model), before)
