@@ -116,7 +116,7 @@ def check_constants(saved: SavedEditor, constants: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one says what the networks are, and they are not.
     """
-    for name in _OF_NETWORKS & constants.keys():
+    for name in sorted(_OF_NETWORKS & constants.keys()):
         if json.loads(json.dumps(constants[name])) != saved.config.get(name):
             raise ValueError(
                 f"{name} is {constants[name]!r}, but the editor was fitted with {saved.config.get(name)!r}; "

@@ -238,15 +238,16 @@ class Ledger:
         sums: dict[tuple[Any, ...], _BlockSum] = {}
         total, size, solved = dict(done.total), 0, 0
         for number, (key, block) in enumerate(zip(keys, blocks, strict=True), start=1):
-            found = self._sums.get(key)
-            if number > len(done.keys):
-                if found is None or found.sums is None:
+            if number <= len(done.keys):  # the blocks of a running sum are held
+                found = self._sums[key]
+            else:
+                found = self._sums.get(key, _BlockSum(None, (), 0))
+                if found.sums is None:
                     held = tuple((e.parts, e.wholes) for e in block)
                     found = _BlockSum(summed(block), held, sum(e.nbytes for e in block))
                 if number == len(keys):
                     closed = _Running(keys[:-1], dict(total))
                 _add(total, found.sums or {})
-            assert found is not None, "the blocks of a running sum are held"
             solved += found.solved
             if solved > self._cache_bytes and number < len(blocks):
                 for entry in block:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .edits import Edit, EditError
 
-__all__ = ["numbered"]
+__all__ = ["listed", "numbered"]
 
 
 def numbered(asked: Sequence[Edit], held: Mapping[str, Edit], count: int) -> tuple[list[Edit], list[str]]:
@@ -41,3 +41,8 @@ def numbered(asked: Sequence[Edit], held: Mapping[str, Edit], count: int) -> tup
         taken.add(id)
         fresh.append(replace(edit, id=id))
     return fresh, replaced
+
+
+def listed(ids: Sequence[str]) -> str:
+    """The first ids, and how many more there are."""
+    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

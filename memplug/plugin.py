@@ -22,7 +22,7 @@ from .hooks import HookSet
 from .layers import dissect, learning
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
-from .numbering import numbered
+from .numbering import listed, numbered
 from .text import Text
 
 __all__ = ["Plug", "plug_of"]
@@ -107,7 +107,7 @@ class Plug:
             self._edits |= {str(edit.id): edit for edit in fresh}
             self._count += len(fresh)
         if replaced:
-            warnings.warn(f"replaced {_named(replaced)}: the same prompt was edited again", stacklevel=2)
+            warnings.warn(f"replaced {listed(replaced)}: the same prompt was edited again", stacklevel=2)
         return fresh[0] if single else fresh
 
     def take_editor(self, saved: SavedEditor) -> None:
@@ -326,7 +326,3 @@ class Plug:
 def plug_of(model: Any) -> Plug | None:
     """The plug that is attached to ``model``, if any."""
     return getattr(model, _MARK, None)
-
-
-def _named(ids: list[str]) -> str:
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

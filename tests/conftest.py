@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import quick_toys, tiny
+from example_results import example
 from families import TEXTS, lexical
+from report_page import Page
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from weights_tiny import editor_maker, model_maker, plug_maker
 
 import memplug
+from memplug.comparison.report.html import html
 
 torch.set_num_threads(1)
 
@@ -128,3 +132,28 @@ def tiny_plug(
 ) -> Callable[..., memplug.Plug]:
     """Attaches a weight editor to such a model, a fresh one each time."""
     return plug_maker(tiny_model, tiny_editor)
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """Methods for comparisons that take no time."""
+    with quick_toys():
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded(make_tokenizer: Callable[..., Any], make_llama: Callable[..., Any]) -> Any:
+    """A tiny model and its tokenizer, to compare on."""
+    return tiny(make_tokenizer, make_llama)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """Results of a comparison of many methods, made up."""
+    return example()
+
+
+@pytest.fixture(scope="module")
+def page(results: dict[str, Any]) -> Page:
+    """Their report."""
+    return Page(html(results))

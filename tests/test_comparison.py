@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy
-from comparing import CASES, SETTINGS, figures, no_nan, quick_toys, tiny
+from comparing import CASES, SETTINGS, figures, no_nan
 
 import memplug
 from memplug.comparison import NotRestoredError, runner
@@ -17,16 +17,7 @@ from memplug.comparison.cost import bare, hooks_of
 from memplug.comparison.preference import preferences
 from memplug.evaluation import Scores, ask, refer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_toys():
-        yield
-
-
-@pytest.fixture(scope="module")
-def loaded(make_tokenizer, make_llama):
-    return tiny(make_tokenizer, make_llama)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")

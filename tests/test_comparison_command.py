@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from comparing import quick_toys, tiny
+from comparing import tiny
 from typer.testing import CliRunner
 
 import memplug
 from memplug.cli import app
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_toys():
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import toy
-from comparing import CASES, NAMES, SETTINGS, figures, quick_toys, tiny
+from comparing import CASES, NAMES, SETTINGS, figures
 
 import memplug
 from memplug.comparison import run, runner
@@ -13,16 +13,7 @@ from memplug.comparison.cost import hooks_of, neutral, overhead
 from memplug.comparison.details import recalled
 from memplug.edits import Case, Edit, Probe
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_toys():
-        yield
-
-
-@pytest.fixture(scope="module")
-def loaded(make_tokenizer, make_llama):
-    return tiny(make_tokenizer, make_llama)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_forwards_are_timed_on_texts_that_name_no_edited_subject():

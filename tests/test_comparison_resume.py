@@ -7,21 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import toy
-from comparing import CASES, SETTINGS, case, figures, quick_toys, tiny
+from comparing import CASES, SETTINGS, case, figures
 
 import memplug
 from memplug.comparison import SettingsError, progress, run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_toys():
-        yield
-
-
-@pytest.fixture(scope="module")
-def loaded(make_tokenizer, make_llama):
-    return tiny(make_tokenizer, make_llama)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,10 @@ from torch.func import functional_call
 
 from memplug.calls import CallTracker
 from memplug.edits import EditError
+from memplug.hooks import HookSet
 from memplug.layers import UnsupportedModelError, dissect
 from memplug.methods.base import Host
+from memplug.methods.hypernet.branch import side_branch
 from memplug.methods.hypernet.capture import FORWARD_COSTS, alike, capture
 from memplug.methods.hypernet.config import EditorConfig
 from memplug.methods.hypernet.spread import spread
@@ -92,6 +94,21 @@ def test_edits_are_not_spread_over_layers_that_cannot_be_edited(
     assert [site.layer for site in found] == [1, 2, 3, 3, 4, 5]
     with pytest.raises(UnsupportedModelError, match="layer 6"):
         spread(host, (("up", 6 / 8, 7 / 8),), 10**6)
+
+
+def test_changes_beside_a_weight_stay_exact_under_autocast(make_host: Callable[..., Host]) -> None:
+    host = make_host("llama", torch.float32)
+    site = find_sites(host.model, host.anatomy, [("up", 0.5, 0.6)])[0]
+    draw = torch.Generator().manual_seed(0)
+    x, a, b = (
+        torch.randn(*size, generator=draw) for size in ((1, 3, site.d_k), (site.d_k, 2), (2, site.d_v))
+    )
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = site.module(x.float()).float()
+        with HookSet([side_branch(site, lambda: (a, 1e-3 * b))]):
+            found = site.module(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain.bfloat16() + (x @ a @ (1e-3 * b)).bfloat16(), rtol=0, atol=0)
 
 
 def test_modules_of_a_shape_are_solved_together_as_each_alone(make_host: Callable[..., Host]) -> None:

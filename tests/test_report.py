@@ -23,16 +23,6 @@ from memplug.comparison.report.markdown import markdown
 VOID = {"meta", "input", "br", "wbr", "hr", "link", "img"}
 
 
-@pytest.fixture(scope="module")
-def results():
-    return example()
-
-
-@pytest.fixture(scope="module")
-def page(results):
-    return Page(html(results))
-
-
 def test_every_method_property_and_measure_is_in_a_table_of_its_own(results, page):
     measures = {
         "generated": "Whole answer, generated",

@@ -15,16 +15,6 @@ from memplug.comparison.report.html import html
 from memplug.comparison.report.markdown import markdown
 
 
-@pytest.fixture(scope="module")
-def results():
-    return example()
-
-
-@pytest.fixture(scope="module")
-def page(results):
-    return Page(html(results))
-
-
 def _with_costs(ratios):
     """Results of two methods with these ratios of their forwards, by method and seed."""
     results = example(methods=2, seeds=len(ratios[0]), edits=4, failed=False)

@@ -16,11 +16,6 @@ from memplug.comparison.report.html import html
 from memplug.comparison.report.markdown import markdown
 
 
-@pytest.fixture(scope="module")
-def results():
-    return example()
-
-
 def _without(tree, keys):
     """The results with everything under these keys gone."""
     if isinstance(tree, dict):

@@ -33,7 +33,7 @@ def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, .
         UnsupportedModelError: ``ranges`` as they are hold a layer without such linears; see `find_sites`.
     """
     layer = 1 / len(host.anatomy.layers)
-    taken = grown = tuple(ranges)
+    taken = tuple(ranges)
     room = _room(host, taken)
     while room < capacity:
         if all(start == 0 and stop == 1 for _, start, stop in taken):
