@@ -24,7 +24,7 @@ __all__ = ["SavedEditor", "check_constants", "read_editor", "shipped_editor", "u
 _KEY = "memplug"
 _WHILE_EDITING = {
     "mode", "batch_size", "max_change", "max_perplexity", "guard_every", "guard_texts",
-    "enough", "extra_steps", "growth", "micro_batch", "seed",
+    "enough", "extra_steps", "growth", "micro_batch", "seed", "rows",
 }  # fmt: skip
 _OF_NETWORKS = {
     "modules", "ranges", "capacity", "style", "tokens", "steps", "protect", "protect_rank", "std_floor",

@@ -1,5 +1,8 @@
 """One entry of the ledger: edits that were made together, as rows of keys and values per module.
 
+Rows are kept in main memory, wherever the module is: a thousand edits' are many times a module's weight. They
+may be kept in half precision (`Part.kept`), rounded once, before anything is computed from them.
+
 A change that has no such rows (one that was trained, element by element) is kept whole.
 
 Letters: n rows (tokens of the edits), d_k and d_v a module's widths, r columns of its factors.
@@ -7,6 +10,7 @@ Letters: n rows (tokens of the edits), d_k and d_v a module's widths, r columns 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +22,10 @@ from torch import Tensor
 
 from .solve import directed, push_through, solve
 
-__all__ = ["Entry", "Part", "Whole", "summed"]
+__all__ = ["Entry", "Factors", "Part", "Whole", "joined", "summed"]
+
+Factors = tuple[Tensor, Tensor]
+"""``a`` [d_k,r] and ``b`` [r,d_v] of one module's change."""
 
 
 class Part(NamedTuple):
@@ -26,12 +33,14 @@ class Part(NamedTuple):
 
     Attributes:
         site: the module's name.
-        keys: float32 [n,d_k].
-        values: float32 [n,d_v].
+        keys: [n,d_k], float32, or what `kept` made of them.
+        values: [n,d_v], as the keys.
         owner: int64 [n], the place in `Entry.ids` of the edit that a row belongs to.
         ridge: weight of the norm in the joint solve of keys and values; None where the change is the sum of
             the rows' outer products.
-        directions: float32 [n,d_k], keys times the inverse of the solve's metric; None for the plain norm.
+        directions: [n,d_k], as the keys, which they are times the inverse of the solve's metric; None for the
+            plain norm.
+        scales: what keys, values and directions as they are here have to be multiplied by.
     """
 
     site: str
@@ -40,14 +49,48 @@ class Part(NamedTuple):
     owner: Tensor
     ridge: float | None
     directions: Tensor | None = None
+    scales: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The change of all rows as ``(a [d_k,r], b [r,d_v])``."""
-        if self.ridge is None:
-            return self.keys.T, self.values
+    def kept(self, half: bool) -> Part:
+        """The part in main memory; with ``half`` its rows are rounded to float16.
+
+        Each kind of rows is divided by a power of two that brings its largest element to the upper end of
+        float16's range, so that elements down to 2^-29 of it keep eleven bits.
+        """
+        keys, k = _kept(self.keys, self.scales[0], half)
+        values, v = _kept(self.values, self.scales[1], half)
+        directions, d = None, 1.0
         if self.directions is not None:
-            return directed(self.keys, self.values, self.ridge, self.directions)
-        return solve(self.keys, self.values, self.ridge)
+            directions, d = _kept(self.directions, self.scales[2], half)
+        return Part(self.site, keys, values, self.owner.cpu(), self.ridge, directions, (k, v, d))
+
+    def wide(self, device: torch.device | None = None) -> Part:
+        """The part with rows to compute with, float32 at least and as large as they are, on ``device``."""
+        device = device or self.owner.device
+        k, v, d = self.scales
+        keys, values = _wide(self.keys, k, device), _wide(self.values, v, device)
+        directions = None if self.directions is None else _wide(self.directions, d, device)
+        return Part(self.site, keys, values, self.owner.to(device), self.ridge, directions)
+
+    def factors(
+        self, device: torch.device | None = None, solved: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The change of all rows as ``(a [d_k,r], b [r,d_v])``, on ``device``.
+
+        Args:
+            device: None: where the rows are.
+            solved: b, from an earlier call; what needs solving.
+        """
+        part = self.wide(device)
+        if part.ridge is None:
+            return part.keys.T, part.values
+        along = part.keys if part.directions is None else part.directions
+        if solved is not None:
+            rows, d_k = along.shape
+            return (along.T if rows <= d_k else torch.eye(d_k).to(along)), solved
+        if part.directions is not None:
+            return directed(part.keys, part.values, part.ridge, part.directions)
+        return solve(part.keys, part.values, part.ridge)
 
     def of(self, place: int) -> tuple[Tensor, Tensor]:
         """One edit's own share of the change as ``(a [d_k,m], b [m,d_v])``, m the rows that it owns.
@@ -64,10 +107,11 @@ class Part(NamedTuple):
         if self.ridge is None or len(self.owner) <= self.keys.shape[1]:
             a, b = self.factors()
             return a[:, mine], b[mine]
-        along = self.keys if self.directions is None else self.directions
-        keys, values, d = (x.double()[None] for x in (self.keys, self.values, along))
+        part = self.wide()
+        along = part.keys if part.directions is None else part.directions
+        keys, values, d = (x.double()[None] for x in (part.keys, part.values, along))
         b = push_through(keys, values, keys.new_tensor([self.ridge]).log(), d)[0]
-        return along[mine].T, b[mine].to(self.values.dtype)
+        return along[mine].T, b[mine].to(part.values.dtype)
 
 
 class Whole(NamedTuple):
@@ -94,7 +138,7 @@ class Entry:
         wholes: dense changes, one of each module for each set of edits that was trained.
         off: ids that are switched off.
         notes: what the method wants to tell about them; goes through JSON.
-        solved: factors by module for the ids in force, kept since they take solving.
+        solved: by part, what of the factors of the ids in force takes solving (None: nothing), kept for that.
     """
 
     ids: tuple[str, ...]
@@ -102,7 +146,7 @@ class Entry:
     off: frozenset[str] = frozenset()
     notes: Mapping[str, Any] = field(default_factory=dict)
     wholes: tuple[Whole, ...] = ()
-    solved: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
+    solved: dict[tuple[str, ...], list[Tensor | None]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def on(self) -> tuple[str, ...]:
@@ -131,8 +175,8 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """What the factors that are kept take."""
-        return sum(x.nbytes for found in self.solved.values() for pair in found.values() for x in pair)
+        """What is kept of the factors takes."""
+        return sum(b.nbytes for found in self.solved.values() for b in found if b is not None)
 
     @property
     def trained(self) -> bool:
@@ -151,40 +195,71 @@ class Entry:
             )
         return {whole.site: whole.change for whole in self.wholes if whole.ids == self.on}
 
-    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """By module, the change of the edits in force as ``(a [d_k,r], b [r,d_v])``, steps side by side."""
+    def pairs(self, devices: Mapping[str, torch.device] | None = None) -> dict[str, list[Factors]]:
+        """By module, the change of the edits in force as ``(a [d_k,r], b [r,d_v])``, one for each step.
+
+        Args:
+            devices: where to compute, by module; None: where the rows are.
+
+        Raises:
+            SolveError: a part cannot be solved.
+        """
         on = self.on
-        if on not in self.solved:
-            found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-            for part in (_rows(part, self.ids, on) for part in self.parts):
-                if not len(part.owner):
-                    continue
-                found.setdefault(part.site, []).append(part.factors())
-            self.solved.clear()
-            self.solved[on] = {
-                site: (torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs]))
-                for site, pairs in found.items()
-            }
-        return self.solved[on]
+        known = self.solved.get(on) or [None] * len(self.parts)
+        found: dict[str, list[Factors]] = {}
+        solved: list[Tensor | None] = []
+        for part, b in zip((_rows(part, self.ids, on) for part in self.parts), known, strict=True):
+            pair = part.factors(devices[part.site] if devices else None, b) if len(part.owner) else None
+            solved.append(None if pair is None or part.ridge is None else pair[1])
+            if pair is not None:
+                found.setdefault(part.site, []).append(pair)
+        self.solved.clear()
+        self.solved[on] = solved
+        return found
 
 
-def summed(entries: Sequence[Entry]) -> dict[str, Tensor]:
+def summed(entries: Sequence[Entry], devices: Mapping[str, torch.device] | None = None) -> dict[str, Tensor]:
     """By module, the change [d_k,d_v] of the edits in force in all of these entries, taken together.
+
+    Args:
+        entries: the entries, in order.
+        devices: as in `Entry.pairs`.
 
     Raises:
         SolveError: a part cannot be solved.
         ValueError: a dense change was not made for just the edits in force.
     """
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    pairs: dict[str, list[Factors]] = {}
     for entry in entries:
-        for site, pair in entry.factors().items():
-            pairs.setdefault(site, []).append(pair)
-    sums = {
-        site: torch.cat([a for a, _ in f], dim=1) @ torch.cat([b for _, b in f]) for site, f in pairs.items()
-    }
+        for site, found in entry.pairs(devices).items():
+            pairs.setdefault(site, []).extend(found)
+    sums = {}
+    for site in list(pairs):
+        a, b = joined(pairs.pop(site))
+        sums[site] = a @ b
     for site, change in (item for entry in entries for item in entry.dense().items()):
         sums[site] = sums[site] + change if site in sums else change.clone()
     return sums
+
+
+def joined(pairs: Sequence[Factors]) -> Factors:
+    """Factors of the sum of these changes."""
+    return torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs])
+
+
+def _kept(rows: Tensor, scale: float, half: bool) -> tuple[Tensor, float]:
+    rows = rows.cpu().contiguous()
+    if not half or not rows.numel():
+        return rows, scale
+    largest = float(rows.abs().max())
+    more = math.ldexp(1.0, math.frexp(largest)[1] - 15) if 0 < largest < math.inf else 1.0
+    return (rows / more).half(), scale * more
+
+
+def _wide(rows: Tensor, scale: float, device: torch.device) -> Tensor:
+    rows = rows.to(device)
+    rows = rows.float() if rows.dtype == torch.float16 else rows
+    return rows if scale == 1.0 else rows * scale
 
 
 def _rows(part: Part, ids: Sequence[str], kept: Sequence[str]) -> Part:

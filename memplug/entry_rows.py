@@ -15,8 +15,8 @@ __all__ = ["entries_from", "meta_of", "rows_of"]
 
 
 def rows_of(entries: Sequence[Entry]) -> dict[str, Tensor]:
-    """All rows by module and kind: keys and directions [N,d_k] and values [N,d_v] float32, owner int64 [N];
-    whole changes [d_k,d_v] one below the other."""
+    """All rows by module and kind: keys and directions [N,d_k] and values [N,d_v] as they are kept, owner
+    int64 [N]; whole changes [d_k,d_v] one below the other."""
     found: dict[str, list[Tensor]] = {}
     for part in (part for entry in entries for part in entry.parts):
         for kind in ("keys", "values", "owner", "directions"):
@@ -35,7 +35,8 @@ def meta_of(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "off": sorted(entry.off),
             "notes": dict(entry.notes),
             "parts": [
-                [part.site, len(part.owner), part.ridge, part.directions is not None] for part in entry.parts
+                [part.site, len(part.owner), part.ridge, part.directions is not None, part.scales]
+                for part in entry.parts
             ],
             "wholes": [[whole.site, list(whole.ids)] for whole in entry.wholes],
         }
@@ -46,7 +47,7 @@ def meta_of(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 def entries_from(
     sites: Mapping[str, Site], tensors: Mapping[str, Tensor], meta: Sequence[Mapping[str, Any]]
 ) -> list[Entry]:
-    """The entries that `rows_of` and `meta_of` were given, on the modules' devices.
+    """The entries that `rows_of` and `meta_of` were given; whole changes on the modules' devices.
 
     Raises:
         ValueError: rows and meta do not fit each other or the modules.
@@ -79,6 +80,7 @@ def _part(
     count: int,
     ridge: float | None,
     directed: bool = False,
+    scales: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Part:
     kinds = ("keys", "values", "owner", *(["directions"] if directed else []))
     keys, values, owner, *directions = (rows[f"{name}:{kind}"].take(count) for kind in kinds)
@@ -89,10 +91,9 @@ def _part(
             f"the saved rows of {name!r} are {tuple(keys.shape)} and {tuple(values.shape)}, "
             f"which does not fit {site}"
         )
-    keys, values, owner, *directions = (
-        one.to(site.weight.device) for one in (keys, values, owner, *directions)
-    )
-    return Part(name, keys, values, owner, ridge, *directions)
+    of_keys, of_values, of_directions = map(float, scales)
+    along = directions[0] if directions else None
+    return Part(name, keys, values, owner, ridge, along, (of_keys, of_values, of_directions))
 
 
 def _whole(sites: Mapping[str, Site], rows: Mapping[str, _Rows], name: str, ids: Sequence[str]) -> Whole:
@@ -100,4 +101,4 @@ def _whole(sites: Mapping[str, Site], rows: Mapping[str, _Rows], name: str, ids:
     change = rows[f"{name}:whole"].take(site.d_k if site else 0)
     if site is None or change.shape != (site.d_k, site.d_v):
         raise ValueError(f"a saved change of {name!r} is {tuple(change.shape)}, which does not fit {site}")
-    return Whole(name, change.to(site.weight.device), tuple(ids))
+    return Whole(name, change.to(site.device), tuple(ids))

@@ -35,7 +35,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .entries import Entry, summed
+from .entries import Entry, Factors, joined, summed
 from .entry_rows import entries_from, meta_of, rows_of
 from .pristine import Pristine
 from .sites import Site
@@ -52,13 +52,13 @@ class Ledger:
     Args:
         sites: the modules that may change.
         mode: "merged" writes the weights; "side" leaves them alone and gives `branch` to whoever adds it.
-        cache_bytes: memory that block sums may take, and solved factors of all blocks but the last. Whatever
-            it says, two float32 sums of each changed module are held: of all blocks, and of all but the last,
-            so that an edit at the end sums the last block alone.
+        cache_bytes: memory that block sums may take, and what was solved for all blocks but the last.
+            Whatever it says, two float32 sums of each changed module are held: of all blocks, and of all but
+            the last, so that an edit at the end sums the last block alone.
     """
 
     def __init__(
-        self, sites: Sequence[Site], mode: Literal["merged", "side"] = "merged", cache_bytes: int = 2 << 30
+        self, sites: Sequence[Site], mode: Literal["merged", "side"] = "merged", cache_bytes: int = 1 << 30
     ) -> None:
         self.sites = {site.name: site for site in sites}
         self.mode = mode
@@ -68,7 +68,7 @@ class Ledger:
         self._sums: dict[tuple[Any, ...], _BlockSum] = {}
         self._running: tuple[_Running, ...] = ()
         self._total: dict[str, Tensor] | None = {}
-        self._branches: dict[str, tuple[Tensor, Tensor]] = {}
+        self._branches: dict[str, Factors] = {}
         self._paused = 0
 
     @property
@@ -200,7 +200,7 @@ class Ledger:
         found = self._changes_now().get(site)
         return torch.zeros(where.d_k, where.d_v) if found is None else found
 
-    def branch(self, site: str) -> tuple[Tensor, Tensor] | None:
+    def branch(self, site: str) -> Factors | None:
         """``(a [d_k,R], b [R,d_v])`` to add as ``y + (x a) b`` in side mode; None where nothing is."""
         return None if self._paused else self._branches.get(site)
 
@@ -211,18 +211,19 @@ class Ledger:
             for name, change in self._changes_now().items()
         }
 
-    def _concatenated(self, entries: Sequence[Entry]) -> dict[str, tuple[Tensor, Tensor]]:
-        pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for entry in entries:
-            for site, pair in entry.factors().items() if entry.on else ():
-                pairs.setdefault(site, []).append(pair)
-            for site, change in entry.dense().items() if entry.on else ():
+    def _concatenated(self, entries: Sequence[Entry]) -> dict[str, Factors]:
+        found: dict[str, list[Factors]] = {}
+        for entry in (entry for entry in entries if entry.on):
+            for site, pairs in entry.pairs(self._devices).items():
+                found.setdefault(site, []).extend(pairs)
+            for site, change in entry.dense().items():
                 eye = torch.eye(change.shape[1], dtype=change.dtype, device=change.device)
-                pairs.setdefault(site, []).append((change, eye))
-        return {
-            site: (torch.cat([a for a, _ in found], dim=1), torch.cat([b for _, b in found]))
-            for site, found in pairs.items()
-        }
+                found.setdefault(site, []).append((change, eye))
+        return {site: joined(pairs) for site, pairs in found.items()}
+
+    @property
+    def _devices(self) -> dict[str, torch.device]:
+        return {name: site.device for name, site in self.sites.items()}
 
     def _changes_now(self) -> dict[str, Tensor]:
         if self._total is None:
@@ -244,7 +245,7 @@ class Ledger:
                 found = self._sums.get(key, _BlockSum(None, (), 0))
                 if found.sums is None:
                     held = tuple((e.parts, e.wholes) for e in block)
-                    found = _BlockSum(summed(block), held, sum(e.nbytes for e in block))
+                    found = _BlockSum(summed(block, self._devices), held, sum(e.nbytes for e in block))
                 if number == len(keys):
                     closed = _Running(keys[:-1], dict(total))
                 _add(total, found.sums or {})
@@ -262,7 +263,7 @@ class Ledger:
 
 class _BlockSum(NamedTuple):
     """By module, the change of a block, None where memory does not do; the parts are kept so that nothing
-    else gets their addresses. ``solved`` is what the factors that it was summed from take in bytes."""
+    else gets their addresses. ``solved`` is what was solved for it takes in bytes."""
 
     sums: dict[str, Tensor] | None
     parts: tuple[Any, ...]

@@ -51,6 +51,12 @@ class Site:
         return weight
 
     @property
+    def device(self) -> torch.device:
+        """Where to compute its changes: by its weight, or in main memory where that is not loaded."""
+        device = self.weight.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
     def plain(self) -> bool:
         """Whether the stored weight is the one that is computed with, and no code of one (as one byte is)."""
         weight = self.weight

@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .edits import Edit, EditTable
@@ -32,7 +35,8 @@ FORMAT = 1
 """Version of the files; a newer one is refused."""
 
 _MANIFEST = "plug.json"
-_WRITING = ".writing-"  # begins the name of a file that is not whole yet
+_WRITING = ".writing-"  # begins the name of a folder with a file that is not whole yet
+_TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _PROBES = 64  # elements of each tensor that go into a fingerprint
 
 
@@ -81,7 +85,7 @@ def save(folder: Path, plug: Plug) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
+    if folder.is_dir() and not (folder / _MANIFEST).is_file() and not all(map(_ours, folder.iterdir())):
         raise SaveError(f"{folder} has files that are not a saved plug; name an empty or a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +94,9 @@ def save(folder: Path, plug: Plug) -> None:
             f"{folder} cannot be made ({error.strerror}); name a folder you can write to"
         ) from error
     tensors, meta = plug.method.state()
-    data = dump_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    digest = hashlib.sha256(data).hexdigest()
     with plug.paused():  # a method may have changed weights; the name is the base model's
         base = fingerprint(plug.model)
+    file, digest = _write_tensors(folder, tensors)
     manifest = {
         "format": FORMAT,
         "method": plug.name,
@@ -104,14 +107,33 @@ def save(folder: Path, plug: Plug) -> None:
         "off": [id for id in plug.edits if not plug.edits.enabled(id)],
         "count": plug.count,
         "meta": meta,
-        "tensors": {"file": f"tensors-{digest[:16]}.safetensors", "sha256": digest},
+        "tensors": {"file": file, "sha256": digest},
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
-    write_atomically(folder / f"tensors-{digest[:16]}.safetensors", data)
     write_atomically(folder / _MANIFEST, text)
-    for left in (*folder.glob("tensors-*.safetensors"), *folder.glob(f"{_WRITING}*")):
-        if left.name != f"tensors-{digest[:16]}.safetensors":
+    for left in filter(_ours, folder.iterdir()):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.name != file:
             left.unlink(missing_ok=True)
+
+
+def _ours(path: Path) -> bool:
+    """Whether saving wrote this, be it one that was broken off."""
+    return path.name.startswith(_WRITING) or _TENSORS.fullmatch(path.name) is not None
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Write a tensor file that is named by its SHA-256; both are returned. Nothing is copied in memory."""
+    with _new_file(folder) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the umask's; the library's files are the owner's alone
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.chmod(mode)
+        digest = _digest(temporary)
+        name = f"tensors-{digest[:16]}.safetensors"
+        _move(temporary, folder / name)
+    return name, digest
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -119,21 +141,41 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Who may read it is for the umask to say, as of any other file (one of `tempfile`'s is the owner's alone).
     """
-    temporary = path.parent / f"{_WRITING}{secrets.token_hex(8)}"
-    try:
+    with _new_file(path.parent) as temporary:
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
+        _move(temporary, path)
+
+
+@contextmanager
+def _new_file(folder: Path) -> Iterator[Path]:
+    """A name for a file that is not whole yet, in a folder of its own, which is removed in the end."""
+    own = folder / f"{_WRITING}{secrets.token_hex(8)}"
+    own.mkdir()
     try:
-        os.fsync(directory)
+        yield own / "file"
     finally:
-        os.close(directory)
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _move(file: Path, path: Path) -> None:
+    """Flush a file to the disk, give it its name, and flush the folder's list."""
+    _flush(file)
+    os.replace(file, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(folder: Path, model: Any) -> Saved:
@@ -201,15 +243,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _tensors(path: Path, digest: str) -> dict[str, Tensor]:
     try:
-        data = path.read_bytes()
+        found, size = _digest(path), path.stat().st_size
     except OSError as error:
         raise LoadError(f"{path} cannot be read ({error.strerror}); take a copy that is whole") from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise LoadError(
-            f"{path} is not the file that was saved ({len(data)} bytes, wrong SHA-256); take a copy"
-        )
+    if found != digest:
+        raise LoadError(f"{path} is not the file that was saved ({size} bytes, wrong SHA-256); take a copy")
     try:
-        return dict(load_tensors(data))
+        return dict(load_file(path))
     except SafetensorError as error:
         raise LoadError(f"{path} is no safetensors file ({error})") from error
 

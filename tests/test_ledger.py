@@ -49,13 +49,14 @@ def _entry(ids: tuple[str, ...], seed: int = 0, ridge: float | None = 0.5, rows:
 def _drawn(ids: tuple[str, ...], seed: int) -> Entry:
     """As the library's methods make them: steps, directions, outer products; which, the seed says."""
     draw = random.Random(seed)
-    parts = []
+    parts: list[Part] = []
     for step in range(draw.randint(1, 3)):
         for name in WIDTHS:
             kind = draw.choice(["joint", "directed", "outer"])
             ridge = None if kind == "outer" else draw.choice([0.5, 2.0])
             rows = draw.randint(1, 3)  # three rows of three edits are more than a module has inputs
-            parts.append(_part(name, len(ids), rows, ridge, kind == "directed", seed + 7919 * len(parts)))
+            part = _part(name, len(ids), rows, ridge, kind == "directed", seed + 7919 * len(parts))
+            parts.append(part.kept(half=draw.random() < 0.5))
         if step and draw.random() < 0.3:
             parts.pop()  # modules that are not chosen have no part
     return Entry(ids, tuple(parts))
@@ -210,7 +211,9 @@ def test_a_change_at_the_end_sums_one_block_without_any_cache(monkeypatch: pytes
     """As where one block's sums take more than the cache may (a model of 8B)."""
     monkeypatch.setattr(ledger_module, "BLOCK", 8)
     summed, calls = ledger_module.summed, []
-    monkeypatch.setattr(ledger_module, "summed", lambda block: calls.append(len(block)) or summed(block))
+    monkeypatch.setattr(
+        ledger_module, "summed", lambda block, *at: calls.append(len(block)) or summed(block, *at)
+    )
     ledger, cached = Ledger(_sites(), cache_bytes=0), Ledger(_sites())
     for n in range(100):
         calls.clear()
@@ -243,7 +246,7 @@ def test_a_change_at_the_end_sums_one_block_without_any_cache(monkeypatch: pytes
     assert _same(_bits(ledger), _bits(cached))
 
 
-@pytest.mark.parametrize(("cache", "share"), [(0, 0.0), (18_000, 0.5), (1 << 30, 1.0)])
+@pytest.mark.parametrize(("cache", "share"), [(0, 0.0), (9_600, 0.5), (1 << 30, 1.0)])
 def test_factors_of_closed_blocks_are_kept_while_they_are_small(
     monkeypatch: pytest.MonkeyPatch, cache: int, share: float
 ) -> None:

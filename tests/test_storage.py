@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,35 @@ def test_a_crash_at_any_moment_leaves_a_whole_save(plug, base, tokenizer, tmp_pa
         plug.enable("e2")
     assert moments >= 6  # two files, each written, flushed and moved
     assert len(list(folder.iterdir())) == 2  # nothing is left over
+
+
+def test_a_first_save_that_was_broken_off_is_in_nobodys_way(plug, base, tokenizer, tmp_path, monkeypatch):
+    """At any moment: what it leaves is no save, and the next one goes into the same folder."""
+    for moment in range(100):
+        folder = tmp_path / str(moment)
+        with monkeypatch.context() as patch:
+            left = [moment]
+            for name in ("replace", "fsync"):
+                patch.setattr(os, name, _dying(getattr(os, name), left))
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the process is gone
+            try:
+                plug.save(folder)
+            except Crash:
+                assert any(folder.iterdir())
+            else:
+                break
+        if not (folder / "plug.json").exists():
+            refuse(folder, base, tokenizer, "is not a saved plug")
+        (folder / "tensors-of-mine.safetensors").write_text("")
+        if not (folder / "plug.json").exists():
+            with pytest.raises(SaveError, match="files that are not a saved plug"):
+                plug.save(folder)
+            (folder / "tensors-of-mine.safetensors").unlink()
+        plug.save(folder)
+        memplug.load(folder, copy.deepcopy(base), tokenizer).detach()
+        names = {path.name for path in folder.iterdir()} - {"tensors-of-mine.safetensors"}
+        assert len(names) == 2, names
+    assert moment >= 6
 
 
 def test_who_may_read_a_save_is_for_the_umask_to_say(plug, tmp_path):

@@ -112,7 +112,7 @@ class FineTune(LedgerMethod):
         scale = 4096.0 if host.model.dtype == torch.float16 else 1.0
         changes, units = [], []
         for site in self.sites:
-            where = site.weight.device
+            where = site.device
             changes.append(torch.zeros(site.d_k, site.d_v, device=where, requires_grad=True))
             units.append(float(self.ledger.pristine.norm(site.name)) / (site.d_k * site.d_v) ** 0.5)
         units = units if config.relative else [1.0] * len(units)

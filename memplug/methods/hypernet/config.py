@@ -64,6 +64,10 @@ class EditorConfig(WeightConfig):
     """Largest root mean square of a token's normalised activations and slopes each; larger ones are scaled
     down to it (published: 0, no limit)."""
 
+    rows: Literal["float16", "float32"] = "float16"
+    """How exactly the rows of edits are kept, which are most of what edits take in memory and on disk
+    (published: float32)."""
+
     # The networks.
     rank: int = 64
     """Rank of a residual block; the s-th step's network has a 1/s of it where steps have their own."""
@@ -126,6 +130,7 @@ class EditorConfig(WeightConfig):
         "remember": 0.0,
         "enough": 1.0,
         "extra_steps": 0,
+        "rows": "float32",
     }
     """What all papers have in common where the defaults differ; part of every ``preset("paper")``."""
     published_fit: ClassVar[dict[str, Any]] = published | {
@@ -171,6 +176,7 @@ class EditorConfig(WeightConfig):
         "tokens": ("answer", "all"),
         "locality": ("base", "previous", "none"),
         "norm_of": ("edit", "drift"),
+        "rows": ("float16", "float32"),
     }
 
     def __post_init__(self) -> None:

@@ -121,7 +121,8 @@ class WeightEditor(LedgerMethod):
             self._host, pairs, observe=self._observes(), earlier=self._earlier(), further=further
         )
         self._named = None if self._observes() else self._named
-        return Entry(tuple(str(e.id) for e in edits), made.parts(self.sites), notes=self._notes(made))
+        parts = tuple(part.kept(self.config.rows == "float16") for part in made.parts(self.sites))
+        return Entry(tuple(str(e.id) for e in edits), parts, notes=self._notes(made))
 
     def _earlier(self) -> list[Earlier] | None:
         """By module, the inputs of the edits in force: they follow from the ledger alone, to the bit."""
@@ -136,7 +137,7 @@ class WeightEditor(LedgerMethod):
         for entry in active[len(self._counted) :]:
             on = torch.tensor([id in entry.on for id in entry.ids])
             for part in entry.parts:
-                by_name[part.site].add(part.keys[on.to(part.owner.device)[part.owner]])
+                by_name[part.site].add(part.wide(self._host.text.device).keys[on[part.owner]])
         self._counted = active
         return self._inputs
 

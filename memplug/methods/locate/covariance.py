@@ -87,7 +87,7 @@ def second_moments(host: Host, sites: Sequence[Site], texts: Sequence[str], leng
     if not rows:
         raise EditError("the text for the covariance has no token; give texts that are not empty")
     rows.sort(key=len)
-    sums = {s.name: torch.zeros(s.d_k, s.d_k, dtype=torch.float64, device=s.weight.device) for s in sites}
+    sums = {s.name: torch.zeros(s.d_k, s.d_k, dtype=torch.float64, device=s.device) for s in sites}
     last = max(site.layer for site in sites)
     for part in chunks(range(len(rows)), _ROWS):
         batch = host.text.batch([rows[i] for i in part])
@@ -162,4 +162,4 @@ def _read(path: Path, model: Any, sites: Sequence[Site]) -> Moments:
             f"a {type(model).__name__} in {getattr(model, 'dtype', '?')}, has {ours}. Delete the file, or "
             "name another cache_dir"
         )
-    return Moments({s.name: found[s.name].to(s.weight.device) for s in sites}, tokens)
+    return Moments({s.name: found[s.name].to(s.device) for s in sites}, tokens)

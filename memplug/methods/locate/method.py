@@ -109,7 +109,7 @@ class LocateMethod(LedgerMethod):
             keys = mean_keys(seen.inputs, rows, len(edits)).double()
             part = self._part(site, moments.by_site[site.name], keys, left, owner)
             change[site.name] = part.factors()
-            parts.append(part)
+            parts.append(part.kept(half=False))  # the solve is exact, and may have no ridge
         loss = {str(edit.id): round(float(one), 6) for edit, one in zip(edits, wanted.loss, strict=True)}
         notes = {"before": self._before(), "loss": loss}
         return Entry(tuple(str(edit.id) for edit in edits), tuple(parts), notes=notes)
@@ -118,7 +118,7 @@ class LocateMethod(LedgerMethod):
         inverse = self._inverse(site, moments)
         keys = self._project(site, keys)
         directions = keys @ inverse
-        where = site.weight.device
+        where = site.device
         values = left.float().to(where)
         return Part(
             site.name, keys.float(), values, owner.to(where), self._ridge, directions.float().contiguous()
@@ -150,7 +150,8 @@ class LocateMethod(LedgerMethod):
         ):
             seen, inverse = (), self._metric(site, moments)
         for parts in held[len(seen) :]:
-            keys = torch.cat([part.keys for part in parts if part.site == site.name]).double()
+            mine = [part.keys.to(inverse.device) for part in parts if part.site == site.name]
+            keys = torch.cat(mine).double()
             directions = keys @ inverse
             system = torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + keys @ directions.T
             inverse = inverse - directions.T @ torch.linalg.solve(system, directions)
