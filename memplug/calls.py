@@ -204,7 +204,7 @@ class CallTracker:
         if positions is not None and past == 0:
             positions = positions[0] if positions.ndim == 3 else positions
             first = positions.expand(batch, -1).gather(1, start[:, None])[:, 0].to(start.device)
-        prompt = None if past else self._prompts(batch)
+        prompt = None if past else self._prompts(batch, device)
         kept = getattr(self._local, "kept", None)
         if prompt is None and past == 0 and type(kept) is int and 1 < kept <= length:
             # The first of the logits asked for is the prompt's: what follows is a draft (assisted decoding),
@@ -213,15 +213,15 @@ class CallTracker:
         held = held_by(cache)
         return Call(valid, real, past, first, start, cache, held, ids=ids, prompt=prompt, whole=whole)
 
-    def _prompts(self, batch: int) -> Tensor | None:
+    def _prompts(self, batch: int, device: torch.device) -> Tensor | None:
         lengths: Tensor | None = getattr(self._local, "lengths", None)
         if lengths is None or len(lengths) == batch:
-            return lengths
+            return lengths if lengths is None else lengths.to(device)
         if batch % len(lengths):
             raise ValueError(
                 f"{len(lengths)} prompt lengths for a batch of {batch} rows; give one for each row"
             )
-        return lengths.repeat_interleave(batch // len(lengths))
+        return lengths.to(device).repeat_interleave(batch // len(lengths))
 
 
 def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anatomy: Anatomy) -> Tensor:

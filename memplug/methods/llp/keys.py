@@ -103,7 +103,7 @@ def contrast(states: Tensor, others: Sequence[Tensor], config: LLPConfig) -> Ten
     """
     key = states.mean(0) if config.mean_key else states[-1]
     length = key.shape[1]
-    rivals = [other[:, -length:] for other in others if other.shape[1] >= length]
+    rivals = [other[:, -length:].to(key.device) for other in others if other.shape[1] >= length]
     if not rivals or not config.key_steps:
         return key
     against = F.normalize(torch.stack(rivals, dim=1).float(), dim=-1)  # [R,N,S,D]
@@ -152,7 +152,7 @@ def keys_missing(
 def _recognised(key: Tensor, own: Tensor, config: LLPConfig) -> bool:
     if key.shape != own.shape:
         return False  # another way to tokenize the subject
-    similarity = (F.normalize(key, dim=-1) * own).sum(-1).amin(-1)
+    similarity = (F.normalize(key.to(own.device), dim=-1) * own).sum(-1).amin(-1)
     # Stored keys are rounded: what just passes here might fail there.
     votes = int((similarity > config.threshold + 1e-3).sum())
     return votes >= max(1, math.ceil(config.quorum * len(own)))
