@@ -23,10 +23,15 @@ _SAME = ("model", "cases", "edits", "batch", "device", "dtype", "points", "max_n
 def slim(run: dict[str, Any], probes: int | None) -> dict[str, Any]:
     """A run without answers and what is shown of single cases, with what it was asked at most."""
     left = {key: value for key, value in run.items() if key not in ("answers", "details", "asked")}
-    left["curve"] = [{k: v for k, v in point.items() if k != "answers"} for point in left.get("curve") or ()]
+    left["curve"] = [without_answers(point) for point in left.get("curve") or ()]
     if left["error"]:
         left["error"] = {key: left["error"][key] for key in ("type", "message")}
     return left | {"probes": probes}
+
+
+def without_answers(point: dict[str, Any]) -> dict[str, Any]:
+    """The base model's scores, or a point of a curve, without what was said."""
+    return {key: value for key, value in point.items() if key not in ("answers", "general_answers")}
 
 
 def read(file: Path) -> Any:
@@ -46,7 +51,7 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
         for name in _SAME:
             if own.get(name) != settings[0].get(name):
                 raise ValueError(f"{folder} has another {name}: {own.get(name)!r}")
-        base |= {file.stem: read(file) for file in sorted((folder / "base").glob("*.json"))}
+        base |= {file.stem: without_answers(read(file)) for file in sorted((folder / "base").glob("*.json"))}
         runs += [slim(read(file), own.get("probes")) for file in sorted((folder / "runs").glob("*.json"))]
     keys = [(run["method"], run["seed"]) for run in runs]
     if len(set(keys)) < len(keys):

@@ -78,6 +78,10 @@ def test_it_writes_results_and_reports_and_shows_a_table(files, tmp_path, monkey
     assert results["fingerprint"]
     assert results["settings"]["command"] == "memplug compare --cases 'my facts.jsonl'"
     assert set(results["base"]["3"]["general"]) == {"tasks", "tasks_norm"}
+    for point in (results["base"]["3"], *results["runs"][0]["curve"]):  # every answer is there, at any point
+        (said,) = point["general_answers"]["tasks"]
+        right = max(range(2), key=lambda i, said=said: said["log_probs"][i]) == said["label"]
+        assert point["general"]["tasks"]["value"] == float(right)
     assert results["runs"][0]["preference"]["before"] == {"data": 2, "base model": 0}
     assert set(results["runs"][0]["preference"]["rome"]) == {"efficacy", "generalization", "neighborhood"}
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..edits import Case
 from ..evaluation import Answer, Reference, Scores, ask, retained
 from ..evaluation.general import General
-from ..evaluation.metrics import generated_exact
+from ..evaluation.metrics import Judged, generated_exact
 from ..plugin import Plug
 from ..storage import LoadError
 from .casebook import Drawn
@@ -78,8 +78,8 @@ class Bench:
         )
         return [row._replace(case=at[row.case]) for row in rows]
 
-    def abilities(self) -> dict[str, Any]:
-        """The model's scores on the general sets."""
+    def abilities(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The model's scores on the general sets, and its answers."""
         return general_scores(self.general, self.model, self.tokenizer, self.settings)
 
     def scores(self, rows: Sequence[Answer]) -> Scores:
@@ -172,12 +172,14 @@ def _look(bench: Bench, tally: Tally, rows: Sequence[Answer] | None) -> dict[str
     if rows is None:
         at = sorted({*first, *recent})
         rows = bench.ask([bench.drawn.cases[i] for i in at], at)
+    general, said = _part(tally, "general abilities", lambda: bench.abilities()) or ({}, {})
     return {
         "edits": tally.done,
         "seconds": tally.seconds,
         "first": bench.scores([row for row in rows if row.case in first]).to_dict(),
         "recent": bench.scores([row for row in rows if row.case in recent]).to_dict(),
-        "general": _part(tally, "general abilities", lambda: bench.abilities()) or {},
+        "general": general,
+        "general_answers": said,
         "answers": bench.scores(rows).to_dict(answers=True)["answers"] if asked else None,
     }
 
@@ -271,10 +273,14 @@ def _retained(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, fl
     return {name: retained(*pair) for name, pair in pairs.items()}
 
 
-def general_scores(sets: Sequence[General], model: Any, tokenizer: Any, settings: Settings) -> dict[str, Any]:
-    """The model's scores on all general sets, plain."""
+def general_scores(
+    sets: Sequence[General], model: Any, tokenizer: Any, settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's scores on all general sets by measure, and its answers by set, plain."""
     found: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     for one in sets:
         scores = one.score(model, tokenizer, batch_size=settings.batch_size, level=settings.level)
         found |= {name: plain(score._asdict()) for name, score in scores.items()}
-    return found
+        answers[one.name] = plain(scores.answers) if isinstance(scores, Judged) else None
+    return found, answers

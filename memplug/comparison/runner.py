@@ -223,8 +223,9 @@ class _Plan:
         if not base:
             rows = reference.answers(drawn.cases)
             base["scores"] = Scores.from_answers(rows, level=settings.level).to_dict()
-            base["general"] = general_scores(self.sets, self.model, self.tokenizer, settings)
-        if "preference" not in base:  # earlier versions did not ask for it
+        if "general_answers" not in base or "preference" not in base:  # earlier versions did not keep them
+            asked = general_scores(self.sets, self.model, self.tokenizer, settings)
+            base["general"], base["general_answers"] = asked
             base["preference"] = preferences(self.model, self.tokenizer, drawn, reference, settings)
             folder.write(folder.base(seed), base)
         return Bench(

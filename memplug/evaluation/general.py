@@ -15,7 +15,7 @@ from ..data import DataError
 from ..data.rows import read_file
 from ..edits import Probe
 from .harness import Harness
-from .metrics import Score, bootstrap, choose_likeliest, choose_per_byte, generated_exact
+from .metrics import Judged, Score, bootstrap, choose_likeliest, choose_per_byte, generated_exact
 from .probing import answer, teacher_force
 
 __all__ = ["Choices", "Choosing", "General", "Skills", "open_general", "read_choices"]
@@ -31,7 +31,7 @@ class General(Protocol):
         """How the set is called."""
 
     def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> dict[str, Score]:
-        """The model's scores, by measure; intervals over the set's questions."""
+        """The model's scores, by measure; intervals over its questions. A `Judged` keeps the answers."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Skills:
         """What tells this set from others of its name, plain."""
         return {"kind": "skills", "n": self.n, "seed": self.seed}
 
-    def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> dict[str, Score]:
+    def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> Judged:
         """See `General`."""
         from .. import world
 
@@ -60,7 +60,11 @@ class Skills:
         prompts = [probe.prompt for probe in probes]
         texts = answer(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=16)
         right = [generated_exact(t, probe.target) for t, probe in zip(texts, probes, strict=True)]
-        return _scored(self.name, right, level)
+        answers = [
+            {"prompt": probe.prompt, "target": probe.target, "text": text, "right": one}
+            for probe, text, one in zip(probes, texts, right, strict=True)
+        ]
+        return Judged(_scored(self.name, right, level), answers)
 
 
 class Choosing(NamedTuple):
@@ -101,7 +105,7 @@ class Choices:
         digest = hashlib.sha256(repr((self.labels, [tuple(row) for row in self.rows])).encode()).hexdigest()
         return {"kind": "choices", "rows": len(self.rows), "sha256": digest, "file": self.file}
 
-    def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> dict[str, Score]:
+    def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> Judged:
         """See `General`."""
         probes = [Probe(row.prompt, choice) for row in self.rows for choice in row.choices]
         forced = iter(teacher_force(model, tokenizer, probes, batch_size=batch_size))
@@ -111,7 +115,8 @@ class Choices:
         if not self.labels:
             normed = [choose_per_byte(s, row.choices) == row.label for s, row in pairs]
             found |= _scored(f"{self.name}_norm", normed, level)
-        return found
+        answers = [{"question": i, "label": row.label, "log_probs": s} for i, (s, row) in enumerate(pairs)]
+        return Judged(found, answers)
 
 
 def open_general(name: str | Path) -> General:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .metrics import Score
+from .metrics import Judged, Score
 
 __all__ = ["Harness"]
 
@@ -60,7 +60,7 @@ class Harness:
         """The tasks that there are; the harness goes through thousands of files for them, once."""
         return (self.settings or {}).get("task_manager") or _all_tasks()
 
-    def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> dict[str, Score]:
+    def score(self, model: Any, tokenizer: Any, *, batch_size: int, level: float) -> Judged:
         """See `General` (``memplug.evaluation.general``).
 
         Raises:
@@ -81,7 +81,17 @@ class Harness:
         scores = own or {key: score for its in found.values() for key, score in its.items()}
         if not scores:
             raise ValueError(f"lm-eval reports no figures for {self.name!r}; name one of its tasks")
-        return scores
+        return Judged(scores, _answers(out))
+
+
+def _answers(out: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the harness logged of each question, where its settings let it."""
+    said = ("doc_id", "target", "filter", "resps", "filtered_resps")
+    return [
+        {"task": task} | {name: sample[name] for name in said if name in sample}
+        for task, samples in (out.get("samples") or {}).items()
+        for sample in samples
+    ]
 
 
 def _figures(task: str, out: Mapping[str, Any], width: float) -> dict[str, Score]:

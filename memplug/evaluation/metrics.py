@@ -11,8 +11,8 @@ what the model puts at position i when it is *teacher forced*, that is, fed the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,18 @@ class Score(NamedTuple):
     low: float
     high: float
     n: int
+
+
+class Judged(dict[str, Score]):
+    """Scores by measure, and what they were made from.
+
+    Attributes:
+        answers: one plain dict a question, as it was answered.
+    """
+
+    def __init__(self, scores: Mapping[str, Score], answers: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(scores)
+        self.answers = [dict(answer) for answer in answers]
 
 
 def token_accuracy(predicted: Sequence[int], target: Sequence[int]) -> float:

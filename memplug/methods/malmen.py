@@ -17,7 +17,7 @@ class MALMENConfig(EditorConfig):
 
     batch_size: int = 1024
     fit_batch: int = 64
-    fit_steps: int = 300
+    fit_steps: int = 100
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"
     locality_weight: float = 1.0
