@@ -232,7 +232,7 @@ def _default_entries(sites: list[Site], edits: list[int], steps: int) -> Iterato
         for _ in range(steps):
             for site in sites:
                 keys, values, along = (x[at : at + size] for x in rows[site.name])
-                parts.append(Part(site.name, keys, values, owner, 1.0, along))
+                parts.append(Part(site.name, keys, values, owner, 1.0, along).kept(half=True))
             at += size
         yield Entry(tuple(f"e{n}.{i}" for i in range(size)), tuple(parts))
 

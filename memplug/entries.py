@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .solve import directed, push_through, solve
 
-__all__ = ["Entry", "Factors", "Part", "Whole", "joined", "summed"]
+__all__ = ["Entry", "Factors", "Part", "Whole", "summed"]
 
 Factors = tuple[Tensor, Tensor]
 """``a`` [d_k,r] and ``b`` [r,d_v] of one module's change."""
@@ -72,22 +72,11 @@ class Part(NamedTuple):
         directions = None if self.directions is None else _wide(self.directions, d, device)
         return Part(self.site, keys, values, self.owner.to(device), self.ridge, directions)
 
-    def factors(
-        self, device: torch.device | None = None, solved: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The change of all rows as ``(a [d_k,r], b [r,d_v])``, on ``device``.
-
-        Args:
-            device: None: where the rows are.
-            solved: b, from an earlier call; what needs solving.
-        """
+    def factors(self, device: torch.device | None = None) -> Factors:
+        """The change of all rows as ``(a [d_k,r], b [r,d_v])``, on ``device`` (None: where the rows are)."""
         part = self.wide(device)
         if part.ridge is None:
             return part.keys.T, part.values
-        along = part.keys if part.directions is None else part.directions
-        if solved is not None:
-            rows, d_k = along.shape
-            return (along.T if rows <= d_k else torch.eye(d_k).to(along)), solved
         if part.directions is not None:
             return directed(part.keys, part.values, part.ridge, part.directions)
         return solve(part.keys, part.values, part.ridge)
@@ -138,7 +127,7 @@ class Entry:
         wholes: dense changes, one of each module for each set of edits that was trained.
         off: ids that are switched off.
         notes: what the method wants to tell about them; goes through JSON.
-        solved: by part, what of the factors of the ids in force takes solving (None: nothing), kept for that.
+        solved: factors by module for the ids in force, kept since they take solving and widening.
     """
 
     ids: tuple[str, ...]
@@ -146,7 +135,7 @@ class Entry:
     off: frozenset[str] = frozenset()
     notes: Mapping[str, Any] = field(default_factory=dict)
     wholes: tuple[Whole, ...] = ()
-    solved: dict[tuple[str, ...], list[Tensor | None]] = field(default_factory=dict, repr=False)
+    solved: dict[tuple[str, ...], dict[str, Factors]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def on(self) -> tuple[str, ...]:
@@ -175,8 +164,8 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """What is kept of the factors takes."""
-        return sum(b.nbytes for found in self.solved.values() for b in found if b is not None)
+        """What the factors that are kept take."""
+        return sum(x.nbytes for found in self.solved.values() for pair in found.values() for x in pair)
 
     @property
     def trained(self) -> bool:
@@ -195,8 +184,8 @@ class Entry:
             )
         return {whole.site: whole.change for whole in self.wholes if whole.ids == self.on}
 
-    def pairs(self, devices: Mapping[str, torch.device] | None = None) -> dict[str, list[Factors]]:
-        """By module, the change of the edits in force as ``(a [d_k,r], b [r,d_v])``, one for each step.
+    def factors(self, devices: Mapping[str, torch.device] | None = None) -> dict[str, Factors]:
+        """By module, the change of the edits in force as ``(a [d_k,r], b [r,d_v])``, steps side by side.
 
         Args:
             devices: where to compute, by module; None: where the rows are.
@@ -205,17 +194,15 @@ class Entry:
             SolveError: a part cannot be solved.
         """
         on = self.on
-        known = self.solved.get(on) or [None] * len(self.parts)
-        found: dict[str, list[Factors]] = {}
-        solved: list[Tensor | None] = []
-        for part, b in zip((_rows(part, self.ids, on) for part in self.parts), known, strict=True):
-            pair = part.factors(devices[part.site] if devices else None, b) if len(part.owner) else None
-            solved.append(None if pair is None or part.ridge is None else pair[1])
-            if pair is not None:
-                found.setdefault(part.site, []).append(pair)
-        self.solved.clear()
-        self.solved[on] = solved
-        return found
+        if on not in self.solved:
+            found: dict[str, list[Factors]] = {}
+            for part in (_rows(part, self.ids, on) for part in self.parts):
+                if len(part.owner):
+                    pair = part.factors(devices[part.site] if devices else None)
+                    found.setdefault(part.site, []).append(pair)
+            self.solved.clear()
+            self.solved[on] = {site: _joined(pairs) for site, pairs in found.items()}
+        return self.solved[on]
 
 
 def summed(entries: Sequence[Entry], devices: Mapping[str, torch.device] | None = None) -> dict[str, Tensor]:
@@ -223,7 +210,7 @@ def summed(entries: Sequence[Entry], devices: Mapping[str, torch.device] | None 
 
     Args:
         entries: the entries, in order.
-        devices: as in `Entry.pairs`.
+        devices: as in `Entry.factors`.
 
     Raises:
         SolveError: a part cannot be solved.
@@ -231,18 +218,18 @@ def summed(entries: Sequence[Entry], devices: Mapping[str, torch.device] | None 
     """
     pairs: dict[str, list[Factors]] = {}
     for entry in entries:
-        for site, found in entry.pairs(devices).items():
-            pairs.setdefault(site, []).extend(found)
+        for site, pair in entry.factors(devices).items():
+            pairs.setdefault(site, []).append(pair)
     sums = {}
-    for site in list(pairs):
-        a, b = joined(pairs.pop(site))
+    for site, found in pairs.items():
+        a, b = _joined(found)
         sums[site] = a @ b
     for site, change in (item for entry in entries for item in entry.dense().items()):
         sums[site] = sums[site] + change if site in sums else change.clone()
     return sums
 
 
-def joined(pairs: Sequence[Factors]) -> Factors:
+def _joined(pairs: Sequence[Factors]) -> Factors:
     """Factors of the sum of these changes."""
     return torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs])
 

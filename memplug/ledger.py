@@ -35,7 +35,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .entries import Entry, Factors, joined, summed
+from .entries import Entry, Factors, summed
 from .entry_rows import entries_from, meta_of, rows_of
 from .pristine import Pristine
 from .sites import Site
@@ -52,7 +52,7 @@ class Ledger:
     Args:
         sites: the modules that may change.
         mode: "merged" writes the weights; "side" leaves them alone and gives `branch` to whoever adds it.
-        cache_bytes: memory that block sums may take, and what was solved for all blocks but the last.
+        cache_bytes: memory that block sums may take, and solved factors of all blocks but the last.
             Whatever it says, two float32 sums of each changed module are held: of all blocks, and of all but
             the last, so that an edit at the end sums the last block alone.
     """
@@ -214,12 +214,15 @@ class Ledger:
     def _concatenated(self, entries: Sequence[Entry]) -> dict[str, Factors]:
         found: dict[str, list[Factors]] = {}
         for entry in (entry for entry in entries if entry.on):
-            for site, pairs in entry.pairs(self._devices).items():
-                found.setdefault(site, []).extend(pairs)
+            for site, pair in entry.factors(self._devices).items():
+                found.setdefault(site, []).append(pair)
             for site, change in entry.dense().items():
                 eye = torch.eye(change.shape[1], dtype=change.dtype, device=change.device)
                 found.setdefault(site, []).append((change, eye))
-        return {site: joined(pairs) for site, pairs in found.items()}
+        return {
+            site: (torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs]))
+            for site, pairs in found.items()
+        }
 
     @property
     def _devices(self) -> dict[str, torch.device]:
@@ -263,7 +266,7 @@ class Ledger:
 
 class _BlockSum(NamedTuple):
     """By module, the change of a block, None where memory does not do; the parts are kept so that nothing
-    else gets their addresses. ``solved`` is what was solved for it takes in bytes."""
+    else gets their addresses. ``solved`` is what the factors that it was summed from take in bytes."""
 
     sums: dict[str, Tensor] | None
     parts: tuple[Any, ...]

@@ -246,7 +246,7 @@ def test_a_change_at_the_end_sums_one_block_without_any_cache(monkeypatch: pytes
     assert _same(_bits(ledger), _bits(cached))
 
 
-@pytest.mark.parametrize(("cache", "share"), [(0, 0.0), (9_600, 0.5), (1 << 30, 1.0)])
+@pytest.mark.parametrize(("cache", "share"), [(0, 0.0), (18_000, 0.5), (1 << 30, 1.0)])
 def test_factors_of_closed_blocks_are_kept_while_they_are_small(
     monkeypatch: pytest.MonkeyPatch, cache: int, share: float
 ) -> None:

@@ -42,7 +42,7 @@ def test_memit_is_the_literal_formula(make_plug: Callable[..., Any], family: str
             (part,) = (part for part in entry.parts if part.site == site.name)
             keys, values = part.keys.double(), part.values.double()
             want = torch.linalg.solve(prior + keys.T @ keys, keys.T @ values)
-            ((a, b),) = entry.pairs()[site.name]
+            a, b = entry.factors()[site.name]
             torch.testing.assert_close((a @ b).double(), want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
             if earlier:
                 prior = prior + keys.T @ keys
@@ -71,7 +71,7 @@ def test_alphaedit_is_the_literal_formula(make_plug: Callable[..., Any]) -> None
         part = next(part for part in entry.parts if part.site == site.name)
         system = projection @ (past + keys.T @ keys) + ridge * torch.eye(site.d_k)
         want = torch.linalg.solve(system, projection @ keys.T @ part.values.double())
-        ((a, b),) = entry.pairs()[site.name]
+        a, b = entry.factors()[site.name]
         torch.testing.assert_close((a @ b).double(), want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
         past = past + keys.T @ keys
         used = vectors[:, values.cumsum(0) > 0.2 * values.sum()]
@@ -103,7 +103,7 @@ def test_rome_meets_the_wanted_state_exactly(make_plug: Callable[..., Any]) -> N
         after = _state_behind(plug, layer, edit)
         assert float((after - wanted).norm()) < 1e-3 * float((before - wanted).norm())
         (part,) = plug.method.ledger.entries[-1].parts
-        ((a, b),) = plug.method.ledger.entries[-1].pairs()[part.site]
+        a, b = plug.method.ledger.entries[-1].factors()[part.site]
         assert torch.linalg.matrix_rank(a @ b) == 1
 
 

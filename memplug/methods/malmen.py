@@ -21,12 +21,16 @@ class MALMENConfig(EditorConfig):
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"
     locality_weight: float = 1.0
-    norm_weight: float = 0.0
+    norm_weight: float = 0.3
+    """As in `EditorConfig`. Fitted from the base model alone, changes would grow without end: with 0.3, 0.03
+    and 0 (published), 1,000 edits of the embedded model in batches of 50 leave 85, 52 and 32 % of unrelated
+    answers as they were."""
 
     paper: ClassVar[dict[str, Any]] = EditorConfig.published_fit | {
         "rank": 1920,
         "n_blocks": 2,
         "fit_batch": 512,
+        "norm_weight": 0.0,
         "same_subject": False,
     }
 
