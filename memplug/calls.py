@@ -196,7 +196,8 @@ class CallTracker:
             open_ = _open_columns(mask, batch, past + length, device, self._anatomy)
             start = open_.int().argmax(dim=1)
             real = valid = open_[:, past:]
-            if ids is not None and bos is not None and past <= int(start.max()):
+            # On another device, looking whether a row still begins would wait for it.
+            if ids is not None and bos is not None and (device.type != "cpu" or past <= int(start.max())):
                 begins = torch.arange(past, past + length, device=device) == start[:, None]
                 valid = real & ~((ids == bos) & begins)
         positions = given.get("position_ids")

@@ -231,7 +231,7 @@ def _memory(model: Any, ids: torch.Tensor) -> tuple[int, int | None]:
 def _once(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float, list[int]]:
     """Milliseconds of a plain forward, and of a token decoded with a cache; the tokens decoded."""
     mask = torch.ones_like(ids)
-    forward = _timed(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False))
+    forward = _timed(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False), ids.device)
     output = model(input_ids=ids, attention_mask=mask, use_cache=True)
     state = {"cache": output.past_key_values, "next": output.logits[:, -1:].argmax(-1), "mask": mask}
     made = [state["next"]]
@@ -248,13 +248,18 @@ def _once(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float, list
             state["next"] = out.logits[:, -1:].argmax(-1)
             made.append(state["next"])
 
-    took = _timed(decode) / steps
+    took = _timed(decode, ids.device) / steps
     return forward, took, [int(token) for token in torch.cat(made, dim=1)[0]]
 
 
-def _timed(run: Callable[[], Any]) -> float:
+def _timed(run: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)  # for what was asked of the device before
     begin = time.perf_counter()
     run()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    _wait(device)
     return 1000 * (time.perf_counter() - begin)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

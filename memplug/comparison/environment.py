@@ -21,7 +21,7 @@ def environment(device: str) -> dict[str, Any]:
         "memplug": ("memplug",),
         "torch": ("torch",),
         "transformers": ("transformers",),
-        "faiss": ("faiss-cpu", "faiss-gpu"),
+        "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
         "peft": ("peft",),
         "lm_eval": ("lm_eval",),
     }.items():

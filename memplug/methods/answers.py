@@ -17,7 +17,7 @@ from ..hooks import capture_input, resume
 from ..text import Batch, Pair
 from .base import Host
 
-__all__ = ["Answers", "GradientScale", "read_answers"]
+__all__ = ["Answers", "read_answers"]
 
 _ROWS = 64  # read at once
 
@@ -95,18 +95,3 @@ def read_answers(host: Host, layer: int, pairs: Sequence[Pair]) -> Answers:
 
 def _decoder(host: Host, batch: Batch) -> Any:
     return lambda: host.forward(host.anatomy.decoder, batch)
-
-
-class GradientScale:
-    """Keeps half-precision gradients above underflow; float32 and bfloat16 need no scale."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.scale = self.used = 1024.0 if dtype == torch.float16 else 1.0
-
-    def accept(self, gradients: Sequence[Tensor]) -> bool:
-        """Whether the step counts; an overflow halves the scale instead."""
-        self.used = self.scale
-        if self.scale == 1.0 or all(bool(gradient.isfinite().all()) for gradient in gradients):
-            return True
-        self.scale /= 2
-        return False

@@ -19,6 +19,7 @@ from ..sites import Range, Site
 from .hypernet.capture import flat_rows
 from .inweights.config import WeightConfig
 from .inweights.method import LedgerMethod
+from .scaling import GradientScale
 
 __all__ = ["FineTune", "FineTuneConfig"]
 
@@ -108,8 +109,7 @@ class FineTune(LedgerMethod):
         batch = host.text.batch([pair.ids[:-1] for pair in pairs])
         at = flat_rows(pairs, batch.ids.shape[1], batch.ids.device)
         low = self.sites[0].layer
-        # Half precision underflows where slopes are small.
-        scale = 4096.0 if host.model.dtype == torch.float16 else 1.0
+        scale = GradientScale(host.model.dtype)
         changes, units = [], []
         for site in self.sites:
             where = site.device
@@ -136,9 +136,8 @@ class FineTune(LedgerMethod):
                     )
                 if step == config.steps or float(loss.detach()) < config.stop_loss:
                     break
-                slopes = torch.autograd.grad(loss * scale, changes)
-                for change, slope in zip(changes, slopes, strict=True):
-                    change.grad = slope / scale
+                for change, slope in zip(changes, scale.gradients(loss, changes), strict=True):
+                    change.grad = slope
                 optimizer.step()
                 if config.bound is not None:
                     with torch.no_grad():

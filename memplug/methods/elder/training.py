@@ -17,6 +17,7 @@ from ...hooks import Hook, HookSet, resume
 from ...layers import evaluating, frozen
 from ..base import Host
 from ..continuing import unflat
+from ..scaling import GradientScale
 from .active import Active, Adam
 from .allocation import hot
 from .config import ELDERConfig
@@ -86,7 +87,7 @@ def train_batch(
     Raises:
         EditError: the loss is not finite; the experts are as they were then.
     """
-    active, scaler = Active(experts), _Scale(host.model.dtype)
+    active, scaler = Active(experts), GradientScale(host.model.dtype)
     steps = [config.lr / (place.fan_in**0.5 if config.relative_lr else 1.0) for place in experts.places]
     router_lr = steps[0] if config.router_lr is None else config.router_lr
     routers = [tensor.clone().requires_grad_(router_lr > 0) for tensor in experts.routers]
@@ -137,21 +138,6 @@ def train_batch(
     for tensor, trained in zip(experts.routers, routers, strict=True):
         tensor.copy_(trained.detach())
     return picks
-
-
-class _Scale:
-    """Keeps half-precision gradients above underflow; float32 and bfloat16 need no scale."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.scale = self.used = 1024.0 if dtype == torch.float16 else 1.0
-
-    def accept(self, gradients: Sequence[Tensor | None]) -> bool:
-        """Whether the step counts; an overflow halves the scale instead."""
-        self.used = self.scale
-        if self.scale == 1.0 or all(bool(g.isfinite().all()) for g in gradients if g is not None):
-            return True
-        self.scale /= 2
-        return False
 
 
 def _guide(

@@ -16,8 +16,6 @@ from ...nearest import measure
 
 __all__ = ["Codebook", "Entry", "Keyed"]
 
-_SLACK = 1e-4  # an edit that widened a radius lies inside it, whatever its batch does to the last bits
-
 
 @dataclass(frozen=True)
 class Keyed:
@@ -56,16 +54,18 @@ class Codebook:
 
     Args:
         epsilon: deferral radius of a new key.
+        slack: by how much of it a radius becomes larger than an edit's distance, so that the edit lies inside
+            it whatever its batch does to the last bits.
     """
 
-    def __init__(self, epsilon: float) -> None:
-        self.epsilon = epsilon
+    def __init__(self, epsilon: float, slack: float = 1e-4) -> None:
+        self.epsilon, self.slack = epsilon, slack
         self.entries: list[Entry] = []
         self._keys = np.zeros((0, 0), np.float32)
 
     def copy(self) -> Codebook:
         """The same, to be changed on its own."""
-        other = Codebook(self.epsilon)
+        other = Codebook(self.epsilon, self.slack)
         other.entries, other._keys = list(self.entries), self._keys
         return other
 
@@ -96,7 +96,7 @@ class Codebook:
             near, distance = self.entries[at], float(distances[at])
             if distance <= near.radius + self.epsilon:
                 if near.first.label == edit.label:
-                    wide = max(near.radius, distance * (1 + _SLACK))
+                    wide = max(near.radius, distance * (1 + self.slack))
                     self.entries[at] = replace(near, radius=wide, members=(*near.members, edit.id))
                     return count
                 radius = min(radius, distance / 2)

@@ -186,9 +186,14 @@ class GRACE:
             book = self.book.copy()
             book.add(on[len(before) :])
         else:
-            book = Codebook(self._epsilon() if on else 0.0)
+            book = Codebook(self._epsilon() if on else 0.0, self._slack)
             book.add(on)
         return book
+
+    @property
+    def _slack(self) -> float:
+        """In half precision a key differs by up to a thousandth with the batch that it is read in."""
+        return 1e-2 if self._host.model.dtype in (torch.float16, torch.bfloat16) else 1e-4
 
     def _epsilon(self) -> float:
         """The radius of a new key."""

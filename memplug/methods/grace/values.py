@@ -17,10 +17,11 @@ from ...edits import EditError
 from ...hooks import Hook, HookSet, StopForward
 from ...layers import evaluating, frozen
 from ...text import Batch, Pair
-from ..answers import Answers, GradientScale, read_answers
+from ..answers import Answers, read_answers
 from ..base import Host
 from ..continuing import unflat
 from ..elder.places import Place, Site
+from ..scaling import GradientScale
 from .coded import tokens_replaced
 from .config import GRACEConfig
 

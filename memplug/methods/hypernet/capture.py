@@ -22,6 +22,7 @@ from ...layers import evaluating, frozen
 from ...sites import Site
 from ...text import Pair
 from ..base import Host
+from ..scaling import GradientScale
 
 __all__ = ["Features", "alike", "capture", "chunks", "flat_rows", "predicting"]
 
@@ -145,9 +146,8 @@ def _capture(
             missing = next(site.name for site in sites if site.name not in inputs)
             raise EditError(f"{missing} is not called in a forward; name other modules with modules=(...)")
         losses = F.cross_entropy(logits, answers.target, reduction="none")
-        # Half precision underflows where slopes are small.
-        scale = 4096.0 if host.model.dtype == torch.float16 else 1.0
-        slopes = torch.autograd.grad((losses / answers.size).sum() * scale, [outputs[s.name] for s in sites])
+        scale = GradientScale(host.model.dtype)
+        slopes = scale.gradients((losses / answers.size).sum(), [outputs[s.name] for s in sites])
     if tokens == "answer":
         at, owner = answers.flat, answers.row
     else:
@@ -161,7 +161,7 @@ def _capture(
 
     return Features(
         tuple(rows(inputs[s.name], s.d_k) for s in sites),
-        tuple(rows(g, s.d_v) / scale for g, s in zip(slopes, sites, strict=True)),
+        tuple(rows(g, s.d_v) for g, s in zip(slopes, sites, strict=True)),
         names[owner],
         (below[0],),
         torch.ones(len(part), device=losses.device).scatter_reduce(

@@ -52,7 +52,7 @@ class Gate(nn.Module):
         shapes = list(dict.fromkeys((s.d_k, s.d_v) for s in sites))
         self.members = [[i for i, s in enumerate(sites) if (s.d_k, s.d_v) == shape] for shape in shapes]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed + 77)
+            torch.random.default_generator.manual_seed(config.seed + 77)  # the GPUs' go on as they were
             self.encoders = nn.ModuleList(nn.Linear(d_k + d_v, config.hidden) for d_k, d_v in shapes)
             self.head = nn.Linear(config.hidden * count, count)
         self.scale = nn.Parameter(torch.ones(count, config.hidden))

@@ -86,7 +86,7 @@ class WeightEditor(LedgerMethod):
             raise UnfittedError(
                 f"this {self.name!r} editor is not fitted; call plug.fit(cases) with cases that share no "
                 "subject with your edits, or attach(..., editor=path) with one that save_editor(path) wrote. "
-                "(One ships for the embedded model, with the default constants of networks and fitting)"
+                "(One ships for the embedded model in float32, with the default constants)"
             )
         self._check_not_paused()
 

@@ -47,13 +47,19 @@ class Usual(nn.Module):
     def study(self, inputs: Tensor) -> None:
         """Take the metric from ``inputs`` [n,d_k] of the base model."""
         rows = inputs.double()
-        scale = rows.square().sum().clamp(min=1e-30) / self.axes.shape[0]
-        _, root, axes = torch.linalg.svd(rows, full_matrices=False)
-        found = min(len(root), self.axes.shape[1])
-        weight = self.protect * root[:found].square() / scale
+        total = rows.square().sum().clamp(min=1e-30)
+        # By the smaller of the two second moments: a singular value decomposition is slow on a GPU.
+        wide = len(rows) < rows.shape[1]
+        square, axes = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+        found = min(len(square), self.axes.shape[1])
+        square, axes = square[-found:].clamp(min=0).flip(0), axes[:, -found:].flip(1)
+        square = torch.where(square > 1e-12 * total, square, 0)
+        if wide:
+            axes = rows.T @ axes / square.clamp(min=1e-300).sqrt()
+        weight = self.protect * square / (total / self.axes.shape[0])
         self.axes.zero_()
         self.held.zero_()
-        self.axes[:, :found].copy_(axes[:found].T)
+        self.axes[:, :found].copy_(torch.where(square > 0, axes, 0))
         self.held[:found].copy_(weight / (1 + weight))
 
     def forward(self, keys: Tensor, earlier: Earlier | None = None) -> Tensor:

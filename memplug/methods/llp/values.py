@@ -21,6 +21,7 @@ from ...layers import evaluating, frozen
 from ...prefix import Prefix
 from ...recall import Recall
 from ..base import Host
+from ..scaling import GradientScale
 from .config import LLPConfig
 from .rows import Job, build_rows, logits_of
 
@@ -74,7 +75,7 @@ class _Trainer:
         config = self.config
         optimizer = torch.optim.Adam([self.moved], lr=config.value_lr)
         done: dict[int, Learned] = {}
-        scaler = _Scaler(self.host.model.dtype)
+        scaler = GradientScale(self.host.model.dtype)
         alive = list(range(len(self.jobs)))
         for step in range(config.value_steps + 1):
             values = self.init + self.scale * self.moved
@@ -101,9 +102,9 @@ class _Trainer:
                 self._step(optimizer, scaler, losses[keep].sum())
         return [done[i] for i in range(len(self.jobs))]
 
-    def _step(self, optimizer: torch.optim.Optimizer, scaler: _Scaler, loss: Tensor) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer, scaler: GradientScale, loss: Tensor) -> None:
         (gradient,) = torch.autograd.grad(loss * scaler.scale, self.moved)
-        if scaler.accept(gradient):
+        if scaler.accept([gradient]):
             self.moved.grad = gradient / scaler.used
             optimizer.step()
 
@@ -181,21 +182,6 @@ def _worst(nll: Tensor, weight: Tensor, row: Tensor, job: Tensor, place: Tensor,
     share = torch.zeros(len(job), device=nll.device).index_add(0, row, weight)
     mean = total / share.clamp(min=1e-12)
     return torch.zeros(count, device=nll.device).scatter_reduce(0, place[job[row]], mean[row], "amax")
-
-
-class _Scaler:
-    """Keeps half-precision gradients above underflow; float32 and bfloat16 need no scale."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.scale = self.used = 4096.0 if dtype == torch.float16 else 1.0
-
-    def accept(self, gradient: Tensor) -> bool:
-        """Whether the step counts; an overflow halves the scale instead."""
-        self.used = self.scale
-        if self.scale == 1.0 or bool(torch.isfinite(gradient).all()):
-            return True
-        self.scale /= 2
-        return False
 
 
 def _split(items: list[Tensor], sizes: Sequence[int]) -> Iterator[list[Tensor]]:

@@ -24,6 +24,7 @@ from ...layers import evaluating, frozen
 from ...text import Batch
 from ..base import Host
 from ..hypernet.capture import chunks
+from ..scaling import GradientScale
 from .config import LocateConfig
 from .rows import fronted
 
@@ -118,7 +119,7 @@ class _Search:
         optimizer = torch.optim.Adam([moved], lr=config.lr)
         done: dict[int, tuple[Tensor, Tensor]] = {}
         alive = list(range(self.count))
-        scale = 4096.0 if self.host.model.dtype == torch.float16 else 1.0
+        scale = GradientScale(self.host.model.dtype)
         for step in range(config.steps + 1):
             added = unit * moved
             losses = self._losses(added, alive) + config.weight_decay * (added / size)[alive].square().sum(-1)
@@ -137,8 +138,7 @@ class _Search:
             if not alive:
                 break
             keep = torch.tensor([not end for end in ended], device=self.device)
-            (gradient,) = torch.autograd.grad(losses[keep].sum() * scale, moved)
-            moved.grad = gradient / scale
+            (moved.grad,) = scale.gradients(losses[keep].sum(), [moved])
             optimizer.step()
             with torch.no_grad():
                 longest = config.clamp * size / unit

@@ -13,8 +13,9 @@ from ...edits import EditError
 from ...hooks import HookSet
 from ...layers import evaluating, frozen
 from ...text import Pair
-from ..answers import Answers, GradientScale, read_answers
+from ..answers import Answers, read_answers
 from ..base import Host
+from ..scaling import GradientScale
 from .adapter import Adapter
 from .config import LoRAConfig
 
