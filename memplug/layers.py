@@ -151,6 +151,10 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
         raise UnsupportedModelError(f"{type(model).__name__}: its layers take no attention mask")
     mask = seen.get(mask_arg)
     hidden = outputs[0] if isinstance(outputs, tuple | list) else outputs
+    if hidden.ndim != 3:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: its layers hand on {hidden.ndim} dimensions, not a state for each token"
+        )
     return Anatomy(
         decoder=decoder,
         layers=tuple(layers),

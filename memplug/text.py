@@ -121,7 +121,7 @@ class Text:
         if len(ids) >= self.max_length:
             raise TokenizerError(
                 f"{text[:60]!r}... is {len(ids)} tokens long, the model's context holds {self.max_length}; "
-                "shorten the prompt"
+                "shorten the prompt, or the answer that stands behind it"
             )
 
     def span(self, text: str, begin: int, end: int) -> tuple[list[int], range]:

@@ -15,6 +15,7 @@ from memplug.comparison import NotRestoredError, runner
 from memplug.comparison.bits import bits_of
 from memplug.comparison.cost import bare, hooks_of
 from memplug.comparison.preference import preferences
+from memplug.edits import Case, Edit
 from memplug.evaluation import Scores, ask, refer
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -269,3 +270,33 @@ def test_memory_of_the_gpu_is_counted(loaded):
     for one in made.results["runs"]:
         assert one["status"] == "done", one["error"]
         assert one["cost"]["peak_device_bytes"] > 0
+
+
+def test_all_seeds_are_looked_at_before_the_first_run(loaded, tmp_path):
+    """The one case that does not fit is drawn by one of the seeds alone."""
+    name = "Ada Quill"
+    long = Case(Edit(f"Where was {name} born?", "Zarnow " * 60, name))
+    for seeds in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]):
+        out = tmp_path / str(seeds[0])
+        with pytest.raises(ValueError, match="max_new_tokens is 6"):
+            memplug.compare(
+                *loaded,
+                [*CASES[1:4], long],
+                methods="toy",
+                edits=1,
+                seeds=seeds,
+                max_new_tokens=6,
+                out=out,
+                progress=False,
+            )
+        assert not list((out / "runs").iterdir())
+
+
+def test_one_of_a_thing_needs_no_list(loaded, tmp_path):
+    result = memplug.compare(
+        *loaded, CASES, methods="toy,toy:strong", seeds=3, points=2, drop="no-op", batch=2, max_new_tokens=6,
+        out=tmp_path, progress=False,
+    )  # fmt: skip
+    assert [(one["method"], one["seed"]) for one in result.done] == [("toy", 3), ("toy:strong", 3)]
+    assert result.results["settings"]["points"] == [2, 6]
+    assert result.results["settings"]["drop"] == ["no-op"]

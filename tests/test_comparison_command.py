@@ -176,3 +176,8 @@ def test_results_that_are_none(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"format": "memplug comparison", "version": 99}))
     with pytest.raises(ValueError, match="this memplug reads 'memplug comparison' up to 1; upgrade"):
         memplug.Comparison.load(tmp_path)
+    head = {"format": "memplug comparison"}
+    for broken in ([], head, head | {"version": "one"}, head | {"version": 1}, head | {"version": None}):
+        (tmp_path / "results.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match="holds no comparison|is damaged"):
+            memplug.Comparison.load(tmp_path)

@@ -88,6 +88,55 @@ def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
     assert figures(again) == figures(compared)
 
 
+def test_a_damaged_note_of_progress_begins_anew(loaded, tmp_path, monkeypatch, compared):
+    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
+    save = run.save
+
+    def stopping(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            memplug.compare(*loaded, CASES, **asked)
+    (note,) = (tmp_path / "state").rglob("progress.json")
+    note.write_text(note.read_text()[:40])
+    with pytest.warns(UserWarning, match="toy begins anew: .*progress.json is damaged"):
+        again = memplug.compare(*loaded, CASES, **asked)
+    assert figures(again) == figures(compared)
+
+
+def test_what_earlier_calls_made_stays_in_the_results(loaded, tmp_path, compared):
+    asked = {"out": tmp_path, **SETTINGS}
+    memplug.compare(*loaded, CASES, methods="toy", seeds=[0, 1], **asked)
+    both = memplug.compare(*loaded, CASES, methods=["toy:strong"], seeds=1, **asked)
+    assert both.results["settings"]["methods"] == ["toy:strong", "toy"]
+    assert both.results["settings"]["seeds"] == [0, 1]
+    assert {(one["method"], one["seed"]) for one in both.results["runs"]} == {
+        ("toy", 0), ("toy", 1), ("toy:strong", 1),
+    }  # fmt: skip
+    assert both.results["base"] == compared.results["base"]
+    both.to_html(tmp_path / "report.html")
+
+
+def test_other_true_answers_are_another_comparison(loaded, tmp_path):
+    """They decide which answer has to be likelier."""
+    rows = [
+        {"prompt": one.edit.prompt, "subject": one.edit.subject, "target_new": one.edit.target}
+        for one in CASES
+    ]
+    file = tmp_path / "facts.jsonl"
+
+    def asked(true):
+        file.write_text("".join(json.dumps({**row, "target_true": true}) + "\n" for row in rows))
+        return memplug.compare(*loaded, file, methods="toy", out=tmp_path / "out", **SETTINGS)
+
+    asked("Tam")
+    with pytest.raises(SettingsError, match="the cases of seed 0 are not the same"):
+        asked("Ada")
+
+
 def test_a_method_that_only_failed_may_get_other_constants(loaded, tmp_path):
     asked = {"out": tmp_path, **SETTINGS}
     made = memplug.compare(*loaded, CASES, methods=["toy"], constants={"toy": {"fail_at": 3}}, **asked)

@@ -14,6 +14,7 @@ import memplug
 from memplug import world
 from memplug.edits import Edit
 from memplug.entries import Entry, Part
+from memplug.layers import UnsupportedModelError
 from memplug.ledger import Ledger
 from memplug.methods.hypernet.explain import report
 from memplug.sites import Site
@@ -212,3 +213,27 @@ def test_the_embedded_model_answers_as_edited(method: str) -> None:
         plug.edit(case)
         assert answer() == case.edit.target != before
     assert answer() == before
+
+
+def test_modules_that_are_named_need_no_rule() -> None:
+    """Where the MLPs have no plain linears, others can still be named."""
+    model, tokenizer = world.load()
+    names = [name for name, _ in model.named_modules() if name.endswith("o_proj")][:4]
+    for layer in model.model.layers:
+        layer.mlp = _Opaque(layer.mlp)
+    with pytest.raises(UnsupportedModelError, match="modules="):
+        memplug.attach(model, tokenizer, "ultraedit")
+    with memplug.attach(model, tokenizer, "ultraedit", modules=names) as plug:
+        assert [site.name for site in plug.method.sites] == names
+
+
+class _Opaque(torch.nn.Module):
+    """Computes as the module given, whose parts are not found."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self._inner = [inner]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self._inner[0](x)
+        return found

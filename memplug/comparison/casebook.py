@@ -288,7 +288,7 @@ def _plain(text: str) -> str:
 
 
 def _digest(drawn: Mapping[int, Drawn]) -> str:
-    plain = {seed: [asdict(case) for case in one.cases] for seed, one in drawn.items()}
+    plain = {seed: [[asdict(case) for case in one.cases], one.truths] for seed, one in drawn.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

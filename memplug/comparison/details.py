@@ -9,6 +9,7 @@ from typing import Any
 
 from ..edits import Case
 from ..plugin import Plug
+from ..text import TokenizerError
 
 __all__ = ["details", "recalled"]
 
@@ -35,8 +36,12 @@ def details(plug: Plug, cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def recalled(plug: Plug, text: str) -> bool | None:
-    """Whether an edit comes into play where the model reads a text; None where the method cannot tell."""
-    said = plug.explain(text)
+    """Whether an edit comes into play where the model reads a text; None where the method cannot tell, or the
+    text, put into tokens once more, does not fit into the model's context."""
+    try:
+        said = plug.explain(text)
+    except TokenizerError:
+        return None
     if hasattr(said, "recalled"):
         return said.recalled is not None
     if hasattr(said, "deferred"):

@@ -12,7 +12,7 @@ from typing import Any
 from ..evaluation import Answer
 from ..opening import load
 from ..plugin import Plug
-from ..storage import write_atomically
+from ..storage import LoadError, write_atomically
 from .folder import plain
 
 __all__ = ["Keeper", "Tally", "all_made", "plug_folder", "save", "take_up"]
@@ -97,15 +97,22 @@ def take_up(state: Path, model: Any, tokenizer: Any) -> tuple[Plug, Tally] | Non
     """
     if not (state / _FILE).is_file():
         return None
-    values = json.loads((state / _FILE).read_bytes())
-    rows = [_answer(row) for row in values.pop("immediate")]
-    return load(state / values.pop("plug"), model, tokenizer), Tally(**values, immediate=rows)
+    try:
+        values = json.loads((state / _FILE).read_bytes())
+        folder = state / values.pop("plug")
+        rows = [_answer(row) for row in values.pop("immediate")]
+        tally = Tally(**values, immediate=rows)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{state / _FILE} is damaged ({error!r})") from error
+    return load(folder, model, tokenizer), tally
 
 
 def all_made(state: Path, edits: int) -> bool:
     """Whether what `save` wrote holds all edits of a run, so that it has only to be judged."""
-    path = state / _FILE
-    return path.is_file() and json.loads(path.read_bytes())["done"] == edits
+    try:
+        return bool(json.loads((state / _FILE).read_bytes())["done"] == edits)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _answer(row: dict[str, Any]) -> Answer:

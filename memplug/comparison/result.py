@@ -46,13 +46,17 @@ class Comparison:
         try:
             results = json.loads(path.read_bytes())
             is_one = results["format"] == FORMAT
+            version = int(results["version"])
+            whole = {"settings", "data", "base", "runs"} <= results.keys()
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} holds no comparison ({error}); name a results.json") from error
-        if not is_one or results["version"] > VERSION:
+        if not is_one or version > VERSION:
             raise ValueError(
-                f"{path} has format {results['format']!r} {results.get('version')}, this memplug reads "
+                f"{path} has format {results['format']!r} {version}, this memplug reads "
                 f"{FORMAT!r} up to {VERSION}; upgrade memplug"
             )
+        if not whole:
+            raise ValueError(f"{path} is damaged (no runs or no settings in it); take a copy that is whole")
         return cls(results)
 
     @property

@@ -16,6 +16,7 @@ from ..data import Loaded
 from ..edits import Case
 from ..evaluation import Reference, Scores, refer
 from ..evaluation.general import General, open_general
+from ..evaluation.protocol import check_targets
 from ..layers import input_device
 from ..plugin import plug_of
 from ..storage import fingerprint
@@ -39,16 +40,16 @@ def compare(
     tokenizer: Any,
     cases: str | Path | Loaded | Sequence[Case],
     *,
-    methods: Iterable[Any] = ("llp", "elder", "ultraedit"),
+    methods: str | Iterable[Any] = ("llp", "elder", "ultraedit"),
     edits: int | None = None,
     batch: int = 1,
-    seeds: Iterable[int] = (0,),
-    points: Sequence[int] | None = None,
-    general: Iterable[str | Path | General] = (),
+    seeds: int | Iterable[int] = (0,),
+    points: int | Sequence[int] | None = None,
+    general: str | Path | Iterable[str | Path | General] = (),
     fit_cases: int | str | Path | Sequence[Case] | None = 500,
     fit_steps: int | None = None,
     constants: Mapping[str, Mapping[str, Any]] | None = None,
-    drop: Collection[str] = (),
+    drop: str | Collection[str] = (),
     skip_bad: bool = False,
     probes: int | None = None,
     level: float = 0.95,
@@ -110,6 +111,8 @@ def compare(
         raise ValueError(
             "this model has a plug; call detach() on it first, methods are compared on the base model"
         )
+    methods, general, drop = (_several(given, str | Path) for given in (methods, general, drop))
+    seeds, points = _several(seeds, int), points if points is None else _several(points, int)
     book = open_casebook(cases, drop=drop, skip_bad=skip_bad, probes=probes)
     wanted = open_fitting(fit_cases, skip_bad=skip_bad)
     rivals = contenders(methods, constants)
@@ -139,6 +142,13 @@ def compare(
     with _root(out) as root:
         plan = _Plan(model, tokenizer, settings, book, rivals, sets, wanted, retry, progress)
         return plan.carry_out(root)
+
+
+def _several(given: Any, kind: Any) -> list[Any]:
+    """One thing, or several; texts may have several with commas between."""
+    if isinstance(given, str):
+        return [part.strip() for part in given.split(",") if part.strip()]
+    return [given] if isinstance(given, kind) else list(given)
 
 
 @contextmanager
@@ -176,6 +186,7 @@ class _Plan:
             Folder.open(root, settings, identity, self.rivals)
         here.wait()
         folder = Folder(root)
+        self._check_cases(folder)
         bits = bits_of(self.model)
         todo = [(rival, seed) for seed in settings.seeds for rival in self.rivals]
         try:
@@ -186,6 +197,13 @@ class _Plan:
             raise
         here.wait()
         return self._gather(folder, data, todo, write=here.rank == 0)
+
+    def _check_cases(self, folder: Folder) -> None:
+        """All seeds' cases fit the model, before the first hour of work; those that were asked before do."""
+        for seed in self.settings.seeds:
+            if not folder.base(seed).is_file():
+                cases = self.book.draw(self.settings.edits, seed).cases
+                check_targets(self.model, self.tokenizer, cases, self.settings.max_new_tokens)
 
     def _seed(
         self, folder: Folder, seed: int, rivals: Sequence[Contender], bits: str, here: Processes
@@ -259,16 +277,21 @@ class _Plan:
         todo: Sequence[tuple[Contender, int]],
         write: bool = True,
     ) -> Comparison:
-        runs = [folder.read(folder.run(rival.label, seed)) for rival, seed in todo]
+        files = dict.fromkeys(folder.run(rival.label, seed) for rival, seed in todo)
+        files |= dict.fromkeys(sorted((folder.root / "runs").glob("*.json")))  # what earlier calls added
+        runs = [one for file in files if (one := folder.read(file)) is not None]
+        settings = self.settings.to_dict()
+        settings["methods"] = list(dict.fromkeys([*settings["methods"], *(one["method"] for one in runs)]))
+        settings["seeds"] = sorted({*settings["seeds"], *(one["seed"] for one in runs)})
         results = {
             "format": FORMAT,
             "version": VERSION,
             "environment": environment(self.settings.device),
-            "settings": self.settings.to_dict(),
+            "settings": settings,
             "fingerprint": (folder.read(folder.root / "settings.json") or {}).get("fingerprint"),
             "data": dict(data),
-            "base": {str(seed): folder.read(folder.base(seed)) for seed in self.settings.seeds},
-            "runs": [one for one in runs if one is not None],
+            "base": {str(seed): folder.read(folder.base(seed)) for seed in settings["seeds"]},
+            "runs": runs,
         }
         if write:
             folder.write(folder.root / "results.json", results)

@@ -128,7 +128,7 @@ def refer(
             and `Reference.answers` gives the base model's own rows.
     """
     cases = _checked(cases)
-    _check_targets(model, tokenizer, cases, max_new_tokens)
+    check_targets(model, tokenizer, cases, max_new_tokens)
     probes = list(
         dict.fromkeys(probe for _, group, probe in _asked(cases) if everything or _must_stay(group))
     )
@@ -169,7 +169,7 @@ def ask(
 ) -> list[Answer]:
     """The rows that `score` makes its scores of, in the order of the cases."""
     cases = _checked(cases)
-    _check_targets(model, tokenizer, cases, max_new_tokens)
+    check_targets(model, tokenizer, cases, max_new_tokens)
     asked = _asked(cases)
     _check_reference(reference, asked, max_new_tokens)
     probes = [probe for _, _, probe in asked]
@@ -252,8 +252,13 @@ def _checked(cases: Sequence[Case]) -> list[Case]:
     return cases
 
 
-def _check_targets(model: Any, tokenizer: Any, cases: Sequence[Case], max_new_tokens: int) -> None:
-    """A target that cannot be generated in full would score 0 whatever the model does."""
+def check_targets(model: Any, tokenizer: Any, cases: Sequence[Case], max_new_tokens: int) -> None:
+    """A target that cannot be generated in full would score 0 whatever the model does.
+
+    Raises:
+        TokenizerError: a prompt with its answer does not fit the model's context, or an answer has no tokens.
+        ValueError: ``max_new_tokens`` is too small for a target.
+    """
     if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}; give a whole number, 0 to generate nothing")
     probes = list(dict.fromkeys(probe for case in cases for _, probe in _probes(case)))

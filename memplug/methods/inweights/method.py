@@ -46,7 +46,8 @@ class LedgerMethod:
         self.config: Any = config
         self._host = host
         merged = config.mode == "merged"
-        self.sites = find_sites(host.model, host.anatomy, self._ranges(), config.modules, writable=merged)
+        ranges = self._ranges() if config.modules is None else ()
+        self.sites = find_sites(host.model, host.anatomy, ranges, config.modules, writable=merged)
         self.ledger = Ledger(self.sites, config.mode)
         self._guard = Guard(host, self.ledger, config)
         self._edits: dict[str, Edit] = {}
