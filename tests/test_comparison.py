@@ -105,7 +105,10 @@ def test_the_base_model_is_scored_once_a_seed(loaded, compared):
     model, tokenizer = loaded
     order = runner.open_casebook(CASES).draw(6, seed=1).cases
     reference = refer(model, tokenizer, order, everything=True, max_new_tokens=6)
-    assert base == Scores.from_answers(ask(model, tokenizer, order, reference, max_new_tokens=6)).to_dict()
+    told = Scores.from_answers(ask(model, tokenizer, order, reference, max_new_tokens=6))
+    assert base == told.to_dict()
+    kept = compared.results["base"]["1"]["answers"]
+    assert [(row["prompt"], row["text"]) for row in kept] == [(row.prompt, row.text) for row in told.answers]
 
 
 def test_preference_takes_the_base_models_answers_where_the_data_gives_none(compared):

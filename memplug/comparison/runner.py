@@ -238,10 +238,9 @@ class _Plan:
         drawn = self.book.draw(settings.edits, seed)
         reference = self._refer(drawn)
         base = folder.read(folder.base(seed)) or {}
-        if not base:
-            rows = reference.answers(drawn.cases)
-            base["scores"] = Scores.from_answers(rows, level=settings.level).to_dict()
-        if "general_answers" not in base or "preference" not in base:  # earlier versions did not keep them
+        if not {"answers", "general_answers", "preference"} <= base.keys():  # earlier versions kept less
+            told = Scores.from_answers(reference.answers(drawn.cases), level=settings.level)
+            base["scores"], base["answers"] = told.to_dict(), told.to_dict(answers=True)["answers"]
             asked = general_scores(self.sets, self.model, self.tokenizer, settings)
             base["general"], base["general_answers"] = asked
             base["preference"] = preferences(self.model, self.tokenizer, drawn, reference, settings)
