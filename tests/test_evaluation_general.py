@@ -202,6 +202,8 @@ def test_the_harness_counts_the_same(write, tmp_path, monkeypatch):
     assert chosen["choosing:acc"].value == own["own"].value
     assert chosen["choosing:acc_norm"].value == own["own_norm"].value
     assert chosen["choosing:acc"].n == len(rows)
+    assert [said["doc_id"] for said in chosen.answers] == list(range(len(rows)))
+    assert all(said["task"] == "choosing" and said["resps"] for said in chosen.answers)
     assert chosen["choosing:acc"].low < chosen["choosing:acc"].value < chosen["choosing:acc"].high
 
     answered = Harness("answering", settings=settings).score(model, tokenizer, **options)
