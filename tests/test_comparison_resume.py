@@ -69,8 +69,7 @@ def test_between_points_it_is_saved_by_the_clock(loaded, tmp_path, monkeypatch):
     assert kept == [1, 4, 6]
 
 
-def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
-    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
+def _stop_at_first_save(loaded, asked, monkeypatch):
     save = run.save
 
     def stopping(*given):
@@ -81,6 +80,11 @@ def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
         patch.setattr(run, "save", stopping)
         with pytest.raises(KeyboardInterrupt):
             memplug.compare(*loaded, CASES, **asked)
+
+
+def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
+    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
+    _stop_at_first_save(loaded, asked, monkeypatch)
     for file in (tmp_path / "state").rglob("*.safetensors"):
         file.write_bytes(b"x")
     with pytest.warns(UserWarning, match="toy begins anew: .*is not the file that was saved"):
@@ -90,16 +94,7 @@ def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
 
 def test_a_damaged_note_of_progress_begins_anew(loaded, tmp_path, monkeypatch, compared):
     asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
-    save = run.save
-
-    def stopping(*given):
-        save(*given)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            memplug.compare(*loaded, CASES, **asked)
+    _stop_at_first_save(loaded, asked, monkeypatch)
     (note,) = (tmp_path / "state").rglob("progress.json")
     note.write_text(note.read_text()[:40])
     with pytest.warns(UserWarning, match="toy begins anew: .*progress.json is damaged"):

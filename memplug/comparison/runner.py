@@ -76,7 +76,8 @@ def compare(
         tokenizer: its tokenizer.
         cases: ``"world"`` (the made-up world of the embedded model), a source as for `load_cases`, what
             that gave, or cases.
-        methods: each a name, ``"name:preset"``, a config object, or a pair (label, any of these).
+        methods: each a name, ``"name:preset"``, a config object, or a pair (label, any of these); a text may
+            hold several names with commas between.
         edits: edits of a run; None takes all cases (100 of the made-up world).
         batch: edits made together.
         seeds: each decides the order of the cases, which of them are taken, and what methods draw.
@@ -111,8 +112,11 @@ def compare(
         raise ValueError(
             "this model has a plug; call detach() on it first, methods are compared on the base model"
         )
-    methods, general, drop = (_several(given, str | Path) for given in (methods, general, drop))
-    seeds, points = _several(seeds, int), points if points is None else _several(points, int)
+    methods = methods.split(",") if isinstance(methods, str) else methods
+    drop = drop.split(",") if isinstance(drop, str) else drop
+    general = [general] if isinstance(general, str | Path) else general
+    seeds = [seeds] if isinstance(seeds, int) else seeds
+    points = [points] if isinstance(points, int) else points
     book = open_casebook(cases, drop=drop, skip_bad=skip_bad, probes=probes)
     wanted = open_fitting(fit_cases, skip_bad=skip_bad)
     rivals = contenders(methods, constants)
@@ -142,13 +146,6 @@ def compare(
     with _root(out) as root:
         plan = _Plan(model, tokenizer, settings, book, rivals, sets, wanted, retry, progress)
         return plan.carry_out(root)
-
-
-def _several(given: Any, kind: Any) -> list[Any]:
-    """One thing, or several; texts may have several with commas between."""
-    if isinstance(given, str):
-        return [part.strip() for part in given.split(",") if part.strip()]
-    return [given] if isinstance(given, kind) else list(given)
 
 
 @contextmanager
