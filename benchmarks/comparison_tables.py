@@ -116,6 +116,6 @@ def large(shape: str) -> Callable[[], str | None]:
     return render
 
 
-COMPARISON_TABLES = {name: comparison(name) for name in ("compare-world", "compare-zsre")} | {
-    "large-llama-3-8b": large("llama-3-8b")
-}
+COMPARISON_TABLES = {
+    name: comparison(name) for name in ("compare-world", "compare-zsre", "compare-counterfact")
+} | {"large-llama-3-8b": large("llama-3-8b")}

@@ -26,7 +26,14 @@ def slim(run: dict[str, Any], probes: int | None) -> dict[str, Any]:
     left["curve"] = [without_answers(point) for point in left.get("curve") or ()]
     if left["error"]:
         left["error"] = {key: left["error"][key] for key in ("type", "message")}
+    if left.get("command"):
+        left["command"] = pathless(left["command"])
     return left | {"probes": probes}
+
+
+def pathless(text: str) -> str:
+    """Files by their names: a path of this machine says nothing elsewhere."""
+    return re.sub(r"/[^ ]*/", "", text)
 
 
 def without_answers(point: dict[str, Any]) -> dict[str, Any]:
@@ -60,8 +67,8 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
     kept = {name: settings[0].get(name) for name in (*_SAME, "level", "drop", "fit_cases", "data")}
     kept["methods"] = list(dict.fromkeys(method for method, _ in keys))
     kept["seeds"] = sorted({seed for _, seed in keys})
-    for name in ("cases", "fit_cases", "model"):  # a path of this machine says nothing elsewhere
-        kept[name] = re.sub(r"/[^ ]*/", "", str(kept[name]))
+    for name in ("cases", "fit_cases", "model"):
+        kept[name] = pathless(str(kept[name]))
     known = next((folder / "results.json" for folder in folders if (folder / "results.json").exists()), None)
     environment = read(known)["environment"] if known else None
     return {"environment": environment, "settings": kept, "base": base, "runs": runs}
