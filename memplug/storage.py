@@ -124,7 +124,7 @@ def _ours(path: Path) -> bool:
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Write a tensor file that is named by its SHA-256; both are returned. Nothing is copied in memory."""
+    """Write a tensor file that is named by its SHA-256; both are returned. It is not built in memory."""
     with _new_file(folder) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # the umask's; the library's files are the owner's alone

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import memplug
 from memplug import world
@@ -180,10 +180,10 @@ def move(model: nn.Module) -> None:
 @contextlib.contextmanager
 def device() -> Iterator[None]:
     """The device is there inside the ``with``."""
-    _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
-    library = torch.library.Library("aten", "IMPL")  # what indexing calls beneath the dispatcher's modes
-    library.impl("empty_strided", _empty_strided, "PrivateUse1")
-    library.impl("_copy_from", _copy_from, "PrivateUse1")
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
+    own = library.Library("aten", "IMPL")  # what indexing calls beneath the dispatcher's modes
+    own.impl("empty_strided", _empty_strided, "PrivateUse1")
+    own.impl("_copy_from", _copy_from, "PrivateUse1")
     with _Operations(), _Functions():
         yield
 

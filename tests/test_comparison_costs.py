@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import toy
@@ -12,6 +14,7 @@ from memplug.comparison import run, runner
 from memplug.comparison.cost import hooks_of, neutral, overhead
 from memplug.comparison.details import recalled
 from memplug.edits import Case, Edit, Probe
+from memplug.text import TokenizerError
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -137,3 +140,12 @@ def test_pairs_too_long_for_the_context_are_left_out_of_the_preferences_and_coun
     found = run.preferences(model, tokenizer, drawn, made, settings)
     assert found["too_long"] == 1
     assert found["before"]["data"] == 1
+
+
+def test_a_text_that_became_too_long_says_nothing_about_recall():
+    """Decoded text can take more tokens than it was decoded from."""
+
+    def explain(text):
+        raise TokenizerError("too long")
+
+    assert recalled(SimpleNamespace(explain=explain), "text") is None

@@ -80,6 +80,18 @@ def test_the_codebook_is_that_of_the_published_algorithm(seed):
     assert min(radii) < 0.7  # and some were split
 
 
+def test_a_widened_radius_allows_for_what_a_batch_does_to_a_key(base, tokenizer):
+    one, two = (Keyed(n, f"e{n}", "Marrow", torch.full((4,), 1.0 + n)) for n in range(2))
+    for slack in (1e-4, 1e-2):
+        book = Codebook(1.5, slack)
+        book.add([one, two])
+        assert book.copy().entries[0].radius == book.entries[0].radius == pytest.approx(2 * (1 + slack))
+    for dtype, slack in ((torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)):
+        with attach(copy.deepcopy(base).to(dtype), tokenizer) as plug:
+            plug.edit("Where was Ada Quill born?", "Zarnow")
+            assert plug.method.book.slack == slack
+
+
 def test_a_copy_is_changed_on_its_own():
     edits = keyed(10, 0)
     book = Codebook(0.7)

@@ -9,6 +9,7 @@ import torch
 from families import build
 from test_contract import Trace
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from memplug.layers import (
     UnsupportedModelError,
@@ -186,3 +187,18 @@ def test_an_offloaded_models_modules_compute_on_the_device_they_are_brought_to()
 def test_devices_of_modules_without_weights():
     assert module_device(nn.GELU()) == torch.device("cpu")
     assert module_device(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+def test_layers_that_hand_on_more_than_a_state_a_token_are_refused():
+    """Gemma 3n keeps several versions of each state."""
+    settings = {
+        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": 97,
+        "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0, 0.0], "max_position_embeddings": 64,
+    }  # fmt: skip
+    config = AutoConfig.for_model("gemma3n_text", **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with pytest.raises(UnsupportedModelError, match="4 dimensions, not a state for each token"):
+        dissect(model)
