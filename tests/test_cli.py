@@ -199,3 +199,9 @@ def test_half_precision_becomes_single_on_a_cpu_unless_asked_for(model, tmp_path
     given = {"auto": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     for dtype, loaded in given.items():
         assert load_model(str(tmp_path), "cpu", dtype)[0].dtype == loaded
+
+
+@pytest.mark.parametrize(("name", "near"), [("smolm2", "smollm2"), ("SmolLM2", "smollm2"), ("wrld", "world")])
+def test_the_name_of_a_model_that_is_nearly_right(name, near):
+    with pytest.raises(ValueError, match=f"no model folder {name!r}; did you mean {near!r}?"):
+        load_model(name, "cpu", "auto")

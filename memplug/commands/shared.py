@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +14,12 @@ __all__ = ["Device", "Dtype", "Model", "explained", "load_model", "quiet"]
 
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", help="The base model: a path, a hub id, or `world`, the embedded one."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="The base model: a path, a hub id, `world`, the embedded one, or `smollm2`, a real small chat "
+        "model (see `memplug.pretrained`).",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="Where it runs: cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
@@ -41,10 +48,12 @@ def quiet() -> None:
 
 
 def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
-    """The model and tokenizer called ``name``; ``world`` is the embedded model.
+    """The model and tokenizer called ``name``: ``world``, one of `pretrained.NAMES`, a path or a hub id.
 
     Raises:
-        ValueError: no such dtype or device.
+        ValueError: no such dtype or device; a name that is nearly one of ours; see `pretrained.load`.
+        ImportError: see `pretrained.load`.
+        OSError: nothing is found under that path or hub id.
     """
     import torch
 
@@ -57,6 +66,13 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
         from .. import world
 
         return world.load(types.get(dtype, torch.float32), device)
+    from .. import pretrained
+
+    if name in pretrained.NAMES:
+        return pretrained.load(name, types.get(dtype, torch.float32), device)
+    near = difflib.get_close_matches(name.lower(), ["world", *pretrained.NAMES], n=1, cutoff=0.8)
+    if near and not Path(name).exists():
+        raise ValueError(f"there is no model folder {name!r}; did you mean {near[0]!r}?")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype=types.get(dtype, "auto"))
