@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..chat import Prompt, canonical, show
 from ..data import DataError, Loaded, load_cases, sift
 from ..edits import Case, Probe
 
@@ -282,9 +283,9 @@ def _subject(case: Case) -> str:
     return _plain(case.edit.subject or case.edit.prompt)
 
 
-def _plain(text: str) -> str:
-    """The text without regard to letter case and blanks."""
-    return " ".join(text.split()).casefold()
+def _plain(prompt: Prompt) -> str:
+    """The prompt without regard to letter case, blanks, and whether a text is asked in a chat."""
+    return " ".join(show(canonical(prompt)).split()).casefold()
 
 
 def _digest(drawn: Mapping[int, Drawn]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..chat import Prompt, canonical, show
 from ..edits import Case
 from .formats import COLUMNS, FORMATS, Record, alternative, parse
 from .rows import DataError, Row, read_file, read_hub
@@ -234,5 +235,5 @@ def _oddity(record: Record, targets: dict[str, set[str]]) -> str | None:
     return "noops" if target in map(_key, record.true_targets) else None
 
 
-def _key(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def _key(prompt: Prompt) -> str:
+    return " ".join(show(canonical(prompt)).split()).casefold()
