@@ -115,6 +115,10 @@ def evaluate(
     if reference is None:
         with plug.paused():
             reference = refer(plug.model, plug.tokenizer, cases, chat=chat, **options)
+    elif reference.chat != chat:
+        raise ValueError(
+            f"the reference was made with chat={reference.chat}, this run has chat={chat}; use the same"
+        )
     return score(plug.model, plug.tokenizer, cases, reference, **options)
 
 
