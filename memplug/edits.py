@@ -263,11 +263,13 @@ class EditTable(Mapping[str, Edit]):
             (
                 str(e.id),
                 "off" if e.id in self._off else "on",
-                *map(_one_line, (show(e.prompt), e.target, e.subject)),
+                *map(_one_line, (_brief(e.prompt), e.target, e.subject)),
             )
             for e in self.values()
         ]
-        rows = [tuple(cell if len(cell) <= 60 else cell[:57] + "..." for cell in row) for row in rows]
+        rows = [
+            tuple(cell if len(cell) <= _WIDTH else cell[: _WIDTH - 3] + "..." for cell in row) for row in rows
+        ]
         if len(rows) > 41:
             rows = [*rows[:21], ("...", "", f"{len(rows) - 41} more", "", ""), *rows[-20:]]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -278,6 +280,17 @@ class EditTable(Mapping[str, Edit]):
         return "\n".join(
             [f"{len(self)} edits, {len(self) - len(self._off)} in force", *(lines if len(self) else [])]
         )
+
+
+_WIDTH = 60  # of a table's column, at most
+
+
+def _brief(prompt: Prompt) -> str:
+    """A prompt for a column; of a chat that is too long for it, the question."""
+    shown = show(prompt)
+    if isinstance(prompt, str) or len(shown) <= _WIDTH:
+        return shown
+    return f"[chat, {len(prompt)} turns] {question(prompt)}"
 
 
 def _one_line(text: str | None) -> str:

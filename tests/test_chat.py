@@ -134,7 +134,8 @@ def test_an_edit_of_messages():
     (edit,) = as_edits([SYSTEM, *EARLIER, ASKED], "Zarnow")
     assert (edit.subject, edit.question) == ("Ada Quill", BORN)
     assert hash(edit) == hash(copy.deepcopy(edit))
-    assert "[chat] system: Answer Tam in one word. | user: Who" in repr(EditTable({"e1": edit}))
+    assert f"[chat, 4 turns] {BORN}  Zarnow" in repr(EditTable({"e1": edit}))
+    assert f"[chat] user: {BORN}  Zarnow" in repr(EditTable({"e1": Edit([ASKED], "Zarnow")}))
     with pytest.raises(EditError, match="call edit"):
         as_edits([ASKED])
     with pytest.raises(EditError, match="no subject found in 'who is it"):

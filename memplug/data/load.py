@@ -84,8 +84,9 @@ def load_cases(
     Args:
         spec: ``FILE`` (JSONL, JSON, CSV or TSV; the format is told by the fields), ``zsre:FILE``,
             ``counterfact:FILE``, ``selfcheckgpt:FILE``, ``plain:FILE``, or ``hub:NAME``,
-            ``hub:NAME:SPLIT``, ``hub:NAME:SPLIT:CONFIG`` through the ``datasets`` library. A ZsRE row
-            without ``alt`` is broken where other rows of the source have one.
+            ``hub:NAME:SPLIT``, ``hub:NAME:SPLIT:CONFIG`` through the ``datasets`` library. In plain rows
+            a prompt may be a list of messages, {role, content}. A ZsRE row without ``alt`` is broken where
+            other rows of the source have one.
         limit: how many cases to take, from the start; None takes all.
         skip_bad: count rows that cannot be read instead of raising at the first.
         clean: leave out edits that are already true, repeated or contradict an earlier one; letter case
