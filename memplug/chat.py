@@ -78,6 +78,10 @@ def as_prompt(given: Any) -> Prompt:
         raise PromptError(
             f"the prompt must be a string or a list of messages, got {type(given).__name__}: {given!r}"
         )
+    return _checked(given)
+
+
+def _checked(given: Sequence[Any]) -> Messages:
     if not given:
         raise PromptError("the prompt has no messages; give at least one: " + _EXAMPLE)
     messages = tuple(_message(number, item) for number, item in enumerate(given, start=1))
@@ -180,12 +184,15 @@ def turn_with(prompt: Messages, piece: str) -> str | None:
 
 
 def in_chat(prompt: Prompt, system: str | None = None) -> Messages:
-    """A text as one user turn, behind a system turn if one is given; messages stay as they are."""
+    """A text as one user turn, behind a system turn if one is given; messages stay as they are.
+
+    Raises:
+        PromptError: the text is empty.
+    """
     if not isinstance(prompt, str):
         return prompt
     head = () if system is None else (Message("system", system),)
-    found = as_prompt([*head, Message("user", prompt)])
-    return found if not isinstance(found, str) else ()
+    return _checked((*head, Message("user", prompt)))
 
 
 def canonical(prompt: Prompt) -> Prompt:
