@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import pretrained, world
+    from .chat import Message, PromptError
     from .comparison import Comparison, compare
     from .edits import Case, Edit, EditError, EditTable, Probe, UnknownEditError
     from .evaluation import evaluate
@@ -12,19 +13,23 @@ if TYPE_CHECKING:
     from .opening import attach, load
     from .plugin import Plug
     from .storage import LoadError, SaveError
+    from .templates import ChatTemplateError
     from .text import TokenizerError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Case",
+    "ChatTemplateError",
     "Comparison",
     "Edit",
     "EditError",
     "EditTable",
     "LoadError",
+    "Message",
     "Plug",
     "Probe",
+    "PromptError",
     "SaveError",
     "TokenizerError",
     "UnknownEditError",
@@ -43,6 +48,8 @@ _HOMES = {
     **dict.fromkeys(("attach", "load"), "opening"),
     **dict.fromkeys(("Comparison", "compare"), "comparison"),
     **dict.fromkeys(("LoadError", "SaveError"), "storage"),
+    **dict.fromkeys(("Message", "PromptError"), "chat"),
+    "ChatTemplateError": "templates",
     "Plug": "plugin",
     "TokenizerError": "text",
     "UnsupportedModelError": "layers",

@@ -16,6 +16,7 @@ from .commands.compare import compare, report
 from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
 
 if TYPE_CHECKING:
+    from .chat import Prompt
     from .plugin import Plug
 
 __all__ = ["app"]
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the saved plug.", show_default=False)]
+System = Annotated[str | None, typer.Option(help="Text of a system turn before the user's.")]
 Ids = Annotated[list[str], typer.Argument(help="Ids of edits, see `memplug list`.", show_default=False)]
 
 
@@ -61,6 +63,10 @@ def edit(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Take the first so many of them.")] = None,
     skip_bad: Annotated[bool, typer.Option(help="Count broken lines instead of stopping at one.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a user's turn in the model's chat template.")
+    ] = False,
+    system: System = None,
     model: Model = "world",
     method: Annotated[
         str | None, typer.Option(help="Editing method, for a new plug; llp if left out.")
@@ -71,7 +77,7 @@ def edit(
 ) -> None:
     """Edit facts into a plug; a new one is made where FOLDER has none."""
     with explained():
-        wanted = _wanted(prompt, target, subject, cases, limit, skip_bad)
+        wanted = _wanted(prompt, target, subject, cases, limit, skip_bad, chat, system)
         from .opening import attach, load
         from .storage import peek
 
@@ -94,13 +100,21 @@ def _wanted(
     cases: str | None,
     limit: int | None,
     skip_bad: bool,
+    chat: bool,
+    system: str | None,
 ) -> Any:
+    from .chat import in_chat
     from .edits import Edit
 
+    if system is not None and (cases is not None or not chat):
+        raise ValueError(
+            "--system is a turn before a PROMPT in a chat; give it with --chat and without --cases"
+        )
     if cases is None:
         if prompt is None or target is None:
             raise ValueError("give a PROMPT and a TARGET, or --cases FILE")
-        return [Edit(prompt, target, subject)]
+        edit = Edit(prompt, target, subject)
+        return [Edit(in_chat(edit.prompt, system), target, subject) if chat else edit]
     if prompt is not None:
         raise ValueError("give either a PROMPT or --cases, not both")
     from .data import load_cases
@@ -108,7 +122,7 @@ def _wanted(
     read = load_cases(cases, limit=limit, skip_bad=skip_bad)
     if read.skipped:
         typer.echo(f"left out {len(read.skipped)} broken rows", err=True)
-    return read.cases
+    return [case.in_chat() for case in read.cases] if chat else read.cases
 
 
 @app.command("list")
@@ -152,27 +166,51 @@ def ask(
     model: Model = "world",
     explain: Annotated[bool, typer.Option(help="Say which edit was recalled, and why.")] = False,
     base: Annotated[bool, typer.Option(help="Show the unedited model's answer beside it.")] = False,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--plain",
+            help="Ask through the chat template, or the text as it is. The template is used where the "
+            "tokenizer has one, if left out.",
+        ),
+    ] = None,
+    system: System = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     device: Device = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
     """Ask the edited model, greedily."""
     with explained():
+        if chat is False and system is not None:
+            raise ValueError("--system is a turn of a chat; leave out --plain, or --system")
         from .evaluation import answer
         from .opening import load
 
         plug = load(folder, *load_model(model, device, dtype))
+        asked = _asked(plug.tokenizer, prompts, chat, system)
 
         def answers() -> list[str]:
-            return answer(plug.model, plug.tokenizer, prompts, max_new_tokens=max_new_tokens)
+            return answer(plug.model, plug.tokenizer, asked, max_new_tokens=max_new_tokens)
 
         edited = answers()
         with plug.paused():
             before = answers() if base else [""] * len(prompts)
-        for prompt, new, old in zip(prompts, edited, before, strict=True):
+        for prompt, read, new, old in zip(prompts, asked, edited, before, strict=True):
             typer.echo(f"{prompt} {new}" + (f"   (base model: {old})" if base else ""))
             if explain:
-                typer.echo(str(plug.explain(prompt)))
+                typer.echo(str(plug.explain(read)))
+
+
+def _asked(tokenizer: Any, prompts: list[str], chat: bool | None, system: str | None) -> list[Prompt]:
+    """The prompts as they are asked: where nobody chose, through the template if there is one; it is told."""
+    from .chat import in_chat
+    from .templates import has_template
+
+    if chat is None and (has_template(tokenizer) or system is not None):
+        chat = True
+        if has_template(tokenizer):
+            typer.echo("asked through the chat template; --plain asks the text as it is", err=True)
+    return [in_chat(prompt, system) for prompt in prompts] if chat else list(prompts)
 
 
 @app.command()

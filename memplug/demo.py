@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import world
+from .chat import show
 from .comparison import compare
 from .editors import shipped_editor
 from .edits import Case
@@ -83,7 +84,7 @@ def _edit(console: Console, model: Any, tokenizer: Any, cases: list[Case]) -> bo
     console.print(f"\n[bold]plug.explain[/bold] {escape(str(plug.explain(cases[0].rephrases[0])))}")
     plug.delete(gone)
     after = answer(model, tokenizer, [gone.prompt])[0]
-    console.print(f"\nDeleted {gone.id}: {gone.prompt} [green]{after}[/green] (as before: {after == old})")
+    console.print(f"\nDeleted {gone.id}: {gone.question} [green]{after}[/green] (as before: {after == old})")
     plug.detach()
     with torch.no_grad():
         same = torch.equal(before, model(**probe).logits)
@@ -137,7 +138,7 @@ def _changes(plug: Plug, cases: list[Case]) -> Table:
         with plug.paused():
             old = answer(plug.model, plug.tokenizer, prompts)
         for prompt, was, now in zip(prompts, old, new, strict=True):
-            table.add_row(prompt, was, case.edit.target, _marked(now, case.edit.target))
+            table.add_row(show(prompt), was, case.edit.target, _marked(now, case.edit.target))
         table.add_section()
     return table
 
@@ -151,7 +152,7 @@ def _unchanged(plug: Plug, cases: list[Case]) -> Table:
     with plug.paused():
         base = answer(plug.model, plug.tokenizer, prompts)
     for prompt, was, now in zip(prompts, base, new, strict=True):
-        table.add_row(prompt, was, _marked(now, was))
+        table.add_row(show(prompt), was, _marked(now, was))
     return table
 
 

@@ -11,6 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from .chat import (
+    Given,
+    Prompt,
+    PromptError,
+    as_prompt,
+    in_chat,
+    is_chat,
+    question,
+    quoted,
+    show,
+    turn_with,
+)
 from .subjects import find_subject
 
 __all__ = [
@@ -31,7 +43,7 @@ class EditError(ValueError):
 class Probe(NamedTuple):
     """A prompt and the answer expected to it."""
 
-    prompt: str
+    prompt: Prompt
     target: str
 
 
@@ -39,20 +51,29 @@ class Probe(NamedTuple):
 class Edit:
     """From now on ``prompt`` is answered by ``target``; the fact is about ``subject``.
 
-    Prompt and target carry no leading or trailing space. ``subject`` is a piece of the prompt;
-    ``None`` lets `find_subject` look for it. ``id`` is given when the edit is learned.
+    The prompt is a text, or the messages of a chat: dicts with a role and a content, kept as a tuple of
+    `Message`, of which the last is the user's question. Texts carry no leading or trailing space.
+    ``subject`` is a piece of the question; ``None`` lets `find_subject` look for it. ``id`` is given when
+    the edit is learned.
 
     Raises:
-        EditError: a text is not a string, is empty or cannot be written, or the subject is not in the prompt.
+        EditError: a text is not a string, is empty or cannot be written, messages that are no prompt (see
+            `as_prompt`), or the subject is not in the question.
     """
 
-    prompt: str
+    prompt: Prompt
     target: str
     subject: str | None = None
     id: str | None = None
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "prompt", as_prompt(self.prompt))
+        except PromptError as error:
+            raise EditError(str(error)) from error
         for name in ("prompt", "target", "subject", "id"):
+            if name == "prompt" and not isinstance(self.prompt, str):
+                continue
             value = getattr(self, name)
             if value is None and name in ("subject", "id"):
                 continue
@@ -67,11 +88,22 @@ class Edit:
                     f"{name} is no text ({value!r}: half a character); mend its encoding"
                 ) from error
             object.__setattr__(self, name, value.strip())
-        if self.subject is not None and self.subject not in self.prompt:
+        if self.subject is not None and self.subject not in self.question:
+            where = None if isinstance(self.prompt, str) else turn_with(self.prompt, self.subject)
+            if where is not None:
+                raise EditError(
+                    f"subject {self.subject!r} is in {where} and not in the question {self.question!r}; an "
+                    "edit is found by its subject in the last user turn, so ask with it there"
+                )
             raise EditError(
-                f"subject {self.subject!r} is not in the prompt {self.prompt!r}; "
+                f"subject {self.subject!r} is not in the prompt {quoted(self.prompt)}; "
                 "copy it from the prompt letter by letter, or leave it out to have it found"
             )
+
+    @property
+    def question(self) -> str:
+        """What is asked: the prompt, or its last user turn."""
+        return question(self.prompt)
 
     def with_subject(self) -> Edit:
         """This edit with its subject filled in.
@@ -81,10 +113,10 @@ class Edit:
         """
         if self.subject is not None:
             return self
-        found = find_subject(self.prompt)
+        found = find_subject(self.question)
         if found is None:
             raise EditError(
-                f"no subject found in {self.prompt!r} (looked for quoted titles and capitalised words); "
+                f"no subject found in {self.question!r} (looked for quoted titles and capitalised words); "
                 "say what the fact is about: edit(prompt, target, subject=...)"
             )
         return replace(self, subject=found)
@@ -92,7 +124,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Case:
-    """An edit with what is needed to judge it.
+    """An edit with what is needed to judge it. Prompts are texts or messages, as in `Edit`.
 
     Attributes:
         edit: the request.
@@ -100,17 +132,42 @@ class Case:
         locality: unrelated probes; the target is the answer before the edit.
         same_subject: other facts about the edited subject; the target is the answer before the edit.
         portability: questions whose answer follows from the edit; the target is the new answer.
+
+    Raises:
+        PromptError: messages that are no prompt.
     """
 
     edit: Edit
-    rephrases: tuple[str, ...] = field(default=())
+    rephrases: tuple[Prompt, ...] = field(default=())
     locality: tuple[Probe, ...] = field(default=())
     same_subject: tuple[Probe, ...] = field(default=())
     portability: tuple[Probe, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        if any(not isinstance(prompt, str) for prompt in self.rephrases):
+            object.__setattr__(self, "rephrases", tuple(map(as_prompt, self.rephrases)))
+        for name in ("locality", "same_subject", "portability"):
+            probes = getattr(self, name)
+            if any(not isinstance(prompt, str) for prompt, _ in probes):
+                object.__setattr__(self, name, tuple(Probe(as_prompt(p), target) for p, target in probes))
+
+    def in_chat(self) -> Case:
+        """The case with every prompt that is a text as a single user turn."""
+
+        def turned(probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
+            return tuple(Probe(in_chat(prompt), target) for prompt, target in probes)
+
+        return Case(
+            replace(self.edit, prompt=in_chat(self.edit.prompt)),
+            tuple(map(in_chat, self.rephrases)),
+            turned(self.locality),
+            turned(self.same_subject),
+            turned(self.portability),
+        )
+
 
 def as_edits(
-    prompt: str | Edit | Case | Iterable[Edit | Case],
+    prompt: Given | Edit | Case | Iterable[Edit | Case],
     target: str | None = None,
     subject: str | None = None,
 ) -> list[Edit]:
@@ -119,10 +176,10 @@ def as_edits(
     Raises:
         EditError: nothing to edit, a target beside a list, or an item that is not an edit.
     """
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) or is_chat(prompt):
         if target is None:
             raise EditError(f"no target for {prompt!r}; call edit(prompt, target)")
-        return [Edit(prompt, target, subject).with_subject()]
+        return [Edit(prompt, target, subject).with_subject()]  # type: ignore[arg-type]  # checked by Edit
     if target is not None or subject is not None:
         raise EditError("target and subject belong to a single prompt; a list carries its own")
     if not isinstance(prompt, Edit | Case | Iterable):
@@ -194,7 +251,7 @@ class EditTable(Mapping[str, Edit]):
             edit = self[str(item.id if isinstance(item, Edit) else item)]
             if isinstance(item, Edit) and edit.prompt != item.prompt:
                 raise UnknownEditError(
-                    f"{edit.id!r} is the edit of {edit.prompt!r} here, not of {item.prompt!r}; "
+                    f"{edit.id!r} is the edit of {quoted(edit.prompt)} here, not of {quoted(item.prompt)}; "
                     "give an edit of this plug, see plug.edits"
                 )
             found[str(edit.id)] = edit
@@ -206,11 +263,13 @@ class EditTable(Mapping[str, Edit]):
             (
                 str(e.id),
                 "off" if e.id in self._off else "on",
-                *map(_one_line, (e.prompt, e.target, e.subject)),
+                *map(_one_line, (_brief(e.prompt), e.target, e.subject)),
             )
             for e in self.values()
         ]
-        rows = [tuple(cell if len(cell) <= 60 else cell[:57] + "..." for cell in row) for row in rows]
+        rows = [
+            tuple(cell if len(cell) <= _WIDTH else cell[: _WIDTH - 3] + "..." for cell in row) for row in rows
+        ]
         if len(rows) > 41:
             rows = [*rows[:21], ("...", "", f"{len(rows) - 41} more", "", ""), *rows[-20:]]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -221,6 +280,17 @@ class EditTable(Mapping[str, Edit]):
         return "\n".join(
             [f"{len(self)} edits, {len(self) - len(self._off)} in force", *(lines if len(self) else [])]
         )
+
+
+_WIDTH = 60  # of a table's column, at most
+
+
+def _brief(prompt: Prompt) -> str:
+    """A prompt for a column; of a chat that is too long for it, the question."""
+    shown = show(prompt)
+    if isinstance(prompt, str) or len(shown) <= _WIDTH:
+        return shown
+    return f"[chat, {len(prompt)} turns] {question(prompt)}"
 
 
 def _one_line(text: str | None) -> str:

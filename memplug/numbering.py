@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from .chat import canonical
 from .edits import Edit, EditError
 
 __all__ = ["listed", "numbered"]
@@ -13,6 +14,8 @@ __all__ = ["listed", "numbered"]
 
 def numbered(asked: Sequence[Edit], held: Mapping[str, Edit], count: int) -> tuple[list[Edit], list[str]]:
     """The edits with ids, and the ids of those they replace: the ones with the same prompt.
+
+    A text and the same text as a single user turn are one prompt: see `canonical`.
 
     Args:
         asked: new edits; of those that repeat a prompt the last one counts, with a warning.
@@ -22,13 +25,13 @@ def numbered(asked: Sequence[Edit], held: Mapping[str, Edit], count: int) -> tup
     Raises:
         EditError: an id is used twice.
     """
-    latest = {edit.prompt: edit for edit in asked}
+    latest = {canonical(edit.prompt): edit for edit in asked}
     if len(latest) < len(asked):
         twice = len(asked) - len(latest)
         warnings.warn(
             f"{twice} edits repeat a prompt of the same list; the last one of each counts", stacklevel=3
         )
-    replaced = [id for id, edit in held.items() if edit.prompt in latest]
+    replaced = [id for id, edit in held.items() if canonical(edit.prompt) in latest]
     fresh: list[Edit] = []
     taken = set(held) - set(replaced)
     for edit in latest.values():

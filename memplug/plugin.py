@@ -16,6 +16,7 @@ from typing import Any
 
 from . import storage
 from .calls import CallTracker
+from .chat import Given, as_prompt, is_chat, question
 from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditTable, as_edits
 from .hooks import HookSet
@@ -71,7 +72,7 @@ class Plug:
 
     def edit(
         self,
-        prompt: str | Edit | Case | Iterable[Edit | Case],
+        prompt: Given | Edit | Case | Iterable[Edit | Case],
         target: str | None = None,
         subject: str | None = None,
         *,
@@ -79,13 +80,14 @@ class Plug:
     ) -> Any:
         """From now on ``prompt`` is answered by ``target``. A list is learned together.
 
-        A second edit of a prompt replaces the first, with a warning. Several edits of one subject are
-        all kept.
+        A second edit of a prompt replaces the first, with a warning; a text and the same text as a single
+        user turn are one prompt. Several edits of one subject are all kept.
 
         Args:
-            prompt: the prompt, an `Edit`, a `Case`, or several of these.
-            target: the answer, where ``prompt`` is a string.
-            subject: what the fact is about, as it stands in the prompt; found if left out.
+            prompt: the prompt (a text, or messages with roles and contents of which the last is the user's
+                question), an `Edit`, a `Case`, or several of the latter two.
+            target: the answer, where ``prompt`` is a text or messages.
+            subject: what the fact is about, as it stands in the question; found if left out.
             progress: show a bar while several are learned.
 
         Returns:
@@ -93,9 +95,10 @@ class Plug:
 
         Raises:
             EditError: an edit that cannot be made; plug and model are as they were.
+            ChatTemplateError: messages, and the tokenizer has no chat template that takes them.
         """
         self._check_attached()
-        single = isinstance(prompt, str | Edit | Case)
+        single = isinstance(prompt, str | Edit | Case) or is_chat(prompt)
         asked = as_edits(prompt, target, subject)
         with self._changing():
             fresh, replaced = numbered(asked, self._edits, self._count)
@@ -258,18 +261,21 @@ class Plug:
         with self._tracker.prompt_lengths(lengths):
             yield
 
-    def explain(self, prompt: str) -> Any:
+    def explain(self, prompt: Given) -> Any:
         """What happens to the edits when the model reads ``prompt``; print it to read it.
 
+        Args:
+            prompt: a text, or messages, which are read through the chat template.
+
         Raises:
-            ValueError: the prompt is no string, is empty, or is longer than the model's context.
+            ValueError: the prompt is neither, is empty, or is longer than the model's context.
         """
         self._check_attached()
-        if not isinstance(prompt, str) or not prompt.strip():
-            kind = "is empty" if isinstance(prompt, str) else f"must be a string, got {type(prompt).__name__}"
-            raise ValueError(f"the prompt {kind} ({prompt!r}); give it some text")
-        self._text.check_length(self._text.encode(prompt), prompt)
-        return self.method.explain(prompt)
+        asked = as_prompt(prompt)
+        if not question(asked).strip():
+            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        self._text.check_length(self._text.encode(asked), asked)
+        return self.method.explain(asked)
 
     def __repr__(self) -> str:
         where = type(self.model).__name__ if self._hooks else "detached"

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .chat import to_json
 from .edits import Edit, EditTable
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "LoadError", "SaveError", "Saved", "fill", "fingerprint", "peek", "read", "save"]
 
-FORMAT = 1
-"""Version of the files; a newer one is refused."""
+FORMAT = 2
+"""Version of the files; a newer one is refused. Since 2 a prompt may be a list of messages."""
 
 _MANIFEST = "plug.json"
 _WRITING = ".writing-"  # begins the name of a folder with a file that is not whole yet
@@ -103,7 +104,7 @@ def save(folder: Path, plug: Plug) -> None:
         "config": asdict(plug.method.config),
         "layers": plug.layers,
         "model": {"class": type(plug.model).__name__, "fingerprint": base},
-        "edits": [asdict(edit) for edit in plug.edits.values()],
+        "edits": [{**asdict(edit), "prompt": to_json(edit.prompt)} for edit in plug.edits.values()],
         "off": [id for id in plug.edits if not plug.edits.enabled(id)],
         "count": plug.count,
         "meta": meta,

@@ -1,7 +1,7 @@
 """Text to tokens, the same way everywhere: prompts, answers, subjects, padding, sampled contexts.
 
 Knows the tokenizer and nothing of editing. Prompts and targets carry no space at their ends; the
-one between them is put here.
+one between them is put here. A prompt that is messages goes through the tokenizer's chat template.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from .chat import Messages, Prompt, in_chat, question, show
 from .layers import input_device, text_config
+from .sampling import TopKSampler
+from .templates import ChatTemplateError, Rendered, chat_ids, has_template, render, turn_of
 
-__all__ = ["Batch", "Pair", "Text", "TokenizerError", "TopKSampler"]
+__all__ = ["Batch", "ChatTemplateError", "Pair", "Rendered", "Text", "TokenizerError", "TopKSampler"]
 
 
 class TokenizerError(ValueError):
@@ -90,38 +93,87 @@ class Text:
                 return int(getattr(config, name))
         return 1 << 20
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text with the tokenizer's special tokens in front, none behind."""
-        return self._with_offsets(text)[0]
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return has_template(self.tokenizer)
 
-    def pair(self, prompt: str, target: str, *, stop: bool = False) -> Pair:
-        """Ids of ``prompt``, a space, ``target``, and the stop token where ``stop`` is set.
+    def chat_ids(self, messages: Messages) -> list[int]:
+        """Ids of messages with the generation prompt, as ``apply_chat_template`` gives them.
+
+        Raises:
+            ChatTemplateError: there is no template, or it does not take these messages.
+        """
+        return chat_ids(self.tokenizer, messages)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Ids of a text with the tokenizer's special tokens in front, none behind; `chat_ids` of messages."""
+        return self._with_offsets(prompt)[0] if isinstance(prompt, str) else self.chat_ids(prompt)
+
+    def forms(self, prompt: Prompt) -> list[Prompt]:
+        """The prompt and the other form in which the same is asked.
+
+        A text also as one user turn, where there is a chat template; messages also as their question alone.
+        """
+        if isinstance(prompt, str):
+            return [prompt, in_chat(prompt)] if self.has_chat else [prompt]
+        return [prompt, question(prompt)]
+
+    def rendered(self, prompt: Prompt, target: str | None = None) -> Rendered:
+        """The string that a prompt is read as, with ``target`` behind it; `tokens` puts it into tokens.
+
+        A text is followed by a space and the target; messages by the generation prompt and the target, with
+        the blanks between them that the template itself puts before an answer (mostly none).
+
+        Raises:
+            ChatTemplateError: as for `chat_ids`; or the template rewrites the question.
+        """
+        if not isinstance(prompt, str):
+            return render(self.tokenizer, prompt, target)
+        space = "" if prompt[-1:].isspace() else " "
+        return Rendered(prompt if target is None else prompt + space + target, True, 0, len(prompt))
+
+    def tokens(self, rendered: Rendered) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a rendered prompt, and where in its text each of them begins and ends."""
+        return self._with_offsets(rendered.text, rendered.special)
+
+    def pair(self, prompt: Prompt, target: str, *, stop: bool = False) -> Pair:
+        """Ids of ``prompt``, ``target`` behind it (see `rendered`), and the stop token where ``stop`` is set.
 
         The prompt's ids are those of the prompt alone (what a user's ``generate`` is given) wherever
         the tokenizer's ids of both together begin with them.
 
         Raises:
             TokenizerError: the target adds no token, or the text is longer than the model's context.
+            ChatTemplateError: as for `rendered`.
         """
-        space = "" if prompt[-1:].isspace() else " "
-        ids, offsets = self._with_offsets(prompt + space + target)
+        rendered = self.rendered(prompt, target)
+        ids, offsets = self.tokens(rendered)
         alone = self.encode(prompt)
         start = len(alone)
         if ids[:start] != alone:  # a token spans the seam: the first one that reaches into the target
-            start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+            start = next((i for i, (_, end) in enumerate(offsets) if end > rendered.prompt_end), len(ids))
         if not self.tokenizer.decode(ids[start:]).strip():  # the space before it is no answer
             raise TokenizerError(
                 f"the target {target!r} tokenizes to nothing; give it text the tokenizer knows"
             )
         self.check_length(ids, prompt)
-        return Pair(ids + self.eos_ids[:1] if stop else ids, start)
+        return Pair(ids + self._stop(prompt) if stop else ids, start)
 
-    def check_length(self, ids: Sequence[int], text: str) -> None:
+    def _stop(self, prompt: Prompt) -> list[int]:
+        """The token that ends an answer: in a chat the one that ends a turn, if the model stops at it."""
+        ends = self.eos_ids
+        if not isinstance(prompt, str) and len(ends) > 1:
+            behind = self.tokenizer(turn_of(self.tokenizer).behind, add_special_tokens=False)["input_ids"]
+            ends = [token for token in behind if token in ends] or ends
+        return ends[:1]
+
+    def check_length(self, ids: Sequence[int], text: Prompt) -> None:
         """Raises TokenizerError where ``ids`` do not fit into the model's context."""
         if len(ids) >= self.max_length:
             raise TokenizerError(
-                f"{text[:60]!r}... is {len(ids)} tokens long, the model's context holds {self.max_length}; "
-                "shorten the prompt, or the answer that stands behind it"
+                f"{show(text)[:60]!r}... is {len(ids)} tokens long, the model's context holds "
+                f"{self.max_length}; shorten the prompt, or the answer that stands behind it"
             )
 
     def span(self, text: str, begin: int, end: int) -> tuple[list[int], range]:
@@ -132,7 +184,20 @@ class Text:
         Raises:
             TokenizerError: no token lies there.
         """
-        ids, offsets = self._with_offsets(text)
+        return self._span(Rendered(text, True, 0, len(text)), begin, end)
+
+    def asked_span(
+        self, prompt: Prompt, begin: int, end: int, target: str | None = None
+    ) -> tuple[list[int], range]:
+        """Ids of ``prompt``, with ``target`` behind it, and the indices of the tokens that lie in
+        ``question(prompt)[begin:end]``; otherwise as `span`."""
+        rendered = self.rendered(prompt, target)
+        at = rendered.question_begin
+        return self._span(rendered, at + begin, at + end)
+
+    def _span(self, rendered: Rendered, begin: int, end: int) -> tuple[list[int], range]:
+        text = rendered.text
+        ids, offsets = self.tokens(rendered)
         # A token's own leading space counts with it: " Lyon" lies in "Lyon".
         touching = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin and b > a]
         inside = [i for i in touching if offsets[i][1] <= end] or touching[:1]
@@ -213,46 +278,24 @@ class Text:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.strip()
 
-    def _with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def _with_offsets(self, text: str, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         if getattr(self.tokenizer, "is_fast", False):
-            out = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=True)
+            out = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
             ids, offsets = list(out["input_ids"]), [(int(a), int(b)) for a, b in out["offset_mapping"]]
         else:
-            ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
-            offsets = self._aligned(ids, text)
-        special = set(self.tokenizer.all_special_ids)
-        while ids and ids[-1] in special and offsets[-1][0] == offsets[-1][1]:
+            ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+            offsets = self._aligned(ids, text, special)
+        ending = set(self.tokenizer.all_special_ids) if special else set()
+        while ids and ids[-1] in ending and offsets[-1][0] == offsets[-1][1]:
             ids, offsets = ids[:-1], offsets[:-1]  # an end-of-text token would end the prompt
         return ids, offsets
 
-    def _aligned(self, ids: list[int], text: str) -> list[tuple[int, int]]:
+    def _aligned(self, ids: list[int], text: str, special: bool) -> list[tuple[int, int]]:
         """Character offsets for tokenizers that give none: where each token's text is found next."""
         offsets, at = [], 0
         for token in ids:
-            piece = self.decode([token])
+            piece = self.decode([token]) if special else self.tokenizer.decode([token]).strip()
             found = text.find(piece, at) if piece else -1
             offsets.append((at, at) if found < 0 else (found, found + len(piece)))
             at = offsets[-1][1]
         return offsets
-
-
-class TopKSampler(LogitsProcessor):
-    """Top-k sampling in which a row's draws come from its own seed, whatever rows lie beside it.
-
-    Works by leaving the drawn token alone, so that greedy search picks it; no global generator is
-    touched. ``seeds`` holds one integer a row.
-    """
-
-    def __init__(self, seeds: Sequence[int], steps: int, top_k: int) -> None:
-        draws = [torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        self._draws, self._top_k, self._step = torch.stack(draws), top_k, 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        top = scores.float().topk(min(self._top_k, scores.shape[-1]), dim=-1)
-        draw = self._draws[:, self._step, None].to(scores.device)
-        self._step += 1
-        # Inverse transform: the first of the k whose cumulated probability exceeds the draw.
-        cumulated = top.values.softmax(-1).cumsum(-1)
-        place = (cumulated <= draw).sum(-1, keepdim=True).clamp(max=top.indices.shape[-1] - 1)
-        chosen = torch.full_like(scores, -torch.inf)
-        return chosen.scatter(-1, top.indices.gather(-1, place), 0.0)

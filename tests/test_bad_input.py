@@ -69,6 +69,8 @@ def unchanged(plug):
         (("who is it?", "Zarnow"), "no subject found in 'who is it.'.*subject=..."),
         (([],), "the list of edits is empty"),
         (([memplug.Edit(BORN, "x", "Ada")], "Zarnow"), "target and subject belong to a single prompt"),
+        (([{"role": "user", "content": BORN}],), r"no target for \[{'role': 'user'.*call edit"),
+        (([{"role": "user", "content": BORN}], "Zarnow", "Tam"), "'Tam' is not in the prompt .chat. user"),
         ((["Where?"],), "expected an Edit or a Case, got str: 'Where.'; give Edit"),
         (({"prompt": BORN, "target": "Zarnow"},), "expected an Edit or a Case, got str: 'prompt'"),
         ((BORN, "Zar\ud83d"), "target is no text .*mend its encoding"),
@@ -139,8 +141,10 @@ def test_unknown_ids(unchanged, action):
     ("prompt", "match"),
     [
         (" ", "the prompt is empty"),
-        (None, "the prompt must be a string, got NoneType"),
-        ([{"role": "user", "content": BORN}], "the prompt must be a string, got list"),
+        (None, "the prompt must be a string or a list of messages, got NoneType"),
+        ([{"role": "user", "content": BORN}], "no chat template; give a plain prompt, or set"),
+        ([{"role": "assistant", "content": BORN}], "no user turn, only assistant"),
+        ([], "the prompt has no messages"),
         (BORN * 40, "tokens long, the model's context holds 128; shorten the prompt"),
     ],
 )

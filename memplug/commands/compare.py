@@ -60,6 +60,9 @@ def compare(
         int | None,
         typer.Option(help="Ask at most so many of a kind about a case; all if left out."),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put every plain prompt of the cases into the chat template.")
+    ] = False,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(help="Where answers are cut off (0: none made); what targets need if left out."),
@@ -97,6 +100,7 @@ def compare(
             "drop": _parts(drop or ""),
             "skip_bad": skip_bad,
             "probes": probes,
+            "chat": chat,
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
             "level": level,

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..chat import Prompt, canonical, show
 from ..data import DataError, Loaded, load_cases, sift
 from ..edits import Case, Probe
 
@@ -51,11 +52,13 @@ class Casebook:
         name: how it is called in the results.
         loaded: all cases there are; None for the made-up world, which draws them anew for each seed.
         probes: how many probes of a kind a case keeps at most; None keeps all.
+        chat: whether every prompt that is a text becomes a single user turn.
     """
 
     name: str
     loaded: Loaded | None
     probes: int | None = None
+    chat: bool = False
 
     def size(self, edits: int | None) -> int:
         """How many edits a run has.
@@ -87,7 +90,7 @@ class Casebook:
             found = [self.loaded.cases[i] for i in order]
             truths = tuple(self.loaded.true_targets[i] for i in order)
         cases, changed = _unchanged(found)
-        return Drawn(self._thinned(cases, seed), truths, changed)
+        return Drawn(self._turned(self._thinned(cases, seed)), truths, changed)
 
     def _thinned(self, cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
         """The cases with at most ``probes`` probes of a kind: drawn, as their order may mean something."""
@@ -108,6 +111,9 @@ class Casebook:
             )
             for case in cases
         )
+
+    def _turned(self, cases: Sequence[Case]) -> tuple[Case, ...]:
+        return tuple(case.in_chat() for case in cases) if self.chat else tuple(cases)
 
     def targets(self) -> list[str]:
         """All targets that may be asked for, each once; none of the made-up world, where all are short."""
@@ -141,7 +147,7 @@ class Casebook:
                 f"no case is left to fit on that shares no subject with the {n} edits; give more of them "
                 "(--fit-cases FILE), or make fewer edits"
             )
-        return left
+        return list(self._turned(left))
 
     def _order(self, seed: int) -> list[int]:
         order = list(range(len(self.loaded.cases if self.loaded else ())))
@@ -196,6 +202,7 @@ def open_casebook(
     drop: Collection[str] = (),
     skip_bad: bool = False,
     probes: int | None = None,
+    chat: bool = False,
 ) -> Casebook:
     """Open a source of cases.
 
@@ -204,6 +211,7 @@ def open_casebook(
         drop: oddities to leave out: no-op, repeated, contradicting. They are counted in any case.
         skip_bad: count broken rows instead of raising at the first.
         probes: how many probes of a kind a case keeps at most; None keeps all.
+        chat: make a single user turn of every prompt that is a text.
 
     Raises:
         ValueError: nothing to read, an unknown oddity, or ``probes`` below 1.
@@ -211,13 +219,13 @@ def open_casebook(
     if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
         raise ValueError(f"probes is {probes!r}; give a whole number of at least 1, or None for all of them")
     if isinstance(cases, str) and cases == WORLD:
-        return Casebook(WORLD, None, probes)
+        return Casebook(WORLD, None, probes, chat)
     if isinstance(cases, str | Path):
-        return Casebook(str(cases), load_cases(cases, drop=drop, skip_bad=skip_bad), probes)
+        return Casebook(str(cases), load_cases(cases, drop=drop, skip_bad=skip_bad), probes, chat)
     if isinstance(cases, Loaded):
-        return Casebook("cases", cases, probes)
+        return Casebook("cases", cases, probes, chat)
     found = _checked(cases, "compare on")
-    return Casebook("cases", sift(found, [()] * len(found), drop=drop), probes)
+    return Casebook("cases", sift(found, [()] * len(found), drop=drop), probes, chat)
 
 
 def open_fitting(
@@ -282,9 +290,9 @@ def _subject(case: Case) -> str:
     return _plain(case.edit.subject or case.edit.prompt)
 
 
-def _plain(text: str) -> str:
-    """The text without regard to letter case and blanks."""
-    return " ".join(text.split()).casefold()
+def _plain(prompt: Prompt) -> str:
+    """The prompt without regard to letter case, blanks, and whether a text is asked in a chat."""
+    return " ".join(show(canonical(prompt)).split()).casefold()
 
 
 def _digest(drawn: Mapping[int, Drawn]) -> str:

@@ -19,6 +19,7 @@ import psutil
 import torch
 from torch import nn
 
+from ..chat import question
 from ..edits import Case
 from ..layers import evaluating, input_device
 from ..subjects import find_subject
@@ -113,9 +114,9 @@ def neutral(cases: Sequence[Case]) -> list[str]:
     Args:
         cases: those that are edited; the unrelated prompts of the first 40 are looked at.
     """
-    named = {case.edit.subject or find_subject(case.edit.prompt) or case.edit.prompt for case in cases}
+    named = {case.edit.subject or find_subject(case.edit.question) or case.edit.question for case in cases}
     subjects = {" ".join(name.split()).casefold() for name in named}
-    texts = [f"{probe.prompt} {probe.target}." for case in cases[:40] for probe in case.locality]
+    texts = [f"{question(probe.prompt)} {probe.target}." for case in cases[:40] for probe in case.locality]
     free = [
         text
         for text in dict.fromkeys((*texts, *_NEUTRAL))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ..chat import Prompt, show
 from ..edits import Case
 from ..plugin import Plug
 from ..text import TokenizerError
@@ -75,7 +76,7 @@ def _votes(plug: Plug, cases: Sequence[Case]) -> dict[str, Any]:
                 seen = said.recalled or said.runner_up
                 rows.append(
                     {
-                        "prompt": prompt,
+                        "prompt": show(prompt),
                         "kind": kind,
                         "layers": [vote.layer for vote in seen.layers] if seen else [],
                         "similarity": [vote.similarity for vote in seen.layers] if seen else [],
@@ -89,7 +90,7 @@ def _votes(plug: Plug, cases: Sequence[Case]) -> dict[str, Any]:
 
 def _distances(plug: Plug, cases: Sequence[Case]) -> dict[str, Any]:
     """Bits between each prompt's code and the nearest edit's."""
-    groups = {
+    groups: dict[str, list[Prompt]] = {
         "edited": [case.edit.prompt for case in cases],
         "rephrased": [prompt for case in cases for prompt in case.rephrases[:1]],
         "unrelated": [probe.prompt for case in cases for probe in case.locality[:1]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..chat import Prompt
 from ..evaluation import Reference, bootstrap, prefer
 from ..text import Text, TokenizerError
 from .casebook import Drawn
@@ -18,7 +19,7 @@ class _Pair(NamedTuple):
     """A prompt of one case, the answer that should be likelier there, and the other."""
 
     case: int
-    prompt: str
+    prompt: Prompt
     wanted: str
     other: str
 

@@ -81,7 +81,7 @@ def save(state: Path, plug: Plug, tally: Tally) -> None:
     folder = plug_folder(state, tally)
     shutil.rmtree(folder, ignore_errors=True)
     plug.save(folder)
-    rows = [row._asdict() for row in tally.immediate]
+    rows = [row.to_dict() for row in tally.immediate]
     values = plain({**vars(tally), "immediate": rows, "plug": folder.name})
     write_atomically(state / _FILE, json.dumps(values, ensure_ascii=False).encode())
     for old in state.glob("plug-*"):

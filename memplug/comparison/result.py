@@ -141,6 +141,8 @@ class Comparison:
             f"about the same subjects, portability: {asked}, the third and fourth against the base model. "
             "First: efficacy of the first edits after all. Seconds an edit; a forward's time over the base's"
         )
+        if settings.get("chat"):
+            text += ". Asked in the chat template"
         errors = {run["method"]: run["error"] for run in self.failed}
         lines = [f"{label}: {e['type']}: {' '.join(e['message'].split())}" for label, e in errors.items()]
         return "\n".join([text, *lines]).replace("[", r"\[")

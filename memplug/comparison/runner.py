@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..chat import in_chat
 from ..data import Loaded
 from ..edits import Case
 from ..evaluation import Reference, Scores, refer
@@ -20,6 +21,7 @@ from ..evaluation.protocol import check_targets
 from ..layers import input_device
 from ..plugin import plug_of
 from ..storage import fingerprint
+from ..text import Text
 from .bits import NotRestoredError, bits_of
 from .casebook import Casebook, Drawn, open_casebook, open_fitting
 from .contenders import Contender, contenders
@@ -52,6 +54,7 @@ def compare(
     drop: str | Collection[str] = (),
     skip_bad: bool = False,
     probes: int | None = None,
+    chat: bool = False,
     level: float = 0.95,
     max_new_tokens: int | None = None,
     batch_size: int = 32,
@@ -91,6 +94,9 @@ def compare(
         drop: oddities to leave out of the cases: "no-op", "repeated", "contradicting"; counted anyway.
         skip_bad: count broken rows instead of raising at the first.
         probes: ask at most so many rephrasings, locality questions and so on about a case, drawn by the seed.
+        chat: put every prompt of the cases that is a text into the tokenizer's chat template, as one user
+            turn: edits are made and judged in chat, and editors fitted on such prompts. General abilities
+            are asked as they are.
         level: coverage of the intervals.
         max_new_tokens: where a generated answer is cut off, one number for all; None: as much as the longest
             target of the cases needs, 32 at least; 0 generates none.
@@ -106,6 +112,7 @@ def compare(
 
     Raises:
         ValueError: settings that make no sense, cases that cannot be read, a folder of another comparison.
+        ChatTemplateError: ``chat``, and the tokenizer has no chat template.
         NotRestoredError: a method did not leave the model as it was; what was done so far is in ``out``.
     """
     if plug_of(model) is not None:
@@ -117,7 +124,9 @@ def compare(
     general = [general] if isinstance(general, str | Path) else general
     seeds = [seeds] if isinstance(seeds, int) else seeds
     points = [points] if isinstance(points, int) else points
-    book = open_casebook(cases, drop=drop, skip_bad=skip_bad, probes=probes)
+    if chat:
+        Text(model, tokenizer).encode(in_chat("Who is it?"))  # without a template this raises at once
+    book = open_casebook(cases, drop=drop, skip_bad=skip_bad, probes=probes, chat=chat)
     wanted = open_fitting(fit_cases, skip_bad=skip_bad)
     rivals = contenders(methods, constants)
     sets = [open_general(one) if isinstance(one, str | Path) else one for one in general]
@@ -142,6 +151,7 @@ def compare(
         dtype=str(getattr(model, "dtype", "?")).removeprefix("torch."),
         command=command,
         general_sets={one.name: plain(one.asked()) for one in sets if hasattr(one, "asked")},
+        chat=chat,
     )
     with _root(out) as root:
         plan = _Plan(model, tokenizer, settings, book, rivals, sets, wanted, retry, progress)

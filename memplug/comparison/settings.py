@@ -42,6 +42,7 @@ class Settings:
         fit_steps: steps of a fitting; None leaves each method its own.
         device, dtype: of the model.
         command: the command line, if there was one.
+        chat: whether every prompt that is a text stood in the chat template, as one user turn.
 
     Raises:
         SettingsError: a number out of its range.
@@ -66,6 +67,7 @@ class Settings:
     dtype: str
     command: str | None = None
     general_sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    chat: bool = False
 
     def __post_init__(self) -> None:
         for name in ("edits", "batch", "batch_size"):
@@ -120,6 +122,9 @@ def checked_points(points: Sequence[int], edits: int, batch: int) -> tuple[int, 
 FITTING = ("fit_cases", "fit_steps")
 """Settings that matter only to editors that are fitted in the folder."""
 
+_EARLIER = {"chat": False}
+"""What folders of earlier versions do not say."""
+
 
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], contenders: Sequence[Contender]
@@ -131,6 +136,7 @@ def differences(
     """
     free = {"methods", "seeds", "orders", "command", "data", "general_sets"}
     free |= {name for name in FITTING if name not in before}
+    before = {**_EARLIER, **before}
     found = [
         f"{name} is {now[name]!r}, was {before.get(name)!r}"
         for name in now

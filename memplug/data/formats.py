@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ..chat import Prompt, as_prompt, is_chat, question
 from ..edits import Case, Edit, Probe
 from .rows import Columns
 
@@ -63,6 +64,30 @@ class _Fields:
             return ""
         raise ValueError(f"no field {' or '.join(repr(self.prefix + name) for name in names)}")
 
+    def prompt(self, name: str, optional: bool = False) -> Prompt:
+        """A field that may also hold messages, a list of {role, content}."""
+        value = self.values.get(name)
+        return self._messages(name, value) if is_chat(value) else self.text(name, optional=optional)
+
+    def prompts(self, *names: str) -> tuple[Prompt, ...]:
+        """As `texts`, of which each may also be messages."""
+        found: list[Prompt] = []
+        for name in names:
+            value = self.values.get(name)
+            several = isinstance(value, list | tuple) and not is_chat(value)
+            for item in value if several else [value]:  # type: ignore[union-attr]
+                if is_chat(item):
+                    found.append(self._messages(name, item))
+                else:
+                    found += _Fields({name: item}, self.prefix).texts(name)
+        return tuple(found)
+
+    def _messages(self, name: str, value: Any) -> Prompt:
+        try:
+            return as_prompt(value)
+        except ValueError as error:
+            raise ValueError(f"{self.prefix}{name}: {error}") from error
+
     def texts(self, *names: str) -> tuple[str, ...]:
         """A text or a list of texts; empty ones are left out, and so is an absent field."""
         found: list[str] = []
@@ -89,10 +114,10 @@ class _Fields:
                     f"{self.prefix}{name} must hold {{prompt, target}}, got {type(item).__name__}"
                 )
             inner = _Fields(item, f"{self.prefix}{name}.")
-            found += self.probe(inner.text("prompt", optional=True), inner.text("target", optional=True))
+            found += self.probe(inner.prompt("prompt", optional=True), inner.text("target", optional=True))
         return tuple(found)
 
-    def probe(self, prompt: str, target: str) -> tuple[Probe, ...]:
+    def probe(self, prompt: Prompt, target: str) -> tuple[Probe, ...]:
         """One probe, or none (and counted) if one of its texts is empty."""
         if prompt and target:
             return (Probe(prompt, target),)
@@ -102,6 +127,8 @@ class _Fields:
 
 def plain(values: Mapping[str, Any]) -> Record:
     """memplug's own rows, flat ones from a table, and SelfCheckGPT edits as WISE and LLP use them.
+
+    Every prompt may also be messages, a list of {role, content} that ends with the user's question.
 
     Fields: prompt; target (or target_new); subject, found in the prompt if it is not given;
     target_true; rephrases (or rephrase, rephrase_prompt); locality, same_subject and portability as
@@ -113,8 +140,8 @@ def plain(values: Mapping[str, Any]) -> Record:
         answer = row.text("locality_target", "locality_ground_truth", optional=True)
         locality += row.probe(row.text("locality_prompt"), answer)
     case = Case(
-        _edit(row.text("prompt"), row.text("target", "target_new"), row.text("subject", optional=True)),
-        rephrases=row.texts(*_REPHRASES),
+        _edit(row.prompt("prompt"), row.text("target", "target_new"), row.text("subject", optional=True)),
+        rephrases=row.prompts(*_REPHRASES),
         locality=locality,
         same_subject=row.probes("same_subject"),
         portability=row.probes("portability"),
@@ -216,11 +243,12 @@ def _format(values: Mapping[str, Any], format: str | None) -> str:
     return format or detect(values)
 
 
-def _edit(prompt: str, target: str, subject: str) -> Edit:
-    """The edit, with its subject spelled as in the prompt or found there."""
+def _edit(prompt: Prompt, target: str, subject: str) -> Edit:
+    """The edit, with its subject spelled as in the question or found there."""
     if not subject:
         return Edit(prompt, target).with_subject()
-    if subject not in prompt and (found := re.search(re.escape(subject), prompt, re.IGNORECASE)):
+    asked = question(prompt)
+    if subject not in asked and (found := re.search(re.escape(subject), asked, re.IGNORECASE)):
         subject = found.group()
     return Edit(prompt, target, subject)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..chat import Prompt, canonical, show
 from ..edits import Case
 from .formats import COLUMNS, FORMATS, Record, alternative, parse
 from .rows import DataError, Row, read_file, read_hub
@@ -83,8 +84,9 @@ def load_cases(
     Args:
         spec: ``FILE`` (JSONL, JSON, CSV or TSV; the format is told by the fields), ``zsre:FILE``,
             ``counterfact:FILE``, ``selfcheckgpt:FILE``, ``plain:FILE``, or ``hub:NAME``,
-            ``hub:NAME:SPLIT``, ``hub:NAME:SPLIT:CONFIG`` through the ``datasets`` library. A ZsRE row
-            without ``alt`` is broken where other rows of the source have one.
+            ``hub:NAME:SPLIT``, ``hub:NAME:SPLIT:CONFIG`` through the ``datasets`` library. In plain rows
+            a prompt may be a list of messages, {role, content}. A ZsRE row without ``alt`` is broken where
+            other rows of the source have one.
         limit: how many cases to take, from the start; None takes all.
         skip_bad: count rows that cannot be read instead of raising at the first.
         clean: leave out edits that are already true, repeated or contradict an earlier one; letter case
@@ -234,5 +236,5 @@ def _oddity(record: Record, targets: dict[str, set[str]]) -> str | None:
     return "noops" if target in map(_key, record.true_targets) else None
 
 
-def _key(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def _key(prompt: Prompt) -> str:
+    return " ".join(show(canonical(prompt)).split()).casefold()

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..chat import Prompt, question, quoted, show
 from ..text import Pair, Text
 
 __all__ = ["at_least_one", "batches", "encode_pairs", "encode_prompts", "longest", "pad_left", "shorten"]
 
 
-def encode_prompts(text: Text, prompts: Sequence[str], room: int) -> list[list[int]]:
+def encode_prompts(text: Text, prompts: Sequence[Prompt], room: int) -> list[list[int]]:
     """Token ids of each prompt.
 
     Raises:
@@ -21,18 +22,18 @@ def encode_prompts(text: Text, prompts: Sequence[str], room: int) -> list[list[i
     """
     rows = []
     for index, prompt in enumerate(prompts):
-        if not prompt.strip():
+        if not question(prompt).strip():
             raise ValueError(f"prompt {index} is empty ({prompt!r}); give it some text or leave it out")
         rows.append(text.encode(prompt))
         if len(rows[-1]) + room > text.max_length:
             raise ValueError(
-                f"the prompt {shorten(prompt)!r} has {len(rows[-1])} tokens, which leaves no room for {room} "
-                f"more in the model's context of {text.max_length}; shorten it or lower max_new_tokens"
+                f"the prompt {shorten(show(prompt))!r} has {len(rows[-1])} tokens, which leaves no room for "
+                f"{room} more in the model's context of {text.max_length}; shorten it or lower max_new_tokens"
             )
     return rows
 
 
-def encode_pairs(text: Text, pairs: Iterable[tuple[str, str]]) -> list[Pair]:
+def encode_pairs(text: Text, pairs: Iterable[tuple[Prompt, str]]) -> list[Pair]:
     """Token ids of prompts with their targets.
 
     Raises:
@@ -40,10 +41,11 @@ def encode_pairs(text: Text, pairs: Iterable[tuple[str, str]]) -> list[Pair]:
     """
     rows = []
     for prompt, target in pairs:
-        if not prompt.strip() or not target.strip():
-            what = "prompt" if not prompt.strip() else "target"
+        asked = question(prompt)
+        if not asked.strip() or not target.strip():
+            what = "prompt" if not asked.strip() else "target"
             raise ValueError(
-                f"the {what} of {(prompt, target)!r} is empty; give it some text or leave it out"
+                f"the {what} of ({quoted(prompt)}, {target!r}) is empty; give it some text or leave it out"
             )
         rows.append(text.pair(prompt, target))
     return rows

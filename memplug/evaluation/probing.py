@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..chat import Given, Prompt, as_prompt
 from ..edits import Probe
 from ..layers import evaluating
 from ..plugin import plug_of
@@ -59,7 +60,7 @@ class Preference(NamedTuple):
 def answer(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Given],
     *,
     batch_size: int = 32,
     max_new_tokens: int = 32,
@@ -72,7 +73,7 @@ def answer(
     Args:
         model: a causal language model.
         tokenizer: the model's tokenizer; its padding settings are not used and not changed.
-        prompts: texts without a blank at the end.
+        prompts: texts without a blank at the end, or messages, which go through the chat template.
         batch_size: B, rows run at once (left padded).
         max_new_tokens: where a model that does not stop is stopped; one number for all prompts.
         progress: show a bar.
@@ -86,7 +87,8 @@ def answer(
     """
     at_least_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
     text = Text(model, tokenizer)
-    unique = list(dict.fromkeys(prompts))
+    asked = [as_prompt(prompt) for prompt in prompts]
+    unique = list(dict.fromkeys(asked))
     rows = encode_prompts(text, unique, max_new_tokens)
     settings = text.plain_settings(max_new_tokens)
     texts = [""] * len(rows)
@@ -97,7 +99,7 @@ def answer(
             for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
                 texts[i] = text.decode(new)
     found = dict(zip(unique, texts, strict=True))
-    return [found[prompt] for prompt in prompts]
+    return [found[prompt] for prompt in asked]
 
 
 @torch.no_grad()
@@ -119,7 +121,7 @@ def teacher_force(
     Args:
         model: a causal language model.
         tokenizer: the model's tokenizer; its padding settings are not used and not changed.
-        probes: prompt and target, without blanks at their ends.
+        probes: prompt (a text or messages) and target, without blanks at their ends.
         rivals: another target for each probe, scored at the probe's own positions.
         batch_size: B, rows run at once.
         progress: show a bar.
@@ -135,7 +137,7 @@ def teacher_force(
     if rivals is not None and len(rivals) != len(probes):
         raise ValueError(f"{len(rivals)} rivals for {len(probes)} probes; give one rival each")
     paired: Sequence[str | None] = [None] * len(probes) if rivals is None else rivals
-    keys = [(*probe, rival) for probe, rival in zip(probes, paired, strict=True)]
+    keys = [(as_prompt(prompt), y, rival) for (prompt, y), rival in zip(probes, paired, strict=True)]
     unique = list(dict.fromkeys(keys))
     text = Text(model, tokenizer)
     pairs = encode_pairs(text, [(prompt, target) for prompt, target, _ in unique])
@@ -145,7 +147,7 @@ def teacher_force(
         rival_pairs = encode_pairs(text, [(prompt, rival or "") for prompt, _, rival in unique])
         others = [pair.ids[pair.start :] for pair in rival_pairs]
     ends = text.eos_ids
-    found: dict[tuple[str, str, str | None], Forced] = {}
+    found: dict[tuple[Prompt, str, str | None], Forced] = {}
     with evaluating(model):
         for batch in batches(rows, batch_size, "targets", progress):
             spans = [(pairs[i].start, len(rows[i])) for i in batch]
@@ -168,7 +170,7 @@ def teacher_force(
 def prefer(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     new: Sequence[str],
     true: Sequence[str],
     *,

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..chat import Prompt, canonical, quoted
 from ..edits import Case, Edit, Probe
 from ..text import Text
 from .encoding import encode_pairs, shorten
@@ -51,15 +52,17 @@ class Reference:
         texts: its own answers, by prompt; empty if nothing was generated.
         forced: what it thinks of each probe's target.
         max_new_tokens: the limit the answers were generated with.
+        chat: whether the prompts that are texts were asked in the chat template.
     """
 
-    texts: Mapping[str, str]
+    texts: Mapping[Prompt, str]
     forced: Mapping[Probe, Forced]
     max_new_tokens: int
+    chat: bool = False
 
     def answers(self, cases: Sequence[Case]) -> list[Answer]:
         """The base model's own rows, from a reference made for everything that is asked about ``cases``."""
-        asked = _asked(_checked(cases))
+        asked = _asked(_checked(cases, self.chat))
         texts = [self.texts.get(probe.prompt) for _, _, probe in asked]
         return _rows(asked, [self.forced[probe] for _, _, probe in asked], texts, self)
 
@@ -71,6 +74,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 32,
     reference: Reference | None = None,
+    chat: bool = False,
     progress: bool = False,
 ) -> Scores:
     """Score a plug that holds the edits of ``cases``, all of them at once.
@@ -82,6 +86,8 @@ def evaluate(
         max_new_tokens: where an answer that does not end by itself is cut off, the same for all
             prompts; 0 generates nothing, and the scores of generated answers are None.
         reference: the base model's answers, if `refer` has been run on these cases before.
+        chat: ask every prompt that is a text as a single user turn, in the tokenizer's chat template. The
+            edits may have been made in either form.
         progress: show bars.
 
     Returns:
@@ -90,14 +96,15 @@ def evaluate(
     Raises:
         ValueError: no cases, a case whose edit the plug does not hold, a target that ``max_new_tokens``
             would cut off, a reference made for other probes, or a prompt the model has no room for.
+        ChatTemplateError: messages, or ``chat``, and the tokenizer has no template that takes them.
     """
-    cases = _checked(cases)
-    held = {(edit.prompt, edit.target) for edit in plug.edits.values()}
-    missing = [case.edit for case in cases if (case.edit.prompt, case.edit.target) not in held]
+    cases = _checked(cases, chat)
+    held = {(canonical(edit.prompt), edit.target) for edit in plug.edits.values()}
+    missing = [case.edit for case in cases if (canonical(case.edit.prompt), case.edit.target) not in held]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(cases)} cases ask for edits that the plug does not hold (the first: "
-            f"{missing[0].prompt!r} -> {missing[0].target!r}); learn them with plug.edit(cases), "
+            f"{quoted(missing[0].prompt)} -> {missing[0].target!r}); learn them with plug.edit(cases), "
             "or leave them out"
         )
     options: dict[str, Any] = {
@@ -107,7 +114,11 @@ def evaluate(
     }
     if reference is None:
         with plug.paused():
-            reference = refer(plug.model, plug.tokenizer, cases, **options)
+            reference = refer(plug.model, plug.tokenizer, cases, chat=chat, **options)
+    elif reference.chat != chat:
+        raise ValueError(
+            f"the reference was made with chat={reference.chat}, this run has chat={chat}; use the same"
+        )
     return score(plug.model, plug.tokenizer, cases, reference, **options)
 
 
@@ -117,6 +128,7 @@ def refer(
     cases: Sequence[Case],
     *,
     everything: bool = False,
+    chat: bool = False,
     batch_size: int = 32,
     max_new_tokens: int = 32,
     progress: bool = False,
@@ -126,8 +138,9 @@ def refer(
     Args:
         everything: ask all the other probes as well, so that every `Answer` also carries the base model's,
             and `Reference.answers` gives the base model's own rows.
+        chat: as for `evaluate`; what the reference is used for is then asked in chat as well.
     """
-    cases = _checked(cases)
+    cases = _checked(cases, chat)
     check_targets(model, tokenizer, cases, max_new_tokens)
     probes = list(
         dict.fromkeys(probe for _, group, probe in _asked(cases) if everything or _must_stay(group))
@@ -135,7 +148,7 @@ def refer(
     forced, texts = _put(model, tokenizer, probes, batch_size, max_new_tokens, progress)
     prompts = (probe.prompt for probe in probes)
     known = {prompt: text for prompt, text in zip(prompts, texts, strict=True) if text is not None}
-    return Reference(known, dict(zip(probes, forced, strict=True)), max_new_tokens)
+    return Reference(known, dict(zip(probes, forced, strict=True)), max_new_tokens, chat)
 
 
 def score(
@@ -168,7 +181,7 @@ def ask(
     progress: bool = False,
 ) -> list[Answer]:
     """The rows that `score` makes its scores of, in the order of the cases."""
-    cases = _checked(cases)
+    cases = _checked(cases, reference.chat)
     check_targets(model, tokenizer, cases, max_new_tokens)
     asked = _asked(cases)
     _check_reference(reference, asked, max_new_tokens)
@@ -242,14 +255,14 @@ def _must_stay(group: Group) -> bool:
     return group in ("specificity", "same_subject")
 
 
-def _checked(cases: Sequence[Case]) -> list[Case]:
+def _checked(cases: Sequence[Case], chat: bool = False) -> list[Case]:
     cases = list(cases)
     if not cases:
         raise ValueError("there are no cases to evaluate; give at least one Case")
     for case in cases:
         if not isinstance(case, Case):
             raise ValueError(f"expected a Case, got {type(case).__name__}; wrap an edit: Case(edit)")
-    return cases
+    return [case.in_chat() for case in cases] if chat else cases
 
 
 def check_targets(model: Any, tokenizer: Any, cases: Sequence[Case], max_new_tokens: int) -> None:
@@ -281,5 +294,6 @@ def _check_reference(reference: Reference, asked: Sequence[Asked], max_new_token
     for _, group, probe in asked:
         if _must_stay(group) and probe not in reference.forced:
             raise ValueError(
-                f"the reference knows nothing of {probe.prompt!r}; make it with refer(...) on these cases"
+                f"the reference knows nothing of {quoted(probe.prompt)}; make it with refer(...) on these "
+                "cases"
             )

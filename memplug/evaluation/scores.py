@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from ..chat import Prompt, show
 from .metrics import Score, answer_agreement, bootstrap, generated_exact, generated_start
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Answer(NamedTuple):
 
     case: int
     group: Group
-    prompt: str
+    prompt: Prompt
     target: str
     tokens: float
     whole: bool
@@ -50,6 +51,11 @@ class Answer(NamedTuple):
     text: str | None = None
     base_text: str | None = None
     agreement: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: messages as one text (`memplug.chat.show`), what is not finite as None."""
+        plain = {name: _finite(value) for name, value in self._asdict().items()}
+        return {**plain, "prompt": show(self.prompt)}
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class Scores:
         }
         out["perplexity"] = _plain(self.perplexity)
         if answers:
-            out["answers"] = [{k: _finite(v) for k, v in row._asdict().items()} for row in self.answers]
+            out["answers"] = [row.to_dict() for row in self.answers]
         return out
 
     def __repr__(self) -> str:

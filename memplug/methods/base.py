@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..calls import CallTracker
+from ..chat import Prompt
 from ..edits import Case, Edit
 from ..hooks import Hook
 from ..layers import Anatomy
@@ -80,7 +81,7 @@ class Method(Protocol):
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
         """Switch edits off, or on again."""
 
-    def explain(self, prompt: str) -> Any:
+    def explain(self, prompt: Prompt) -> Any:
         """What happens to the edits when the model reads ``prompt``; its ``str`` tells a person."""
 
     def state(self) -> State:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..chat import quoted
 from ..edits import Edit, EditError
 from ..entries import Entry, Whole
 from ..hooks import Hook, HookSet, capture_input, resume
@@ -131,8 +132,8 @@ class FineTune(LedgerMethod):
                 loss = (losses / at.size.to(losses.device)).sum() / len(pairs)
                 if not bool(torch.isfinite(loss)):
                     raise EditError(
-                        f"training {edits[0].prompt!r} gave a loss that is not finite; lower lr, or look for "
-                        "NaN in the model. Nothing was changed"
+                        f"training {quoted(edits[0].prompt)} gave a loss that is not finite; lower lr, or "
+                        "look for NaN in the model. Nothing was changed"
                     )
                 if step == config.steps or float(loss.detach()) < config.stop_loss:
                     break

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ..chat import question
 from .facts import Fact, facts, facts_of, hop_answer, names, pool, trained_hops
 from .relations import HOPS, KINDS, Hop
 from .skills import SKILLS, running_text
@@ -206,7 +207,7 @@ class Corpus:
         weights = [2 if name in ("addition", "subtraction") else 1 for name in SKILLS]
         (name,) = self.rng.choices(list(SKILLS), weights)
         probe = SKILLS[name](self.rng)
-        return [Piece(probe.prompt, TEXT), Piece(" " + probe.target, ANSWER)]
+        return [Piece(question(probe.prompt), TEXT), Piece(" " + probe.target, ANSWER)]
 
 
 def _joined(parts: Sequence[Line]) -> Line:

@@ -136,6 +136,7 @@ def _facts(gathered: Gathered) -> list[tuple[str, str]]:
     return [
         ("Edits", f"{gathered.setting('edits', '–')}, in batches of {gathered.setting('batch', '–')}"),
         ("Facts from", str(gathered.setting("cases", "–"))),
+        *([("Prompts", "in the chat template")] if gathered.setting("chat", False) else []),
         ("Seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "–"),
         ("Runs", f"{runs}, {failed} failed" if failed else str(runs)),
         ("Device", f"{gathered.setting('device', '–')}, {gathered.setting('dtype', '–')}"),

@@ -84,6 +84,7 @@ def _settings(gathered: Gathered) -> str:
         f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}",
         f"model {_text(str(gathered.setting('model', '?')))}",
         f"cases {_text(str(gathered.setting('cases', '?')))}",
+        *(["prompts in the chat template"] if gathered.setting("chat", False) else []),
         f"{gathered.setting('device', '?')}, {gathered.setting('dtype', '?')}",
     ]
     if not gathered.done:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ...chat import Prompt, quoted
 from ...edits import Edit
 from .deferral import Decision
 from .experts import Routing
@@ -28,7 +29,7 @@ class Explanation:
     """What happens to the edits when the model reads a prompt.
 
     Attributes:
-        prompt: the text.
+        prompt: the text or messages.
         deferred: whether the base model answers.
         uses: the allocation, linear by linear; without effect where deferred.
         nearest: the edit with the nearest code, None without edits in force.
@@ -39,7 +40,7 @@ class Explanation:
         reason: one sentence on the decision.
     """
 
-    prompt: str
+    prompt: Prompt
     deferred: bool
     uses: tuple[Use, ...]
     nearest: Edit | None
@@ -51,7 +52,7 @@ class Explanation:
     reason: str
 
     def __str__(self) -> str:
-        lines = [f"{self.prompt!r}: {self.reason}"]
+        lines = [f"{quoted(self.prompt)}: {self.reason}"]
         if self.nearest is not None:
             lines.append(f"  nearest code: edit {self.nearest.id}, {self.distance} bits away")
         if self.similar is not None:
@@ -65,7 +66,7 @@ class Explanation:
 
 
 def explained(
-    prompt: str,
+    prompt: Prompt,
     places: tuple[Place, ...],
     routing: Routing,
     decision: Decision,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...chat import Prompt, behind
 from ...contexts import sample_prefixes
 from ...edits import Edit
 from ...text import Pair
@@ -42,7 +43,7 @@ class Learner:
         self._prefixes: list[str] | None = None
         self._heldout: Heldout | None = None
 
-    def pair(self, prompt: str, target: str) -> Pair:
+    def pair(self, prompt: Prompt, target: str) -> Pair:
         """A prompt with its answer, as it is trained."""
         return self._host.text.pair(prompt, target, stop=self._config.train_stop)
 
@@ -91,7 +92,7 @@ class Learner:
         names = [str(edit.subject) for edit in every]
         for front in self._fronts():
             for edit, allocation in zip(edits, given, strict=True):
-                pair = self.pair(f"{front} {edit.prompt}", edit.target)
+                pair = self.pair(behind(front, edit.prompt), edit.target)
                 if len(pair.ids) <= self._host.text.max_length:
                     pairs.append(pair)
                     names.append(str(edit.subject))

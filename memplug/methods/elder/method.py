@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...calls import Call, hold
+from ...chat import Prompt, question
 from ...edits import Edit
 from ...hooks import Hook
 from ...text import Batch
@@ -222,13 +223,13 @@ class ELDER:
     # ------------------------------------------------------------------ looking, saving
 
     @torch.no_grad()
-    def explain(self, prompt: str) -> Explanation:
+    def explain(self, prompt: Prompt) -> Explanation:
         """The allocation linear by linear, the nearest edit's code, and whether the base model answers.
 
         Raises:
             ValueError: the prompt is empty.
         """
-        if not prompt.strip():
+        if not question(prompt).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         with self._host.tracker.off():
             batch = self._host.text.batch([self._host.text.encode(prompt)])

@@ -48,7 +48,7 @@ class Subjects:
 
     def learn(self, edits: Sequence[Edit]) -> None:
         """Make keys for subjects that have none yet, or would not be recognised in an edit's own prompt."""
-        named = [(str(edit.subject), edit.prompt) for edit in edits]
+        named = [(str(edit.subject), edit.question) for edit in edits]
         fresh = {subject: prompt for subject, prompt in named if subject not in self.keys}
         contexts = [contexts_of(subject, prompt, (), self._config) for subject, prompt in fresh.items()]
         states = subject_states(self._host, list(fresh), contexts, self._config)

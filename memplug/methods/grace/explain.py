@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...chat import Prompt, quoted
 from ...edits import Edit
 
 __all__ = ["Explanation"]
@@ -14,13 +15,13 @@ class Explanation:
     """What happens to the edits when the model reads a prompt.
 
     Attributes:
-        prompt: the text.
+        prompt: the text or messages.
         deferred: whether the base model answers.
         nearest: the edits that share the nearest key; empty where none is in force.
         distance, radius: from that key, and its deferral radius; NaN without edits.
     """
 
-    prompt: str
+    prompt: Prompt
     deferred: bool
     nearest: tuple[Edit, ...]
     distance: float
@@ -28,12 +29,12 @@ class Explanation:
 
     def __str__(self) -> str:
         if not self.nearest:
-            return f"{self.prompt!r}: deferred to the base model; no edit is in force"
+            return f"{quoted(self.prompt)}: deferred to the base model; no edit is in force"
         names = ", ".join(str(edit.id) for edit in self.nearest)
         what = "deferred to the base model" if self.deferred else f"answered by edit {names}"
         sign = ">" if self.deferred else "<="
         return (
-            f"{self.prompt!r}: {what}; nearest key: edit {names}, distance {self.distance:.4g} {sign} "
+            f"{quoted(self.prompt)}: {what}; nearest key: edit {names}, distance {self.distance:.4g} {sign} "
             f"radius {self.radius:.4g}"
         )
 

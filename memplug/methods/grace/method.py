@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...calls import Call, hold
+from ...chat import Prompt, question
 from ...contexts import sample_prefixes
 from ...edits import Edit
 from ...hooks import Hook
@@ -227,13 +228,13 @@ class GRACE:
 
     # ------------------------------------------------------------------ looking, saving
 
-    def explain(self, prompt: str) -> Explanation:
+    def explain(self, prompt: Prompt) -> Explanation:
         """The nearest key, its distance and radius, and whether its value takes effect.
 
         Raises:
             ValueError: the prompt is empty.
         """
-        if not prompt.strip():
+        if not question(prompt).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         if not self.active:
             return Explanation(prompt, True, (), float("nan"), float("nan"))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...chat import Prompt, quoted
 from ...edits import Edit
 from ...ledger import Ledger
 from ...solve import factor_norm
@@ -44,7 +45,7 @@ class EditReport:
     """
 
     id: str
-    prompt: str
+    prompt: Prompt
     target: str
     on: bool
     touched: tuple[Touched, ...]
@@ -64,16 +65,18 @@ class Explanation:
         edits: the edits of the same prompt or subject; all that are in force change the weights.
     """
 
-    prompt: str
+    prompt: Prompt
     base: str
     edited: str
     change: dict[str, float]
     edits: tuple[EditReport, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.prompt!r}", f"  base model: {self.base!r}", f"  edited:     {self.edited!r}"]
+        lines = [f"{quoted(self.prompt)}", f"  base model: {self.base!r}", f"  edited:     {self.edited!r}"]
         for edit in self.edits:
-            lines.append(f"  {edit.id} ({'on' if edit.on else 'off'}): {edit.prompt!r} -> {edit.target!r}")
+            lines.append(
+                f"  {edit.id} ({'on' if edit.on else 'off'}): {quoted(edit.prompt)} -> {edit.target!r}"
+            )
             for module, norm, share in edit.touched:
                 score = f"  score {edit.scores[module]:+.3f}" if module in edit.scores else ""
                 lines.append(f"    {module}  norm {norm:.3g} ({100 * share:.2g} % of the weight's){score}")

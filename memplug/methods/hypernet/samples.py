@@ -95,7 +95,7 @@ def draw_batches(
 
 
 def _question(edit: Edit) -> str:
-    return edit.prompt.replace(edit.subject, "{}") if edit.subject else edit.prompt
+    return edit.question.replace(edit.subject, "{}") if edit.subject else edit.question
 
 
 def sample_of(host: Host, case: Case, config: EditorConfig, rng: random.Random) -> Sample:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...calls import Call
+from ...chat import Prompt
 from ...contexts import sample_prefixes
 from ...hooks import capture_input
 from ...layers import evaluating
@@ -50,8 +51,8 @@ class Embedder:
         states = self._states({**tokens, "attention_mask": call.real.long()}, (count - 1).clamp(min=0))
         return self._centered(self._pooled(states, asked))
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Float32 [n,D] (CPU) of texts."""
+    def texts(self, texts: Sequence[Prompt]) -> Tensor:
+        """Float32 [n,D] (CPU) of texts, and of messages."""
         if self.center is None and self._config.center:
             c, text = self._config, self._host.text
             with self._host.tracker.off():
@@ -60,7 +61,7 @@ class Embedder:
         return self._centered(self._read(texts))
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[str]) -> Tensor:
+    def _read(self, texts: Sequence[Prompt]) -> Tensor:
         text, found = self._host.text, []
         for at in range(0, len(texts), 64):
             batch = text.batch([text.encode(piece) for piece in texts[at : at + 64]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...chat import Prompt, quoted, show
 from ...edits import Edit
 
 __all__ = ["Explanation"]
@@ -14,21 +15,23 @@ class Explanation:
     """What happens to the edits when the model reads a prompt.
 
     Attributes:
-        prompt: the text.
+        prompt: the text or messages.
         nearest: edits with their cosine, the most similar first; a few more than are read.
         threshold: the cosine to exceed.
         notes: what is read before the prompt; empty where the base model answers.
     """
 
-    prompt: str
+    prompt: Prompt
     nearest: tuple[tuple[Edit, float], ...]
     threshold: float
     notes: str
 
     def __str__(self) -> str:
         what = f"read after {self.notes!r}" if self.notes else "answered by the base model"
-        lines = [f"{self.prompt!r}: {what} (threshold {self.threshold:.3f})"]
-        lines += [f"  edit {edit.id}, cosine {cosine:.3f}: {edit.prompt}" for edit, cosine in self.nearest]
+        lines = [f"{quoted(self.prompt)}: {what} (threshold {self.threshold:.3f})"]
+        lines += [
+            f"  edit {edit.id}, cosine {cosine:.3f}: {show(edit.prompt)}" for edit, cosine in self.nearest
+        ]
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...calls import Call, hold
+from ...chat import Prompt, question
 from ...edits import Edit
 from ...hooks import Hook
 from ...layers import evaluating, text_config
@@ -223,13 +224,13 @@ class ICL:
 
     # ------------------------------------------------------------------ looking, saving
 
-    def explain(self, prompt: str) -> Explanation:
+    def explain(self, prompt: Prompt) -> Explanation:
         """The nearest edits, and the notes that are read before the prompt.
 
         Raises:
             ValueError: the prompt is empty.
         """
-        if not prompt.strip():
+        if not question(prompt).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         query = self._embedder.texts([prompt])
         near = self._index.search(query, self.config.k + 2)

@@ -35,7 +35,7 @@ class Notes:
     def write(self, edits: Sequence[Edit]) -> str:
         """The notes on ``edits``, in this order, and the separator."""
         notes = (
-            self._template.format(prompt=edit.prompt, target=edit.target, subject=edit.subject)
+            self._template.format(prompt=edit.question, target=edit.target, subject=edit.subject)
             for edit in edits
         )
         return " ".join(notes) + self.separator

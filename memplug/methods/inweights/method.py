@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...chat import Prompt, canonical, question
 from ...edits import Edit, EditError
 from ...entries import Entry
 from ...hooks import Hook
@@ -188,14 +189,19 @@ class LedgerMethod:
 
     # ------------------------------------------------------------------ looking
 
-    def explain(self, prompt: str) -> Explanation:
+    def explain(self, prompt: Prompt) -> Explanation:
         """Base and edited answer, what all edits change, and what those of this prompt or its subject did."""
         text = self._host.text
         ids = text.encode(prompt)
         edited = text.decode(text.generate([ids], 12)[0])
         with self.ledger.paused(), self._host.tracker.off():
             base = text.decode(text.generate([ids], 12)[0])
-        near = [e for e in self._edits.values() if e.prompt == prompt or (e.subject or e.prompt) in prompt]
+        same, asked = canonical(prompt), question(prompt)
+        near = [
+            e
+            for e in self._edits.values()
+            if canonical(e.prompt) == same or (e.subject or e.question) in asked
+        ]
         reports = tuple(report(self.ledger, edit) for edit in near)
         return Explanation(prompt, base, edited, self.ledger.relative_change(), reports)
 

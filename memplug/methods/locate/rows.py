@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...chat import behind, question
 from ...edits import Edit, EditError
 from ...hooks import Hook, HookSet, capture_input
 from ...sites import Site
@@ -19,7 +20,7 @@ from ...text import Text
 from ..base import Host
 from ..hypernet.capture import chunks
 
-__all__ = ["Row", "Seen", "fronted", "look", "mean_keys", "subject_rows"]
+__all__ = ["Row", "Seen", "look", "mean_keys", "subject_rows"]
 
 
 class Row(NamedTuple):
@@ -40,11 +41,6 @@ class Seen(NamedTuple):
     hidden: Tensor
 
 
-def fronted(front: str, prompt: str) -> str:
-    """A prompt behind a text."""
-    return f"{front} {prompt}".strip()
-
-
 def subject_rows(text: Text, edits: Sequence[Edit], prefixes: Sequence[str]) -> list[Row]:
     """Each edit's bare prompt and its prompt behind each prefix, cut behind the subject's last token.
 
@@ -57,9 +53,9 @@ def subject_rows(text: Text, edits: Sequence[Edit], prefixes: Sequence[str]) -> 
     for index, edit in enumerate(edits):
         subject = str(edit.subject)
         for front in ("", *prefixes):
-            whole = fronted(front, edit.prompt)
-            begin = len(whole) - len(edit.prompt) + edit.prompt.index(subject)
-            ids, span = text.span(whole, begin, begin + len(subject))
+            whole = behind(front, edit.prompt)
+            begin = len(question(whole)) - len(edit.question) + edit.question.index(subject)
+            ids, span = text.asked_span(whole, begin, begin + len(subject))
             if not front or len(ids) < text.max_length:
                 text.check_length(ids, whole)
                 rows.append(Row(ids[: span[-1] + 1], span[-1], index, not front))

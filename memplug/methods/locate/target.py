@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...chat import behind, question
 from ...edits import Edit, EditError
 from ...hooks import capture_input, resume
 from ...layers import evaluating, frozen
@@ -26,7 +27,6 @@ from ..base import Host
 from ..hypernet.capture import chunks
 from ..scaling import GradientScale
 from .config import LocateConfig
-from .rows import fronted
 
 __all__ = ["Wanted", "find_targets"]
 
@@ -69,12 +69,12 @@ def _rows(host: Host, edits: Sequence[Edit], prefixes: Sequence[str], stop: bool
     for index, edit in enumerate(edits):
         subject = str(edit.subject)
         for front in ("", *prefixes):
-            prompt = fronted(front, edit.prompt)
+            prompt = behind(front, edit.prompt)
             if front and len(text.encode(prompt)) + 64 >= text.max_length:
                 continue
             pair = text.pair(prompt, edit.target, stop=stop)
-            begin = len(prompt) - len(edit.prompt) + edit.prompt.index(subject)
-            _, span = text.span(f"{prompt} {edit.target}", begin, begin + len(subject))
+            begin = len(question(prompt)) - len(edit.question) + edit.question.index(subject)
+            _, span = text.asked_span(prompt, begin, begin + len(subject), edit.target)
             rows.append(_Row(pair.ids, span[-1], index, pair.start))
         ids, span = text.span(f"{subject} is a", 0, len(subject))
         rows.append(_Row(ids, span[-1], index, None))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...chat import Prompt, question
 from ...contexts import sample_prefixes
 from ...edits import Edit
 from ...hooks import Hook, HookSet
@@ -194,13 +195,13 @@ class LoRA:
     # ------------------------------------------------------------------ looking, saving
 
     @torch.no_grad()
-    def explain(self, prompt: str) -> Explanation:
+    def explain(self, prompt: Prompt) -> Explanation:
         """The next token with and without the adapter, and how much it adds to each linear.
 
         Raises:
             ValueError: the prompt is empty.
         """
-        if not prompt.strip():
+        if not question(prompt).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         text, shares = self._host.text, list[tuple[str, float]]()
         batch = text.batch([text.encode(prompt)])

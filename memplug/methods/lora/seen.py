@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...chat import Prompt, quoted
+
 __all__ = ["Explanation"]
 
 
@@ -12,19 +14,19 @@ class Explanation:
     """What happens when the model reads a prompt. An adapter has no parts that belong to single edits.
 
     Attributes:
-        prompt: the text.
+        prompt: the text or messages.
         base: the base model's next token.
         edited: the edited model's.
         shares: by linear, the size of what is added at the last token over that of the linear's own output.
     """
 
-    prompt: str
+    prompt: Prompt
     base: str
     edited: str
     shares: tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.prompt!r}: next token {self.edited!r} (base model {self.base!r})"]
+        lines = [f"{quoted(self.prompt)}: next token {self.edited!r} (base model {self.base!r})"]
         lines += [f"  {name}: adds {share:.1%} of the linear's own output" for name, share in self.shares]
         return "\n".join(lines)
 
