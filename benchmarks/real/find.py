@@ -1,6 +1,6 @@
 """Which rows of the public sets a model answers truly: ids only, for tables of facts that it has to unlearn.
 
-    python -m benchmarks.real.find DIR [--model smollm2] [--minutes 15]
+    python -m benchmarks.real.find DIR [--model smollm2] [--minutes 15] [--sets counterfact,zsre]
 
 CounterFact's statements are completed as plain text, where the continuation has to begin with the true
 answer. ZsRE's questions are put in chat, where the answer has to hold it. Rows come in the order of
@@ -69,16 +69,19 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("data", type=Path, help="folder of the public sets")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--minutes", type=float, default=15.0, help="to look for, shared by the two sets")
+    parser.add_argument("--minutes", type=float, default=15.0, help="to look for, shared by the sets")
+    parser.add_argument("--sets", default=",".join(MOST), help="the others keep the ids that they have")
     parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args(given)
     from memplug import pretrained
 
     asker = Asker(*pretrained.load(args.model), batch=args.batch)
-    results: dict[str, Any] = {"model": args.model}
-    for name in MOST:
-        half = time.monotonic() + 60 * args.minutes / len(MOST)
-        results[name] = find(asker, args.data, name, half)
+    results: dict[str, Any] = json.loads(sets.KNOWN.read_text()) if sets.KNOWN.is_file() else {}
+    results["model"] = args.model
+    names = args.sets.split(",")
+    for name in names:
+        until = time.monotonic() + 60 * args.minutes / len(names)
+        results[name] = find(asker, args.data, name, until)
         _write(results)
 
 
