@@ -215,6 +215,8 @@ def test_a_run_writes_every_methods_measures_and_takes_up_where_it_was(pretended
     assert again["grace"]["status"] == "done"
     assert len(out.read_text()) < 100_000
     assert not hasattr(small[0], "_memplug_plug")
+    with pytest.raises(SystemExit, match="another seed"):
+        run.main([*given, "--methods=grace", "--seed=1"])
 
 
 def test_a_method_that_takes_too_long_is_stopped_and_said_to_be(pretended, tmp_path):

@@ -13,13 +13,11 @@ said in `measure`.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import signal
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -38,13 +36,14 @@ from ..common import machine
 from . import sets
 from .asking import Asker
 from .facts import Fact, own
+from .keeping import TimeUp, kept_runs, settings_of, time_limit, write
 from .measure import Reference, answers, examples, refer, shares
 from .probes import Probe as Asked
 from .probes import near, probes
 from .tables import tables
 from .unrelated import naming, unrelated
 
-__all__ = ["TimeUp", "choose", "main", "measured", "time_limit"]
+__all__ = ["attempt", "choose", "main", "measured"]
 
 FACTS = ("own", "known", "zsre-known", "counterfact", "zsre")
 FIT_CASES = 200
@@ -62,26 +61,6 @@ NEUTRAL = (
     "They counted the boxes twice and wrote the number on a sheet of paper.",
     "In autumn the leaves are swept up and burnt at the end of the garden.",
 )
-
-
-class TimeUp(Exception):
-    """A method took longer than it was given."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `TimeUp` inside the ``with`` once so much time has gone (main thread, Unix)."""
-
-    def stop(*_: Any) -> None:
-        raise TimeUp(f"stopped after {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def choose(name: str, folder: Path | None, edits: int, seed: int, part: sets.Part = "table") -> list[Fact]:
@@ -222,13 +201,10 @@ def main(given: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     model, tokenizer = pretrained.load(args.model)
     facts = choose(args.facts, args.data, args.edits, args.seed, args.part)
+    runs = kept_runs(args.out, settings := settings_of(args, facts))
     reference, base = _reference(model, tokenizer, facts, args)
-    keys = ("model", "facts", "part", "batch", "ask", "seed", "limit_unrelated", "about")
-    settings = {key: getattr(args, key) for key in keys} | {"edits": [fact.id for fact in facts]}
-    kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    runs = kept.get("runs", {}) if kept.get("settings") == settings else {}
     results = {"machine": machine(), "settings": settings, "base": base, "runs": runs}
-    _write(args.out, results)
+    write(args.out, results)
     print(tables(results), flush=True)
     bits = bits_of(model)
     for contender in contenders(args.methods.split(","), parse_constants(args.set)) if args.methods else ():
@@ -238,18 +214,13 @@ def main(given: Sequence[str] | None = None) -> None:
 
         def keep(found: dict[str, Any], label: str = contender.label, asked: Any = asked) -> None:
             runs[label] = {"asked": asked, **found}
-            _write(args.out, results)
+            write(args.out, results)
 
         every = (model, tokenizer, facts, reference, args)
         attempt(contender, *every, seconds=args.max_seconds, keep=keep)
         print(tables(results), flush=True)
         if bits_of(model) != bits:
             raise SystemExit(f"{contender.label} left the model changed; nothing after it would be true")
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
