@@ -27,7 +27,7 @@ class Prefix:
 
     Attributes:
         kv: keys and values per layer from z on, one row each; rows that recall nothing hold zeros.
-        open: BoolTensor [B]; the rows that recall.
+        open: BoolTensor [B], the rows that recall; or [B,T,b], which tokens see which columns.
         start: LongTensor [B]; column of each row's first real token.
     """
 
@@ -95,7 +95,8 @@ class Extension:
             )
         mask = mask.expand(batch, -1, -1, -1)
         shape = (*mask.shape[:3], self.length)
-        opened = self.open[:, None, None, None].expand(shape)
+        one = self.open[:, None] if self.open.ndim == 3 else self.open[:, None, None, None]
+        opened = one.expand(shape)
         if mask.dtype == torch.bool:
             columns = opened ^ self.masked_is_true
         else:

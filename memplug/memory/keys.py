@@ -127,6 +127,10 @@ class KeyMemory:
         """The entry's key as it is compared: float32 (R, S, D), unit rows to float16 rounding."""
         return self._record.span(self._record.at(id)).float()
 
+    def limit(self, id: int) -> float:
+        """The entry's threshold."""
+        return float(self._record.limit[self._record.at(id)])
+
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and of the scan's copy of them."""

@@ -18,7 +18,7 @@ class Registered(NamedTuple):
 
 
 METHODS = {
-    "llp": "llp:LLP:LLPConfig",
+    "llp": "llp:open_llp:LLPConfig",
     "elder": "elder:ELDER:ELDERConfig",
     "finetune": "finetune:FineTune:FineTuneConfig",
     "memit": "memit:MEMIT:MEMITConfig",

@@ -1,7 +1,21 @@
-"""LLP, think-and-recall editing: contrastive keys per layer, layer voting, a soft prompt recalled."""
+"""LLP, think-and-recall editing: contrastive keys per layer, layer voting, a soft prompt recalled.
 
+Source: the LLP paper, "Layer-Level Prompting"; ``preset="paper"`` is the published procedure.
+"""
+
+from ..base import Host
+from .answering import AnsweringLLP
 from .config import LLPConfig
 from .explain import Explanation
 from .method import LLP
 
-__all__ = ["LLP", "Explanation", "LLPConfig"]
+__all__ = ["LLP", "AnsweringLLP", "Explanation", "LLPConfig", "open_llp"]
+
+
+def open_llp(host: Host, config: LLPConfig) -> LLP:
+    """The method for a config: values are seen by the answer alone, or by the whole row.
+
+    Raises:
+        ValueError, UnsupportedModelError: as the classes do.
+    """
+    return (AnsweringLLP if config.scope == "answer" else LLP)(host, config)

@@ -22,16 +22,33 @@ class LLPConfig:
         ValueError: a constant out of its range.
     """
 
+    scope: Literal["answer", "row"] = "answer"
+    """Where a value is seen: by the answer alone, where the edit is asked for, or (published) by the whole row
+    whose text names the subject."""
     think_layers: tuple[int, ...] | None = None
-    """Layers whose outputs are matched. None: the first quarter (published: 0 to 7 of 32)."""
+    """Layers whose outputs are matched. None: four in the first fifth (published, and with scope "row": the
+    first quarter, 0 to 7 of 32)."""
     recall_layer: int | None = None
-    """Layer z from whose input on the value is seen. None: 10/32 of the depth, above the think layers."""
+    """Layer z from whose input on the value is seen. None: 2/3 of the depth (scope "row": 10/32)."""
+    false_accepts: float = 1e-4
+    """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
+    threshold of calibrated keys follows from it (scope "answer")."""
+    other_accepts: float = 0.5
+    """Share of other questions about a subject that pass the gate, and are left to the value (scope "answer")."""
+    rank: int = 512
+    """Most dimensions of calibrated states (scope "answer")."""
+    n_fronts: int = 2
+    """Neutral sentences put before the prompt in training (scope "answer")."""
+    n_others: int = 8
+    """Neutral statements, and as many questions in chat, that are to be answered as before (scope "answer")."""
+    most_recalled: int = 4
+    """Edits that may speak at one token (scope "answer")."""
     n_values: int = 4
     """b, soft-prompt vectors an edit (published configurations: 1)."""
     span_keys: bool = True
     """Match all tokens of the subject, not the last one alone (published: the last)."""
     threshold: float = 0.7
-    """A key whose cosine is above this gets a layer's vote."""
+    """A key whose cosine is above this gets a layer's vote (scope "row")."""
     top_k: int = 3
     """Votes a layer has to give."""
     quorum: float = 0.5
@@ -48,13 +65,13 @@ class LLPConfig:
     """Top-k of that sampling (a shared constant of prefixes and statements)."""
     bare_prompt: bool = True
     """Train on the prompt without a text before it, too (published: no)."""
-    train_stop: bool = True
-    """Train the answer to end with the stop token (published: no)."""
-    value_lr: float = 0.35
-    """Adam's step for values (published: 0.05, or 0.5 for one model, absolute)."""
+    train_stop: bool = False
+    """Train the answer to end with the stop token."""
+    value_lr: float = 0.2
+    """Adam's step for values, in units of each dimension's spread (published: 0.05, or 0.5, absolute)."""
     relative_lr: bool = True
     """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
-    value_steps: int = 64
+    value_steps: int = 15
     """Most steps for a value."""
     stop_loss: float = 0.1
     """Training of a value ends when its loss is below this (published: 0.05)."""
@@ -113,6 +130,8 @@ class LLPConfig:
         """
         if depth < 2:
             raise ValueError(f"the model has {depth} layer(s); thinking and recalling need at least 2")
+        if self.scope == "answer":
+            return self._answering(depth)
         layers = self.think_layers
         if layers is None:
             top = depth - 1 if self.recall_layer is None else self.recall_layer
@@ -120,6 +139,20 @@ class LLPConfig:
         recall = self.recall_layer
         if recall is None:
             recall = min(depth - 1, max(fraction(10 / 32, depth, least=1), max(layers) + 1))
+        return self._checked(depth, layers, recall)
+
+    def _answering(self, depth: int) -> LLPConfig:
+        recall = self.recall_layer
+        if recall is None:
+            lowest = 1 if self.think_layers is None else max(self.think_layers) + 1
+            recall = min(depth - 1, max(fraction(2 / 3, depth, least=1), lowest))
+        layers = self.think_layers
+        if layers is None:
+            near = (fraction(share, depth) for share in (0.07, 0.1, 0.14, 0.2))
+            layers = tuple(dict.fromkeys(min(layer, max(0, recall - 1)) for layer in near))
+        return self._checked(depth, layers, recall)
+
+    def _checked(self, depth: int, layers: tuple[int, ...], recall: int) -> LLPConfig:
         check_layer(recall, depth, "recall_layer")
         for layer in layers:
             check_layer(layer, depth, "a think layer")
@@ -132,11 +165,18 @@ class LLPConfig:
 
 
 _CHOICES = {
+    "scope": ("answer", "row"),
     "order": ("similarity", "paper"),
     "think": ("always", "prompt"),
     "stop": ("worst", "published"),
 }
 _RANGES = (
+    ("false_accepts", 1e-9, 1.0),
+    ("other_accepts", 0.0, 1.0),
+    ("rank", 2, 1 << 16),
+    ("n_fronts", 0, 6),
+    ("n_others", 0, 36),
+    ("most_recalled", 1, 64),
     ("n_values", 1, 64),
     ("threshold", 0.0, 1.0),
     ("top_k", 1, 1 << 20),
@@ -161,6 +201,8 @@ _RANGES = (
 )
 
 PAPER: dict[str, Any] = {
+    "scope": "row",
+    "value_steps": 64,
     "n_prefixes": 3,
     "prefix_tokens": 14,
     "value_lr": 5e-2,

@@ -68,20 +68,24 @@ def pack(entries: Iterable[Entry]) -> tuple[dict[str, Tensor], list[dict[str, An
 
 
 def unpack(
-    tensors: Mapping[str, Tensor], packed: Iterable[Mapping[str, Any]], edits: Mapping[str, Edit], width: int
+    tensors: Mapping[str, Tensor],
+    packed: Iterable[Mapping[str, Any]],
+    edits: Mapping[str, Edit],
+    shape: tuple[int | None, ...],
 ) -> dict[str, Entry]:
-    """What `pack` gave, for a model of this width D.
+    """What `pack` gave, for a model whose values have this shape; None is any size.
 
     Raises:
-        ValueError: a value is not [b,D].
+        ValueError: a value has another shape.
     """
     entries: dict[str, Entry] = {}
     for stamp, item in enumerate(packed, start=1):
         values = {tuple(v["edits"]): tensors[v["tensor"]] for v in item["values"]}
         for value in values.values():
-            if value.ndim != 2 or value.shape[1] != width:
+            sizes = zip(value.shape, shape, strict=False)
+            if value.ndim != len(shape) or any(want not in (None, have) for have, want in sizes):
                 raise ValueError(
-                    f"the value of {item['subject']!r} is {tuple(value.shape)}, the model's width is {width}"
+                    f"the value of {item['subject']!r} is {tuple(value.shape)}, the model's are {shape}"
                 )
         entries[item["subject"]] = Entry(
             item["subject"],

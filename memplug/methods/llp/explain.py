@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...chat import Prompt, question, quoted
 from ...edits import Edit
 from ...memory import KeyMemory, Scores
 from ..base import Host
@@ -61,7 +62,7 @@ class Explanation:
         reason: one sentence on the decision.
     """
 
-    prompt: str
+    prompt: Prompt
     tokens: tuple[str, ...]
     quorum: int
     threshold: float
@@ -70,7 +71,7 @@ class Explanation:
     reason: str
 
     def __str__(self) -> str:
-        lines = [f"{self.prompt!r}: {self.reason}"]
+        lines = [f"{quoted(self.prompt)}: {self.reason}"]
         for name, candidate in (("recalled", self.recalled), ("runner-up", self.runner_up)):
             if candidate is None:
                 continue
@@ -92,7 +93,7 @@ def explain(
     memory: KeyMemory,
     config: LLPConfig,
     subjects: Mapping[int, tuple[str, tuple[Edit, ...]]],
-    prompt: str,
+    prompt: Prompt,
 ) -> Explanation:
     """Read ``prompt`` without generating, and report on the two subjects it resembles most.
 
@@ -104,7 +105,7 @@ def explain(
     Raises:
         ValueError: the prompt is empty.
     """
-    if not prompt.strip():
+    if not question(prompt).strip():
         raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
     ids = host.text.encode(prompt)
     tokens = tuple(host.text.tokenizer.decode([i]) for i in ids)

@@ -22,9 +22,9 @@ def jobs_for(text: Text, config: LLPConfig, drafts: Sequence[Entry]) -> list[Job
     flat = [edit for group in groups for edit in group]
     answers, said = [""] * len(flat), [Sampled([], []) for _ in flat]
     if config.n_statements:
-        answers = _answers(text, [edit.prompt for edit in flat])
+        answers = _answers(text, [edit.question for edit in flat])
         asked = zip(flat, answers, strict=True)
-        questions = [Question(str(edit.subject), edit.prompt, answer) for edit, answer in asked]
+        questions = [Question(str(edit.subject), edit.question, answer) for edit, answer in asked]
         said = sample_about(
             text,
             questions,

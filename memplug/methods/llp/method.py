@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...calls import hold
+from ...chat import Prompt
 from ...contexts import sample_prefixes
 from ...edits import Edit
 from ...hooks import Hook
@@ -30,7 +31,7 @@ from .jobs import jobs_for
 from .keys import contexts_of, contrast, keys_missing, subject_states
 from .values import Learned, train_values
 
-__all__ = ["LLP"]
+__all__ = ["LLP", "warn_unlearned"]
 
 _PREFIXES_KEPT = 1024  # recalled entries whose keys and values per layer stay at hand
 
@@ -54,7 +55,7 @@ class LLP:
         self._recall = Recall(host.model, host.anatomy, self.config.recall_layer or 0)
         self.memory = KeyMemory(
             len(self._layers),
-            host.anatomy.width,
+            self._width(),
             threshold=self.config.threshold,
             top_k=self.config.top_k,
             quorum=max(1, math.ceil(self.config.quorum * len(self._layers))),
@@ -68,6 +69,14 @@ class LLP:
         self._stamp = 0
         self._prefixes: list[str] | None = None
         self._kv: OrderedDict[tuple[int, int], KV] = OrderedDict()
+
+    def _width(self) -> int:
+        """Of the states that are compared."""
+        return self._host.anatomy.width
+
+    def _threshold(self) -> float | None:
+        """Cosine that new keys ask for; None is the memory's."""
+        return None
 
     @property
     def active(self) -> bool:
@@ -172,7 +181,9 @@ class LLP:
         fresh = [draft for draft in drafts.values() if draft.edits and not draft.keys]
         keys = self._keys(fresh)
         self._complete(keys, drafts)
-        _warn_unlearned(lacking, learned)  # a warning may be an error: nothing has changed yet
+        warn_unlearned(
+            [(d.subject, r.loss) for d, r in zip(lacking, learned, strict=True)]
+        )  # a warning may be an error: nothing has changed yet
         numbers = self._add(keys)
         for draft in drafts.values():
             self._put(draft, draft.keys + numbers.get(draft.subject, ()))
@@ -185,7 +196,7 @@ class LLP:
             for subject, some in keys.items():
                 numbers[subject] = tuple(range(self._next, self._next + len(some)))
                 for key in some:
-                    self.memory.add(self._next, key)
+                    self.memory.add(self._next, key, threshold=self._threshold())
                     self._next += 1
         except BaseException:
             for number in range(first, self._next):
@@ -242,7 +253,7 @@ class LLP:
         with self._host.tracker.off():
             prefixes = self._contexts()
             contexts = [
-                contexts_of(draft.subject, next(iter(draft.edits.values())).prompt, prefixes, config)
+                contexts_of(draft.subject, next(iter(draft.edits.values())).question, prefixes, config)
                 for draft in drafts
             ]
             states = subject_states(self._host, [draft.subject for draft in drafts], contexts, config)
@@ -261,7 +272,7 @@ class LLP:
         named: list[tuple[str, str]] = []
         for subject, draft in drafts.items():
             known = self.entries[subject].edits if subject in self.entries else {}
-            named += [(subject, edit.prompt) for id, edit in draft.edits.items() if id not in known]
+            named += [(subject, edit.question) for id, edit in draft.edits.items() if id not in known]
         if not named or not self.config.bare_prompt:  # the published keys are those of sampled contexts alone
             return
         have = {s: [*map(self.memory.get, drafts[s].keys), *keys.get(s, ())] for s, _ in named}
@@ -271,7 +282,7 @@ class LLP:
 
     # ------------------------------------------------------------------ looking, saving
 
-    def explain(self, prompt: str) -> Explanation:
+    def explain(self, prompt: Prompt) -> Explanation:
         """Per think layer the best-matching token, similarity and vote; what is recalled, and why."""
         subjects = {}
         for key, subject in self._owner.items():
@@ -292,7 +303,7 @@ class LLP:
     ) -> None:
         """Take over what `state` gave."""
         keys = {name.removeprefix("key."): t for name, t in tensors.items() if name.startswith("key.")}
-        entries = unpack(tensors, meta["entries"], edits, self._host.anatomy.width)
+        entries = unpack(tensors, meta["entries"], edits, (None, self._host.anatomy.width))
         self.memory.load_state_dict(keys)
         self.entries = entries
         self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
@@ -300,12 +311,13 @@ class LLP:
         self._kv.clear()
 
 
-def _warn_unlearned(drafts: Sequence[Entry], learned: Sequence[Learned]) -> None:
-    poor = [(d, r) for d, r in zip(drafts, learned, strict=True) if r.loss > 1.0]
+def warn_unlearned(learned: Sequence[tuple[str, float]]) -> None:
+    """Warn of names whose last loss says that the model will not answer as edited."""
+    poor = [name for name, loss in learned if loss > 1.0]
     if poor:
-        names = ", ".join(repr(draft.subject) for draft, _ in poor[:3])
+        names = ", ".join(map(repr, poor[:3]))
         warnings.warn(
-            f"{len(poor)} of {len(drafts)} subjects were not learned well (loss above 1: {names}"
+            f"{len(poor)} of {len(learned)} were not learned well (loss above 1: {names}"
             f"{', ...' if len(poor) > 3 else ''}); raise value_steps, or see if the prompts suit the model",
             stacklevel=5,
         )

@@ -106,7 +106,7 @@ def build_rows(
 
 def _pairs(host: Host, config: LLPConfig, edit: Edit, fronts: Sequence[str]) -> list[Pair]:
     stop = config.train_stop
-    found = [_fitting(host, f"{front} {edit.prompt}".strip(), edit.target, stop) for front in fronts]
+    found = [_fitting(host, f"{front} {edit.question}".strip(), edit.target, stop) for front in fronts]
     pairs = [pair for pair in found if pair is not None]
     return pairs or [host.text.pair(edit.prompt, edit.target, stop=stop)]
 
@@ -140,7 +140,7 @@ def _with_base(host: Host, recall: Recall, jobs: Sequence[Job], rows: Rows) -> R
     owner = rows.job[rows.row[kl]]
     for j, job in enumerate(jobs):
         for edit, answer in zip(job.edits, job.answers, strict=True):
-            pair = _fitting(host, edit.prompt, answer) if answer else None
+            pair = _fitting(host, edit.question, answer) if answer else None
             if pair is not None:
                 asks |= (owner == j) & (base.argmax(-1) == pair.ids[pair.start])
     keep = torch.ones_like(kl)

@@ -1,0 +1,181 @@
+"""A space in which hidden states can be compared: whitened by the model's own ordinary text.
+
+Raw cosines of hidden states say little: a few huge dimensions carry most of their size, and the first token
+of a text, which later tokens lean on, looks nearly the same whatever it is. Here states are centred and
+whitened per layer (with a ridge of the median eigenvalue), and the first token has a mean and a scale of its
+own. Thresholds are read off the same text: what two tokens that are not the same word reach by chance.
+
+Letters: n layers, B rows, T tokens, D width, K dimensions kept.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .text import Text
+
+__all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
+
+_KEYS = 400  # tokens that play the part of a subject when a threshold is set
+_TOKENS = 64  # tokens of the prompt that a false-accept rate speaks of
+
+
+class Sample(NamedTuple):
+    """Ordinary text as a model sees it.
+
+    Attributes:
+        states: [n,N,D] float32 states of all tokens but the first of each text.
+        first: [n,M,D] float32 states of tokens that stand first in a text.
+        text: LongTensor [N]; which text each token is from.
+        words: the N tokens as text, lower case, without blanks.
+    """
+
+    states: Tensor
+    first: Tensor
+    text: Tensor
+    words: list[str]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Centres and whitens the states of some layers.
+
+    Attributes:
+        layers: the layers, in the order of the tensors below.
+        mean: [n,D] float32.
+        root: [n,D,K] float32; ``(state - mean) @ root`` has unit variance in its large directions.
+        first_mean, first_root: the same for the first token of a text.
+        threshold: cosine that a subject's token has to exceed in a layer, see `chance_threshold`.
+        relation: cosine that the end of a prompt has to exceed to ask what an edit asks.
+        others: [M,K] unit states of the last layer at the ends of M neutral prompts, means over subjects.
+    """
+
+    layers: tuple[int, ...]
+    mean: Tensor
+    root: Tensor
+    first_mean: Tensor
+    first_root: Tensor
+    threshold: float
+    relation: float
+    others: Tensor
+
+    def apply(self, index: int, states: Tensor, begins: Tensor | None = None) -> Tensor:
+        """Unit vectors [B,T,K] float32 of states [B,T,D] of layer ``layers[index]``.
+
+        Args:
+            begins: BoolTensor [B,T], where a text's first token stands; None is nowhere.
+        """
+        device = states.device
+        out = (states.float() - self.mean[index].to(device)) @ self.root[index].to(device)
+        if begins is not None and bool(begins.any()):
+            own = states[begins].float() - self.first_mean[index].to(device)
+            out[begins] = own @ self.first_root[index].to(device)
+        return F.normalize(out, dim=-1)
+
+    def to(self, device: torch.device) -> Calibration:
+        """The same with its tensors on ``device``."""
+        moved = (t.to(device) for t in (self.mean, self.root, self.first_mean, self.first_root))
+        mean, root, first_mean, first_root = moved
+        others = self.others.to(device)
+        return Calibration(
+            self.layers, mean, root, first_mean, first_root, self.threshold, self.relation, others
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything in it but the layers, for saving."""
+        return {
+            "mean": self.mean.cpu(),
+            "root": self.root.cpu(),
+            "first_mean": self.first_mean.cpu(),
+            "first_root": self.first_root.cpu(),
+            "others": self.others.cpu(),
+            "limits": torch.tensor([self.threshold, self.relation], dtype=torch.float64),
+        }
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor], layers: Sequence[int], width: int) -> Calibration:
+        """What `tensors` gave.
+
+        Raises:
+            ValueError: a tensor is missing or has another shape.
+        """
+        try:
+            mean, root = tensors["mean"], tensors["root"]
+            first_mean, first_root, limits = tensors["first_mean"], tensors["first_root"], tensors["limits"]
+            others = tensors["others"]
+        except KeyError as error:
+            raise ValueError(f"the saved calibration lacks {error}; the file is damaged") from None
+        n = len(layers)
+        fits = mean.shape == first_mean.shape == (n, width) and root.shape == first_root.shape
+        fits = fits and others.ndim == 2 and others.shape[1] == root.shape[-1]
+        if not fits or root.shape[:2] != (n, width) or limits.shape != (2,):
+            raise ValueError(
+                f"the saved calibration is for {tuple(root.shape)}, the model has width {width} and "
+                f"{n} layers are compared"
+            )
+        return Calibration(
+            tuple(layers), mean, root, first_mean, first_root, float(limits[0]), float(limits[1]), others
+        )
+
+
+def whitening(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Mean [D] and root [D,K] of states [N,D]: (x - mean) @ root is white in its K largest directions.
+
+    The ridge is the median of the eigenvalues that the sample can tell from nothing, so that directions which
+    ordinary text hardly uses are not blown up.
+    """
+    mean = states.mean(0)
+    centred = (states - mean).double()
+    values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(states) - 1))
+    values = values.clamp(min=0)
+    known = values[values > 1e-9 * values.max().clamp(min=1e-30)]
+    ridge = known.median() if len(known) else torch.ones((), dtype=values.dtype)
+    scale = (values + ridge).rsqrt()
+    keep = slice(-rank, None)
+    return mean, (vectors[:, keep] * scale[keep]).float()
+
+
+def chance_threshold(units: Tensor, sample: Sample, quorum: int, rate: float, seed: int) -> float:
+    """The cosine that a token of another word exceeds in ``quorum`` layers with probability ``rate`` a prompt.
+
+    Tokens of the sample play the part of a subject of one token; each is compared with every token of the
+    other texts that is not the same word. A prompt counts as 64 tokens.
+
+    Args:
+        units: [n,N,K] the sample's states as unit vectors.
+        sample: the sample.
+        quorum: layers that have to agree, at one token.
+        rate: the false-accept rate for one key and one prompt.
+        seed: of the choice of tokens.
+    """
+    named = [i for i, word in enumerate(sample.words) if len(word) > 3 and word.isalpha()]
+    named = named or list(range(len(sample.words)))
+    chosen = random.Random(seed).sample(named, min(_KEYS, len(named)))
+    number = {word: i for i, word in enumerate(dict.fromkeys(sample.words))}
+    word = torch.tensor([number[w] for w in sample.words], device=units.device)
+    text = sample.text.to(units.device)
+    reached = []
+    for i in chosen:
+        cosines = torch.einsum("nk,ntk->nt", units[:, i], units)
+        agreed = cosines.sort(0, descending=True).values[quorum - 1]
+        reached.append(agreed[(word != word[i]) & (text != text[i])])
+    values = torch.cat(reached)
+    if not len(values):
+        return 0.5
+    allowed = max(1, round(rate / _TOKENS * len(values)))
+    return float(values.topk(min(allowed, len(values))).values[-1])
+
+
+def begins_of(text: Text, ids: Tensor) -> Tensor:
+    """BoolTensor [B,T] that is True in column 0 where the tokenizer puts no BOS before a text."""
+    begins = torch.zeros_like(ids, dtype=torch.bool)
+    if text.bos_id is None:
+        begins[:, 0] = True
+    return begins

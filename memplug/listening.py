@@ -1,0 +1,235 @@
+"""Listening: from the hidden states of one forward to the edits that speak at each of its tokens.
+
+Think layers say which subjects are named and where they end; the layer below the recall layer says what the
+end of a sentence asks for. What a row has read (`Reading`) and the last few states stay with its cache.
+
+Letters: R think layers, B rows, T tokens, K width of calibrated states, S tokens of a subject.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calibration import Calibration
+from .calls import Call
+from .memory import KeyMemory
+from .reading import Reader, Reading, Speaking
+
+__all__ = ["Heard", "Listener", "RowHeard"]
+
+
+@dataclass(frozen=True)
+class RowHeard:
+    """What a row has read, and its last states.
+
+    Attributes:
+        reading: the row so far.
+        tail: [R,w,K] unit states of its last w tokens; w is at least the longest subject less one.
+        asked: [g,K] unit states of the relation layer, of its last g tokens.
+    """
+
+    reading: Reading
+    tail: Tensor
+    asked: Tensor
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the rows of a cache have read; it follows the cache's rows.
+
+    Attributes:
+        owner: the listener; what another one heard does not count.
+        rows: one a row.
+        past: columns of the cache before the last forward.
+        again: what the rows had read after the first n columns of the last forward.
+    """
+
+    owner: Listener
+    rows: tuple[RowHeard, ...]
+    past: int = 0
+    again: Callable[[int], tuple[RowHeard, ...]] | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Heard:
+        return self  # nothing in it is ever changed in place
+
+    def select(self, rows: Tensor) -> Heard:
+        """The same for rows ``rows`` of it."""
+        return replace(self, rows=tuple(self.rows[i] for i in rows.tolist()), again=None)
+
+    def crop(self, length: int) -> Heard:
+        """The same after all but the cache's first ``length`` positions were taken back."""
+        kept = length - self.past
+        if self.again is None or kept < 0:
+            return self
+        return replace(self, rows=self.again(kept), again=None)
+
+
+class Listener:
+    """Listens to forwards.
+
+    Args:
+        memory: the subjects' keys, of calibrated states.
+        reader: reads tokens.
+        think: the think layers.
+        relation: the layer whose states say what is asked.
+        gates: an edit's keys of prompt ends [G,K], unit.
+        starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
+    """
+
+    def __init__(
+        self,
+        memory: KeyMemory,
+        reader: Reader,
+        think: tuple[int, ...],
+        relation: int,
+        gates: Callable[[str], Tensor],
+        starts: bool,
+    ) -> None:
+        self.memory, self.reader = memory, reader
+        self._think, self._relation = think, relation
+        self._gates, self._starts = gates, starts
+
+    def listen(
+        self, calibration: Calibration, call: Call, longest: int
+    ) -> tuple[Heard, list[list[tuple[Speaking, ...]]]]:
+        """What the rows have read after this forward, and what speaks at each of its columns.
+
+        Args:
+            calibration: of the think layers and the relation layer, in this order.
+            call: the forward; its states are those of these layers.
+            longest: tokens of the longest subject held.
+        """
+        held = call.held
+        count = len(call.valid)
+        if isinstance(held, Heard) and held.owner is self and len(held) == count:
+            before, whole = held.rows, True
+        else:
+            none = torch.zeros(len(self._think), 0, calibration.root.shape[-1])
+            before = tuple(RowHeard(Reading(), none, none[0]) for _ in range(count))
+            whole = call.past == 0
+        real = call.real.cpu()
+        begins = torch.zeros_like(real)
+        if self._starts and whole:
+            for b, row in enumerate(before):
+                if row.reading.count == 0 and bool(real[b].any()):
+                    begins[b, int(real[b].int().argmax())] = True
+        at = begins.to(call.valid.device) if bool(begins.any()) else None
+        units = [calibration.apply(i, call.states[layer].detach(), at) for i, layer in enumerate(self._think)]
+        ends = calibration.apply(len(units), call.states[self._relation].detach(), at)
+        ids = [[-1] * real.shape[1] for _ in range(count)] if call.ids is None else call.ids.tolist()
+        valid = call.valid.cpu()
+
+        def heard(columns: int) -> tuple[list[RowHeard], list[list[tuple[Speaking, ...]]]]:
+            part = [unit[:, :columns] for unit in units]
+            seen = real[:, :columns]
+            return self._rows(
+                before, part, ends[:, :columns], seen, valid, ids, longest, calibration.relation
+            )
+
+        rows, spoken = heard(real.shape[1])
+        again = (lambda n: tuple(heard(n)[0])) if real.shape[1] > 1 and call.past else None
+        return Heard(self, tuple(rows), call.past, again), spoken
+
+    def _rows(
+        self,
+        before: Sequence[RowHeard],
+        units: Sequence[Tensor],
+        ends: Tensor,
+        real: Tensor,
+        valid: Tensor,
+        ids: Sequence[Sequence[int]],
+        longest: int,
+        relation: float,
+    ) -> tuple[list[RowHeard], list[list[tuple[Speaking, ...]]]]:
+        tails = [row.tail[:, max(0, row.tail.shape[1] - longest + 1) :] for row in before]
+        named = self._named(tails, units, valid[:, : real.shape[1]])
+        rows: list[RowHeard] = []
+        spoken: list[list[tuple[Speaking, ...]]] = []
+        for b, row in enumerate(before):
+            columns = real[b].nonzero()[:, 0].tolist()
+            order = {column: i for i, column in enumerate(columns)}
+            here = {order[column]: keys for column, keys in named.get(b, {}).items()}
+            asks = self._asks(row.asked, ends[b], columns, relation)
+            reading, said = self.reader.read(row.reading, [ids[b][c] for c in columns], here, asks)
+            line: list[tuple[Speaking, ...]] = [()] * real.shape[1]
+            for column, speaking in zip(columns, said, strict=True):
+                line[column] = speaking
+            spoken.append(line)
+            new = torch.stack([unit[b][columns] for unit in units])
+            tail = torch.cat([row.tail.to(new.device), new], 1)[:, -max(longest, 8) :]
+            asked = torch.cat([row.asked.to(new.device), ends[b][columns]])[-self.reader.reach :]
+            rows.append(RowHeard(reading, tail.clone(), asked.clone()))
+        return rows, spoken
+
+    def _asks(
+        self, asked: Tensor, ends: Tensor, columns: Sequence[int], relation: float
+    ) -> Callable[[str, int], float | None]:
+        def score(edit: str, i: int) -> float | None:
+            if i < -len(asked):
+                return None
+            state = ends[columns[i]] if i >= 0 else asked[i]
+            value = float((self._gates(edit).to(state) @ state).max())
+            return value if value > relation else None
+
+        return score
+
+    def _named(
+        self, tails: Sequence[Tensor], units: Sequence[Tensor], valid: Tensor
+    ) -> dict[int, dict[int, list[int]]]:
+        """By row and column, the keys whose span ends there."""
+        back = max((tail.shape[1] for tail in tails), default=0)
+        if back:
+            rows, device = len(tails), units[0].device
+            front = torch.zeros(len(units), rows, back, units[0].shape[-1], device=device)
+            seen = torch.zeros(rows, back, dtype=torch.bool)
+            for b, tail in enumerate(tails):
+                if tail.shape[1]:
+                    front[:, b, back - tail.shape[1] :] = tail.to(device)
+                    seen[b, back - tail.shape[1] :] = True
+            units = [torch.cat([front[r], unit], 1) for r, unit in enumerate(units)]
+            valid = torch.cat([seen, valid], 1)
+        found = self.memory.found(units, valid.to(units[0].device))
+        votes = Counter(zip(found.row.tolist(), found.id.tolist(), strict=True))
+        named: dict[int, dict[int, list[int]]] = {}
+        for (row, key), count in votes.items():
+            if count < self.memory.quorum:
+                continue
+            states = torch.stack([unit[row] for unit in units])
+            for place in span_places(states, valid[row], self.memory, key):
+                if place >= back:
+                    named.setdefault(row, {}).setdefault(place - back, []).append(key)
+        return named
+
+
+def span_scores(states: Tensor, valid: Tensor, span: Tensor) -> Tensor:
+    """[R,T]: the smallest cosine in the window that ends at each token; -1 where none fits.
+
+    Args:
+        states: [R,T,K] unit.
+        valid: BoolTensor [T], the tokens that may be matched.
+        span: [R,S,K] a key.
+    """
+    length = span.shape[1]
+    cosines = torch.einsum("rtk,rsk->rts", states, span.to(states))
+    cosines[:, ~valid.to(states.device)] = -1.0
+    out = torch.full(states.shape[:2], -1.0, device=states.device)
+    if states.shape[1] >= length:
+        windows = cosines.unfold(1, length, 1)  # [R,T-S+1,S,S]
+        out[:, length - 1 :] = windows.diagonal(dim1=2, dim2=3).amin(-1)
+    return out
+
+
+def span_places(states: Tensor, valid: Tensor, memory: KeyMemory, key: int) -> list[int]:
+    """Tokens at which enough layers see the span of ``key`` end."""
+    scores = span_scores(states, valid, memory.get(key))
+    votes = (scores > memory.limit(key)).sum(0)
+    return (votes >= memory.quorum).nonzero()[:, 0].tolist()

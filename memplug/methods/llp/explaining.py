@@ -1,0 +1,117 @@
+"""An explanation of what a prompt says to the edits: subjects found, what its end asks for, what speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...calibration import Calibration
+from ...calls import Call
+from ...chat import Prompt
+from ...edits import Edit
+from ...listening import Listener, span_scores
+from ..base import Host
+from .entries import Entry
+from .explain import Candidate, Explanation, LayerVote
+from .keys import think_states
+
+__all__ = ["explain_answer"]
+
+
+@torch.no_grad()
+def explain_answer(
+    host: Host,
+    listener: Listener,
+    calibration: Calibration | None,
+    entries: Mapping[str, Entry],
+    owner: Mapping[int, str],
+    prompt: Prompt,
+    longest: int,
+    gates: Mapping[str, Tensor],
+) -> Explanation:
+    """Read ``prompt`` without generating, and report on the subjects that it resembles most."""
+    ids = host.text.encode(prompt)
+    tokens = tuple(host.text.tokenizer.decode([i]) for i in ids)
+    quorum = listener.memory.quorum
+    on = {key: entries[subject] for key, subject in owner.items() if entries[subject].on}
+    if calibration is None or not on:
+        return Explanation(prompt, tokens, quorum, 0.0, None, None, "no edit is in force")
+    with host.tracker.off():
+        states = think_states(host, [ids], calibration.layers)
+    valid = torch.ones(1, len(ids), dtype=torch.bool)
+    valid[0, 0] = ids[0] != host.text.bos_id
+    zero = torch.zeros(1, dtype=torch.long)
+    kept = {layer: states[i].to(host.text.device) for i, layer in enumerate(calibration.layers)}
+    call = Call(valid, torch.ones_like(valid), 0, zero, zero, states=kept, ids=torch.tensor([ids]))
+    _, spoken = listener.listen(calibration, call, longest)
+    speaking = [one.edit for one in spoken[0][-1]]
+    begins = torch.zeros(1, len(ids), dtype=torch.bool)
+    begins[0, 0] = host.text.bos_id is None
+    units = [calibration.apply(i, kept[layer], begins)[0] for i, layer in enumerate(calibration.layers)]
+    found = _Found(listener, calibration, torch.stack(units[:-1]), valid[0], tokens)
+    best = sorted((found.candidate(key, entry) for key, entry in on.items()), key=_rank)
+    recalled = next((one for one in best if any(e.id in speaking for e in one.edits)), None)
+    if recalled is not None:
+        edits = tuple(edit for edit in recalled.edits if edit.id in speaking)
+        recalled = recalled._replace(edits=edits)
+    other = next((one for one in best if recalled is None or one.subject != recalled.subject), None)
+    reason = _reason(recalled, other, quorum, calibration, _asked(gates, units[-1], other or recalled))
+    return Explanation(prompt, tokens, quorum, calibration.threshold, recalled, other, reason)
+
+
+def _rank(candidate: Candidate) -> tuple[int, float]:
+    return -candidate.votes, -candidate.similarity
+
+
+def _asked(gates: Mapping[str, Tensor], ends: Tensor, candidate: Candidate | None) -> float:
+    """The best similarity of any token to what the candidate's edits ask for."""
+    edits: tuple[Edit, ...] = candidate.edits if candidate else ()
+    scores = [float((gates[str(e.id)].to(ends) @ ends.T).max()) for e in edits if str(e.id) in gates]
+    return max(scores, default=0.0)
+
+
+def _reason(
+    best: Candidate | None, other: Candidate | None, quorum: int, calibration: Calibration, asked: float
+) -> str:
+    if best is not None:
+        return f"{best.subject} is named ({best.votes} votes, {quorum} needed) and asked for"
+    if other is None:
+        return "nothing is recalled; no edit is in force"
+    if other.votes >= quorum:
+        return (
+            f"nothing is recalled; {other.subject} is named, but the end of the prompt does not ask for its edits "
+            f"(similarity at most {asked:.2f}, {calibration.relation:.2f} to be exceeded where its sentence ends)"
+        )
+    return (
+        f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes of the {quorum} "
+        f"needed (similarity above {calibration.threshold:.2f})"
+    )
+
+
+class _Found:
+    """What the think layers see of each key."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        calibration: Calibration,
+        units: Tensor,
+        valid: Tensor,
+        tokens: tuple[str, ...],
+    ) -> None:
+        self._memory, self._calibration = listener.memory, calibration
+        self._units, self._valid, self._tokens = units, valid, tokens
+
+    def candidate(self, key: int, entry: Entry) -> Candidate:
+        heat = span_scores(self._units, self._valid, self._memory.get(key)).cpu()
+        limit = self._memory.limit(key)
+        best = int((heat > limit).sum(0).argmax())
+        votes = tuple(
+            LayerVote(layer, self._tokens[best], best, float(heat[r, best]), bool(heat[r, best] > limit))
+            for r, layer in enumerate(self._calibration.layers[:-1])
+        )
+        mean = sum(vote.similarity for vote in votes) / len(votes)
+        edits = tuple(entry.edits[id] for id in entry.on)
+        return Candidate(entry.subject, edits, sum(v.voted for v in votes), mean, votes, heat)

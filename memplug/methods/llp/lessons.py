@@ -1,0 +1,149 @@
+"""Lessons: the lines from which an edit's key, its gate and its value are learned.
+
+An edit is asked for in plain text and in the chat template, alone, behind a sentence, behind another system
+turn and in a second turn. Other statements and questions about its subject are to be answered as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...chat import Message, Prompt, behind, in_chat, question
+from ...edits import Edit
+from ...text import Text, TokenizerError
+from ...turns import Turns
+from .config import LLPConfig
+from .passes import Line
+from .wordings import CHAT, FRONTS, PLAIN, SYSTEM, TALK, some
+
+__all__ = ["Lesson", "lessons_of", "other_lessons", "other_lines", "question_end"]
+
+_SAME = 0.72  # prompts whose ends are so similar may ask the same
+
+
+class Lesson(NamedTuple):
+    """One line of an edit.
+
+    Attributes:
+        line: its tokens; it starts at the last token of the prompt.
+        subject: the tokens of the subject in it.
+        end: the token at which the question ends.
+        asks: whether it asks for the edit; else it is to be answered as the base model does.
+        plain: whether it is plain text, not a chat.
+    """
+
+    line: Line
+    subject: range
+    end: int
+    asks: bool
+    plain: bool
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The answer's token ids."""
+        return self.line.ids[self.line.start + 1 :]
+
+
+def lessons_of(text: Text, turns: Turns | None, config: LLPConfig, edit: Edit) -> list[Lesson]:
+    """The lessons in which an edit is asked for; the first is its own prompt.
+
+    Raises:
+        TokenizerError: the prompt or the target does not fit the model.
+    """
+    own = _lesson(text, turns, config, edit.prompt, edit, edit.target)
+    others = (_fitting(text, turns, config, p, edit, edit.target) for p in _prompts(text, config, edit))
+    return [own, *(one for one in others if one is not None)]
+
+
+def other_lessons(
+    text: Text, turns: Turns | None, config: LLPConfig, edit: Edit, similar: Tensor
+) -> list[Lesson]:
+    """What is said and asked about an edit's subject and is to be answered as before.
+
+    Those neutral prompts that resemble the edit's own most, as these are the ones that it could be taken for;
+    not those that resemble it so much that they may well ask the same.
+
+    Args:
+        similar: [M] similarity of each neutral prompt (`other_prompts`) to the edit's prompts of its form.
+    """
+    prompts = other_prompts(text, str(edit.subject))
+    lessons = []
+    for plain in (True, False):
+        mine = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str) == plain]
+        mine = [i for i in mine if similar[i] < _SAME]
+        for i in sorted(mine, key=lambda i: -float(similar[i]))[: config.n_others]:
+            lessons.append(_fitting(text, turns, config, prompts[i], edit, None))
+    return [one for one in lessons if one is not None]
+
+
+def other_prompts(text: Text, subject: str) -> list[Prompt]:
+    """All neutral statements and questions about a subject, plain ones first."""
+    prompts: list[Prompt] = [wording.replace("{s}", subject) for wording in PLAIN]
+    if text.has_chat:
+        prompts += [in_chat(wording.replace("{s}", subject)) for wording in CHAT]
+    return prompts
+
+
+def _prompts(text: Text, config: LLPConfig, edit: Edit) -> Iterator[Prompt]:
+    """Other ways to put an edit's prompt to the model."""
+    fronts = some(FRONTS, config.n_fronts, config.seed, edit.question)
+    yield from text.forms(edit.prompt)[1:]
+    for front in fronts:
+        yield behind(front, edit.question)
+    if edit.question.endswith("?"):
+        yield f"Q: {edit.question}\nA:"
+    if not text.has_chat:
+        return
+    asked = in_chat(edit.question)
+    yield in_chat(edit.question, SYSTEM)
+    yield (Message("user", TALK[0]), Message("assistant", TALK[1]), *asked)
+    for front in fronts[:1]:
+        yield behind(front, asked)
+
+
+def other_lines(text: Text, turns: Turns | None, subject: str) -> list[tuple[Line, int]]:
+    """The neutral prompts about a subject as lines, and where each one's question ends."""
+    found = []
+    for prompt in other_prompts(text, subject):
+        ids = text.encode(prompt)
+        found.append((Line(tuple(ids), len(ids) - 1), question_end(turns, ids, isinstance(prompt, str))))
+    return found
+
+
+def question_end(turns: Turns | None, ids: Sequence[int], plain: bool) -> int:
+    """The token at which the question of a prompt ends: in a chat, before what opens the answer."""
+    back = len(turns.asks) if turns and not plain and tuple(ids[-len(turns.asks) :]) == turns.asks else 0
+    return len(ids) - 1 - back
+
+
+def _fitting(
+    text: Text, turns: Turns | None, config: LLPConfig, prompt: Prompt, edit: Edit, target: str | None
+) -> Lesson | None:
+    """The lesson, or None where it does not fit the model's context or its tokenizer."""
+    try:
+        return _lesson(text, turns, config, prompt, edit, target)
+    except ValueError:
+        return None
+
+
+def _lesson(
+    text: Text, turns: Turns | None, config: LLPConfig, prompt: Prompt, edit: Edit, target: str | None
+) -> Lesson:
+    asked = question(prompt)
+    subject = str(edit.subject)
+    begin = asked.index(edit.question) if edit.question in asked else 0
+    begin = asked.index(subject, begin)
+    if target is None:
+        ids, start = text.encode(prompt), None
+    else:
+        pair = text.pair(prompt, target, stop=config.train_stop)
+        ids, start = pair.ids, pair.start
+    prompt_ids, span = text.asked_span(prompt, begin, begin + len(subject))
+    end = question_end(turns, prompt_ids, isinstance(prompt, str))
+    if len(ids) > text.max_length:
+        raise TokenizerError(f"{asked[:60]!r}... does not fit into the model's context")
+    last = (len(ids) if start is None else start) - 1
+    return Lesson(Line(tuple(ids), last), span, min(end, last), target is not None, isinstance(prompt, str))

@@ -1,0 +1,232 @@
+"""Prompts run once through the base model: everything about them that no value changes.
+
+A value is seen from the last token of a prompt on. What stands before it keeps the base model's keys and
+values, so these are computed once, and a training step runs only the last token and the answer, and only in
+the layers from the recall layer on.
+
+Letters: N rows, P tokens before the last one of a prompt, T tokens from it on, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from ...hooks import Hook, HookSet
+from ...layers import UnsupportedModelError, text_config
+from ...prefix import Prefix
+from ...recall import Recall
+from ..base import Host
+
+__all__ = ["Chunk", "Line", "States", "run_lines"]
+
+_ROWS = 48  # rows that are run together
+_SHARED = 12  # tokens that rows have to share at least to be run from there on
+
+
+class Line(NamedTuple):
+    """A row of token ids; what is seen by a value begins at ``ids[start]``."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+class States(NamedTuple):
+    """Hidden states of the lines at chosen tokens: ``layers`` by index, each a list of [t,D] float32 on the CPU."""
+
+    layers: dict[int, list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Lines of like length, from their ``start`` on.
+
+    Attributes:
+        lines: [N] which lines they are.
+        ids, mask, positions: LongTensors [N,T], [N,P+T], [N,T]; what stands before is padded on the left.
+        hidden: [N,T,D] inputs of the recall layer.
+        past: keys and values [N,H,P,w] of the layers from the recall layer on.
+    """
+
+    lines: list[int]
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    hidden: Tensor
+    past: list[tuple[Tensor, Tensor]]
+
+    def logits(self, host: Host, recall: Recall, prefix: Prefix | None, row: Tensor, at: Tensor) -> Tensor:
+        """[Q,V] at tokens ``at`` [Q] (from ``start`` on) of rows ``row`` [Q], with ``prefix`` recalled."""
+        cache = DynamicCache()
+        before = self.mask.shape[1] - self.ids.shape[1]
+        blank = torch.zeros(len(self.ids), 1, before, 1, dtype=self.hidden.dtype, device=self.hidden.device)
+        for index in range(recall.layer):
+            cache.update(blank, blank, index)
+        for offset, (keys, values) in enumerate(self.past):
+            cache.update(keys, values, recall.layer + offset)
+
+        def run() -> Any:
+            given = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+            return host.model(**_taken(host.model, given), past_key_values=cache, use_cache=True)
+
+        return recall.resume(self.hidden, run, prefix, row * self.ids.shape[1] + at)
+
+
+def run_lines(
+    host: Host, recall: Recall, lines: Sequence[Line], places: Sequence[Sequence[int]], layers: Sequence[int]
+) -> tuple[list[Chunk], States]:
+    """Run every line through the base model.
+
+    Args:
+        lines: the rows.
+        places: for each line, the tokens whose states are wanted.
+        layers: the layers after which they are wanted.
+
+    Returns:
+        The lines in chunks, and the states: for each layer and line [len(places[line]),D].
+    """
+    states: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(lines) for layer in layers}
+    chunks: list[Chunk] = []
+    for front, group in _groups(lines, places):
+        base = _front(host, front)
+        group = sorted(group, key=lambda i: (lines[i].start, len(lines[i].ids)))
+        for at in range(0, len(group), _ROWS):
+            part = group[at : at + _ROWS]
+            chunks.append(_run(host, recall, lines, part, base, len(front), places, states))
+    return chunks, States(states)
+
+
+def _groups(
+    lines: Sequence[Line], places: Sequence[Sequence[int]]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Lines by a long front that they share (a template's system turn), which is then run once."""
+    fronts: dict[tuple[int, ...], list[int]] = {}
+    for i, line in enumerate(lines):
+        fronts.setdefault(line.ids[:_SHARED] if line.start > _SHARED else (), []).append(i)
+    groups: list[tuple[tuple[int, ...], list[int]]] = []
+    alone: list[int] = []
+    for key, members in fronts.items():
+        if not key or len(members) < 4:
+            alone += members
+            continue
+        most = min(min((lines[i].start, *places[i])) for i in members)
+        shared = 0
+        while shared < most and len({lines[i].ids[shared] for i in members}) == 1:
+            shared += 1
+        groups.append((lines[members[0]].ids[:shared], members))
+    return [((), alone), *groups] if alone else groups
+
+
+@torch.no_grad()
+def _front(host: Host, front: tuple[int, ...]) -> DynamicCache | None:
+    if not front:
+        return None
+    cache = _cache(host)
+    ids = torch.tensor([front], device=host.text.device)
+    host.anatomy.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _cache(host: Host) -> DynamicCache:
+    """A cache that keeps every token, also where layers have a window."""
+    cache = DynamicCache(config=text_config(host.model))
+    plain = [layer if type(layer) is DynamicLayer else DynamicLayer() for layer in cache.layers]
+    cache.layers = plain
+    return cache
+
+
+def _taken(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    names = inspect.signature(type(module).forward).parameters
+    return {name: value for name, value in given.items() if name in names}
+
+
+@torch.no_grad()
+def _run(
+    host: Host,
+    recall: Recall,
+    lines: Sequence[Line],
+    part: list[int],
+    base: DynamicCache | None,
+    shared: int,
+    places: Sequence[Sequence[int]],
+    states: dict[int, list[Tensor]],
+) -> Chunk:
+    anatomy, device = host.anatomy, host.text.device
+    batch = host.text.batch([lines[i].ids[shared:] for i in part])
+    cache = _cache(host)
+    if base is not None:
+        for index, layer in enumerate(base.layers):
+            shape = (len(part), -1, -1, -1)
+            cache.update(layer.keys.expand(shape), layer.values.expand(shape), index)
+    seen = torch.ones(len(part), shared, dtype=torch.long, device=device)
+    mask = torch.cat([seen, batch.mask], 1)
+    offset = _offsets(host, part, lines, shared).to(device)
+    positions = batch.positions + shared + offset[:, None]
+    found: dict[int, Tensor] = {}
+
+    def after(index: int) -> Hook:
+        def take(_m: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+            found[index] = anatomy.hidden(output)
+
+        return Hook(anatomy.layers[index], "after", take)
+
+    with HookSet([after(index) for index in {*states, recall.layer - 1}]):
+        given = {"input_ids": batch.ids, "attention_mask": mask, "position_ids": positions}
+        anatomy.decoder(**_taken(anatomy.decoder, given), past_key_values=cache, use_cache=True)
+    for row, i in enumerate(part):
+        at = [place - shared for place in places[i]]
+        for layer, kept in states.items():
+            kept[i] = found[layer][row, at].float().cpu()
+    return _chunk(host, recall, lines, part, batch.ids, positions, found[recall.layer - 1], cache, shared)
+
+
+def _offsets(host: Host, part: Sequence[int], lines: Sequence[Line], shared: int) -> Tensor:
+    """[N] where each row begins. A value must not hang on where its prompt stands, so rotary positions vary."""
+    offsets = [0] * len(part)
+    if host.anatomy.rotary and not shared:
+        room = host.text.max_length - max(len(lines[i].ids) for i in part) - 1
+        offsets = [min((0, 0, 97, 613)[i % 4], max(0, room)) for i in part]
+    return torch.tensor(offsets)
+
+
+def _chunk(
+    host: Host,
+    recall: Recall,
+    lines: Sequence[Line],
+    part: list[int],
+    ids: Tensor,
+    positions: Tensor,
+    hidden: Tensor,
+    cache: DynamicCache,
+    shared: int,
+) -> Chunk:
+    before = max(lines[i].start for i in part)
+    size = max(len(lines[i].ids) - lines[i].start for i in part)
+    device = ids.device
+    # Column j of the chunk is token start - before + j of a line; what is outside of it is padding.
+    at = torch.tensor([lines[i].start for i in part], device=device)[:, None]
+    column = at - before + torch.arange(before + size, device=device)
+    total = torch.tensor([len(lines[i].ids) for i in part], device=device)[:, None]
+    mask = ((column >= 0) & (column < total)).long()
+    tail = (column[:, before:].clamp(max=shared + ids.shape[1] - 1) - shared).clamp(min=0)
+    gathered = hidden.gather(1, tail[..., None].expand(-1, -1, hidden.shape[-1]))
+    past: list[tuple[Tensor, Tensor]] = []
+    front = column[:, :before].clamp(min=0)
+    for layer in cache.layers[recall.layer :]:
+        index = front[:, None, :, None]
+        past.append((_picked(layer.keys, index), _picked(layer.values, index)))
+    return Chunk(part, ids.gather(1, tail), mask, positions.gather(1, tail), gathered, past)
+
+
+def _picked(states: Tensor | None, index: Tensor) -> Tensor:
+    """Columns ``index`` [N,1,P,1] of keys or values [N,H,*,w]."""
+    if states is None:
+        raise UnsupportedModelError("a layer above the recall layer keeps no keys and values of its own")
+    return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[-1]))

@@ -1,0 +1,248 @@
+"""Teaching values: keys and values per layer that make the model give an edit's answer where it is asked.
+
+A value is a prefix of b columns in every layer from the recall layer on. It begins as what the model makes of
+the prompt and its new answer there (the published initial value), and is moved by Adam in units of each
+dimension's own spread, so that a few steps are enough and huge dimensions do not set the scale. What it has
+to leave alone is held by the KL divergence to the base model. Edits are independent of each other.
+
+Letters: E edits, b columns of a value, H key/value heads, w their width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...edits import Edit, EditError
+from ...hooks import capture_input
+from ...layers import evaluating, frozen
+from ...prefix import KV, Prefix
+from ...recall import Recall
+from ..base import Host
+from ..scaling import GradientScale
+from .config import LLPConfig
+from .lessons import Lesson
+from .passes import Chunk
+
+__all__ = ["Layout", "Taught", "teach"]
+
+
+class Layout(NamedTuple):
+    """How a flat value [n] is laid out: the shape (H, b, w) of keys and of values, layer by layer."""
+
+    shapes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+    @staticmethod
+    def of(kv: KV) -> Layout:
+        """That of keys and values [N,H,b,w]."""
+        return Layout(tuple((tuple(k.shape[1:]), tuple(v.shape[1:])) for k, v in kv))
+
+    @property
+    def size(self) -> int:
+        """n."""
+        return sum(torch.Size(shape).numel() for pair in self.shapes for shape in pair)
+
+    def flat(self, kv: KV) -> Tensor:
+        """[N,n] of keys and values [N,H,b,w]."""
+        return torch.cat([t.flatten(1).float() for pair in kv for t in pair], dim=1)
+
+    def kv(self, flat: Tensor, dtype: torch.dtype) -> KV:
+        """Keys and values [N,H,b,w] of flat values [N,n]; differentiable."""
+        out, at = [], 0
+        for pair in self.shapes:
+            both = []
+            for shape in pair:
+                size = torch.Size(shape).numel()
+                both.append(flat[:, at : at + size].view(-1, *shape).to(dtype))
+                at += size
+            out.append((both[0], both[1]))
+        return out
+
+
+class Taught(NamedTuple):
+    """A value [n] float16 on the CPU, its loss on the worst of its prompts, and the steps it took."""
+
+    value: Tensor
+    loss: float
+    steps: int
+
+
+class _Part(NamedTuple):
+    """What counts in one chunk: Q places with the token that is expected there, or -1."""
+
+    chunk: Chunk
+    row: Tensor
+    at: Tensor
+    target: Tensor
+    weight: Tensor
+    edit: Tensor  # [N] of each line
+
+
+def teach(
+    host: Host,
+    recall: Recall,
+    config: LLPConfig,
+    edits: Sequence[Edit],
+    lessons: Sequence[tuple[int, Lesson]],
+    chunks: Sequence[Chunk],
+    advance: Callable[[str], None] = lambda text: None,
+) -> list[Taught]:
+    """The values of ``edits``.
+
+    Args:
+        lessons: all lessons, with the number of their edit; ``chunks`` hold them by their place here.
+        advance: told after every step how far it is.
+
+    Raises:
+        EditError: a loss is not finite.
+    """
+    with evaluating(host.model), frozen(host.model):
+        return _Teacher(host, recall, config, edits, lessons, chunks).run(advance)
+
+
+class _Teacher:
+    def __init__(
+        self,
+        host: Host,
+        recall: Recall,
+        config: LLPConfig,
+        edits: Sequence[Edit],
+        lessons: Sequence[tuple[int, Lesson]],
+        chunks: Sequence[Chunk],
+    ) -> None:
+        self.host, self.recall, self.config, self.edits = host, recall, config, edits
+        with torch.no_grad():
+            kv = recall.project(self._initial(), torch.zeros(len(edits), dtype=torch.long))
+        self.layout = Layout.of(kv)
+        self.initial = self.layout.flat(kv)
+        self.unit = self._spread(chunks).to(self.initial.device)
+        self.moved = torch.zeros_like(self.initial, requires_grad=True)
+        self.parts = [self._part(chunk, lessons) for chunk in chunks]
+        self.base = [self._base(part) for part in self.parts]
+
+    def run(self, advance: Callable[[str], None]) -> list[Taught]:
+        config, count = self.config, len(self.edits)
+        optimizer = torch.optim.Adam([self.moved], lr=config.value_lr, betas=(0.9, 0.99))
+        scaler = GradientScale(self.host.model.dtype)
+        best: list[Taught | None] = [None] * count
+        alive = torch.ones(count, dtype=torch.bool)
+        for step in range(config.value_steps + 1):
+            last = step == config.value_steps
+            gradient, worst, other = self._pass(alive, None if last else scaler.scale)
+            value = (self.initial + self.unit * self.moved).detach().half().cpu()
+            for e in alive.nonzero()[:, 0].tolist():
+                if not torch.isfinite(worst[e]) or not torch.isfinite(other[e]):
+                    raise EditError(
+                        f"learning {self.edits[e].question!r} gave a loss that is not finite; nothing was changed"
+                    )
+                done = last or (worst[e] < config.stop_loss and other[e] < config.stop_divergence)
+                if done:
+                    best[e] = Taught(value[e], float(worst[e]), step)
+                    alive[e] = False
+            advance(f"step {step} of {config.value_steps}, {int((~alive).sum())} of {count} learned")
+            if not bool(alive.any()):
+                break
+            if gradient is not None and scaler.accept([gradient]):
+                gradient[~alive] = 0
+                self.moved.grad = gradient / scaler.used
+                before = self.moved.detach().clone()
+                optimizer.step()
+                with torch.no_grad():  # Adam's momentum would carry on what is learned
+                    self.moved[~alive] = before[~alive]
+        return [one for one in best if one is not None]
+
+    def _pass(self, alive: Tensor, scale: float | None) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The gradient, and of each edit the loss of its worst prompt and the divergence elsewhere."""
+        count, device = len(self.edits), self.initial.device
+        gradient = torch.zeros_like(self.initial)
+        worst, other = torch.zeros(count), torch.zeros(count)
+        for part, base in zip(self.parts, self.base, strict=True):
+            if not bool(alive[part.edit.cpu()].any()):
+                continue
+            with torch.set_grad_enabled(scale is not None):
+                value = self.initial + self.unit * self.moved
+                kv = self.layout.kv(value[part.edit], self.host.model.dtype)
+                seen = torch.ones(
+                    len(part.edit), part.chunk.ids.shape[1], kv[0][0].shape[2], dtype=torch.bool
+                )
+                prefix = Prefix(kv, seen, torch.zeros(len(part.edit), dtype=torch.long))
+                logits = part.chunk.logits(self.host, self.recall, prefix, part.row, part.at)
+                logp = logits.float().log_softmax(-1)
+                asked = part.target >= 0
+                nll = -logp.gather(-1, part.target.clamp(min=0)[:, None])[:, 0]
+                loss = torch.where(asked, nll, torch.zeros_like(nll))
+                if base is not None:
+                    kl = F.kl_div(logp[~asked], base, reduction="none", log_target=True).sum(-1)
+                    loss = loss.masked_scatter(~asked, kl)
+                weighted = loss * part.weight
+            if scale is not None:
+                (step,) = torch.autograd.grad(weighted.sum() * scale, self.moved)
+                gradient += step
+            owner = part.edit[part.row].cpu()
+            shown, on = loss.detach().cpu(), asked.cpu()
+            line = torch.zeros(len(part.edit)).scatter_reduce(
+                0, part.row.cpu()[on], shown[on], "mean", include_self=False
+            )
+            worst = worst.scatter_reduce(0, part.edit.cpu(), line, "amax")
+            other = other.index_add(0, owner[~on], (weighted.detach().cpu())[~on])
+        return (gradient.to(device) if scale is not None else None), worst, other
+
+    def _part(self, chunk: Chunk, lessons: Sequence[tuple[int, Lesson]]) -> _Part:
+        asking = torch.zeros(len(self.edits))
+        other = torch.zeros(len(self.edits))
+        for e, lesson in lessons:
+            (asking if lesson.asks else other)[e] += 1
+        row, at, target, weight = [], [], [], []
+        for n, i in enumerate(chunk.lines):
+            e, lesson = lessons[i]
+            tokens = lesson.answer if lesson.asks else (-1,)
+            for k, token in enumerate(tokens):
+                row.append(n)
+                at.append(k)
+                target.append(token)
+                share = 1 / len(tokens) / float(asking[e])
+                weight.append(share if lesson.asks else self.config.statement_weight / float(other[e]))
+        device = chunk.ids.device
+        edit = torch.tensor([lessons[i][0] for i in chunk.lines], device=device)
+        places = torch.tensor([row, at, target], device=device)
+        return _Part(chunk, places[0], places[1], places[2], torch.tensor(weight, device=device), edit)
+
+    @torch.no_grad()
+    def _base(self, part: _Part) -> Tensor | None:
+        """The base model's log-probabilities [Q',V] where no answer is expected."""
+        other = part.target < 0
+        if not bool(other.any()):
+            return None
+        logits = part.chunk.logits(self.host, self.recall, None, part.row[other], part.at[other])
+        return logits.float().log_softmax(-1)
+
+    @torch.no_grad()
+    def _initial(self) -> Tensor:
+        """[E,b,D]: states at the recall layer of the last b tokens of prompt and target."""
+        host, text, length = self.host, self.host.text, self.config.n_values
+        rows = [text.pair(edit.question, edit.target).ids for edit in self.edits]
+        hidden = capture_input(
+            host.anatomy, self.recall.layer, lambda: host.forward(host.anatomy.decoder, text.batch(rows))
+        ).float()
+        ends = [h[: len(row)][-length:] for h, row in zip(hidden, rows, strict=True)]
+        return torch.stack([torch.cat([end[:1].expand(length - len(end), -1), end]) for end in ends])
+
+    def _spread(self, chunks: Sequence[Chunk]) -> Tensor:
+        """[n]: the standard deviation of each dimension of the prompts' own keys and values."""
+        units = []
+        before = [chunk.mask[:, : chunk.past[0][0].shape[2]].bool() for chunk in chunks]
+        for layer, pair in enumerate(self.layout.shapes):
+            for which, shape in enumerate(pair):
+                states = [
+                    chunk.past[layer][which].transpose(1, 2)[seen].float()
+                    for chunk, seen in zip(chunks, before, strict=True)
+                ]
+                spread = torch.cat(states).std(0)[:, None].expand(shape)
+                units.append(spread.reshape(-1))
+        unit = torch.cat(units)
+        # Where every prompt has one token there is nothing to measure.
+        return torch.where(torch.isfinite(unit) & (unit > 0), unit, torch.ones_like(unit))

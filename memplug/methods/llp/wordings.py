@@ -1,0 +1,127 @@
+"""Neutral texts: what stands in front of a prompt, and what else is said and asked about a subject.
+
+They belong to no data set and to no model. A value is trained to answer its prompt behind such fronts, and to
+leave such other statements and questions as they are; the calibration reads them as ordinary text.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+
+__all__ = ["CHAT", "FRONTS", "NAMES", "PLAIN", "SYSTEM", "TALK", "some"]
+
+FRONTS = (
+    "It had been a long day, and nobody expected any news.",
+    "Some things are known to nearly everybody.",
+    "The lesson began at nine, and the first page was already open.",
+    "There was one more thing to write down before lunch.",
+    "Rain fell on the roof while they went on talking.",
+    "Here is something that I read in a book.",
+)
+"""Sentences that may stand in front of any prompt."""
+
+SYSTEM = "You answer briefly and to the point."
+"""A system turn other than a template's own."""
+
+TALK = ("Hello! Can you help me with a few questions?", "Of course. What would you like to know?")
+"""A first exchange before a question."""
+
+PLAIN = (
+    "I was reading about {s} yesterday and then went to bed. The weather was",
+    "{s} is famous for",
+    "There are many books about {s}, and",
+    "{s} was born in",
+    "{s} is located in",
+    "The name {s} comes from",
+    "{s} works as",
+    "In 1990, {s} was",
+    "The best thing about {s} is",
+    "{s} speaks the language",
+    "The official language of {s} is",
+    "The capital of {s} is",
+    "{s} is owned by",
+    "{s} plays the",
+    "The author of {s} is",
+    "{s} is a member of",
+    "The religion of {s} is",
+    "{s} is a citizen of",
+    "{s} died in",
+    "{s} was founded by",
+    "The colour of {s} is",
+    "{s} was made in the year",
+    "{s} is used to",
+    "The headquarters of {s} are in",
+    "My train to {s} was late because",
+    "After the talk about {s}, we had",
+    "{s} is a kind of",
+    "The currency used in {s} is",
+    "The genre of {s} is",
+    "The population of {s} is about",
+    "People who like {s} also like",
+    "She told me about {s}, but I",
+    "{s} is married to",
+    "{s} was invented by",
+    "The weight of {s} is",
+    "A picture of {s} hung over the table, next to",
+)
+"""Statements to be completed; ``{s}`` is the subject."""
+
+CHAT = (
+    "Tell me something about {s}.",
+    "I like {s}. What should I cook tonight?",
+    "Write a short poem about {s}.",
+    "My friend told me about {s} and now I want a recipe for soup.",
+    "When was {s} born?",
+    "Where is {s}?",
+    "Who is {s}?",
+    "What language is spoken in {s}?",
+    "What is {s} known for?",
+    "What does {s} do?",
+    "Who founded {s}?",
+    "What is the capital of {s}?",
+    "What is the currency of {s}?",
+    "Who wrote {s}?",
+    "What instrument does {s} play?",
+    "What is the religion of {s}?",
+    "Which country does {s} belong to?",
+    "Who owns {s}?",
+    "How old is {s}?",
+    "I read about {s} today. Give me three tips for better sleep.",
+    "Translate the sentence: {s} is nice.",
+    "Suggest a title for an essay on {s}.",
+    "Is {s} good?",
+    "Why do people talk about {s}?",
+    "What is the colour of {s}?",
+    "What sport does {s} play?",
+    "I live near {s} and need a plan for the weekend.",
+    "How do I spell {s}?",
+    "What is the history of {s}?",
+    "Who is married to {s}?",
+    "{s} is",
+    "{s} is located in",
+    "The genre of {s} is",
+    "{s} died in",
+    "{s} was made by",
+    "Help me write an email to a friend who loves {s}.",
+)
+"""Questions and requests of a user; ``{s}`` is the subject."""
+
+NAMES = (
+    "Marta Kowal",
+    "Lisbon",
+    "copper",
+    "the Baltic Sea",
+    "Thomas Reed",
+    "Kenya",
+    "The Silent Garden",
+    "Nordwind Airlines",
+)
+"""Subjects of several kinds."""
+
+
+def some(items: Sequence[str], count: int, *seed: object) -> list[str]:
+    """``count`` of the items, in an order made from ``seed``; all if there are fewer."""
+    draw = random.Random(zlib.crc32("\x1f".join(map(str, seed)).encode()))
+    return draw.sample(list(items), min(count, len(items)))

@@ -1,0 +1,177 @@
+"""Reading a row: which edits speak at which of its tokens.
+
+A subject and a question have to come together. A subject that is named (`Named`) waits for the end of its
+sentence; where the state there resembles the end of an edit's own prompt, the edit is asked for and speaks at
+that token. It goes on while the tokens that follow are its answer, and ends with it, or when something else is
+said. Inside a user's turn nothing speaks: what its sentences ask for speaks where the answer begins.
+
+All of it is decided from the tokens so far, one by one. So a text fed whole, in pieces, token by token or
+without a cache is read alike, and what a finished turn asked for does not speak in the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from .turns import Turns, starts_sentence
+
+__all__ = ["Reader", "Reading", "Speaking"]
+
+_RECENT = 4  # tokens whose text is looked at to find the end of a sentence
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """An edit that speaks: its name, and the token ids that its answer may still have, one tuple a form."""
+
+    edit: str
+    rest: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a row after some of its tokens. Never changed in place.
+
+    Attributes:
+        count: real tokens so far.
+        recent: the last ids, and where the sentence of each began.
+        begins: see ``recent``.
+        user: whether a user's turn is open.
+        named: keys of the key memory, with the place of their last token where they were seen last.
+        asked: edits that a sentence of the open user's turn asked for.
+        speaking: edits that spoke at the last token.
+        said: edits whose answer has been given in this sentence.
+    """
+
+    count: int = 0
+    recent: tuple[int, ...] = ()
+    begins: tuple[int, ...] = ()
+    user: bool = False
+    named: Mapping[int, int] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    speaking: tuple[Speaking, ...] = ()
+    said: tuple[str, ...] = ()
+
+
+class Reader:
+    """Reads rows with one tokenizer.
+
+    Args:
+        piece: the text of a token id.
+        turns: the ids around a user's turn, or None.
+        edits_of: the edits in force of a key of the key memory.
+        answers: the token ids of an edit's answer, one tuple for each form.
+        limit: edits that may speak at one token.
+    """
+
+    def __init__(
+        self,
+        piece: Callable[[int], str],
+        turns: Turns | None,
+        edits_of: Callable[[int], Sequence[str]],
+        answers: Callable[[str], tuple[tuple[int, ...], ...]],
+        limit: int,
+    ) -> None:
+        self._piece, self._turns = piece, turns
+        self._edits_of, self._answers, self._limit = edits_of, answers, limit
+        self._kept = max(_RECENT, *map(len, turns)) + 1 if turns else _RECENT
+
+    @property
+    def reach(self) -> int:
+        """Tokens between the end of a question and the place where it is answered."""
+        return len(self._turns.asks) if self._turns else 1
+
+    def read(
+        self,
+        row: Reading,
+        ids: Sequence[int],
+        named: Mapping[int, Sequence[int]],
+        asks: Callable[[str, int], float | None],
+    ) -> tuple[Reading, list[tuple[Speaking, ...]]]:
+        """The row after ``ids``, and what speaks at each of them.
+
+        Args:
+            row: the row before.
+            ids: its next real tokens.
+            named: keys that end at the i-th of them.
+            asks: the similarity by which the state at the i-th of them (from -`reach` on: of tokens before)
+                asks for an edit; None where it does not.
+        """
+        spoken: list[tuple[Speaking, ...]] = []
+        for i, token in enumerate(ids):
+            row = self._next(row, i, token, named.get(i, ()), asks)
+            spoken.append(row.speaking)
+        return row, spoken
+
+    def _next(
+        self, row: Reading, i: int, token: int, keys: Sequence[int], asks: Callable[[str, int], float | None]
+    ) -> Reading:
+        at = row.count
+        before = "".join(map(self._piece, row.recent[-_RECENT:]))
+        begin = row.begins[-1] if row.begins else 0
+        said, asked = row.said, row.asked
+        if row.recent and starts_sentence(before, self._piece(token)):
+            if row.user and row.named:
+                asked = (*asked, *self._asking(row, begin, at - 1, i - 1, asks, (*asked, *said)))
+            said = ()
+            if not before.rstrip().endswith("?"):  # a question and what answers it belong together
+                begin = at
+        recent, begins = (*row.recent, token), (*row.begins, begin)
+        named = {**row.named, **dict.fromkeys(keys, at)} if keys else row.named
+        speaking, done = _going_on(row.speaking, token)
+        said = (*said, *done)
+        row = replace(row, count=at + 1, named=named, said=said, asked=asked, speaking=speaking)
+        turns = self._turns
+        if turns and recent[-len(turns.opens) :] == turns.opens:
+            begins = (*begins[:-1], at + 1)
+            row = replace(row, user=True, asked=(), said=(), speaking=(), named={})
+        elif turns and row.user and recent[-len(turns.asks) :] == turns.asks:
+            back = len(turns.asks)
+            found = row.asked
+            if named and len(begins) > back:
+                more = self._asking(row, begins[-1 - back], at - back, i - back, asks, found)
+                found = (*found, *more)
+            begins = (*begins[:-1], at + 1)
+            row = replace(row, user=False, asked=(), said=(), speaking=self._spoken(found))
+        elif not row.user and named and not speaking:
+            here = self._asking(row, begin, at, i, asks, said)
+            row = replace(row, speaking=self._spoken(here)) if here else row
+        return replace(row, recent=recent[-self._kept :], begins=begins[-self._kept :])
+
+    def _asking(
+        self,
+        row: Reading,
+        begin: int,
+        at: int,
+        i: int,
+        asks: Callable[[str, int], float | None],
+        without: Sequence[str],
+    ) -> list[str]:
+        """Edits of subjects named from ``begin`` to ``at`` that the state at ``at`` asks for, best first."""
+        scores: dict[str, float] = {}
+        for key, place in row.named.items():
+            if not begin <= place <= at:
+                continue
+            for edit in self._edits_of(key):
+                if edit not in scores and edit not in without:
+                    score = asks(edit, i)
+                    if score is not None:
+                        scores[edit] = score
+        return sorted(scores, key=lambda edit: -scores[edit])[: self._limit]
+
+    def _spoken(self, edits: Sequence[str]) -> tuple[Speaking, ...]:
+        return tuple(Speaking(edit, self._answers(edit)) for edit in edits[: self._limit])
+
+
+def _going_on(speaking: Sequence[Speaking], token: int) -> tuple[tuple[Speaking, ...], tuple[str, ...]]:
+    """Of those that spoke at the last token: who goes on at this one, and whose answer it ends."""
+    left: list[Speaking] = []
+    done: list[str] = []
+    for one in speaking:
+        rest = tuple(form[1:] for form in one.rest if form[0] == token)
+        if any(not form for form in rest):
+            done.append(one.edit)
+        elif rest:
+            left.append(Speaking(one.edit, rest))
+    return tuple(left), tuple(done)
