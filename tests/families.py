@@ -136,13 +136,24 @@ TEXTS = [
 _FITTED: dict[str, Any] = {"rank": 4, "fit_steps": 2, "fit_batch": 2, "trajectory": (1, 2), "steps": 5}
 METHODS: dict[str, dict[str, Any]] = {
     "llp": {
+        "scope": "row",
         "think_layers": (0, 1),
         "recall_layer": 2,
         "n_values": 4,
+        "train_stop": True,
         "n_prefixes": 0,
         "n_statements": 0,
         "value_lr": 0.3,
         "value_steps": 150,
+    },
+    "llp-answer": {
+        "think_layers": (0, 1),
+        "recall_layer": 2,
+        "train_stop": True,
+        "rank": 24,
+        "n_others": 2,
+        "value_steps": 60,
+        "other_accepts": 0.5,
     },
     "elder": {
         "edit_layers": (3,),

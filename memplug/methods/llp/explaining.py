@@ -81,8 +81,9 @@ def _reason(
         return "nothing is recalled; no edit is in force"
     if other.votes >= quorum:
         return (
-            f"nothing is recalled; {other.subject} is named, but the end of the prompt does not ask for its edits "
-            f"(similarity at most {asked:.2f}, {calibration.relation:.2f} to be exceeded where its sentence ends)"
+            f"nothing is recalled; {other.subject} is named, but the end of the prompt does not ask for its "
+            f"edits (similarity at most {asked:.2f}, {calibration.relation:.2f} to be exceeded where its "
+            "sentence ends)"
         )
     return (
         f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes of the {quorum} "

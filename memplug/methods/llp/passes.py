@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 class States(NamedTuple):
-    """Hidden states of the lines at chosen tokens: ``layers`` by index, each a list of [t,D] float32 on the CPU."""
+    """Hidden states of the lines at chosen tokens, by layer: a list of [t,D], float32 on the CPU."""
 
     layers: dict[int, list[Tensor]]
 
@@ -188,7 +188,7 @@ def _run(
 
 
 def _offsets(host: Host, part: Sequence[int], lines: Sequence[Line], shared: int) -> Tensor:
-    """[N] where each row begins. A value must not hang on where its prompt stands, so rotary positions vary."""
+    """[N] where each row begins: a value must not hang on where its prompt stands, so positions vary."""
     offsets = [0] * len(part)
     if host.anatomy.rotary and not shared:
         room = host.text.max_length - max(len(lines[i].ids) for i in part) - 1
