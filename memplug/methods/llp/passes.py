@@ -62,6 +62,11 @@ class Chunk:
     hidden: Tensor
     past: list[tuple[Tensor, Tensor]]
 
+    @property
+    def begins(self) -> Tensor:
+        """LongTensor [N]: the column of ``mask`` in which each row begins."""
+        return self.mask.argmax(1)
+
     def logits(self, host: Host, recall: Recall, prefix: Prefix | None, row: Tensor, at: Tensor) -> Tensor:
         """[Q,V] at tokens ``at`` [Q] (from ``start`` on) of rows ``row`` [Q], with ``prefix`` recalled."""
         cache = DynamicCache()
