@@ -17,7 +17,7 @@ from memplug.hooks import HookSet
 from memplug.layers import dissect
 from memplug.methods.base import Host
 from memplug.methods.llp import LLPConfig
-from memplug.methods.llp.lessons import Lesson, lessons_of
+from memplug.methods.llp.lessons import Lesson
 from memplug.methods.llp.passes import Line, run_lines
 from memplug.methods.llp.teaching import Layout, _Teacher, teach
 from memplug.recall import Recall
@@ -39,15 +39,26 @@ def host_of(tokenizer, family="llama"):
     return Host(model, text, anatomy, CallTracker(anatomy, text.bos_id)), recall
 
 
+def lesson(host, words, target=None):
+    """A line that asks for ``target``, or one that is to be continued as before."""
+    if target is None:
+        ids = host.text.encode(words)
+        start = len(ids)
+    else:
+        ids, start = host.text.pair(words, target, stop=CONFIG.train_stop)
+    line = Line(tuple(ids), start - 1)
+    return Lesson(line=line, subject=range(1, 2), end=start - 1, asks=target is not None, plain=True)
+
+
 def lessons_for(host, edits=EDITS, others=True):
-    """Each edit's own prompts, and two texts that are to be continued as before."""
-    lessons = [
-        (e, one) for e, edit in enumerate(edits) for one in lessons_of(host.text, None, CONFIG, edit)
-    ]
+    """Each edit's prompt in two places, and two texts that are to be continued as before."""
+    lessons = []
+    for e, edit in enumerate(edits):
+        for words in (edit.question, f"Tam Wickes did. {edit.question}"):
+            lessons.append((e, lesson(host, words, edit.target)))
     for e, edit in enumerate(edits if others else []):
         for words in (f"{edit.subject} is", f"Who taught {edit.subject}?"):
-            ids = host.text.encode(words)
-            lessons.append((e, Lesson(Line(tuple(ids), len(ids) - 1), range(1, 2), len(ids) - 1, False, True)))
+            lessons.append((e, lesson(host, words)))
     return lessons
 
 
