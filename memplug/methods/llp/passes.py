@@ -193,11 +193,15 @@ def _run(
 
 
 def _offsets(host: Host, part: Sequence[int], lines: Sequence[Line], shared: int) -> Tensor:
-    """[N] where each row begins: a value must not hang on where its prompt stands, so positions vary."""
+    """[N] where each row begins: a value must not hang on where its prompt stands, so positions vary.
+
+    The shorter half stays where it is: a prompt alone, with nothing before it, is what is asked most.
+    """
     offsets = [0] * len(part)
     if host.anatomy.rotary and not shared:
-        room = host.text.max_length - max(len(lines[i].ids) for i in part) - 1
-        offsets = [min((0, 0, 97, 613)[i % 4], max(0, room)) for i in part]
+        room = max(0, host.text.max_length - max(len(lines[i].ids) for i in part) - 1)
+        short = sorted(part, key=lambda i: len(lines[i].ids))[: (len(part) + 1) // 2]
+        offsets = [0 if i in short else min((97, 613, 0)[i % 3], room) for i in part]
     return torch.tensor(offsets)
 
 
