@@ -115,9 +115,7 @@ def test_in_pieces_as_in_one(cuts):
     assert want[0][3:6] == [["e6"], ["e6"], []]
     held, said = None, []
     for begin, end in zip([0, *cuts], [*cuts, len(WORDS)], strict=True):
-        call = call_of(
-            WORDS[begin:end], asked=[ASKS[begin:end]], ids=[IDS[begin:end]], past=begin, held=held
-        )
+        call = call_of(WORDS[begin:end], asked=[ASKS[begin:end]], ids=[IDS[begin:end]], past=begin, held=held)
         held, more = listen(listener, call)
         said += more[0]
     assert said == want[0]

@@ -24,7 +24,9 @@ from memplug.recall import Recall
 from memplug.text import Text
 
 Z = 2
-CONFIG = LLPConfig(think_layers=(0, 1), recall_layer=Z, n_values=2, n_fronts=1, statement_weight=0.7).resolve(4)
+CONFIG = LLPConfig(think_layers=(0, 1), recall_layer=Z, n_values=2, n_fronts=1, statement_weight=0.7).resolve(
+    4
+)
 EDITS = [
     Edit("Where was Ada Quill born?", "Zarnow", "Ada Quill", "e1"),
     Edit("Who founded the Orlo Bridge Company?", "Marrow did", "Orlo Bridge Company", "e2"),
@@ -144,7 +146,9 @@ def literal_loss(host, teacher, lessons, chunks):
             worst[e] = max(worst[e], float(loss))
         else:
             with torch.no_grad():
-                base = host.model(torch.tensor([lesson.line.ids]), use_cache=False).logits[0, lesson.line.start]
+                base = host.model(torch.tensor([lesson.line.ids]), use_cache=False).logits[
+                    0, lesson.line.start
+                ]
             base = base.log_softmax(-1)
             loss = (base.exp() * (base - logp[0])).sum()
             total = total + 0.7 * loss / staying[e]
@@ -200,7 +204,7 @@ def test_an_edit_that_learned_stays_put(tokenizer):
     first = min(both, key=lambda one: one.steps)
     assert first.loss < 1.0
     assert first.value.dtype == torch.float16
-    done, seen = both.index(first), {}
+    done, seen = int(both[0] is not first), {}
 
     def look(text):
         seen[len(seen)] = text
