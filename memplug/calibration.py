@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .text import Text
-
 __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
 
 _KEYS = 400  # tokens that play the part of a subject when a threshold is set
@@ -143,7 +141,7 @@ def whitening(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def chance_threshold(units: Tensor, sample: Sample, quorum: int, rate: float, seed: int) -> float:
-    """The cosine that a token of another word exceeds in ``quorum`` layers with probability ``rate`` a prompt.
+    """The cosine that a token of another word exceeds in ``quorum`` layers in a share ``rate`` of prompts.
 
     Tokens of the sample play the part of a subject of one token; each is compared with every token of the
     other texts that is not the same word. A prompt counts as 64 tokens.
@@ -171,11 +169,3 @@ def chance_threshold(units: Tensor, sample: Sample, quorum: int, rate: float, se
         return 0.5
     allowed = max(1, round(rate / _TOKENS * len(values)))
     return float(values.topk(min(allowed, len(values))).values[-1])
-
-
-def begins_of(text: Text, ids: Tensor) -> Tensor:
-    """BoolTensor [B,T] that is True in column 0 where the tokenizer puts no BOS before a text."""
-    begins = torch.zeros_like(ids, dtype=torch.bool)
-    if text.bos_id is None:
-        begins[:, 0] = True
-    return begins

@@ -136,7 +136,8 @@ class Listener:
             )
 
         rows, spoken = heard(real.shape[1])
-        again = (lambda n: tuple(heard(n)[0])) if real.shape[1] > 1 and call.past else None
+        # A forward of one token is taken back as a whole or not at all; a prompt may hold a draft already.
+        again = (lambda n: tuple(heard(n)[0])) if real.shape[1] > 1 else None
         return Heard(self, tuple(rows), call.past, again), spoken
 
     def _rows(

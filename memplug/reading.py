@@ -1,8 +1,8 @@
 """Reading a row: which edits speak at which of its tokens.
 
-A subject and a question have to come together. A subject that is named (`Named`) waits for the end of its
-sentence; where the state there resembles the end of an edit's own prompt, the edit is asked for and speaks at
-that token. It goes on while the tokens that follow are its answer, and ends with it, or when something else is
+A subject and a question have to come together. A subject that is named waits for the end of its sentence;
+where the state there resembles the end of an edit's own prompt, the edit is asked for and speaks at that
+token. It goes on while the tokens that follow are its answer, and ends with it, or when something else is
 said. Inside a user's turn nothing speaks: what its sentences ask for speaks where the answer begins.
 
 All of it is decided from the tokens so far, one by one. So a text fed whole, in pieces, token by token or

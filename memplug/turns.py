@@ -1,8 +1,8 @@
 """Where sentences and turns begin and end, token by token.
 
 An edit is asked for at the end of a sentence that names its subject, or at the end of a turn. Both are found
-from token ids alone, as they come, so that a text fed whole, in pieces or token by token is cut alike. The ids
-that stand around a user's turn are read off the tokenizer's chat template.
+from token ids alone, as they come, so that a text fed whole, in pieces or token by token is cut alike. The
+ids that stand around a user's turn are read off the tokenizer's chat template.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = ["Turns", "starts_sentence", "turns_of"]
 
 _END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")
 _SHORT = re.compile(r"(?:^|[\s.])(?:[A-Za-z]|Dr|Mr|Mrs|Ms|St|Prof|Jr|Sr|vs|No|Mt|Gen|Col|Sen|Rev)\.$")
+_FRACTION = re.compile(r"\d\.$")
 _BEGIN = re.compile(r"^\s*[\"'“‘(\[*#-]*\s*[A-Z0-9ÀÞ-ß]|^\n|^\s*[^\x00-\x7f]")
 
 
@@ -38,15 +39,16 @@ def starts_sentence(before: str, piece: str) -> bool:
     """Whether a token begins a new sentence behind the text ``before`` (its last few tokens).
 
     A full stop ends a sentence if a capital, a digit or a new line follows, and if it stands behind no
-    initial and no usual abbreviation.
+    initial and no usual abbreviation. Blanks between the two may be a token of their own.
     """
     if before.endswith("\n"):
         return True
     if piece.startswith("\n"):
         return False  # the line break still belongs to the line
-    if not _END.search(before) or not _BEGIN.match(piece):
+    said = before.rstrip(" ")
+    if not _END.search(said) or not _BEGIN.match(piece):
         return False
-    return not _SHORT.search(before)
+    return not _SHORT.search(said) and not (_FRACTION.search(before) and piece[0].isdigit())
 
 
 def turns_of(text: Text) -> Turns | None:
@@ -59,9 +61,10 @@ def turns_of(text: Text) -> Turns | None:
     )
     if later is None or None in asked:
         return None
-    fronts = [front for front, _ in (*(a for a in asked if a), later)]
-    ends = [end for _, end in (*(a for a in asked if a), later)]
-    opens, asks = _common_end(fronts), _common_begin(ends)
+    found = [*(a for a in asked if a), later]
+    # A blank before the question is a token of its own before some questions only.
+    fronts = [_without_blanks(text, front) for front, _ in found]
+    opens, asks = _common_end(fronts), _common_begin([end for _, end in found])
     return Turns(opens, asks) if opens and asks else None
 
 
@@ -72,6 +75,12 @@ def _asked(text: Text, messages: list[Message]) -> tuple[list[int], list[int]] |
     except (ChatTemplateError, ValueError):
         return None
     return ids[: span[0]], ids[span[-1] + 1 :]
+
+
+def _without_blanks(text: Text, ids: list[int]) -> list[int]:
+    while ids and not text.tokenizer.decode(ids[-1:]).strip(" "):
+        ids = ids[:-1]
+    return ids
 
 
 def _common_end(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -136,13 +136,24 @@ TEXTS = [
 _FITTED: dict[str, Any] = {"rank": 4, "fit_steps": 2, "fit_batch": 2, "trajectory": (1, 2), "steps": 5}
 METHODS: dict[str, dict[str, Any]] = {
     "llp": {
+        "scope": "row",
         "think_layers": (0, 1),
         "recall_layer": 2,
         "n_values": 4,
+        "train_stop": True,
         "n_prefixes": 0,
         "n_statements": 0,
         "value_lr": 0.3,
         "value_steps": 150,
+    },
+    "llp-answer": {
+        "think_layers": (0, 1),
+        "recall_layer": 2,
+        "train_stop": True,
+        "rank": 24,
+        "n_others": 2,
+        "value_steps": 60,
+        "other_accepts": 0.5,
     },
     "elder": {
         "edit_layers": (3,),
@@ -168,7 +179,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "mend": _FITTED | {"inner_lr": 0.1},
     **dict.fromkeys(("malmen", "rledit", "hiedit", "smedit"), _FITTED | {"inner_lr": 0.01}),
 }
-"""Methods under the contract, with constants that make them quick on a `lexical` model."""
+"""Methods under the contract (``method`` or ``method-variant``), with constants that make them quick on a
+`lexical` model."""
 
 _BOTH_WAYS_ROUND = ("llama", "gpt2")
 ONLY = {
@@ -181,9 +193,15 @@ every token, is not enough for most random models to say a word and then stop. W
 in their modules for them, of which `test_hypernet_families` and `test_ultraedit_families` have all kinds."""
 
 
-def attach_llp(model: Any, tokenizer: Any, **config: Any) -> Any:
-    """A quick LLP plug on a `lexical` model."""
-    return memplug.attach(model, tokenizer, "llp", **(METHODS["llp"] | config))
+def method_of(name: str) -> str:
+    """The method of a name in `METHODS`."""
+    return name.partition("-")[0]
+
+
+def attach_llp(model: Any, tokenizer: Any, scope: str = "row", **config: Any) -> Any:
+    """A quick LLP plug on a `lexical` model: the published procedure, or the one that speaks in answers."""
+    constants = METHODS["llp" if scope == "row" else "llp-answer"]
+    return memplug.attach(model, tokenizer, "llp", **(constants | config))
 
 
 _TWO_LAYERS = {"edit_layers": (2, 3), "query_layer": 1, "steps": 200}

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from families import FAMILIES, METHODS, ONLY, OVERRIDES, TEXTS, lexical
+from families import FAMILIES, METHODS, ONLY, OVERRIDES, TEXTS, lexical, method_of
 
 import memplug
 from memplug.edits import Case, Edit, Probe
@@ -88,7 +88,7 @@ def test_an_edit_from_attach_to_detach(family, method, tokenizer):
             return model(**inputs).logits
 
     given = METHODS[method] | OVERRIDES.get((method, family), {})
-    with memplug.attach(model, tokenizer, method, **given) as plug:
+    with memplug.attach(model, tokenizer, method_of(method), **given) as plug:
         weights = isinstance(plug.method, ChangesWeights)
         if isinstance(plug.method, Fits):
             plug.fit(CASES, progress=False)

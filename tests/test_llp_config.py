@@ -13,6 +13,23 @@ from memplug.methods.llp.config import _CHOICES, _RANGES, PAPER, LLPConfig
     ("depth", "think", "recall"),
     [(32, tuple(range(8)), 10), (12, (0, 1, 2), 4), (4, (0,), 1), (2, (0,), 1), (80, tuple(range(20)), 25)],
 )
+def test_layers_by_depth_of_the_published_procedure(depth, think, recall):
+    config = LLPConfig(scope="row").resolve(depth)
+    assert (config.think_layers, config.recall_layer) == (think, recall)
+    assert config.resolve(depth) == config
+
+
+@pytest.mark.parametrize(
+    ("depth", "think", "recall"),
+    [
+        (30, (2, 3, 4, 6), 20),
+        (32, (2, 3, 4, 6), 21),
+        (12, (1, 2), 8),
+        (4, (0, 1), 3),
+        (2, (0,), 1),
+        (80, (6, 8, 11, 16), 53),
+    ],
+)
 def test_layers_by_depth(depth, think, recall):
     config = LLPConfig().resolve(depth)
     assert (config.think_layers, config.recall_layer) == (think, recall)
@@ -20,11 +37,15 @@ def test_layers_by_depth(depth, think, recall):
 
 
 def test_one_of_the_two_is_chosen_to_fit_the_other():
-    assert LLPConfig(recall_layer=2).resolve(32).think_layers == (0, 1)
-    assert LLPConfig(recall_layer=20).resolve(32).think_layers == tuple(range(8))
-    assert LLPConfig(think_layers=(3, 15)).resolve(32).recall_layer == 16
-    assert LLPConfig(think_layers=[1]).resolve(32).recall_layer == 10
-    assert LLPConfig(think_layers=[1]).think_layers == (1,)
+    for scope, recall in (("row", 10), ("answer", 21)):
+        assert LLPConfig(scope=scope, think_layers=[1]).resolve(32).recall_layer == recall
+        assert LLPConfig(scope=scope, think_layers=[1]).think_layers == (1,)
+        highest = LLPConfig(scope=scope, think_layers=(3, 25)).resolve(32)
+        assert (highest.think_layers, highest.recall_layer) == ((3, 25), 26)
+    assert LLPConfig(scope="row", recall_layer=2).resolve(32).think_layers == (0, 1)
+    assert LLPConfig(scope="row", recall_layer=20).resolve(32).think_layers == tuple(range(8))
+    assert LLPConfig(recall_layer=2).resolve(32).think_layers == (1,)
+    assert LLPConfig(recall_layer=30).resolve(32).think_layers == (2, 3, 4, 6)
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,11 @@ def test_a_failure_while_keys_are_stored_changes_nothing(plug, monkeypatch):
     before = state_of(plug)
     add, count = plug.method.memory.add, [0]
 
-    def failing(number, key):
+    def failing(number, key, **given):
         count[0] += 1
         if count[0] == 2:
             raise Failure
-        add(number, key)
+        add(number, key, **given)
 
     monkeypatch.setattr(plug.method.memory, "add", failing)
     with pytest.raises(Failure):
@@ -110,7 +110,7 @@ def test_a_failure_while_keys_are_stored_changes_nothing(plug, monkeypatch):
 def test_warnings_as_errors_change_nothing(model, tokenizer):
     with attach_llp(copy.deepcopy(model), tokenizer, value_steps=0) as plug, warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="1 of 1 subjects were not learned well"):
+        with pytest.raises(UserWarning, match="1 of 1 were not learned well"):
             plug.edit(BORN, "Zarnow", "Ada Quill")
         assert not plug.edits
         assert not plug.method.active

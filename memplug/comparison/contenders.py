@@ -42,7 +42,7 @@ class Contender:
         """ "memory", "weights" or "prompt": where the edits are kept."""
         cls = find_method(self.name).method
         told = getattr(cls, "family", None) or _FAMILIES.get(self.name)
-        return told or ("weights" if issubclass(cls, ChangesWeights) else "memory")
+        return told or ("weights" if isinstance(cls, type) and issubclass(cls, ChangesWeights) else "memory")
 
     def chosen(self) -> Any:
         """The config as far as it is known before a model is there.

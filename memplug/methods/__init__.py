@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 __all__ = ["METHODS", "Registered", "choose", "find_method"]
 
 
 class Registered(NamedTuple):
-    """A method's name, its class and its config's class."""
+    """A method's name, its class (or a function that picks it by the config) and its config's class."""
 
     name: str
-    method: type[Any]
+    method: Callable[..., Any]
     config: type[Any]
 
 

@@ -369,7 +369,7 @@ class AnsweringLLP(LLP):
         values, entries = pack(self.entries.values())
         tensors |= values
         tensors |= {f"gate.{id}": gate for id, gate in self._gates.items()}
-        if self._calibration is not None:
+        if self._calibration is not None and self.entries:  # one that was made for nothing is not kept
             tensors |= {f"calibration.{name}": t for name, t in self._calibration.tensors().items()}
         return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
 

@@ -23,24 +23,26 @@ class LLPConfig:
     """
 
     scope: Literal["answer", "row"] = "answer"
-    """Where a value is seen: by the answer alone, where the edit is asked for, or (published) by the whole row
-    whose text names the subject."""
+    """Where a value is seen: by the answer alone, where the edit is asked for, or (published) by the whole
+    row whose text names the subject."""
     think_layers: tuple[int, ...] | None = None
-    """Layers whose outputs are matched. None: four in the first fifth (published, and with scope "row": the
-    first quarter, 0 to 7 of 32)."""
+    """Layers whose outputs are matched. None: four in the first fifth (published, and with scope "row":
+    the first quarter, 0 to 7 of 32)."""
     recall_layer: int | None = None
     """Layer z from whose input on the value is seen. None: 2/3 of the depth (scope "row": 10/32)."""
     false_accepts: float = 1e-4
     """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
     threshold of calibrated keys follows from it (scope "answer")."""
     other_accepts: float = 0.5
-    """Share of other questions about a subject that pass the gate, and are left to the value (scope "answer")."""
+    """Share of other questions about a subject that pass the gate, and are left to the value (scope
+    "answer")."""
     rank: int = 512
     """Most dimensions of calibrated states (scope "answer")."""
     n_fronts: int = 2
     """Neutral sentences put before the prompt in training (scope "answer")."""
     n_others: int = 8
-    """Neutral statements, and as many questions in chat, that are to be answered as before (scope "answer")."""
+    """Neutral statements, and as many questions in chat, that are to be answered as before (scope
+    "answer")."""
     most_recalled: int = 4
     """Edits that may speak at one token (scope "answer")."""
     n_values: int = 4

@@ -19,6 +19,8 @@ from .keys import think_states
 
 __all__ = ["explain_answer"]
 
+_NONE = -1.0  # where no window fits
+
 
 @torch.no_grad()
 def explain_answer(
@@ -81,8 +83,9 @@ def _reason(
         return "nothing is recalled; no edit is in force"
     if other.votes >= quorum:
         return (
-            f"nothing is recalled; {other.subject} is named, but the end of the prompt does not ask for its edits "
-            f"(similarity at most {asked:.2f}, {calibration.relation:.2f} to be exceeded where its sentence ends)"
+            f"nothing is recalled; {other.subject} is named, but the end of the prompt does not ask for its "
+            f"edits (similarity at most {asked:.2f}, {calibration.relation:.2f} to be exceeded where its "
+            "sentence ends)"
         )
     return (
         f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes of the {quorum} "
@@ -107,11 +110,14 @@ class _Found:
     def candidate(self, key: int, entry: Entry) -> Candidate:
         heat = span_scores(self._units, self._valid, self._memory.get(key)).cpu()
         limit = self._memory.limit(key)
-        best = int((heat > limit).sum(0).argmax())
+        best = int(((heat > limit).sum(0) + heat.mean(0) / 4).argmax())  # the most votes, then the closest
+        fits = bool(heat[0, best] > _NONE)
+        at, token = (best, self._tokens[best]) if fits else (-1, "")
         votes = tuple(
-            LayerVote(layer, self._tokens[best], best, float(heat[r, best]), bool(heat[r, best] > limit))
+            LayerVote(layer, token, at, float(heat[r, best]), bool(heat[r, best] > limit))
             for r, layer in enumerate(self._calibration.layers[:-1])
         )
+        heat = heat.masked_fill(heat <= _NONE, torch.nan)
         mean = sum(vote.similarity for vote in votes) / len(votes)
         edits = tuple(entry.edits[id] for id in entry.on)
         return Candidate(entry.subject, edits, sum(v.voted for v in votes), mean, votes, heat)

@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 class States(NamedTuple):
-    """Hidden states of the lines at chosen tokens: ``layers`` by index, each a list of [t,D] float32 on the CPU."""
+    """Hidden states of the lines at chosen tokens, by layer: a list of [t,D], float32 on the CPU."""
 
     layers: dict[int, list[Tensor]]
 
@@ -61,6 +61,11 @@ class Chunk:
     positions: Tensor
     hidden: Tensor
     past: list[tuple[Tensor, Tensor]]
+
+    @property
+    def begins(self) -> Tensor:
+        """LongTensor [N]: the column of ``mask`` in which each row begins."""
+        return self.mask.argmax(1)
 
     def logits(self, host: Host, recall: Recall, prefix: Prefix | None, row: Tensor, at: Tensor) -> Tensor:
         """[Q,V] at tokens ``at`` [Q] (from ``start`` on) of rows ``row`` [Q], with ``prefix`` recalled."""
@@ -188,11 +193,15 @@ def _run(
 
 
 def _offsets(host: Host, part: Sequence[int], lines: Sequence[Line], shared: int) -> Tensor:
-    """[N] where each row begins. A value must not hang on where its prompt stands, so rotary positions vary."""
+    """[N] where each row begins: a value must not hang on where its prompt stands, so positions vary.
+
+    The shorter half stays where it is: a prompt alone, with nothing before it, is what is asked most.
+    """
     offsets = [0] * len(part)
     if host.anatomy.rotary and not shared:
-        room = host.text.max_length - max(len(lines[i].ids) for i in part) - 1
-        offsets = [min((0, 0, 97, 613)[i % 4], max(0, room)) for i in part]
+        room = max(0, host.text.max_length - max(len(lines[i].ids) for i in part) - 1)
+        short = sorted(part, key=lambda i: len(lines[i].ids))[: (len(part) + 1) // 2]
+        offsets = [0 if i in short else min((97, 613, 0)[i % 3], room) for i in part]
     return torch.tensor(offsets)
 
 

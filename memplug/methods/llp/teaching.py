@@ -169,7 +169,7 @@ class _Teacher:
                 seen = torch.ones(
                     len(part.edit), part.chunk.ids.shape[1], kv[0][0].shape[2], dtype=torch.bool
                 )
-                prefix = Prefix(kv, seen, torch.zeros(len(part.edit), dtype=torch.long))
+                prefix = Prefix(kv, seen, part.chunk.begins)
                 logits = part.chunk.logits(self.host, self.recall, prefix, part.row, part.at)
                 logp = logits.float().log_softmax(-1)
                 asked = part.target >= 0

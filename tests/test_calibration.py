@@ -1,0 +1,176 @@
+"""The calibrated space against its literal formulas, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from memplug.calibration import Calibration, Sample, chance_threshold, whitening
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def skewed(count, width, seed=0):
+    """States with a few huge dimensions and a mean far from zero, as models have them."""
+    scale = torch.logspace(2, -2, width)
+    return drawn(count, width, seed=seed) @ torch.linalg.qr(drawn(width, width, seed=9)).Q * scale + 3 * scale
+
+
+def literal(states, rank):
+    """The root by its definition: eigenvectors over the square root of eigenvalue and median eigenvalue."""
+    wide = states.double()
+    values, vectors = torch.linalg.eigh(torch.cov(wide.T))
+    order = values.argsort(descending=True)[:rank]
+    ridge = values.sort().values[(len(values) - 1) // 2]
+    return wide.mean(0), vectors[:, order] / (values[order] + ridge).sqrt()
+
+
+@pytest.mark.parametrize("rank", [3, 12])
+def test_whitening_is_the_literal_formula(rank):
+    states = skewed(500, 12)
+    mean, root = whitening(states, rank)
+    want_mean, want = literal(states, rank)
+    assert root.shape == (12, rank)
+    assert torch.allclose(mean.double(), want_mean, rtol=1e-5)
+    # Directions have no sign of their own: what counts is the products of what comes out.
+    one, other = (states.double() - mean) @ root.double(), (states.double() - want_mean) @ want
+    assert torch.allclose(one @ one.T, other @ other.T, atol=1e-3)
+
+
+def test_large_directions_have_unit_variance_and_small_ones_are_not_blown_up():
+    scale = torch.tensor([100.0, 50.0, 20.0, 10.0, 1.0, 1.0, 1.0, 0.01, 0.001])
+    states = drawn(4000, 9) * scale + 7
+    mean, root = whitening(states, 9)
+    variance = ((states - mean) @ root).var(0).flip(0)
+    assert torch.allclose(variance[:4], torch.ones(4), atol=0.02)
+    assert torch.allclose(variance[4:7], torch.full((3,), 0.5), atol=0.05)  # as large as the ridge
+    assert float(variance[7:].max()) < 2e-4
+
+
+def test_a_sample_smaller_than_the_width_or_without_spread_is_taken():
+    few = skewed(5, 12)
+    mean, root = whitening(few, 12)
+    assert bool(torch.isfinite(root).all())
+    assert float((((few - mean) @ root)[:, :-4]).abs().max()) < 1e-2  # nothing known of these
+    mean, root = whitening(torch.ones(4, 6), 6)
+    assert bool(torch.isfinite(root).all())
+    assert torch.equal(mean, torch.ones(6))
+
+
+def made(width=8, rank=5, layers=(1, 3)):
+    tables = [whitening(skewed(200, width, seed), rank) for seed in (1, 2, 3, 4)]
+    mean, root = torch.stack([m for m, _ in tables[:2]]), torch.stack([r for _, r in tables[:2]])
+    first_mean, first_root = torch.stack([m for m, _ in tables[2:]]), torch.stack([r for _, r in tables[2:]])
+    others = F.normalize(drawn(3, rank, seed=5), dim=-1)
+    return Calibration(layers, mean, root, first_mean, first_root, 0.31, 0.62, others)
+
+
+def test_units_of_a_text_and_of_its_first_token():
+    calibration, states = made(), skewed(6, 8, seed=7).view(2, 3, 8)
+    begins = torch.zeros(2, 3, dtype=torch.bool)
+    begins[1, 0] = True
+    for index in (0, 1):
+        plain = calibration.apply(index, states)
+        want = F.normalize(
+            (states.double() - calibration.mean[index]) @ calibration.root[index].double(), dim=-1
+        )
+        assert torch.allclose(plain.double(), want, atol=1e-5)
+        given = calibration.apply(index, states.bfloat16().float(), begins)
+        own = (states[1, 0].bfloat16().double() - calibration.first_mean[index]) @ calibration.first_root[
+            index
+        ].double()
+        assert torch.allclose(given[1, 0].double(), F.normalize(own, dim=-1), atol=1e-5)
+        rest = calibration.apply(index, states.bfloat16().float())
+        assert torch.equal(given[~begins], rest[~begins])
+        assert torch.allclose(given.norm(dim=-1), torch.ones(2, 3), atol=1e-5)
+
+
+def test_the_same_state_gives_the_same_bits_whatever_dtype_or_company():
+    calibration, states = made(), skewed(6, 8, seed=7).view(2, 3, 8).bfloat16()
+    both = calibration.apply(0, states)
+    assert both.dtype == torch.float32
+    assert torch.equal(both, calibration.apply(0, states.float()))
+    assert torch.allclose(both[1:], calibration.apply(0, states[1:]), atol=1e-6)
+
+
+def test_what_is_saved_comes_back_to_the_bit():
+    calibration = made()
+    again = Calibration.of(calibration.tensors(), calibration.layers, 8)
+    assert (again.threshold, again.relation, again.layers) == (0.31, 0.62, (1, 3))
+    for name, tensor in calibration.tensors().items():
+        assert torch.equal(tensor, again.tensors()[name]), name
+    moved = calibration.to(torch.device("cpu"))
+    assert torch.equal(moved.apply(0, torch.ones(1, 1, 8)), again.apply(0, torch.ones(1, 1, 8)))
+
+
+@pytest.mark.parametrize("name", ["mean", "root", "first_mean", "first_root", "others", "limits"])
+def test_damage_is_named(name):
+    tensors = made().tensors()
+    for other in (tensors[name][..., :-1], tensors[name][None]):
+        with pytest.raises(ValueError, match="the saved calibration is for"):
+            Calibration.of(tensors | {name: other}, (1, 3), 8)
+    del tensors[name]
+    with pytest.raises(ValueError, match=f"lacks '{name}'"):
+        Calibration.of(tensors, (1, 3), 8)
+
+
+def test_another_model_is_refused():
+    tensors = made().tensors()
+    for layers, width in (((1, 2, 3), 8), ((1, 3), 9)):
+        with pytest.raises(ValueError, match=f"the model has width {width} and {len(layers)} layers"):
+            Calibration.of(tensors, layers, width)
+
+
+def spoken(words, texts, width=24, layers=2, seed=0):
+    """A sample whose tokens are random units."""
+    units = F.normalize(drawn(layers, len(words), width, seed=seed), dim=-1)
+    return units, Sample(units, units, torch.tensor(texts), words)
+
+
+def test_the_threshold_is_exceeded_at_the_rate_that_was_asked_for():
+    words = [f"word{'abcdefgh'[i % 8]}{'xyz'[i % 3]}" for i in range(600)]
+    words = ["".join(c for c in word if c.isalpha()) for word in words]
+    units, sample = spoken(words, [i // 50 for i in range(600)])
+    for quorum in (1, 2):
+        limit = chance_threshold(units, sample, quorum, 0.32, seed=0)  # 0.5 % of the tokens
+        cosines = torch.einsum("nik,ntk->nit", units, units).sort(0, descending=True).values[quorum - 1]
+        word = torch.tensor([sorted(set(words)).index(w) for w in words])
+        other = (word[:, None] != word) & (sample.text[:, None] != sample.text)
+        rate = float((cosines[other] > limit).float().mean())
+        assert rate == pytest.approx(0.005, rel=0.1)  # of all tokens; 400 of them were tried
+
+
+def test_a_known_order_gives_a_known_threshold():
+    """Two layers, three texts of one word each: cosines by hand."""
+    angle = torch.tensor([[0.0, 0.5, 1.0], [0.0, 1.2, 0.3]])
+    units = torch.stack([angle.cos(), angle.sin()], -1)
+    sample = Sample(units, units, torch.tensor([0, 1, 2]), ["alpha", "gamma", "delta"])
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    cosines = [(angle[:, i] - angle[:, j]).cos() for i, j in pairs]
+    most, both = max(float(c.max()) for c in cosines), max(float(c.min()) for c in cosines)
+    assert chance_threshold(units, sample, 1, 1e-9, seed=0) == pytest.approx(most, abs=1e-6)
+    assert chance_threshold(units, sample, 2, 1e-9, seed=0) == pytest.approx(both, abs=1e-6)
+    least = min(float(c.min()) for c in cosines)
+    assert chance_threshold(units, sample, 2, 1e9, seed=0) == pytest.approx(least, abs=1e-6)
+
+
+def test_the_same_word_and_the_same_text_do_not_count():
+    units = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [1.0, 0.0]]])
+    sample = Sample(units, units, torch.tensor([0, 0, 1, 1]), ["alpha", "gamma", "delta", "alpha"])
+    # alpha meets gamma in its own text, and alpha in the other: alpha-delta (0.6) and gamma-alpha (1) stay.
+    assert chance_threshold(units, sample, 1, 1e-9, seed=0) == 1.0
+    one = Sample(units, units, torch.tensor([0, 0, 1, 1]), ["alpha", "alpha", "delta", "alpha"])
+    assert chance_threshold(units, one, 1, 1e-9, seed=0) == pytest.approx(0.6, abs=1e-6)
+    alone = Sample(units, units, torch.zeros(4, dtype=torch.long), ["alpha", "gamma", "delta", "alpha"])
+    assert chance_threshold(units, alone, 1, 1e-9, seed=0) == 0.5  # nothing to compare
+
+
+def test_only_words_play_the_part_of_a_subject():
+    units = torch.tensor([[[1.0, 0.0], [0.8, 0.6], [1.0, 0.0]]])
+    sample = Sample(units, units, torch.tensor([0, 1, 2]), [".", "delta", ","])
+    assert chance_threshold(units, sample, 1, 1e-9, seed=0) == pytest.approx(0.8, abs=1e-6)
+    marks = Sample(units, units, torch.tensor([0, 1, 2]), [".", "12", ","])  # no word at all: all do
+    assert chance_threshold(units, marks, 1, 1e-9, seed=0) == 1.0

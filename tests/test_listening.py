@@ -1,0 +1,270 @@
+"""From one forward's states to what speaks at its tokens, and how it follows a cache's rows."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from memplug.calibration import Calibration
+from memplug.calls import Call, held_by, hold
+from memplug.listening import Heard, Listener, span_places, span_scores
+from memplug.memory import KeyMemory
+from memplug.reading import Reader
+from memplug.turns import Turns
+
+THINK, RELATION = (0, 2), 1
+NOTHING = torch.zeros(4)
+A, B, C, Q = torch.eye(4)
+# Token ids: 0 pads, 10.. are words; an answer is 7 8; 1 is the BOS.
+WORD, END, USER, STOP, ANSWER, LY, ON = 10, 11, 12, 13, 14, 7, 8
+PIECES = {WORD: " word", END: ".", LY: "Ly", ON: "on", USER: "<u>", STOP: "<e>", ANSWER: "<a>"}
+
+
+def listener_of(turns=None, starts=False):
+    """Key 5 is the word A, key 6 the words B C; each has an edit that Q asks for."""
+    memory = KeyMemory(2, 4, threshold=0.9, quorum=2)
+    memory.add(5, A.expand(2, 1, 4))
+    memory.add(6, torch.stack([B, C]).expand(2, 2, 4))
+    reader = Reader(
+        lambda token: PIECES.get(token, ""), turns, lambda key: [f"e{key}"], lambda edit: ((LY, ON),), 4
+    )
+    gates = {"e5": Q[None].half(), "e6": torch.stack([A, Q]).half()}
+    return Listener(memory, reader, THINK, RELATION, gates.__getitem__, starts)
+
+
+def calibration_of(first=None):
+    """The space as it is; ``first`` moves the first token's mean."""
+    mean, root = torch.zeros(3, 4), torch.eye(4).expand(3, 4, 4)
+    own = mean if first is None else first.expand(3, 4)
+    return Calibration((*THINK, RELATION), mean, root, own, root, 0.9, 0.5, torch.zeros(0, 4))
+
+
+def call_of(*rows, asked=None, ids=None, past=0, held=None, real=None):
+    """A forward whose think layers saw these words, and whose relation layer saw ``asked``."""
+    states = torch.stack([torch.stack(row) for row in rows])
+    other = torch.zeros_like(states) if asked is None else torch.stack([torch.stack(row) for row in asked])
+    ok = torch.ones(states.shape[:2], dtype=torch.bool) if real is None else torch.tensor(real)
+    none = torch.zeros(len(rows), dtype=torch.long)
+    tokens = torch.full(ok.shape, WORD) if ids is None else torch.tensor(ids)
+    kept = {0: states, 1: other, 2: states}
+    return Call(ok, ok, past, none, none, held=held, states=kept, ids=tokens)
+
+
+def listen(listener, call, calibration=None, longest=2):
+    heard, spoken = listener.listen(calibration or calibration_of(), call, longest)
+    return heard, [[[one.edit for one in at] for at in row] for row in spoken]
+
+
+def test_named_and_asked_for():
+    listener = listener_of()
+    words, asked = [A, NOTHING, NOTHING], [NOTHING, NOTHING, Q]
+    assert listen(listener, call_of(words, asked=[asked]))[1] == [[[], [], ["e5"]]]
+    assert listen(listener, call_of(words))[1] == [[[], [], []]]
+    assert listen(listener, call_of([NOTHING] * 3, asked=[asked]))[1] == [[[], [], []]]
+    weak = [NOTHING, NOTHING, Q + 2 * B]  # cosine 0.45
+    assert listen(listener, call_of(words, asked=[weak]))[1] == [[[], [], []]]
+
+
+def test_both_layers_have_to_see_it_at_the_same_token():
+    listener = listener_of()
+    call = call_of([A, NOTHING], asked=[[NOTHING, Q]])
+    call.states[2] = call.states[2].flip(1)
+    assert listen(listener, call)[1] == [[[], []]]
+
+
+def test_each_row_alone():
+    listener = listener_of()
+    rows = [[A, NOTHING, NOTHING], [NOTHING, B, C], [C, B, NOTHING]]
+    asks = [[NOTHING, NOTHING, Q]] * 3
+    together = listen(listener, call_of(*rows, asked=asks))[1]
+    assert together == [[[], [], ["e5"]], [[], [], ["e6"]], [[], [], []]]
+    for row, ask, said in zip(rows, asks, together, strict=True):
+        assert listen(listener, call_of(row, asked=[ask]))[1] == [said]
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_is_not_read(left):
+    listener = listener_of()
+    row, ask, blank = [A, NOTHING], [NOTHING, Q], [A, A]
+    side = (lambda x, y: [*y, *x]) if left else (lambda x, y: [*x, *y])
+    real = [side([True, True], [False, False])]
+    heard, said = listen(listener, call_of(side(row, blank), asked=[side(ask, [Q, Q])], real=real))
+    assert said == [side([[], ["e5"]], [[], []])]
+    assert heard.rows[0].reading.count == 2
+    alone, _ = listen(listener, call_of(row, asked=[ask]))
+    assert heard.rows[0].reading == alone.rows[0].reading
+    assert torch.equal(heard.rows[0].tail, alone.rows[0].tail)
+
+
+WORDS = [NOTHING, B, C, NOTHING, A, NOTHING, NOTHING]
+ASKS = [NOTHING, NOTHING, NOTHING, Q, Q, A, Q]
+IDS = [WORD, WORD, WORD, WORD, LY, ON, WORD]
+
+
+def whole(listener):
+    return listen(listener, call_of(WORDS, asked=[ASKS], ids=[IDS]))
+
+
+@pytest.mark.parametrize("cuts", [(3,), (2,), (1, 2, 3, 4, 5, 6), (2, 5)])
+def test_in_pieces_as_in_one(cuts):
+    """A subject's tokens may come in two forwards, and so may what asks and what is answered."""
+    listener = listener_of()
+    told, want = whole(listener)
+    assert want[0][3:6] == [["e6"], ["e6"], []]
+    held, said = None, []
+    for begin, end in zip([0, *cuts], [*cuts, len(WORDS)], strict=True):
+        call = call_of(WORDS[begin:end], asked=[ASKS[begin:end]], ids=[IDS[begin:end]], past=begin, held=held)
+        held, more = listen(listener, call)
+        said += more[0]
+    assert said == want[0]
+    assert held.rows[0].reading == told.rows[0].reading
+    assert torch.equal(held.rows[0].tail[:, -1], told.rows[0].tail[:, -1])
+
+
+def test_the_state_of_the_question_counts_in_another_forward():
+    """Two tokens back, in the forward before."""
+    listener = listener_of(Turns((USER,), (STOP, ANSWER)))
+    states, asks, ids = [NOTHING, A] + [NOTHING] * 2, [NOTHING, Q] + [NOTHING] * 2, [USER, WORD, STOP, ANSWER]
+    assert listen(listener, call_of(states, asked=[asks], ids=[ids]))[1] == [[[], [], [], ["e5"]]]
+    for cut in (1, 2, 3):
+        held, _ = listen(listener, call_of(states[:cut], asked=[asks[:cut]], ids=[ids[:cut]]))
+        call = call_of(states[cut:], asked=[asks[cut:]], ids=[ids[cut:]], past=cut, held=held)
+        assert listen(listener, call)[1][0][-1] == ["e5"], cut
+
+
+def two_rows(listener):
+    call = call_of([A, NOTHING], [NOTHING, B], asked=[[NOTHING, Q], [NOTHING, NOTHING]])
+    return listen(listener, call)[0]
+
+
+def test_rows_are_selected_and_repeated():
+    listener = listener_of()
+    held = two_rows(listener)
+    chosen = held.select(torch.tensor([1, 1, 0]))
+    assert len(chosen) == 3
+    call = call_of([C], [NOTHING], [NOTHING], asked=[[Q], [Q], [NOTHING]], ids=[[WORD], [WORD], [LY]])
+    call.past, call.held = 2, chosen
+    assert listen(listener, call)[1] == [[["e6"]], [[]], [["e5"]]]
+
+
+def test_a_copy_is_the_same():
+    held = two_rows(listener_of())
+    assert copy.deepcopy(held) is held
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 5, 6])
+def test_a_cut_takes_back_what_was_read(length):
+    """As if the forward had ended there (a draft that was not accepted)."""
+    listener = listener_of()
+    told, want = whole(listener)
+    cut = told.crop(length)
+    rest = slice(length, None)
+    call = call_of(WORDS[rest], asked=[ASKS[rest]], ids=[IDS[rest]], past=length, held=cut)
+    again, said = listen(listener, call)
+    assert said[0] == want[0][rest]
+    assert again.rows[0].reading == told.rows[0].reading
+
+
+def test_a_cut_of_a_later_forward():
+    listener = listener_of()
+    held, _ = listen(listener, call_of(WORDS[:2], asked=[ASKS[:2]], ids=[IDS[:2]]))
+    drafted, _ = listen(
+        listener, call_of([C, A, A], asked=[[Q, Q, Q]], ids=[[WORD, LY, ON]], past=2, held=held)
+    )
+    back = drafted.crop(2)
+    assert back.rows[0].reading == held.rows[0].reading
+    call = call_of(WORDS[2:], asked=[ASKS[2:]], ids=[IDS[2:]], past=2, held=back)
+    assert listen(listener, call)[1][0] == whole(listener)[1][0][2:]
+    kept = drafted.crop(3)
+    assert kept.rows[0].reading.count == 3
+    assert kept.crop(1) is kept  # further back than the last forward nobody knows
+
+
+def test_what_another_listener_heard_does_not_count():
+    held = two_rows(listener_of())
+    call = call_of([NOTHING], [C], asked=[[Q], [Q]], past=2, held=held)
+    heard, said = listen(listener_of(), call)
+    assert said == [[[]], [[]]]
+    assert heard.rows[0].reading.count == 1
+    call = call_of([NOTHING], asked=[[Q]], past=2, held=held)  # other rows than were held
+    assert listen(held.owner, call)[1] == [[[]]]
+
+
+def test_the_first_token_of_a_text_is_calibrated_on_its_own():
+    """Moved by its own mean: A is seen where it begins a text, as A + B elsewhere."""
+    calibration = calibration_of(first=5 * B)
+    begin, middle = A + 5 * B, A
+    for starts, states, found in (
+        (True, [begin, NOTHING], True),
+        (True, [NOTHING, middle, NOTHING], True),
+        (True, [NOTHING, begin, NOTHING], False),
+        (False, [begin, NOTHING], False),
+        (False, [middle, NOTHING], True),
+    ):
+        listener = listener_of(starts=starts)
+        asks = [[NOTHING] * (len(states) - 1) + [Q]]
+        said = listen(listener, call_of(states, asked=asks), calibration)[1]
+        assert said[0][-1] == (["e5"] if found else []), (starts, states)
+    # In a later forward nothing begins.
+    listener = listener_of(starts=True)
+    held, _ = listen(listener, call_of([NOTHING]), calibration)
+    call = call_of([middle, NOTHING], asked=[[NOTHING, Q]], past=1, held=held)
+    assert listen(listener, call, calibration)[1][0][-1] == ["e5"]
+
+
+def test_a_row_that_is_all_padding():
+    listener = listener_of(starts=True)
+    call = call_of([A, A], [A, NOTHING], asked=[[Q, Q], [NOTHING, Q]], real=[[False] * 2, [True] * 2])
+    heard, said = listen(listener, call)
+    assert said == [[[], []], [[], ["e5"]]]
+    assert heard.rows[0].reading.count == 0
+
+
+def test_embeddings_without_ids():
+    """Nothing is known of the tokens; a subject and what asks are seen all the same."""
+    call = call_of([A, NOTHING], asked=[[NOTHING, Q]])
+    call.ids = None
+    assert listen(listener_of(), call)[1] == [[[], ["e5"]]]
+
+
+def test_it_follows_a_cache():
+    from transformers import DynamicCache
+
+    held = two_rows(listener_of())
+    cache = DynamicCache()
+    cache.update(torch.zeros(2, 1, 2, 4), torch.zeros(2, 1, 2, 4), 0)
+    hold(cache, held)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    assert held_by(cache).rows == (held.rows[1], held.rows[0])
+    cache.batch_repeat_interleave(2)
+    assert len(held_by(cache)) == 4
+    assert isinstance(held_by(copy.deepcopy(cache)), Heard)
+    cache.reset()
+    assert held_by(cache) is None
+
+
+def test_scores_are_the_smallest_cosine_in_the_window():
+    draw = torch.Generator().manual_seed(0)
+    states = torch.nn.functional.normalize(torch.randn(2, 6, 4, generator=draw), dim=-1)
+    span = torch.nn.functional.normalize(torch.randn(2, 3, 4, generator=draw), dim=-1)
+    valid = torch.tensor([True, True, False, True, True, True])
+    scores = span_scores(states, valid, span)
+    for r in range(2):
+        for t in range(6):
+            fits = t >= 2 and bool(valid[t - 2 : t + 1].all())
+            want = min(float(states[r, t - 2 + s] @ span[r, s]) for s in range(3)) if fits else -1.0
+            assert float(scores[r, t]) == pytest.approx(want, abs=1e-6)
+    assert bool((span_scores(states[:, :2], valid[:2], span) == -1).all())  # too short
+
+
+def test_places_need_the_quorum_at_one_token():
+    memory = KeyMemory(2, 4, threshold=0.9, quorum=2)
+    memory.add(6, torch.stack([B, C]).expand(2, 2, 4))
+    row = torch.stack([B, C, NOTHING, B, C])
+    states = torch.stack([row, row])
+    valid = torch.ones(5, dtype=torch.bool)
+    assert span_places(states, valid, memory, 6) == [1, 4]
+    states[1, 3] = NOTHING
+    assert span_places(states, valid, memory, 6) == [1]
