@@ -197,7 +197,11 @@ class AnsweringLLP(LLP):
             self._host.tracker.off(),
             evaluating(self._host.model),
             tqdm(
-                total=len(fresh), desc="learning", unit="edit", disable=not progress or not fresh, leave=False
+                total=len(fresh) * (self.config.value_steps + 1),
+                desc="learning",
+                unit="step",
+                disable=not progress or not fresh,
+                leave=False,
             ) as bar,
         ):
             if fresh and self._calibration is None:
@@ -208,7 +212,9 @@ class AnsweringLLP(LLP):
             for at in range(0, len(fresh), self.config.batch_size):
                 part = fresh[at : at + self.config.batch_size]
                 taught += self._learn(part, keys, gates, bar)
-                bar.update(len(part))
+                bar.update(
+                    (at + len(part)) * (self.config.value_steps + 1) - bar.n
+                )  # some needed fewer steps
         for (draft, edit), one in zip(fresh, taught, strict=True):
             draft.values[(str(edit.id),)] = one.value
         warn_unlearned([(edit.question, one.loss) for (_, edit), one in zip(fresh, taught, strict=True)])
@@ -265,7 +271,12 @@ class AnsweringLLP(LLP):
             bar.set_postfix_str("reading what stays")
             more = [replace(c, lines=[i + len(asking) for i in c.lines]) for c in read(others)[0]]
             chunks = [*chunks, *more]
-        return teach(host, self._recall, config, edits, [*asking, *others], chunks, bar.set_postfix_str)
+
+        def advance(how_far: str) -> None:
+            bar.update(len(edits))
+            bar.set_postfix_str(how_far)
+
+        return teach(host, self._recall, config, edits, [*asking, *others], chunks, advance)
 
     def _similar(self, gate: Tensor, plain: Sequence[bool]) -> Tensor:
         """[M]: how similar each neutral prompt's end is to the edit's prompts of its form."""
@@ -308,7 +319,8 @@ class AnsweringLLP(LLP):
         """A key for each way in which tokens write the subject; one more where none would do in a prompt.
 
         Args:
-            named: the ids of the edit's prompts, and where in each the subject stands; ``spans`` are its states.
+            named: the ids of the edit's prompts, and where in each the subject stands.
+            spans: its states [R,S,K] there.
         """
         known = [*map(self.memory.get, draft.keys), *keys.get(draft.subject, ())]
         groups: dict[tuple[object, ...], list[Tensor]] = {}

@@ -100,8 +100,8 @@ def _first_states(host: Host, layers: tuple[int, ...]) -> Tensor:
 def _relations(
     host: Host, made: Calibration, relation: int, turns: Turns | None, rate: float
 ) -> tuple[float, Tensor]:
-    """The cosine that the ends of two different prompts about one subject exceed with probability ``rate``, and
-    the mean state [M,K] at the end of each neutral prompt."""
+    """The cosine that the ends of two different prompts about one subject exceed with probability ``rate``,
+    and the mean state [M,K] at the end of each neutral prompt."""
     cosines: list[Tensor] = []
     ends: list[Tensor] = []
     plain = len(PLAIN)

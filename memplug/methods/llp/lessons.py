@@ -114,7 +114,7 @@ def other_lessons(
 
 
 def spellings(text: Text, subject: str) -> list[tuple[list[int], range]]:
-    """Texts that write a subject as a text may: at its beginning, behind marks, with a capital; ids and span."""
+    """Ids of texts that write a subject at their beginning, behind marks or with a capital, and its place."""
     forms = dict.fromkeys((subject, subject[:1].upper() + subject[1:], subject[:1].lower() + subject[1:]))
     found = []
     for form in forms:
