@@ -7,6 +7,7 @@ read, what is said afterwards and everything else about the subject keep the bas
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ...calibration import Calibration
 from ...calls import hold
-from ...chat import Prompt, in_chat
+from ...chat import Prompt
 from ...edits import Edit
 from ...hooks import Hook
 from ...layers import evaluating
@@ -96,11 +97,12 @@ class AnsweringLLP(LLP):
     def _answers(self, id: str) -> tuple[tuple[int, ...], ...]:
         if id not in self._forms:
             edit = self._edit(id)
-            prompts: list[Prompt] = [edit.question]
-            if self._host.text.has_chat:
-                prompts.append(in_chat(edit.question))
-            pairs = [self._host.text.pair(p, edit.target, stop=self.config.train_stop) for p in prompts]
-            self._forms[id] = tuple(dict.fromkeys(tuple(pair.ids[pair.start :]) for pair in pairs))
+            forms: dict[tuple[int, ...], None] = {}
+            for prompt in (edit.prompt, *self._host.text.forms(edit.prompt)[1:]):
+                with contextlib.suppress(ValueError):  # a template that rewrites the question
+                    pair = self._host.text.pair(prompt, edit.target, stop=self.config.train_stop)
+                    forms[tuple(pair.ids[pair.start :])] = None
+            self._forms[id] = tuple(forms)
         return self._forms[id]
 
     def _edit(self, id: str) -> Edit:

@@ -115,11 +115,8 @@ def other_lessons(
 
 def spellings(text: Text, subject: str) -> list[tuple[list[int], range]]:
     """Ids of texts that write a subject at their beginning, behind marks or with a capital, and its place."""
-    forms = dict.fromkeys((subject, subject[:1].upper() + subject[1:], subject[:1].lower() + subject[1:]))
     found = []
-    for form in forms:
-        if form != subject and form.lower() != subject.lower():
-            continue
+    for form in dict.fromkeys((subject, subject[:1].upper() + subject[1:])):
         for front in _BEFORE if form == subject else ("", "The word "):
             with contextlib.suppress(TokenizerError):
                 found.append(text.span(f"{front}{form}", len(front), len(front) + len(form)))
