@@ -29,7 +29,7 @@ __all__ = ["run"]
 _METHODS = ("llp", "grace", "icl", "finetune")  # the first is the one that is shown
 _PART = 4  # facts learned at once
 _FIRST = 10.0  # work before the first fact, in facts
-_SLOWER = 18.0  # learning all facts takes so many times what asking all takes
+_SLOWER = 20.0  # learning all facts takes so many times what asking all takes
 _PLAIN, _CHAT = 12, 24  # tokens of an answer
 _FORMS = ("same prompt", "in other words", "in chat")
 
