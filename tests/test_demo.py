@@ -117,7 +117,7 @@ def test_a_chat_model(small, capsys, monkeypatch):
         assert f"Answered as edited, {form}:" in said
     assert "Saved (" in said
     assert "the edited model's logits are the same to the bit: yes" in said
-    assert "all answers as before it was switched off: yes" in said
+    assert "as before it was switched off: yes" in said
     assert "the base model's, to the bit: yes" in said
     assert "llp (above)" in said
     assert "no such method failed:" in said
@@ -182,7 +182,7 @@ def test_progress_on_a_terminal():
 def test_smollm2(smollm2, capsys):
     ends, said = shown(smollm2, capsys, compare=False)
     assert ends == 0, said
-    assert "Answered as edited, same prompt: 2 of 2 (before: the true answer to 2)." in said
+    assert "Answered as edited, same prompt: 2 of 2 (before, truly: 2)." in said
     assert "Answered as edited, in chat: 2 of 2" in said
     assert "It recalls this edit: yes" in said
     assert "NO" not in said.split()

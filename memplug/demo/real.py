@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..chat import in_chat
+from ..edits import Edit
 from ..evaluation import answer
 from ..opening import attach, load
 from ..plugin import Plug
@@ -130,9 +131,9 @@ def run(
     _stays(stage, kept, stays)
     _second_turns(stage, after["in chat"])
     _look(stage, plug)
-    _switch(stage, plug, before, after)
+    _switch(stage, plug)
     plug = _save_and_load(stage, plug)
-    _delete(stage, plug, before)
+    _delete(stage, plug)
     plug.detach()
     stage.claim("Detached; all weights and the logits are the base model's, to the bit", is_back(), must=True)
     if compare:
@@ -211,10 +212,9 @@ def _counts(stage: _Stage, before: _Said, after: _Said) -> None:
         both = sum(
             f.holds(text) and f.says_old(text) for f, text in zip(stage.facts, after[form], strict=True)
         )
-        later = f"; {both} of them say the old answer later on" if both else ""
+        later = f", {both} of them with the old answer later on" if both else ""
         stage.console.print(
-            f"Answered as edited, {form}: [bold]{held} of {total}[/bold]{later} (before: the true answer to "
-            f"{known})."
+            f"Answered as edited, {form}: [bold]{held} of {total}[/bold]{later} (before, truly: {known})."
         )
     stage.console.print("That is, the new answer is said, and the old one not before it.")
     for form in _FORMS:
@@ -280,19 +280,25 @@ def _look(stage: _Stage, plug: Plug) -> None:
     )
 
 
-def _switch(stage: _Stage, plug: Plug, before: _Said, after: _Said) -> None:
+def _switch(stage: _Stage, plug: Plug) -> None:
     fact = stage.facts[-1]
-    [edit] = [edit for edit in plug.edits.values() if edit.prompt == fact.prompt]
-    asked = [one.question for one in stage.facts]  # as before: the same batch, so the same bits
+    edit = _edit_of(plug, fact)
     with stage.clock("looking, switching"):
+        now = stage.chat([fact.question])
+        with plug.paused():
+            base = stage.chat([fact.question])
         plug.disable(edit)
-        off = stage.chat(asked)[-1]
+        off = stage.chat([fact.question])
         plug.enable(edit)
-        on = stage.chat(asked)
-    stage.console.print(f"\n[bold]{edit.id} switched off[/bold]: {escape(fact.question)} {_short(off)}")
-    stage.claim("  as the base model answers", off == before["in chat"][-1])
-    stage.console.print(f"[bold]{edit.id} switched on[/bold]: {_short(on[-1])}")
-    stage.claim("  all answers as before it was switched off", on == after["in chat"], must=True)
+        on = stage.chat([fact.question])
+    stage.console.print(f"\n[bold]{edit.id} switched off[/bold]: {escape(fact.question)} {_short(off[0])}")
+    stage.claim("  as the base model answers", off == base)
+    stage.console.print(f"[bold]{edit.id} switched on[/bold]: {_short(on[0])}")
+    stage.claim("  as before it was switched off", on == now, must=True)
+
+
+def _edit_of(plug: Plug, fact: Fact) -> Edit:
+    return next(edit for edit in plug.edits.values() if edit.prompt == fact.prompt)
 
 
 def _save_and_load(stage: _Stage, plug: Plug) -> Plug:
@@ -313,14 +319,16 @@ def _save_and_load(stage: _Stage, plug: Plug) -> Plug:
     return again
 
 
-def _delete(stage: _Stage, plug: Plug, before: _Said) -> None:
+def _delete(stage: _Stage, plug: Plug) -> None:
     fact = stage.facts[0]
-    [edit] = [edit for edit in plug.edits.values() if edit.prompt == fact.prompt]
+    edit = _edit_of(plug, fact)
     with stage.clock("looking, switching"):
+        with plug.paused():
+            base = stage.chat([fact.question])
         plug.delete(edit)
-        said = stage.chat([one.question for one in stage.facts])[0]
-    stage.console.print(f"\n[bold]{edit.id} deleted[/bold]: {escape(fact.question)} {_short(said)}")
-    stage.claim("  as the base model answers", said == before["in chat"][0])
+        said = stage.chat([fact.question])
+    stage.console.print(f"\n[bold]{edit.id} deleted[/bold]: {escape(fact.question)} {_short(said[0])}")
+    stage.claim("  as the base model answers", said == base)
     stage.claim("  the others are still there", len(plug.edits) == len(stage.facts) - 1, must=True)
 
 
