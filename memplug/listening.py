@@ -47,13 +47,19 @@ class Heard:
         owner: the listener; what another one heard does not count.
         rows: one a row.
         past: columns of the cache before the last forward.
+        columns: those of the last forward.
         again: what the rows had read after the first n columns of the last forward.
+        order: which row of ``again`` each row is, where rows were selected since.
+        opened: the latest forward of several tokens before this one (the prompt's), to go back to.
     """
 
     owner: Listener
     rows: tuple[RowHeard, ...]
     past: int = 0
+    columns: int = 0
     again: Callable[[int], tuple[RowHeard, ...]] | None = field(default=None, compare=False)
+    order: tuple[int, ...] | None = None
+    opened: Heard | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,14 +69,26 @@ class Heard:
 
     def select(self, rows: Tensor) -> Heard:
         """The same for rows ``rows`` of it."""
-        return replace(self, rows=tuple(self.rows[i] for i in rows.tolist()), again=None)
+        chosen: list[int] = rows.tolist()
+        order = tuple(chosen if self.order is None else (self.order[i] for i in chosen))
+        opened = None if self.opened is None else self.opened.select(rows)
+        return replace(self, rows=tuple(self.rows[i] for i in chosen), order=order, opened=opened)
 
     def crop(self, length: int) -> Heard:
-        """The same after all but the cache's first ``length`` positions were taken back."""
+        """The same after all but the cache's first ``length`` positions were taken back.
+
+        Exact within the last forward and the latest one of several tokens; cut in between, rows keep what
+        they have read.
+        """
         kept = length - self.past
-        if self.again is None or kept < 0:
-            return self
-        return replace(self, rows=self.again(kept), again=None)
+        if not 0 <= kept <= self.columns or self.again is None:
+            before = self.opened
+            known = before is not None and before.past <= length <= before.past + before.columns
+            return before.crop(length) if before is not None and known else self
+        rows = self.again(kept)
+        if self.order is not None:
+            rows = tuple(rows[i] for i in self.order)
+        return replace(self, rows=rows, columns=kept)
 
 
 class Listener:
@@ -136,9 +154,12 @@ class Listener:
             )
 
         rows, spoken = heard(real.shape[1])
+        columns, opened = real.shape[1], None
+        if whole and isinstance(held, Heard):
+            opened = replace(held, opened=None) if held.again is not None else held.opened
         # A forward of one token is taken back as a whole or not at all; a prompt may hold a draft already.
-        again = (lambda n: tuple(heard(n)[0])) if real.shape[1] > 1 else None
-        return Heard(self, tuple(rows), call.past, again), spoken
+        again = (lambda n: tuple(heard(n)[0])) if columns > 1 else None
+        return Heard(self, tuple(rows), call.past, columns, again, None, opened), spoken
 
     def _rows(
         self,

@@ -179,7 +179,32 @@ def test_a_cut_of_a_later_forward():
     assert listen(listener, call)[1][0] == whole(listener)[1][0][2:]
     kept = drafted.crop(3)
     assert kept.rows[0].reading.count == 3
-    assert kept.crop(1) is kept  # further back than the last forward nobody knows
+    assert kept.crop(2).rows[0].reading == held.rows[0].reading
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3])
+def test_a_cut_back_into_the_prompt(length):
+    """After single tokens, as where an answer is generated again; also for rows that were selected since."""
+    listener = listener_of()
+    held, _ = listen(listener, call_of(*[[NOTHING] * 3, WORDS[:3]], asked=[[Q] * 3, ASKS[:3]]))
+    for past in (3, 4):
+        held, _ = listen(listener, call_of([A], [A], asked=[[Q], [Q]], past=past, held=held))
+        held = held.select(torch.tensor([1, 0]))
+    held = held.select(torch.tensor([1, 1]))  # row 1 of the first forward, twice
+    cut = held.crop(length)
+    assert [row.reading.count for row in cut.rows] == [length] * 2
+    rest = slice(length, None)
+    rows, asks, ids = [WORDS[rest]] * 2, [ASKS[rest]] * 2, [IDS[rest]] * 2
+    said = listen(listener, call_of(*rows, asked=asks, ids=ids, past=length, held=cut))[1]
+    assert said[0] == said[1] == whole(listener)[1][0][rest]
+
+
+def test_a_cut_between_keeps_what_was_read():
+    listener = listener_of()
+    held, _ = listen(listener, call_of(WORDS[:2], asked=[ASKS[:2]]))
+    for past in (2, 3, 4):
+        held, _ = listen(listener, call_of([NOTHING], past=past, held=held))
+    assert held.crop(3) is held
 
 
 def test_what_another_listener_heard_does_not_count():

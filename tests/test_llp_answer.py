@@ -283,3 +283,39 @@ def test_nothing_of_a_plug_is_left_on_a_model(model, tokenizer):
     answers(bare, tokenizer, BORN, num_beams=2)
     plug.detach()
     trace.check(bare)
+
+
+def test_explanations(plugged, tokenizer):
+    told = plugged.explain(BORN)
+    assert told.recalled.subject == "Ada Quill"
+    assert told.recalled.votes == 2 >= told.quorum
+    assert told.reason == "Ada Quill is named (2 votes, 1 needed) and asked for"
+    ids = tokenizer(BORN)["input_ids"]
+    assert told.tokens == tuple(tokenizer.decode([i]) for i in ids)
+    assert told.recalled.heat.shape == (2, len(ids))
+    assert bool(told.recalled.heat[:, 0].isnan().all())  # nothing is matched against the BOS
+    for vote in told.recalled.layers:
+        assert vote.voted is (vote.similarity > told.threshold)
+        assert "".join(told.tokens[: vote.position + 1]).endswith("Ada Quill")
+    assert told.runner_up.subject == "Orlo Bridge Company"
+    short = plugged.explain("Who")  # shorter than any subject
+    assert short.recalled is None
+    assert short.reason.startswith("nothing is recalled; the closest subject, ")
+    assert {(vote.position, vote.token, vote.voted) for vote in short.runner_up.layers} == {(-1, "", False)}
+    assert str(told).splitlines()[1] == "  recalled: Ada Quill (2 votes of 2)"
+
+
+def test_explanations_where_a_subject_is_not_asked_about(plugged, monkeypatch):
+    calibration = plugged.method._calibration
+    strict = type(calibration)(**{**vars(calibration), "relation": 2.0})
+    monkeypatch.setattr(plugged.method, "_calibration", strict)
+    told = plugged.explain(BORN)
+    assert told.recalled is None
+    assert told.reason.startswith(
+        "nothing is recalled; Ada Quill is named, but the end of the prompt does not"
+    )
+    plugged.disable(*plugged.edits)
+    try:
+        assert plugged.explain(BORN).reason == "no edit is in force"
+    finally:
+        plugged.enable(*plugged.edits)

@@ -29,9 +29,9 @@ def base(tokenizer):
     return lexical("llama", len(tokenizer))
 
 
-@pytest.fixture(scope="module")
-def plug(base, tokenizer):
-    with attach_llp(copy.deepcopy(base), tokenizer) as plug:
+@pytest.fixture(scope="module", params=["row", "answer"])
+def plug(base, tokenizer, request):
+    with attach_llp(copy.deepcopy(base), tokenizer, request.param) as plug:
         plug.edit(BORN, "Zarnow", "Ada Quill")
         plug.edit(FOUNDED, "Marrow", "Orlo Bridge Company")
         yield plug
