@@ -30,7 +30,7 @@ from ...reading import Reader, Speaking
 from ...think import think_hooks
 from ...turns import turns_of
 from ..base import Host, State
-from .calibrating import calibrate
+from .calibrating import calibrated
 from .config import LLPConfig
 from .entries import Entry, pack, unpack
 from .explain import Explanation
@@ -208,7 +208,7 @@ class AnsweringLLP(LLP):
         ):
             if fresh and self._calibration is None:
                 bar.set_postfix_str("calibrating")
-                self._calibration = calibrate(
+                self._calibration = calibrated(
                     self._host, self.config, self._layers, self._relation, self._turns
                 )
             for at in range(0, len(fresh), self.config.batch_size):

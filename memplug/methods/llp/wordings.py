@@ -25,7 +25,7 @@ FRONTS = (
 SYSTEM = "You answer briefly and to the point."
 """A system turn other than a template's own."""
 
-TALK = ("Hello! Can you help me with a few questions?", "Of course. What would you like to know?")
+TALK = ("Which is larger, the Moon or the Earth?", "The Earth is larger than the Moon.")
 """A first exchange before a question."""
 
 PLAIN = (
