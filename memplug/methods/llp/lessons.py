@@ -42,6 +42,7 @@ _BEFORE = (
     "And -",
     "Now\u00a0",
 )
+_BACK = 3  # tokens before the end of a neutral statement at which nothing may change either
 _ASKED = 64  # questions that are asked together
 _SENTENCE = 20  # tokens of the model's own answer
 
@@ -52,7 +53,7 @@ class Lesson(NamedTuple):
     """One line of an edit.
 
     Attributes:
-        line: its tokens; it starts at the last token of the prompt.
+        line: its tokens; it starts at the last token of the prompt, or a few before it if it does not ask.
         subject: the tokens of the subject in it.
         end: the token at which the question ends.
         asks: whether it asks for the edit; else it is to be answered as the base model does.
@@ -237,4 +238,6 @@ def _lesson(
     if len(ids) > text.max_length:
         raise TokenizerError(f"{asked[:60]!r}... does not fit into the model's context")
     last = (len(ids) if start is None else start) - 1
-    return Lesson(Line(tuple(ids), last), span, min(end, last), target is not None, isinstance(prompt, str))
+    if target is None and isinstance(prompt, str):  # on the way from the subject to the end, too
+        last = max(span[-1], last - _BACK)
+    return Lesson(Line(tuple(ids), last), span, end, target is not None, isinstance(prompt, str))

@@ -200,13 +200,14 @@ class _Teacher:
         row, at, target, weight = [], [], [], []
         for n, i in enumerate(chunk.lines):
             e, lesson = lessons[i]
-            tokens = lesson.answer if lesson.asks else (-1,)
+            tokens = lesson.answer if lesson.asks else (-1,) * (len(lesson.answer) + 1)
             for k, token in enumerate(tokens):
                 row.append(n)
                 at.append(k)
                 target.append(token)
-                share = 1 / len(tokens) / float(asking[e])
-                weight.append(share if lesson.asks else self.config.statement_weight / float(other[e]))
+                share = 1 / len(tokens)
+                each = 1 / float(asking[e]) if lesson.asks else self.config.statement_weight / float(other[e])
+                weight.append(share * each)
         device = chunk.ids.device
         edit = torch.tensor([lessons[i][0] for i in chunk.lines], device=device)
         places = torch.tensor([row, at, target], device=device)
