@@ -215,19 +215,35 @@ def _asked(tokenizer: Any, prompts: list[str], chat: bool | None, system: str | 
 
 @app.command()
 def demo(
-    edits: Annotated[int, typer.Option(min=2, max=1000, help="Facts to edit.")] = 100,
-    seed: Annotated[int, typer.Option(help="Which facts.")] = 0,
-    compared: Annotated[int, typer.Option(min=0, max=1000, help="Edits of the comparison; 0 for none.")] = 20,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="smollm2, world (the embedded model and its made-up facts), or a path or hub id of a chat "
+            "model; smollm2 where it is at hand, else world, if left out.",
+        ),
+    ] = None,
+    edits: Annotated[
+        int | None,
+        typer.Option(min=2, max=1000, help="Facts to edit: a dozen at most, or of the world, 100."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which facts of the world.")] = 0,
+    compared: Annotated[
+        int | None,
+        typer.Option(min=0, max=1000, help="Edits of the comparison on the world, 20; 0 for no comparison."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison; a new ./memplug-demo if left out.")
+        Path | None,
+        typer.Option(help="Folder of the comparison on the world; a new ./memplug-demo if left out."),
     ] = None,
 ) -> None:
-    """Edit facts of the embedded model, look, delete one, detach; then compare methods: two minutes."""
+    """Edit facts of a real chat model, ask, look, switch, delete, save; compare methods: some minutes."""
     with explained():
         from .demo import run
 
         quiet()
-        sys.exit(run(edits, seed, compared, out))
+        sys.exit(run(model, edits, seed, compared, out))
 
 
 app.command()(compare)

@@ -3,7 +3,8 @@
 A subject and a question have to come together. A subject that is named waits for the end of its sentence;
 where the state there resembles the end of an edit's own prompt, the edit is asked for and speaks at that
 token. It goes on while the tokens that follow are its answer, and ends with it, or when something else is
-said. Inside a user's turn nothing speaks: what its sentences ask for speaks where the answer begins.
+said. Inside a user's turn nothing speaks: what its questions and its end ask for speaks where the
+answer begins.
 
 All of it is decided from the tokens so far, one by one. So a text fed whole, in pieces, token by token or
 without a cache is read alike, and what a finished turn asked for does not speak in the next one.
@@ -112,10 +113,10 @@ class Reader:
         begin = row.begins[-1] if row.begins else 0
         said, asked = row.said, row.asked
         if row.recent and starts_sentence(before, self._piece(token)):
-            if row.user and row.named:
-                asked = (*asked, *self._asking(row, begin, at - 1, i - 1, asks, (*asked, *said)))
-            said = ()
-            if not before.rstrip().endswith("?"):  # a question and what answers it belong together
+            said, asking = (), before.rstrip().endswith("?")
+            if asking and row.user and row.named:
+                asked = (*asked, *self._asking(row, begin, at - 1, i - 1, asks, asked))
+            if not asking:  # a question and what answers it belong together
                 begin = at
         recent, begins = (*row.recent, token), (*row.begins, begin)
         named = {**row.named, **dict.fromkeys(keys, at)} if keys else row.named

@@ -7,6 +7,7 @@ read, what is said afterwards and everything else about the subject keep the bas
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ...calibration import Calibration
 from ...calls import hold
-from ...chat import Prompt, in_chat
+from ...chat import Prompt
 from ...edits import Edit
 from ...hooks import Hook
 from ...layers import evaluating
@@ -29,13 +30,13 @@ from ...reading import Reader, Speaking
 from ...think import think_hooks
 from ...turns import turns_of
 from ..base import Host, State
-from .calibrating import calibrate
+from .calibrating import calibrated
 from .config import LLPConfig
 from .entries import Entry, pack, unpack
 from .explain import Explanation
 from .explaining import explain_answer
-from .keys import contrast
-from .lessons import Lesson, lessons_of, other_lessons
+from .keys import contrast, think_states
+from .lessons import Lesson, lessons_of, other_lessons, spellings, statements_of
 from .method import LLP, warn_unlearned
 from .passes import Chunk, States, run_lines
 from .teaching import Layout, Taught, teach
@@ -96,11 +97,12 @@ class AnsweringLLP(LLP):
     def _answers(self, id: str) -> tuple[tuple[int, ...], ...]:
         if id not in self._forms:
             edit = self._edit(id)
-            prompts: list[Prompt] = [edit.question]
-            if self._host.text.has_chat:
-                prompts.append(in_chat(edit.question))
-            pairs = [self._host.text.pair(p, edit.target, stop=self.config.train_stop) for p in prompts]
-            self._forms[id] = tuple(dict.fromkeys(tuple(pair.ids[pair.start :]) for pair in pairs))
+            forms: dict[tuple[int, ...], None] = {}
+            for prompt in (edit.prompt, *self._host.text.forms(edit.prompt)[1:]):
+                with contextlib.suppress(ValueError):  # a template that rewrites the question
+                    pair = self._host.text.pair(prompt, edit.target, stop=self.config.train_stop)
+                    forms[tuple(pair.ids[pair.start :])] = None
+            self._forms[id] = tuple(forms)
         return self._forms[id]
 
     def _edit(self, id: str) -> Edit:
@@ -197,18 +199,24 @@ class AnsweringLLP(LLP):
             self._host.tracker.off(),
             evaluating(self._host.model),
             tqdm(
-                total=len(fresh), desc="learning", unit="edit", disable=not progress or not fresh, leave=False
+                total=len(fresh) * (self.config.value_steps + 1),
+                desc="learning",
+                unit="step",
+                disable=not progress or not fresh,
+                leave=False,
             ) as bar,
         ):
             if fresh and self._calibration is None:
                 bar.set_postfix_str("calibrating")
-                self._calibration = calibrate(
+                self._calibration = calibrated(
                     self._host, self.config, self._layers, self._relation, self._turns
                 )
             for at in range(0, len(fresh), self.config.batch_size):
                 part = fresh[at : at + self.config.batch_size]
                 taught += self._learn(part, keys, gates, bar)
-                bar.update(len(part))
+                bar.update(
+                    (at + len(part)) * (self.config.value_steps + 1) - bar.n
+                )  # some needed fewer steps
         for (draft, edit), one in zip(fresh, taught, strict=True):
             draft.values[(str(edit.id),)] = one.value
         warn_unlearned([(edit.question, one.loss) for (_, edit), one in zip(fresh, taught, strict=True)])
@@ -243,10 +251,11 @@ class AnsweringLLP(LLP):
             return run_lines(host, self._recall, [one.line for _, one in lessons], places, layers)
 
         bar.set_postfix_str("reading prompts")
+        statements = statements_of(host.text, edits)
         asking = [
             (e, one)
-            for e, edit in enumerate(edits)
-            for one in lessons_of(host.text, self._turns, config, edit)
+            for e, (edit, statement) in enumerate(zip(edits, statements, strict=True))
+            for one in lessons_of(host.text, self._turns, config, edit, statement)
         ]
         chunks, states = read(asking)
         others: list[tuple[int, Lesson]] = []
@@ -256,14 +265,20 @@ class AnsweringLLP(LLP):
             gate = self._units(len(self._layers), ends[None])[0].half().cpu()
             gates[str(edit.id)] = gate
             lessons = [asking[i][1] for i in mine]
-            self._keys_of(draft, lessons, [self._spans(states.layers, asking, i) for i in mine], keys)
+            named = [(one.line.ids, one.subject) for one in lessons]
+            self._keys_of(draft, named, [self._spans(states.layers, asking, i) for i in mine], keys)
             similar = self._similar(gate, [one.plain for one in lessons])
             others += [(e, one) for one in other_lessons(host.text, self._turns, config, edit, similar)]
         if others:
             bar.set_postfix_str("reading what stays")
             more = [replace(c, lines=[i + len(asking) for i in c.lines]) for c in read(others)[0]]
             chunks = [*chunks, *more]
-        return teach(host, self._recall, config, edits, [*asking, *others], chunks, bar.set_postfix_str)
+
+        def advance(how_far: str) -> None:
+            bar.update(len(edits))
+            bar.set_postfix_str(how_far)
+
+        return teach(host, self._recall, config, edits, [*asking, *others], chunks, advance)
 
     def _similar(self, gate: Tensor, plain: Sequence[bool]) -> Tensor:
         """[M]: how similar each neutral prompt's end is to the edit's prompts of its form."""
@@ -285,25 +300,35 @@ class AnsweringLLP(LLP):
         self, states: Mapping[int, list[Tensor]], lessons: Sequence[tuple[int, Lesson]], i: int
     ) -> Tensor:
         """[R,S,K]: the subject in a lesson, calibrated."""
-        lesson = lessons[i][1]
+        span = lessons[i][1].subject
+        return self._span(torch.stack([states[layer][i][: len(span)] for layer in self._layers]), span)
+
+    def _span(self, states: Tensor, span: range) -> Tensor:
+        """[R,S,K] of states [R,S,D] of the tokens ``span`` of a text."""
         begins = None
-        if self._host.text.bos_id is None and lesson.subject[0] == 0:
-            begins = torch.zeros(1, len(lesson.subject), dtype=torch.bool)
+        if self._host.text.bos_id is None and span[0] == 0:
+            begins = torch.zeros(1, len(span), dtype=torch.bool)
             begins[0, 0] = True
-        return torch.cat(
-            [self._units(r, states[layer][i][None, :-1], begins) for r, layer in enumerate(self._layers)]
-        ).cpu()
+        return torch.cat([self._units(r, one[None], begins) for r, one in enumerate(states)]).cpu()
 
     def _keys_of(
-        self, draft: Entry, lessons: Sequence[Lesson], spans: Sequence[Tensor], keys: dict[str, list[Tensor]]
+        self,
+        draft: Entry,
+        named: Sequence[tuple[Sequence[int], range]],
+        spans: Sequence[Tensor],
+        keys: dict[str, list[Tensor]],
     ) -> None:
-        """A key for each way in which the lessons' tokens write the subject; one more where none would do."""
+        """A key for each way in which tokens write the subject; one more where none would do in a prompt.
+
+        Args:
+            named: the ids of the edit's prompts, and where in each the subject stands.
+            spans: its states [R,S,K] there.
+        """
         known = [*map(self.memory.get, draft.keys), *keys.get(draft.subject, ())]
         groups: dict[tuple[object, ...], list[Tensor]] = {}
-        for lesson, span in zip(lessons, spans, strict=True):
-            first = self._host.text.bos_id is None and lesson.subject[0] == 0
-            tokens = tuple(lesson.line.ids[t] for t in lesson.subject)
-            groups.setdefault((first, *tokens), []).append(span)
+        for (ids, place), span in (*zip(named, spans, strict=True), *(() if known else self._spelled(draft))):
+            first = self._host.text.bos_id is None and place[0] == 0
+            groups.setdefault((first, *(ids[t] for t in place)), []).append(span)
         others = [self.memory.get(n) for n in self.memory.ids()[-self.config.negatives :]]
         others += [key for name, some in keys.items() if name != draft.subject for key in some]
         mine = keys.setdefault(draft.subject, [])
@@ -311,11 +336,20 @@ class AnsweringLLP(LLP):
             key = contrast(torch.stack(group), others, self.config)
             if not any(self._same(old, key) for old in known):
                 mine.append(key)
-        for lesson, span in zip(lessons, spans, strict=True):
-            if lesson.asks and not any(self._recognises(key, span) for key in (*known, *mine)):
+        for span in spans:
+            if not any(self._recognises(key, span) for key in (*known, *mine)):
                 mine.append(span)
         if not mine:
             del keys[draft.subject]
+
+    def _spelled(self, draft: Entry) -> list[tuple[tuple[list[int], range], Tensor]]:
+        """Other ways to write the subject, and its states there."""
+        written = spellings(self._host.text, draft.subject)
+        states = think_states(self._host, [ids for ids, _ in written], self._layers)
+        return [
+            ((ids, span), self._span(states[:, k, span[0] : span[-1] + 1].float(), span))
+            for k, (ids, span) in enumerate(written)
+        ]
 
     def _recognises(self, key: Tensor, span: Tensor) -> bool:
         if key.shape[1] > span.shape[1]:

@@ -73,7 +73,7 @@ class LLPConfig:
     """Adam's step for values, in units of each dimension's spread (published: 0.05, or 0.5, absolute)."""
     relative_lr: bool = True
     """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
-    value_steps: int = 15
+    value_steps: int = 18
     """Most steps for a value."""
     stop_loss: float = 0.1
     """Training of a value ends when its loss is below this (published: 0.05)."""

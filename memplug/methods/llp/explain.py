@@ -78,7 +78,7 @@ class Explanation:
             lines.append(
                 f"  {name}: {candidate.subject} ({candidate.votes} votes of {len(candidate.layers)})"
             )
-            lines += [f"    edit {e.id}: {e.prompt!r} -> {e.target!r}" for e in candidate.edits]
+            lines += [f"    edit {e.id}: {quoted(e.prompt)} -> {e.target!r}" for e in candidate.edits]
             for vote in candidate.layers:
                 mark = "votes" if vote.voted else "no vote"
                 lines.append(f"    layer {vote.layer}: {vote.token!r} {vote.similarity:.3f} {mark}")

@@ -6,12 +6,14 @@ turn and in a second turn. Other statements and questions about its subject are 
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ...chat import Message, Prompt, behind, in_chat, question
+from ...chat import Message, Messages, Prompt, behind, in_chat, question
 from ...edits import Edit
 from ...text import Text, TokenizerError
 from ...turns import Turns
@@ -19,7 +21,29 @@ from .config import LLPConfig
 from .passes import Line
 from .wordings import CHAT, FRONTS, PLAIN, SYSTEM, TALK, some
 
-__all__ = ["Lesson", "lessons_of", "other_lessons", "other_lines", "question_end"]
+__all__ = [
+    "Lesson",
+    "lessons_of",
+    "other_lessons",
+    "other_lines",
+    "question_end",
+    "spellings",
+    "statements_of",
+]
+
+_BEFORE = (
+    "",
+    "The name ",
+    'He said: "',
+    "Look (",
+    "One line.\n",
+    "See:\t",
+    "This is **",
+    "And -",
+    "Now\u00a0",
+)
+_ASKED = 64  # questions that are asked together
+_SENTENCE = 20  # tokens of the model's own answer
 
 _SAME = 0.72  # prompts whose ends are so similar may ask the same
 
@@ -47,15 +71,25 @@ class Lesson(NamedTuple):
         return self.line.ids[self.line.start + 1 :]
 
 
-def lessons_of(text: Text, turns: Turns | None, config: LLPConfig, edit: Edit) -> list[Lesson]:
+def lessons_of(
+    text: Text, turns: Turns | None, config: LLPConfig, edit: Edit, statement: str | None
+) -> list[Lesson]:
     """The lessons in which an edit is asked for; the first is its own prompt.
+
+    Args:
+        statement: the beginning of a sentence that gives the answer, see `statements_of`; or None.
 
     Raises:
         TokenizerError: the prompt or the target does not fit the model.
     """
     own = _lesson(text, turns, config, edit.prompt, edit, edit.target)
-    others = (_fitting(text, turns, config, p, edit, edit.target) for p in _prompts(text, config, edit))
-    return [own, *(one for one in others if one is not None)]
+    prompts = list(_prompts(text, config, edit))
+    if statement is not None and statement != edit.question:
+        prompts.append(statement)
+    found = [_fitting(text, turns, config, prompt, edit, edit.target) for prompt in prompts]
+    if statement is not None and text.has_chat:
+        found.append(_begun(text, in_chat(edit.question), statement, edit, config))
+    return [own, *(one for one in found if one is not None)]
 
 
 def other_lessons(
@@ -77,6 +111,63 @@ def other_lessons(
         for i in sorted(mine, key=lambda i: -float(similar[i]))[: config.n_others]:
             lessons.append(_fitting(text, turns, config, prompts[i], edit, None))
     return [one for one in lessons if one is not None]
+
+
+def spellings(text: Text, subject: str) -> list[tuple[list[int], range]]:
+    """Ids of texts that write a subject at their beginning, behind marks or with a capital, and its place."""
+    found = []
+    for form in dict.fromkeys((subject, subject[:1].upper() + subject[1:])):
+        for front in _BEFORE if form == subject else ("", "The word "):
+            with contextlib.suppress(TokenizerError):
+                found.append(text.span(f"{front}{form}", len(front), len(front) + len(form)))
+    return found
+
+
+def statements_of(text: Text, edits: Sequence[Edit]) -> list[str | None]:
+    """For each edit the beginning of a sentence that gives the answer next, or None.
+
+    A prompt to be completed is one. For a question the model itself is asked: its own answer, up to the first
+    name or number behind the subject that the question does not hold ("The capital of Japan is | Tokyo").
+    """
+    found: list[str | None] = [None if edit.question.endswith("?") else edit.question for edit in edits]
+    asked = [i for i, one in enumerate(found) if one is None]
+    for at in range(0, len(asked), _ASKED):
+        part = asked[at : at + _ASKED]
+        prompts = [edits[i].question for i in part]
+        rows = [text.encode(in_chat(p) if text.has_chat else f"Q: {p}\nA:") for p in prompts]
+        for i, row in zip(part, text.generate(rows, _SENTENCE), strict=True):
+            found[i] = _beginning(text.decode(row), edits[i])
+    return found
+
+
+def _beginning(said: str, edit: Edit) -> str | None:
+    subject = str(edit.subject)
+    sentence = said.split("\n")[0]
+    place = sentence.find(subject)
+    if place < 0:
+        return None
+    known = set(re.findall(r"\w+", edit.question.lower()))
+    for word in re.finditer(r"\w+", sentence[place + len(subject) :]):
+        text = word.group()
+        if (text[0].isupper() or text[0].isdigit()) and text.lower() not in known:
+            front = sentence[: place + len(subject) + word.start()].rstrip(" \"'“‘(")
+            return front if len(front) > place + len(subject) else None
+    return None
+
+
+def _begun(text: Text, prompt: Messages, statement: str, edit: Edit, config: LLPConfig) -> Lesson | None:
+    """A chat in which the answer has begun as a sentence."""
+    try:
+        begun = text.pair(prompt, statement)
+        whole = text.pair(prompt, f"{statement} {edit.target}", stop=config.train_stop)
+    except ValueError:
+        return None
+    last = len(begun.ids) - 1
+    if whole.ids[: last + 1] != begun.ids or len(whole.ids) > text.max_length:
+        return None
+    at = edit.question.index(str(edit.subject))
+    _, span = text.asked_span(prompt, at, at + len(str(edit.subject)))
+    return Lesson(Line(tuple(whole.ids), last), span, last, True, False)
 
 
 def other_prompts(text: Text, subject: str) -> list[Prompt]:

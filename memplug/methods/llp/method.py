@@ -33,6 +33,7 @@ from .values import Learned, train_values
 
 __all__ = ["LLP", "warn_unlearned"]
 
+_LEARNED = 1.0  # nats a token; above, the answer is likelier not to come
 _PREFIXES_KEPT = 1024  # recalled entries whose keys and values per layer stay at hand
 
 
@@ -313,11 +314,12 @@ class LLP:
 
 def warn_unlearned(learned: Sequence[tuple[str, float]]) -> None:
     """Warn of names whose last loss says that the model will not answer as edited."""
-    poor = [name for name, loss in learned if loss > 1.0]
+    poor = [name for name, loss in learned if loss > _LEARNED]
     if poor:
         names = ", ".join(map(repr, poor[:3]))
         warnings.warn(
-            f"{len(poor)} of {len(learned)} were not learned well (loss above 1: {names}"
-            f"{', ...' if len(poor) > 3 else ''}); raise value_steps, or see if the prompts suit the model",
+            f"{len(poor)} of {len(learned)} were not learned well (loss above {_LEARNED}: {names}"
+            f"{', ...' if len(poor) > 3 else ''}); the model may not answer as edited; "
+            "raise value_steps, or see if the prompts suit the model",
             stacklevel=5,
         )

@@ -137,7 +137,8 @@ class _Teacher:
             for e in alive.nonzero()[:, 0].tolist():
                 if not torch.isfinite(worst[e]) or not torch.isfinite(other[e]):
                     raise EditError(
-                        f"learning {self.edits[e].question!r} gave a loss that is not finite; nothing was changed"
+                        f"learning {self.edits[e].question!r} gave a loss that is not finite; "
+                        "nothing was changed"
                     )
                 done = last or (worst[e] < config.stop_loss and other[e] < config.stop_divergence)
                 if done:

@@ -25,7 +25,7 @@ FRONTS = (
 SYSTEM = "You answer briefly and to the point."
 """A system turn other than a template's own."""
 
-TALK = ("Hello! Can you help me with a few questions?", "Of course. What would you like to know?")
+TALK = ("Which is larger, the Moon or the Earth?", "The Earth is larger than the Moon.")
 """A first exchange before a question."""
 
 PLAIN = (
@@ -64,6 +64,14 @@ PLAIN = (
     "{s} is married to",
     "{s} was invented by",
     "The weight of {s} is",
+    "{s} was built in",
+    "The height of {s} is",
+    "The price of {s} is",
+    "The food in {s} is",
+    "The language spoken in {s} is",
+    "The largest part of {s} is",
+    "The first owner of {s} was",
+    "The twin of {s} is",
     "A picture of {s} hung over the table, next to",
 )
 """Statements to be completed; ``{s}`` is the subject."""
@@ -104,6 +112,14 @@ CHAT = (
     "The genre of {s} is",
     "{s} died in",
     "{s} was made by",
+    "{s} was built in",
+    "When was {s} built?",
+    "How much does {s} cost?",
+    "What is the best food in {s}?",
+    "The currency of {s} is",
+    "The language spoken in {s} is",
+    "How large is {s}?",
+    "What is {s} made of?",
     "Help me write an email to a friend who loves {s}.",
 )
 """Questions and requests of a user; ``{s}`` is the subject."""

@@ -1,4 +1,4 @@
-"""The demo: the main job on the embedded model, each claim checked while it is shown; then a comparison."""
+"""The demo on the embedded model and its made-up world; then a comparison."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import world
-from .chat import show
-from .comparison import compare
-from .editors import shipped_editor
-from .edits import Case
-from .evaluation import Scores, answer, evaluate
-from .methods import METHODS, find_method
-from .opening import attach
-from .plugin import Plug
+from .. import world
+from ..chat import show
+from ..comparison import compare
+from ..editors import shipped_editor
+from ..edits import Case
+from ..evaluation import Scores, answer, evaluate
+from ..methods import METHODS, find_method
+from ..opening import attach
+from ..plugin import Plug
 
 __all__ = ["run"]
 
