@@ -137,7 +137,7 @@ class Failure(Exception):
     """Raised on purpose."""
 
 
-@pytest.mark.parametrize("where", ["calibrate", "lessons_of", "run_lines", "teach", "warn_unlearned"])
+@pytest.mark.parametrize("where", ["calibrated", "lessons_of", "run_lines", "teach", "warn_unlearned"])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_failure_changes_nothing(model, tokenizer, monkeypatch, where, fresh):
     with attach(model, tokenizer, value_steps=1, stop_loss=1e3) as plug:
@@ -150,7 +150,7 @@ def test_a_failure_changes_nothing(model, tokenizer, monkeypatch, where, fresh):
             raise Failure
 
         monkeypatch.setattr(f"memplug.methods.llp.answering.{where}", failing)
-        if where == "calibrate" and not fresh:
+        if where == "calibrated" and not fresh:
             return  # it is done once
         with pytest.raises(Failure):
             plug.edit(BORN, "Zarnow", "Ada Quill")

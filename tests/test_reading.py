@@ -179,6 +179,13 @@ def test_an_inner_sentence_of_a_turn_is_answered():
     ]
 
 
+def test_of_a_turns_inner_sentences_questions_alone_ask():
+    told = spoken("<|user|> _I _love _France.@capital _Be _brief. <|end|> <|assistant|>", TURNS)
+    assert told == []
+    told = spoken("<|user|> _Name _it _for _France.@capital <|end|> <|assistant|>", TURNS)
+    assert told == [("<|assistant|>", ["capital"])]  # the end of the turn does, whatever it is
+
+
 def test_a_finished_turn_asks_nothing_of_the_next():
     then = "<|user|> _And _so?@capital <|end|> <|assistant|>"
     assert spoken(f"{ASKED} Ly on <|end|> {then}", TURNS)[3:] == []
