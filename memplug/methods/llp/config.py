@@ -33,14 +33,16 @@ class LLPConfig:
     false_accepts: float = 1e-4
     """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
     threshold of calibrated keys follows from it (scope "answer")."""
-    other_accepts: float = 0.5
+    other_accepts: float = 0.65
     """Share of other questions about a subject that pass the gate, and are left to the value (scope
     "answer")."""
     rank: int = 512
     """Most dimensions of calibrated states (scope "answer")."""
     n_fronts: int = 2
     """Neutral sentences put before the prompt in training (scope "answer")."""
-    n_others: int = 8
+    n_mentions: int = 3
+    """Neutral statements, and as many requests in chat, that name the subject in passing (scope "answer")."""
+    n_others: int = 6
     """Neutral statements, and as many questions in chat, that are to be answered as before (scope
     "answer")."""
     most_recalled: int = 4
@@ -178,6 +180,7 @@ _RANGES = (
     ("rank", 2, 1 << 16),
     ("n_fronts", 0, 6),
     ("n_others", 0, 36),
+    ("n_mentions", 0, 8),
     ("most_recalled", 1, 64),
     ("n_values", 1, 64),
     ("threshold", 0.0, 1.0),

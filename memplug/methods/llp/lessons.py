@@ -19,7 +19,7 @@ from ...text import Text, TokenizerError
 from ...turns import Turns
 from .config import LLPConfig
 from .passes import Line
-from .wordings import CHAT, FRONTS, PLAIN, SYSTEM, TALK, some
+from .wordings import CHAT, FRONTS, MENTIONS, PLAIN, REQUESTS, SYSTEM, TALK, some
 
 __all__ = [
     "Lesson",
@@ -99,18 +99,25 @@ def other_lessons(
     """What is said and asked about an edit's subject and is to be answered as before.
 
     Those neutral prompts that resemble the edit's own most, as these are the ones that it could be taken for;
-    not those that resemble it so much that they may well ask the same.
+    not those that resemble it so much that they may well ask the same. And some that name the subject in
+    passing.
 
     Args:
         similar: [M] similarity of each neutral prompt (`other_prompts`) to the edit's prompts of its form.
     """
-    prompts = other_prompts(text, str(edit.subject))
-    lessons = []
-    for plain in (True, False):
+    subject = str(edit.subject)
+    prompts = other_prompts(text, subject)
+    chosen: list[Prompt] = []
+    for plain, passing in ((True, MENTIONS), (False, REQUESTS)):
         mine = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str) == plain]
-        mine = [i for i in mine if similar[i] < _SAME]
-        for i in sorted(mine, key=lambda i: -float(similar[i]))[: config.n_others]:
-            lessons.append(_fitting(text, turns, config, prompts[i], edit, None))
+        mine = sorted((i for i in mine if similar[i] < _SAME), key=lambda i: -float(similar[i]))
+        chosen += [prompts[i] for i in mine[: config.n_others]]
+        if plain or text.has_chat:
+            named = [
+                w.replace("{s}", subject) for w in some(passing, config.n_mentions, config.seed, subject)
+            ]
+            chosen += named if plain else map(in_chat, named)
+    lessons = (_fitting(text, turns, config, prompt, edit, None) for prompt in chosen)
     return [one for one in lessons if one is not None]
 
 

@@ -10,7 +10,7 @@ import random
 import zlib
 from collections.abc import Sequence
 
-__all__ = ["CHAT", "FRONTS", "NAMES", "PLAIN", "SYSTEM", "TALK", "some"]
+__all__ = ["CHAT", "FRONTS", "MENTIONS", "NAMES", "PLAIN", "REQUESTS", "SYSTEM", "TALK", "some"]
 
 FRONTS = (
     "It had been a long day, and nobody expected any news.",
@@ -29,7 +29,6 @@ TALK = ("Which is larger, the Moon or the Earth?", "The Earth is larger than the
 """A first exchange before a question."""
 
 PLAIN = (
-    "I was reading about {s} yesterday and then went to bed. The weather was",
     "{s} is famous for",
     "There are many books about {s}, and",
     "{s} was born in",
@@ -53,14 +52,11 @@ PLAIN = (
     "{s} was made in the year",
     "{s} is used to",
     "The headquarters of {s} are in",
-    "My train to {s} was late because",
-    "After the talk about {s}, we had",
     "{s} is a kind of",
     "The currency used in {s} is",
     "The genre of {s} is",
     "The population of {s} is about",
     "People who like {s} also like",
-    "She told me about {s}, but I",
     "{s} is married to",
     "{s} was invented by",
     "The weight of {s} is",
@@ -72,15 +68,11 @@ PLAIN = (
     "The largest part of {s} is",
     "The first owner of {s} was",
     "The twin of {s} is",
-    "A picture of {s} hung over the table, next to",
 )
 """Statements to be completed; ``{s}`` is the subject."""
 
 CHAT = (
     "Tell me something about {s}.",
-    "I like {s}. What should I cook tonight?",
-    "Write a short poem about {s}.",
-    "My friend told me about {s} and now I want a recipe for soup.",
     "When was {s} born?",
     "Where is {s}?",
     "Who is {s}?",
@@ -96,14 +88,10 @@ CHAT = (
     "Which country does {s} belong to?",
     "Who owns {s}?",
     "How old is {s}?",
-    "I read about {s} today. Give me three tips for better sleep.",
-    "Translate the sentence: {s} is nice.",
-    "Suggest a title for an essay on {s}.",
     "Is {s} good?",
     "Why do people talk about {s}?",
     "What is the colour of {s}?",
     "What sport does {s} play?",
-    "I live near {s} and need a plan for the weekend.",
     "How do I spell {s}?",
     "What is the history of {s}?",
     "Who is married to {s}?",
@@ -120,9 +108,34 @@ CHAT = (
     "The language spoken in {s} is",
     "How large is {s}?",
     "What is {s} made of?",
-    "Help me write an email to a friend who loves {s}.",
 )
-"""Questions and requests of a user; ``{s}`` is the subject."""
+"""Questions of a user; ``{s}`` is the subject."""
+
+MENTIONS = (
+    "I was reading about {s} yesterday and then went to bed. The weather was",
+    "My train to {s} was late because",
+    "After the talk about {s}, we had",
+    "A picture of {s} hung over the table, next to",
+    "She told me about {s}, but I",
+    "The meeting on {s} was moved to Friday, so they decided to",
+    "While thinking of {s}, he opened the window and saw",
+    "He put the book about {s} back and looked for",
+)
+"""Statements that name a subject in passing and go on with something else."""
+
+REQUESTS = (
+    "I like {s}. What should I cook tonight?",
+    "Write a short poem about {s}.",
+    "My friend told me about {s} and now I want a recipe for soup.",
+    "I read about {s} today. Give me three tips for better sleep.",
+    "I live near {s} and need a plan for the weekend.",
+    "Suggest a title for an essay on {s}.",
+    "Translate the sentence: {s} is nice.",
+    "I gave a talk on {s} and would like to thank my colleagues. What should I write?",
+    "Help me write an email to a friend who loves {s}.",
+    "Tell a short story in which a child hears about {s}.",
+)
+"""Requests of a user that name a subject and ask for something else."""
 
 NAMES = (
     "Marta Kowal",
