@@ -137,7 +137,16 @@ class Failure(Exception):
     """Raised on purpose."""
 
 
-@pytest.mark.parametrize("where", ["calibrated", "lessons_of", "run_lines", "teach", "warn_unlearned"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "answering.calibrated",
+        "learning.lessons_of",
+        "learning.run_lines",
+        "learning.teach",
+        "answering.warn_unlearned",
+    ],
+)
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_failure_changes_nothing(model, tokenizer, monkeypatch, where, fresh):
     with attach(model, tokenizer, value_steps=1, stop_loss=1e3) as plug:
@@ -149,8 +158,8 @@ def test_a_failure_changes_nothing(model, tokenizer, monkeypatch, where, fresh):
         def failing(*_args, **_given):
             raise Failure
 
-        monkeypatch.setattr(f"memplug.methods.llp.answering.{where}", failing)
-        if where == "calibrated" and not fresh:
+        monkeypatch.setattr(f"memplug.methods.llp.{where}", failing)
+        if where == "answering.calibrated" and not fresh:
             return  # it is done once
         with pytest.raises(Failure):
             plug.edit(BORN, "Zarnow", "Ada Quill")

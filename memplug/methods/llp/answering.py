@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,7 +23,7 @@ from ...chat import Prompt
 from ...edits import Edit
 from ...hooks import Hook
 from ...layers import evaluating
-from ...listening import Listener, span_scores
+from ...listening import Listener
 from ...prefix import KV, Prefix
 from ...reading import Reader, Speaking
 from ...think import think_hooks
@@ -35,12 +34,9 @@ from .config import LLPConfig
 from .entries import Entry, pack, unpack
 from .explain import Explanation
 from .explaining import explain_answer
-from .keys import contrast, think_states
-from .lessons import Lesson, lessons_of, other_lessons, spellings, statements_of
+from .learning import Learner
 from .method import LLP, warn_unlearned
-from .passes import Chunk, States, run_lines
-from .teaching import Layout, Taught, teach
-from .wordings import PLAIN
+from .teaching import Layout, Taught
 
 __all__ = ["AnsweringLLP"]
 
@@ -213,7 +209,7 @@ class AnsweringLLP(LLP):
                 )
             for at in range(0, len(fresh), self.config.batch_size):
                 part = fresh[at : at + self.config.batch_size]
-                taught += self._learn(part, keys, gates, bar)
+                taught += self._learner().learn(part, keys, gates, bar)
                 bar.update(
                     (at + len(part)) * (self.config.value_steps + 1) - bar.n
                 )  # some needed fewer steps
@@ -231,136 +227,13 @@ class AnsweringLLP(LLP):
         for number in (n for group in numbers.values() for n in group):
             self._longest = max(self._longest, self.memory.get(number).shape[1])
 
-    def _threshold(self) -> float | None:
-        return self._calibration.threshold if self._calibration else None
-
-    def _learn(
-        self,
-        part: Sequence[tuple[Entry, Edit]],
-        keys: dict[str, list[Tensor]],
-        gates: dict[str, Tensor],
-        bar: Any,
-    ) -> list[Taught]:
-        """Values of some edits; their keys and gates go into ``keys`` and ``gates``."""
-        host, config = self._host, self.config
-        edits = [edit for _, edit in part]
-        layers = tuple(dict.fromkeys((*self._layers, self._relation)))
-
-        def read(lessons: list[tuple[int, Lesson]]) -> tuple[list[Chunk], States]:
-            places = [[*lesson.subject, lesson.end] for _, lesson in lessons]
-            return run_lines(host, self._recall, [one.line for _, one in lessons], places, layers)
-
-        bar.set_postfix_str("reading prompts")
-        statements = statements_of(host.text, edits)
-        asking = [
-            (e, one)
-            for e, (edit, statement) in enumerate(zip(edits, statements, strict=True))
-            for one in lessons_of(host.text, self._turns, config, edit, statement)
-        ]
-        chunks, states = read(asking)
-        others: list[tuple[int, Lesson]] = []
-        for e, (draft, edit) in enumerate(part):
-            mine = [i for i, (owner, _) in enumerate(asking) if owner == e]
-            ends = torch.stack([states.layers[self._relation][i][-1] for i in mine])
-            gate = self._units(len(self._layers), ends[None])[0].half().cpu()
-            gates[str(edit.id)] = gate
-            lessons = [asking[i][1] for i in mine]
-            named = [(one.line.ids, one.subject) for one in lessons]
-            self._keys_of(draft, named, [self._spans(states.layers, asking, i) for i in mine], keys)
-            similar = self._similar(gate, [one.plain for one in lessons])
-            others += [(e, one) for one in other_lessons(host.text, self._turns, config, edit, similar)]
-        if others:
-            bar.set_postfix_str("reading what stays")
-            more = [replace(c, lines=[i + len(asking) for i in c.lines]) for c in read(others)[0]]
-            chunks = [*chunks, *more]
-
-        def advance(how_far: str) -> None:
-            bar.update(len(edits))
-            bar.set_postfix_str(how_far)
-
-        return teach(host, self._recall, config, edits, [*asking, *others], chunks, advance)
-
-    def _similar(self, gate: Tensor, plain: Sequence[bool]) -> Tensor:
-        """[M]: how similar each neutral prompt's end is to the edit's prompts of its form."""
+    def _learner(self) -> Learner:
         if self._calibration is None:
             raise ValueError("the model is not calibrated yet; make an edit first")
-        cosines = self._calibration.others.cpu() @ gate.float().T
-        form = torch.tensor(plain)
-        front = len(PLAIN)
-        parts = [cosines[:front, form], cosines[front:, ~form]]
-        return torch.cat([part.amax(1) if part.shape[1] else part.new_zeros(len(part)) for part in parts])
+        return Learner(self._host, self._recall, self.config, self._turns, self.memory, self._calibration)
 
-    def _units(self, index: int, states: Tensor, begins: Tensor | None = None) -> Tensor:
-        calibration = self._calibration
-        if calibration is None:
-            raise ValueError("the model is not calibrated yet; make an edit first")
-        return calibration.apply(index, states.to(calibration.mean.device), begins)
-
-    def _spans(
-        self, states: Mapping[int, list[Tensor]], lessons: Sequence[tuple[int, Lesson]], i: int
-    ) -> Tensor:
-        """[R,S,K]: the subject in a lesson, calibrated."""
-        span = lessons[i][1].subject
-        return self._span(torch.stack([states[layer][i][: len(span)] for layer in self._layers]), span)
-
-    def _span(self, states: Tensor, span: range) -> Tensor:
-        """[R,S,K] of states [R,S,D] of the tokens ``span`` of a text."""
-        begins = None
-        if self._host.text.bos_id is None and span[0] == 0:
-            begins = torch.zeros(1, len(span), dtype=torch.bool)
-            begins[0, 0] = True
-        return torch.cat([self._units(r, one[None], begins) for r, one in enumerate(states)]).cpu()
-
-    def _keys_of(
-        self,
-        draft: Entry,
-        named: Sequence[tuple[Sequence[int], range]],
-        spans: Sequence[Tensor],
-        keys: dict[str, list[Tensor]],
-    ) -> None:
-        """A key for each way in which tokens write the subject; one more where none would do in a prompt.
-
-        Args:
-            named: the ids of the edit's prompts, and where in each the subject stands.
-            spans: its states [R,S,K] there.
-        """
-        known = [*map(self.memory.get, draft.keys), *keys.get(draft.subject, ())]
-        groups: dict[tuple[object, ...], list[Tensor]] = {}
-        for (ids, place), span in (*zip(named, spans, strict=True), *(() if known else self._spelled(draft))):
-            first = self._host.text.bos_id is None and place[0] == 0
-            groups.setdefault((first, *(ids[t] for t in place)), []).append(span)
-        others = [self.memory.get(n) for n in self.memory.ids()[-self.config.negatives :]]
-        others += [key for name, some in keys.items() if name != draft.subject for key in some]
-        mine = keys.setdefault(draft.subject, [])
-        for group in groups.values():
-            key = contrast(torch.stack(group), others, self.config)
-            if not any(self._same(old, key) for old in known):
-                mine.append(key)
-        for span in spans:
-            if not any(self._recognises(key, span) for key in (*known, *mine)):
-                mine.append(span)
-        if not mine:
-            del keys[draft.subject]
-
-    def _spelled(self, draft: Entry) -> list[tuple[tuple[list[int], range], Tensor]]:
-        """Other ways to write the subject, and its states there."""
-        written = spellings(self._host.text, draft.subject)
-        states = think_states(self._host, [ids for ids, _ in written], self._layers)
-        return [
-            ((ids, span), self._span(states[:, k, span[0] : span[-1] + 1].float(), span))
-            for k, (ids, span) in enumerate(written)
-        ]
-
-    def _recognises(self, key: Tensor, span: Tensor) -> bool:
-        if key.shape[1] > span.shape[1]:
-            return False
-        valid = torch.ones(span.shape[1], dtype=torch.bool)
-        scores = span_scores(F.normalize(span.float(), dim=-1), valid, F.normalize(key.float(), dim=-1))
-        votes = (scores[:, -1] > (self._threshold() or 0.0) + 1e-3).sum()
-        return int(votes) >= self.memory.quorum
-
-    def _same(self, old: Tensor, key: Tensor) -> bool:
-        return old.shape == key.shape and bool(((F.normalize(key, dim=-1) * old).sum(-1) > 0.98).all())
+    def _threshold(self) -> float | None:
+        return self._calibration.threshold if self._calibration else None
 
     # ------------------------------------------------------------------ looking, saving
 
