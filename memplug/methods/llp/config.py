@@ -71,11 +71,11 @@ class LLPConfig:
     """Train on the prompt without a text before it, too (published: no)."""
     train_stop: bool = False
     """Train the answer to end with the stop token."""
-    value_lr: float = 0.2
+    value_lr: float = 0.22
     """Adam's step for values, in units of each dimension's spread (published: 0.05, or 0.5, absolute)."""
     relative_lr: bool = True
     """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
-    value_steps: int = 18
+    value_steps: int = 14
     """Most steps for a value."""
     stop_loss: float = 0.1
     """Training of a value ends when its loss is below this (published: 0.05)."""

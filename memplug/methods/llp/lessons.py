@@ -42,7 +42,7 @@ _BEFORE = (
     "And -",
     "Now\u00a0",
 )
-_BACK = 3  # tokens before the end of a neutral statement at which nothing may change either
+_BACK = 2  # tokens before the end of a neutral statement at which nothing may change either
 _ASKED = 64  # questions that are asked together
 _SENTENCE = 20  # tokens of the model's own answer
 
