@@ -113,7 +113,7 @@ def test_a_chat_model(small, capsys, monkeypatch):
     ends, said = shown(small, capsys)
     assert ends == 0, said
     assert "1 of 2 learned, about" in said
-    for form in real._FORMS:
+    for form in real.FORMS:
         assert f"Answered as edited, {form}:" in said
     assert "Saved (" in said
     assert "the edited model's logits are the same to the bit: yes" in said

@@ -6,7 +6,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from rich.table import Table
 
 from ..chat import in_chat
 from ..edits import Edit
-from ..evaluation import answer
 from ..opening import attach, load
 from ..plugin import Plug
-from ..text import Text
+from .asking import FORMS, Said, Stage
 from .facts import FACTS, KEPT, Fact
 from .stages import Clock, Learning
 
@@ -31,62 +29,6 @@ _METHODS = ("llp", "grace", "icl", "finetune")  # the first is the one that is s
 _PART = 4  # facts learned at once
 _FIRST = 10.0  # work before the first fact, in facts
 _SLOWER = 20.0  # learning all facts takes so many times what asking all takes
-_PLAIN, _CHAT = 12, 24  # tokens of an answer
-_FORMS = ("same prompt", "in other words", "in chat")
-
-_Said = dict[str, list[str]]
-
-
-@dataclass
-class _Stage:
-    """What all stages need; ``broken`` names what had to hold to the bit and does not."""
-
-    console: Console
-    clock: Clock
-    model: Any
-    tokenizer: Any
-    facts: Sequence[Fact]
-    broken: list[str] = field(default_factory=list)
-
-    def claim(self, text: str, holds: bool, *, must: bool = False) -> None:
-        """Print whether it holds; with ``must``, the demo fails if it does not."""
-        self.console.print(f"{text}: {'[green]yes[/green]' if holds else '[bold red]NO[/bold red]'}")
-        if must and not holds:
-            self.broken.append(text)
-
-    def ask(self) -> _Said:
-        """All facts in all forms."""
-        plain = [f.prompt for f in self.facts] + [f.other for f in self.facts]
-        said = answer(self.model, self.tokenizer, plain, max_new_tokens=_PLAIN)
-        chat = self.chat([f.question for f in self.facts])
-        count = len(self.facts)
-        return dict(zip(_FORMS, (said[:count], said[count:], chat), strict=True))
-
-    def chat(self, prompts: Sequence[Any]) -> list[str]:
-        """Answers in a chat."""
-        asked = [in_chat(prompt) for prompt in prompts]
-        return answer(self.model, self.tokenizer, asked, max_new_tokens=_CHAT)
-
-    def kept(self) -> list[list[int]]:
-        """Tokens said about what is to stay, a prompt at a time, so that they do not depend on each other."""
-        text = Text(self.model, self.tokenizer)
-        rows = [torch.tensor([text.encode(in_chat(prompt))]) for _, prompt in KEPT]
-        settings = text.plain_settings(_CHAT)
-        rows = [ids.to(text.device) for ids in rows]
-        made = [
-            self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
-            )
-            for ids in rows
-        ]
-        return [out[0, ids.shape[1] :].tolist() for out, ids in zip(made, rows, strict=True)]
-
-    def logits(self) -> torch.Tensor:
-        """Of the first question in a chat."""
-        ids = Text(self.model, self.tokenizer).encode(in_chat(self.facts[0].question))
-        with torch.no_grad():
-            made: torch.Tensor = self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits
-        return made
 
 
 def run(
@@ -107,7 +49,7 @@ def run(
     count = len(FACTS) if edits is None else edits
     if not 2 <= count <= len(FACTS):
         raise ValueError(f"there are {len(FACTS)} facts to edit on a real model; take 2 to {len(FACTS)}")
-    stage = _Stage(console, clock, model, tokenizer, FACTS[:count])
+    stage = Stage(console, clock, model, tokenizer, FACTS[:count])
     size = sum(p.numel() for p in model.parameters()) / 1e6
     name = escape(str(getattr(model.config, "_name_or_path", "") or type(model).__name__))
     console.print(f"[bold]{name}[/bold], {size:.0f} M parameters, before any edit.\n")
@@ -144,7 +86,7 @@ def run(
     return 1 if stage.broken else 0
 
 
-def _learn(stage: _Stage, plug: Plug, expected: float) -> float:
+def _learn(stage: Stage, plug: Plug, expected: float) -> float:
     """Edit all facts, and say what it took; the seconds."""
     count = len(stage.facts)
     begin = time.perf_counter()
@@ -172,7 +114,7 @@ def _edit(plug: Plug, facts: Sequence[Fact], learned: Callable[[int], None]) -> 
     return [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
 
 
-def _changes(stage: _Stage, before: _Said, after: _Said) -> Table:
+def _changes(stage: Stage, before: Said, after: Said) -> Table:
     table = Table(
         title="The same prompt in plain text, and the question as a user asks it in a chat",
         title_justify="left",
@@ -203,10 +145,10 @@ def _short(text: str) -> str:
     return escape(line if len(line) <= 72 else line[:69].rstrip() + "...") or "[dim](nothing)[/dim]"
 
 
-def _counts(stage: _Stage, before: _Said, after: _Said) -> None:
+def _counts(stage: Stage, before: Said, after: Said) -> None:
     """How many facts are answered as edited in each form, and all answers that are not."""
     total = len(stage.facts)
-    for form in _FORMS:
+    for form in FORMS:
         known = sum(_knew(fact, text) for fact, text in zip(stage.facts, before[form], strict=True))
         held = sum(fact.holds(text) for fact, text in zip(stage.facts, after[form], strict=True))
         both = sum(
@@ -217,7 +159,7 @@ def _counts(stage: _Stage, before: _Said, after: _Said) -> None:
             f"Answered as edited, {form}: [bold]{held} of {total}[/bold]{later} (before, truly: {known})."
         )
     stage.console.print("That is, the new answer is said, and the old one not before it.")
-    for form in _FORMS:
+    for form in FORMS:
         for fact, text in zip(stage.facts, after[form], strict=True):
             if not fact.holds(text):
                 prompt = {"same prompt": fact.prompt, "in other words": fact.other}.get(form, fact.question)
@@ -231,7 +173,7 @@ def _knew(fact: Fact, text: str) -> bool:
     return fact._replace(target=fact.old, old=fact.target).holds(text)
 
 
-def _stays(stage: _Stage, before: list[list[int]], after: list[list[int]]) -> None:
+def _stays(stage: Stage, before: list[list[int]], after: list[list[int]]) -> None:
     console = stage.console
     console.print("\n[bold]What has to stay[/bold] (in chat, token for token)")
     for (kind, prompt), old, new in zip(KEPT, before, after, strict=True):
@@ -242,7 +184,7 @@ def _stays(stage: _Stage, before: list[list[int]], after: list[list[int]]) -> No
                 console.print(f"      {name}: {_short(text)}")
 
 
-def _second_turns(stage: _Stage, said: Sequence[str]) -> None:
+def _second_turns(stage: Stage, said: Sequence[str]) -> None:
     """Each question once more, behind another question and what was answered to it."""
     facts = stage.facts
     talks = []
@@ -263,7 +205,7 @@ def _second_turns(stage: _Stage, said: Sequence[str]) -> None:
     stage.console.print(f"  assistant: [{mark}]{_short(answers[-1])}[/{mark}]")
 
 
-def _look(stage: _Stage, plug: Plug) -> None:
+def _look(stage: Stage, plug: Plug) -> None:
     """Why the last fact is recalled in a chat."""
     fact = stage.facts[-1]
     with stage.clock("looking, switching"):
@@ -280,7 +222,7 @@ def _look(stage: _Stage, plug: Plug) -> None:
     )
 
 
-def _switch(stage: _Stage, plug: Plug) -> None:
+def _switch(stage: Stage, plug: Plug) -> None:
     fact = stage.facts[-1]
     edit = _edit_of(plug, fact)
     with stage.clock("looking, switching"):
@@ -301,7 +243,7 @@ def _edit_of(plug: Plug, fact: Fact) -> Edit:
     return next(edit for edit in plug.edits.values() if edit.prompt == fact.prompt)
 
 
-def _save_and_load(stage: _Stage, plug: Plug) -> Plug:
+def _save_and_load(stage: Stage, plug: Plug) -> Plug:
     """Leave the model, come back from a folder; the plug that came back."""
     edited = stage.logits()
     with stage.clock("saving, loading"), tempfile.TemporaryDirectory() as folder:
@@ -319,7 +261,7 @@ def _save_and_load(stage: _Stage, plug: Plug) -> Plug:
     return again
 
 
-def _delete(stage: _Stage, plug: Plug) -> None:
+def _delete(stage: Stage, plug: Plug) -> None:
     fact = stage.facts[0]
     edit = _edit_of(plug, fact)
     with stage.clock("looking, switching"):
@@ -333,19 +275,19 @@ def _delete(stage: _Stage, plug: Plug) -> None:
 
 
 def _row(
-    stage: _Stage, said: _Said, stays: list[list[int]], before: list[list[int]], seconds: float
+    stage: Stage, said: Said, stays: list[list[int]], before: list[list[int]], seconds: float
 ) -> list[str]:
     """A method's row: facts held in each form, what stayed, seconds an edit."""
     total = len(stage.facts)
     cells = [
         f"{sum(f.holds(text) for f, text in zip(stage.facts, said[form], strict=True))} of {total}"
-        for form in _FORMS
+        for form in FORMS
     ]
     same = sum(old == new for old, new in zip(before, stays, strict=True))
     return [*cells, f"{same} of {len(before)}", f"{seconds / total:.1f}"]
 
 
-def _compare(stage: _Stage, kept: list[list[int]], shown: list[str], is_back: Callable[[], bool]) -> None:
+def _compare(stage: Stage, kept: list[list[int]], shown: list[str], is_back: Callable[[], bool]) -> None:
     """The same facts by other methods."""
     table = Table(
         title=f"The same {len(stage.facts)} facts by other methods, held at once",
@@ -354,7 +296,7 @@ def _compare(stage: _Stage, kept: list[list[int]], shown: list[str], is_back: Ca
         padding=(0, 1, 0, 0),
     )
     table.add_column("method")
-    for heading in (*_FORMS, "stays", "s/edit"):
+    for heading in (*FORMS, "stays", "s/edit"):
         table.add_column(heading, justify="right")
     table.add_row(f"{_METHODS[0]} (above)", *shown)
     left = {}
