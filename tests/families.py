@@ -152,7 +152,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "train_stop": True,
         "rank": 24,
         "n_others": 2,
-        "value_steps": 60,
+        "n_mentions": 0,
+        "value_lr": 0.2,
+        "value_steps": 90,
         "other_accepts": 0.5,
     },
     "elder": {
