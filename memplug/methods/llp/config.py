@@ -33,7 +33,7 @@ class LLPConfig:
     false_accepts: float = 1e-4
     """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
     threshold of calibrated keys follows from it (scope "answer")."""
-    other_accepts: float = 0.65
+    other_accepts: float = 0.55
     """Share of other questions about a subject that pass the gate, and are left to the value (scope
     "answer")."""
     rank: int = 512
