@@ -76,7 +76,7 @@ class LLPConfig:
     relative_lr: bool = True
     """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
     value_steps: int = 14
-    """Most steps for a value."""
+    """Most steps for a value (published: 64, or 128 for one model)."""
     stop_loss: float = 0.1
     """Training of a value ends when its loss is below this (published: 0.05)."""
     stop_divergence: float = 5e-2
