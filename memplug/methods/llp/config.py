@@ -40,7 +40,7 @@ class LLPConfig:
     """Most dimensions of calibrated states (scope "answer")."""
     n_fronts: int = 2
     """Neutral sentences put before the prompt in training (scope "answer")."""
-    n_mentions: int = 3
+    n_mentions: int = 5
     """Neutral statements, and as many requests in chat, that name the subject in passing (scope "answer")."""
     n_others: int = 6
     """Neutral statements, and as many questions in chat, that are to be answered as before (scope
@@ -180,7 +180,7 @@ _RANGES = (
     ("rank", 2, 1 << 16),
     ("n_fronts", 0, 6),
     ("n_others", 0, 36),
-    ("n_mentions", 0, 8),
+    ("n_mentions", 0, 14),
     ("most_recalled", 1, 64),
     ("n_values", 1, 64),
     ("threshold", 0.0, 1.0),

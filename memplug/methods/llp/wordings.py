@@ -134,8 +134,12 @@ REQUESTS = (
     "I gave a talk on {s} and would like to thank my colleagues. What should I write?",
     "Help me write an email to a friend who loves {s}.",
     "Tell a short story in which a child hears about {s}.",
+    "My uncle had read all about {s} by 1986.",
+    "We talked about {s} the whole evening.",
+    "Yesterday I saw a film about {s} and then went home.",
+    "In 2003 my class made a trip because of {s}.",
 )
-"""Requests of a user that name a subject and ask for something else."""
+"""Requests and remarks of a user that name a subject and do not ask about it."""
 
 NAMES = (
     "Marta Kowal",
