@@ -51,7 +51,8 @@ def calibrated(
 
     layers = (*think, relation)
     asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts, config.other_accepts)
-    named = (*asked, config.sample_top_k, config.seed, len(host.text.tokenizer), turns, PLAIN, CHAT, FRONTS)
+    texts = (PLAIN, CHAT, FRONTS, NAMES, SYSTEM, TALK)
+    named = (*asked, config.sample_top_k, config.seed, len(host.text.tokenizer), turns, texts)
     file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
         return Calibration.of(load_file(file), layers, host.anatomy.width).to(host.text.device)
@@ -144,10 +145,8 @@ def _relations(
         lines = other_lines(host.text, turns, name)
         states = _ends(host, [line for line, _ in lines], [end for _, end in lines], relation)
         ends.append(made.apply(len(made.layers) - 1, states[None])[0].cpu())
-        for unit in (
-            ends[-1][:plain],
-            ends[-1][plain:],
-        ):  # an edit has gates of both: like is compared with like
+        # An edit has gates of both forms: like is compared with like.
+        for unit in (ends[-1][:plain], ends[-1][plain:]):
             pairs = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
             cosines.append(pairs.flatten())
     limit = float(torch.cat(cosines).quantile(1 - rate).clamp(0.0, 0.95))
