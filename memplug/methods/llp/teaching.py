@@ -3,8 +3,8 @@
 A value is a prefix of b columns in every layer from the recall layer on. It begins as what the model makes of
 the prompt and its new answer there (the published initial value), and is moved by Adam in units of each
 dimension's own spread, so that a few steps are enough and huge dimensions do not set the scale. What it has
-to leave alone is held by the KL divergence to the base model. Edits are independent of each other but for that
-spread, which is measured over the prompts of the batch.
+to leave alone is held by the KL divergence to the base model. Edits are independent of each other but for
+that spread, which is measured over the prompts of the batch.
 
 Letters: E edits, b columns of a value, H key/value heads, w their width, V vocabulary.
 """
