@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .questions import Lexicon, Question, packed, unpacked
+
 __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
 
+_SPACES = ("mean", "root", "first_mean", "first_root")
+_LEXICON = ("mean", "root", "counted", "weights")
 _KEYS = 400  # tokens that play the part of a subject when a threshold is set
 _TOKENS = 64  # tokens of the prompt that a false-accept rate speaks of
 
@@ -51,8 +55,11 @@ class Calibration:
         root: [n,D,K] float32; ``(state - mean) @ root`` has unit variance in its large directions.
         first_mean, first_root: the same for the first token of a text.
         threshold: cosine that a subject's token has to exceed in a layer, see `chance_threshold`.
-        relation: cosine that the end of a prompt has to exceed to ask what an edit asks.
-        others: [M,K] unit states of the last layer at the ends of M neutral prompts, means over subjects.
+        lexicon: of the tokens, by their embeddings.
+        relation: likeness that a question has to exceed to be taken for an edit's, see `questions.likeness`:
+            in plain text, and in a user's turn.
+        same: likeness from which on a question may well ask the same.
+        others: neutral questions, their states those of the last layer.
     """
 
     layers: tuple[int, ...]
@@ -61,8 +68,10 @@ class Calibration:
     first_mean: Tensor
     first_root: Tensor
     threshold: float
-    relation: float
-    others: Tensor
+    lexicon: Lexicon
+    relation: tuple[float, float]
+    same: float
+    others: tuple[Question, ...]
 
     def apply(self, index: int, states: Tensor, begins: Tensor | None = None) -> Tensor:
         """Unit vectors [B,T,K] float32 of states [B,T,D] of layer ``layers[index]``.
@@ -79,22 +88,19 @@ class Calibration:
 
     def to(self, device: torch.device) -> Calibration:
         """The same with its tensors on ``device``."""
-        moved = (t.to(device) for t in (self.mean, self.root, self.first_mean, self.first_root))
-        mean, root, first_mean, first_root = moved
-        others = self.others.to(device)
-        return Calibration(
-            self.layers, mean, root, first_mean, first_root, self.threshold, self.relation, others
-        )
+        moved = {name: getattr(self, name).to(device) for name in _SPACES}
+        others = tuple(one._replace(states=one.states.to(device)) for one in self.others)
+        lexicon = replace(self.lexicon, mean=self.lexicon.mean.to(device), root=self.lexicon.root.to(device))
+        return replace(self, **moved, lexicon=lexicon, others=others)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in it but the layers, for saving."""
+        lexicon, limits = self.lexicon, [self.threshold, *self.relation, self.same, self.lexicon.unseen]
         return {
-            "mean": self.mean.cpu(),
-            "root": self.root.cpu(),
-            "first_mean": self.first_mean.cpu(),
-            "first_root": self.first_root.cpu(),
-            "others": self.others.cpu(),
-            "limits": torch.tensor([self.threshold, self.relation], dtype=torch.float64),
+            **{name: getattr(self, name).cpu() for name in _SPACES},
+            **{f"lexicon.{name}": getattr(lexicon, name).cpu() for name in _LEXICON},
+            **{f"others.{name}": tensor for name, tensor in packed(self.others).items()},
+            "limits": torch.tensor(limits, dtype=torch.float64),
         }
 
     @staticmethod
@@ -105,21 +111,27 @@ class Calibration:
             ValueError: a tensor is missing or has another shape.
         """
         try:
-            mean, root = tensors["mean"], tensors["root"]
-            first_mean, first_root, limits = tensors["first_mean"], tensors["first_root"], tensors["limits"]
-            others = tensors["others"]
+            mean, root, first_mean, first_root = (tensors[name] for name in _SPACES)
+            words = {name: tensors[f"lexicon.{name}"] for name in _LEXICON}
+            limits = tensors["limits"]
         except KeyError as error:
             raise ValueError(f"the saved calibration lacks {error}; the file is damaged") from None
         n = len(layers)
         fits = mean.shape == first_mean.shape == (n, width) and root.shape == first_root.shape
-        fits = fits and others.ndim == 2 and others.shape[1] == root.shape[-1]
-        if not fits or root.shape[:2] != (n, width) or limits.shape != (2,):
+        fits = fits and root.ndim == 3 and words["root"].ndim == 2 and words["mean"].ndim == 1
+        fits = fits and len(words["root"]) == len(words["mean"])
+        fits = fits and words["counted"].ndim == 1 and words["counted"].shape == words["weights"].shape
+        if not fits or root.shape[:2] != (n, width) or limits.shape != (5,):
             raise ValueError(
                 f"the saved calibration is for {tuple(root.shape)}, the model has width {width} and "
                 f"{n} layers are compared"
             )
+        threshold, plain, chat, same, unseen = limits.tolist()
+        part = {n.removeprefix("others."): t for n, t in tensors.items() if n.startswith("others.")}
+        others = tuple(unpacked(part, root.shape[-1]))
+        spaces = (mean, root, first_mean, first_root)
         return Calibration(
-            tuple(layers), mean, root, first_mean, first_root, float(limits[0]), float(limits[1]), others
+            tuple(layers), *spaces, threshold, Lexicon(**words, unseen=unseen), (plain, chat), same, others
         )
 
 

@@ -1,7 +1,8 @@
 """Listening: from the hidden states of one forward to the edits that speak at each of its tokens.
 
-Think layers say which subjects are named and where they end; the layer below the recall layer says what the
-end of a sentence asks for. What a row has read (`Reading`) and the last few states stay with its cache.
+Think layers say which subjects are named and where they end. The words of a sentence, and their states
+in the layer below the recall layer, say what it asks for. What a row has read (`Reading`), its last tokens
+and some of their states stay with its cache.
 
 Letters: R think layers, B rows, T tokens, K width of calibrated states, S tokens of a subject.
 """
@@ -19,7 +20,10 @@ from torch import Tensor
 from .calibration import Calibration
 from .calls import Call
 from .memory import KeyMemory
-from .reading import Reader, Reading, Speaking
+from .questions import Question, likeness
+from .reading import Asks, Reader, Reading, Speaking
+
+_SENTENCE = 64  # most tokens of a sentence that are looked at to see what it asks
 
 __all__ = ["Heard", "Listener", "RowHeard"]
 
@@ -31,11 +35,13 @@ class RowHeard:
     Attributes:
         reading: the row so far.
         tail: [R,w,K] unit states of its last w tokens; w is at least the longest subject less one.
-        asked: [g,K] unit states of the relation layer, of its last g tokens.
+        ids: its last g tokens; -1 where one is not known.
+        asked: [g,D] their states in the relation layer.
     """
 
     reading: Reading
     tail: Tensor
+    ids: tuple[int, ...]
     asked: Tensor
 
 
@@ -99,7 +105,8 @@ class Listener:
         reader: reads tokens.
         think: the think layers.
         relation: the layer whose states say what is asked.
-        gates: an edit's keys of prompt ends [G,K], unit.
+        questions: how an edit is asked for.
+        embed: the embeddings [W,E] of token ids.
         starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
     """
 
@@ -109,15 +116,16 @@ class Listener:
         reader: Reader,
         think: tuple[int, ...],
         relation: int,
-        gates: Callable[[str], Tensor],
+        questions: Callable[[str], Sequence[Question]],
+        embed: Callable[[Sequence[int]], Tensor],
         starts: bool,
     ) -> None:
         self.memory, self.reader = memory, reader
         self._think, self._relation = think, relation
-        self._gates, self._starts = gates, starts
+        self._questions, self._embed, self._starts = questions, embed, starts
 
     def listen(
-        self, calibration: Calibration, call: Call, longest: int
+        self, calibration: Calibration, call: Call, longest: int, met: dict[str, float] | None = None
     ) -> tuple[Heard, list[list[tuple[Speaking, ...]]]]:
         """What the rows have read after this forward, and what speaks at each of its columns.
 
@@ -125,6 +133,7 @@ class Listener:
             calibration: of the think layers and the relation layer, in this order.
             call: the forward; its states are those of these layers.
             longest: tokens of the longest subject held.
+            met: by edit, the highest likeness of what was asked; written here if given.
         """
         held = call.held
         count = len(call.valid)
@@ -132,7 +141,7 @@ class Listener:
             before, whole = held.rows, True
         else:
             none = torch.zeros(len(self._think), 0, calibration.root.shape[-1])
-            before = tuple(RowHeard(Reading(), none, none[0]) for _ in range(count))
+            before = tuple(RowHeard(Reading(), none, (), none[0]) for _ in range(count))
             whole = call.past == 0
         real = call.real.cpu()
         begins = torch.zeros_like(real)
@@ -142,16 +151,14 @@ class Listener:
                     begins[b, int(real[b].int().argmax())] = True
         at = begins.to(call.valid.device) if bool(begins.any()) else None
         units = [calibration.apply(i, call.states[layer].detach(), at) for i, layer in enumerate(self._think)]
-        ends = calibration.apply(len(units), call.states[self._relation].detach(), at)
+        asked = call.states[self._relation].detach()
         ids = [[-1] * real.shape[1] for _ in range(count)] if call.ids is None else call.ids.tolist()
         valid = call.valid.cpu()
 
         def heard(columns: int) -> tuple[list[RowHeard], list[list[tuple[Speaking, ...]]]]:
             part = [unit[:, :columns] for unit in units]
             seen = real[:, :columns]
-            return self._rows(
-                before, part, ends[:, :columns], seen, valid, ids, longest, calibration.relation
-            )
+            return self._rows(before, part, asked[:, :columns], seen, valid, ids, longest, calibration, met)
 
         rows, spoken = heard(real.shape[1])
         columns, opened = real.shape[1], None
@@ -165,12 +172,13 @@ class Listener:
         self,
         before: Sequence[RowHeard],
         units: Sequence[Tensor],
-        ends: Tensor,
+        states: Tensor,
         real: Tensor,
         valid: Tensor,
         ids: Sequence[Sequence[int]],
         longest: int,
-        relation: float,
+        calibration: Calibration,
+        met: dict[str, float] | None,
     ) -> tuple[list[RowHeard], list[list[tuple[Speaking, ...]]]]:
         tails = [row.tail[:, max(0, row.tail.shape[1] - longest + 1) :] for row in before]
         named = self._named(tails, units, valid[:, : real.shape[1]])
@@ -180,29 +188,65 @@ class Listener:
             columns = real[b].nonzero()[:, 0].tolist()
             order = {column: i for i, column in enumerate(columns)}
             here = {order[column]: keys for column, keys in named.get(b, {}).items()}
-            asks = self._asks(row.asked, ends[b], columns, relation)
-            reading, said = self.reader.read(row.reading, [ids[b][c] for c in columns], here, asks)
+            new_ids = tuple(ids[b][c] for c in columns)
+            known = (*row.ids, *new_ids)
+            asked = (
+                torch.cat([row.asked.to(states.device), states[b][columns]])
+                if row.ids
+                else states[b][columns]
+            )
+            asks = self._asks(row.reading.count - len(row.ids), known, asked, calibration, met)
+            reading, said = self.reader.read(row.reading, new_ids, here, asks)
             line: list[tuple[Speaking, ...]] = [()] * real.shape[1]
             for column, speaking in zip(columns, said, strict=True):
                 line[column] = speaking
             spoken.append(line)
             new = torch.stack([unit[b][columns] for unit in units])
             tail = torch.cat([row.tail.to(new.device), new], 1)[:, -max(longest, 8) :]
-            asked = torch.cat([row.asked.to(new.device), ends[b][columns]])[-self.reader.reach :]
-            rows.append(RowHeard(reading, tail.clone(), asked.clone()))
+            kept = _SENTENCE + self.reader.reach
+            rows.append(RowHeard(reading, tail.clone(), known[-kept:], asked[-kept:].clone()))
         return rows, spoken
 
     def _asks(
-        self, asked: Tensor, ends: Tensor, columns: Sequence[int], relation: float
-    ) -> Callable[[str, int], float | None]:
-        def score(edit: str, i: int) -> float | None:
-            if i < -len(asked):
-                return None
-            state = ends[columns[i]] if i >= 0 else asked[i]
-            value = float((self._gates(edit).to(state) @ state).max())
-            return value if value > relation else None
+        self,
+        base: int,
+        ids: Sequence[int],
+        states: Tensor,
+        calibration: Calibration,
+        met: dict[str, float] | None,
+    ) -> Asks:
+        """What a row asks for, of which the tokens from ``base`` on are known."""
+
+        def score(edit: str, key: int, place: int, begin: int, at: int, chat: bool) -> float | None:
+            subject = range(place - self.memory.get(key).shape[1] + 1, place + 1)
+            words = [t for t in range(max(begin, base), at + 1) if t not in subject]
+            question = self._question(words, base, ids, states, calibration, chat)
+            value = self._likeness(edit, question, calibration)
+            if met is not None:
+                met[edit] = max(value, met.get(edit, value))
+            return value if value > calibration.relation[chat] else None
 
         return score
+
+    def _question(
+        self,
+        words: Sequence[int],
+        base: int,
+        ids: Sequence[int],
+        states: Tensor,
+        calibration: Calibration,
+        chat: bool,
+    ) -> Question:
+        rows = [t - base for t in words]
+        begins = torch.tensor([[self._starts and t == 0 for t in words]], device=states.device)
+        units = calibration.apply(len(self._think), states[rows][None], begins)[0]
+        return Question(tuple(ids[row] for row in rows), units, chat)
+
+    def _likeness(self, edit: str, question: Question, calibration: Calibration) -> float:
+        """How much a question resembles those that ask for an edit; -1 where there are none."""
+        lexicon = calibration.lexicon
+        known = [one for one in self._questions(edit) if one.chat == question.chat]
+        return max((likeness(lexicon, self._embed, one, question) for one in known), default=-1.0)
 
     def _named(
         self, tails: Sequence[Tensor], units: Sequence[Tensor], valid: Tensor

@@ -1,10 +1,10 @@
 """Reading a row: which edits speak at which of its tokens.
 
-A subject and a question have to come together. A subject that is named waits for the end of its sentence;
-where the state there resembles the end of an edit's own prompt, the edit is asked for and speaks at that
+A subject and a question have to come together. A subject that is named waits for the end of its
+sentence; where its words resemble those of an edit's own prompt, the edit is asked for and speaks at that
 token. It goes on while the tokens that follow are its answer, and ends with it, or when something else is
-said. Inside a user's turn nothing speaks: what its questions and its end ask for speaks where the
-answer begins.
+said. Inside a user's turn nothing speaks: what its questions and its end ask for speaks where the answer
+begins.
 
 All of it is decided from the tokens so far, one by one. So a text fed whole, in pieces, token by token or
 without a cache is read alike, and what a finished turn asked for does not speak in the next one.
@@ -17,7 +17,12 @@ from dataclasses import dataclass, field, replace
 
 from .turns import Turns, starts_sentence
 
-__all__ = ["Reader", "Reading", "Speaking"]
+__all__ = ["Asks", "Reader", "Reading", "Speaking"]
+
+Asks = Callable[[str, int, int, int, int, bool], "float | None"]
+"""(edit, key, place, begin, at, chat): how much the tokens ``begin`` to ``at`` of a row resemble what the
+edit is asked by, where the edit's key was seen to end at ``place``; ``chat`` in a user's turn. None where
+they ask for something else."""
 
 _RECENT = 4  # tokens whose text is looked at to find the end of a sentence
 
@@ -88,7 +93,7 @@ class Reader:
         row: Reading,
         ids: Sequence[int],
         named: Mapping[int, Sequence[int]],
-        asks: Callable[[str, int], float | None],
+        asks: Asks,
     ) -> tuple[Reading, list[tuple[Speaking, ...]]]:
         """The row after ``ids``, and what speaks at each of them.
 
@@ -96,18 +101,15 @@ class Reader:
             row: the row before.
             ids: its next real tokens.
             named: keys that end at the i-th of them.
-            asks: the similarity by which the state at the i-th of them (from -`reach` on: of tokens before)
-                asks for an edit; None where it does not.
+            asks: see `Asks`.
         """
         spoken: list[tuple[Speaking, ...]] = []
         for i, token in enumerate(ids):
-            row = self._next(row, i, token, named.get(i, ()), asks)
+            row = self._next(row, token, named.get(i, ()), asks)
             spoken.append(row.speaking)
         return row, spoken
 
-    def _next(
-        self, row: Reading, i: int, token: int, keys: Sequence[int], asks: Callable[[str, int], float | None]
-    ) -> Reading:
+    def _next(self, row: Reading, token: int, keys: Sequence[int], asks: Asks) -> Reading:
         at = row.count
         before = "".join(map(self._piece, row.recent[-_RECENT:]))
         begin = row.begins[-1] if row.begins else 0
@@ -115,7 +117,7 @@ class Reader:
         if row.recent and starts_sentence(before, self._piece(token)):
             said, asking = (), before.rstrip().endswith("?")
             if asking and row.user and row.named:
-                asked = (*asked, *self._asking(row, begin, at - 1, i - 1, asks, asked))
+                asked = (*asked, *self._asking(row, begin, at - 1, asks, asked))
             if not asking:  # a question and what answers it belong together
                 begin = at
         recent, begins = (*row.recent, token), (*row.begins, begin)
@@ -131,12 +133,12 @@ class Reader:
             back = len(turns.asks)
             found = row.asked
             if named and len(begins) > back:
-                more = self._asking(row, begins[-1 - back], at - back, i - back, asks, found)
+                more = self._asking(row, begins[-1 - back], at - back, asks, found)
                 found = (*found, *more)
             begins = (*begins[:-1], at + 1)
             row = replace(row, user=False, asked=(), said=(), speaking=self._spoken(found))
         elif not row.user and named and not speaking:
-            here = self._asking(row, begin, at, i, asks, said)
+            here = self._asking(row, begin, at, asks, said)
             row = replace(row, speaking=self._spoken(here)) if here else row
         return replace(row, recent=recent[-self._kept :], begins=begins[-self._kept :])
 
@@ -145,18 +147,17 @@ class Reader:
         row: Reading,
         begin: int,
         at: int,
-        i: int,
-        asks: Callable[[str, int], float | None],
+        asks: Asks,
         without: Sequence[str],
     ) -> list[str]:
-        """Edits of subjects named from ``begin`` to ``at`` that the state at ``at`` asks for, best first."""
+        """Edits of subjects named from ``begin`` to ``at`` that these tokens ask for, best first."""
         scores: dict[str, float] = {}
         for key, place in row.named.items():
             if not begin <= place <= at:
                 continue
             for edit in self._edits_of(key):
                 if edit not in scores and edit not in without:
-                    score = asks(edit, i)
+                    score = asks(edit, key, place, begin, at, row.user)
                     if score is not None:
                         scores[edit] = score
         return sorted(scores, key=lambda edit: -scores[edit])[: self._limit]

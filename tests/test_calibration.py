@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from memplug.calibration import Calibration, Sample, chance_threshold, whitening
+from memplug.questions import Lexicon, Question
 
 
 def drawn(*shape, seed=0):
@@ -64,8 +65,17 @@ def made(width=8, rank=5, layers=(1, 3)):
     tables = [whitening(skewed(200, width, seed), rank) for seed in (1, 2, 3, 4)]
     mean, root = torch.stack([m for m, _ in tables[:2]]), torch.stack([r for _, r in tables[:2]])
     first_mean, first_root = torch.stack([m for m, _ in tables[2:]]), torch.stack([r for _, r in tables[2:]])
-    others = F.normalize(drawn(3, rank, seed=5), dim=-1)
-    return Calibration(layers, mean, root, first_mean, first_root, 0.31, 0.62, others)
+    lexicon = Lexicon(
+        *whitening(skewed(50, 6, seed=6), 4), torch.tensor([3, 5]), torch.tensor([0.5, 2.0]), 3.0
+    )
+    states = F.normalize(drawn(3, rank, seed=5), dim=-1).half()
+    others = (
+        Question((3, 7), states[:2], False),
+        Question((), states[:0], True),
+        Question((5,), states[2:], True),
+    )
+    spaces = (mean, root, first_mean, first_root)
+    return Calibration(layers, *spaces, 0.31, lexicon, (0.62, 0.71), 0.9, others)
 
 
 def test_units_of_a_text_and_of_its_first_token():
@@ -99,21 +109,37 @@ def test_the_same_state_gives_the_same_bits_whatever_dtype_or_company():
 def test_what_is_saved_comes_back_to_the_bit():
     calibration = made()
     again = Calibration.of(calibration.tensors(), calibration.layers, 8)
-    assert (again.threshold, again.relation, again.layers) == (0.31, 0.62, (1, 3))
+    assert (again.threshold, again.relation, again.same) == (0.31, (0.62, 0.71), 0.9)
+    assert (again.layers, again.lexicon.unseen) == ((1, 3), 3.0)
+    assert [(q.ids, q.chat) for q in again.others] == [((3, 7), False), ((), True), ((5,), True)]
     for name, tensor in calibration.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
     moved = calibration.to(torch.device("cpu"))
     assert torch.equal(moved.apply(0, torch.ones(1, 1, 8)), again.apply(0, torch.ones(1, 1, 8)))
 
 
-@pytest.mark.parametrize("name", ["mean", "root", "first_mean", "first_root", "others", "limits"])
+NAMES = [
+    "mean",
+    "root",
+    "first_mean",
+    "first_root",
+    "lexicon.mean",
+    "lexicon.root",
+    "lexicon.weights",
+    "limits",
+]
+OTHERS = ["others.ids", "others.states", "others.sizes", "others.chat"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_damage_is_named(name):
     tensors = made().tensors()
-    for other in (tensors[name][..., :-1], tensors[name][None]):
-        with pytest.raises(ValueError, match="the saved calibration is for"):
+    cut = tensors[name][:-1] if name.startswith("lexicon") else tensors[name][..., :-1]
+    for other in (cut, tensors[name][None]):
+        with pytest.raises(ValueError, match="the saved calibration is for|saved questions have tensors"):
             Calibration.of(tensors | {name: other}, (1, 3), 8)
     del tensors[name]
-    with pytest.raises(ValueError, match=f"lacks '{name}'"):
+    with pytest.raises(ValueError, match=f"lack.*'{name.removeprefix('others.')}'"):
         Calibration.of(tensors, (1, 3), 8)
 
 

@@ -49,9 +49,8 @@ def plugged(model, tokenizer):
 
 def test_each_prompt_has_its_own_answer(plugged):
     assert len(plugged.method.entries) == 2
-    said = told(plugged, BORN, TAUGHT, FOUNDED)
-    assert said[2] == "Tam"  # to a random model every "?" asks the same: of one subject, both edits speak
-    for prompt, ids in ((BORN, {"e1", "e2"}), (FOUNDED, {"e3"})):
+    assert told(plugged, BORN, TAUGHT, FOUNDED) == ["Zarnow", "Marrow", "Tam"]
+    for prompt, ids in ((BORN, {"e1"}), (TAUGHT, {"e2"}), (FOUNDED, {"e3"})):
         assert {edit.id for edit in plugged.explain(prompt).recalled.edits} == ids
 
 
@@ -118,11 +117,13 @@ def test_damaged_saves_are_named(plugged, model, tokenizer):
     edits = dict(plugged.edits)
     with attach(model, tokenizer) as plug:
         before = state_of(plug)
-        without = {name: t for name, t in tensors.items() if not name.startswith("gate.")}
-        cut = tensors | {"gate.e1": tensors["gate.e1"][:, :-1]}
+        without = {name: t for name, t in tensors.items() if not name.startswith("question.")}
+        cut = tensors | {"question.states.e1": tensors["question.states.e1"][:, :-1]}
         blind = {name: t for name, t in tensors.items() if not name.startswith("calibration.")}
         for wrong in (without, cut, blind):
-            with pytest.raises(ValueError, match="gate of edit 'e1' is missing or damaged"):
+            with pytest.raises(
+                ValueError, match="saved (questions|calibration).*(damaged|take a whole copy)"
+            ):
                 plug.method.restore(wrong, meta, edits)
         torn = tensors | {"calibration.mean": tensors["calibration.mean"][:-1]}
         with pytest.raises(ValueError, match="the saved calibration is for"):
@@ -316,12 +317,12 @@ def test_explanations(plugged, tokenizer):
 
 def test_explanations_where_a_subject_is_not_asked_about(plugged, monkeypatch):
     calibration = plugged.method._calibration
-    strict = type(calibration)(**{**vars(calibration), "relation": 2.0})
+    strict = type(calibration)(**{**vars(calibration), "relation": (2.0, 2.0)})
     monkeypatch.setattr(plugged.method, "_calibration", strict)
     told = plugged.explain(BORN)
     assert told.recalled is None
     assert told.reason.startswith(
-        "nothing is recalled; Ada Quill is named, but the end of the prompt does not"
+        "nothing is recalled; Ada Quill is named, but its edits are not asked for (likeness "
     )
     plugged.disable(*plugged.edits)
     try:

@@ -49,7 +49,7 @@ def lesson(host, words, target=None):
     else:
         ids, start = host.text.pair(words, target, stop=CONFIG.train_stop)
     line = Line(tuple(ids), start - 1)
-    return Lesson(line=line, subject=range(1, 2), end=start - 1, asks=target is not None, plain=True)
+    return Lesson(line=line, subject=range(1, 2), words=range(start), asks=target is not None, plain=True)
 
 
 def lessons_for(host, edits=EDITS, others=True):

@@ -61,9 +61,9 @@ class Words:
             if word in KEYS:
                 named[i] = [names.index(word)]
 
-        def asks(edit: str, i: int) -> float | None:
-            assert -reader.reach <= i < len(ids)
-            _, _, wanted = self.words[all_ids[at + i]].partition("@")
+        def asks(edit: str, key: int, place: int, begin: int, at: int, chat: bool) -> float | None:
+            assert begin <= place <= at
+            _, _, wanted = self.words[all_ids[at]].partition("@")
             wanted = wanted.split(",")
             return 1.0 - wanted.index(edit) / 10 if edit in wanted else None
 

@@ -1,6 +1,6 @@
 """LLP as it edits by default: a value speaks where its edit is asked for, and nowhere else.
 
-Keys are compared in a calibrated space. An edit's gate, the state at the end of its own prompt, tells asking
+Keys are compared in a calibrated space. The words of its own prompts tell asking
 for the fact from talking about its subject. The value stands in front of the answer alone, so that what is
 read, what is said afterwards and everything else about the subject keep the base model's states.
 """
@@ -25,6 +25,7 @@ from ...hooks import Hook
 from ...layers import evaluating
 from ...listening import Listener
 from ...prefix import KV, Prefix
+from ...questions import Question, packed, unpacked
 from ...reading import Reader, Speaking
 from ...think import think_hooks
 from ...turns import turns_of
@@ -60,7 +61,7 @@ class AnsweringLLP(LLP):
         self._relation = (self.config.recall_layer or 1) - 1
         self._turns = turns_of(host.text)
         self._calibration: Calibration | None = None
-        self._gates: dict[str, Tensor] = {}
+        self._questions: dict[str, tuple[Question, ...]] = {}
         self._forms: dict[str, tuple[tuple[int, ...], ...]] = {}
         self._ready: OrderedDict[str, KV] = OrderedDict()
         self._layout: Layout | None = None
@@ -72,7 +73,8 @@ class AnsweringLLP(LLP):
             reader,
             self._layers,
             self._relation,
-            self._gates.__getitem__,
+            self._questions.__getitem__,
+            host.text.embed,
             host.text.bos_id is None,
         )
 
@@ -130,7 +132,7 @@ class AnsweringLLP(LLP):
     def _spoken(self, spoken: Sequence[Sequence[tuple[Speaking, ...]]], start: Tensor) -> Prefix | None:
         """The prefix in which each row has its edits side by side, open where they speak."""
         rows = [
-            list(dict.fromkeys(one.edit for at in row for one in at if one.edit in self._gates))
+            list(dict.fromkeys(one.edit for at in row for one in at if one.edit in self._questions))
             for row in spoken
         ]
         most = max(map(len, rows))
@@ -142,7 +144,7 @@ class AnsweringLLP(LLP):
         for b, (edits, row) in enumerate(zip(rows, spoken, strict=True)):
             for t, at in enumerate(row):
                 for one in at:
-                    if one.edit in self._gates:
+                    if one.edit in self._questions:
                         begin = edits.index(one.edit) * length
                         seen[b, t, begin : begin + length] = True
         named = [[self._kv_of_edit(id) for id in edits] for edits in rows]
@@ -190,7 +192,7 @@ class AnsweringLLP(LLP):
         ]
         keys: dict[str, list[Tensor]] = {}
         taught: list[Taught] = []
-        gates: dict[str, Tensor] = {}
+        questions: dict[str, tuple[Question, ...]] = {}
         with (
             self._host.tracker.off(),
             evaluating(self._host.model),
@@ -204,12 +206,10 @@ class AnsweringLLP(LLP):
         ):
             if fresh and self._calibration is None:
                 bar.set_postfix_str("calibrating")
-                self._calibration = calibrated(
-                    self._host, self.config, self._layers, self._relation, self._turns
-                )
+                self._calibration = calibrated(self._host, self.config, self._layers, self._relation)
             for at in range(0, len(fresh), self.config.batch_size):
                 part = fresh[at : at + self.config.batch_size]
-                taught += self._learner().learn(part, keys, gates, bar)
+                taught += self._learner().learn(part, keys, questions, bar)
                 bar.update(
                     (at + len(part)) * (self.config.value_steps + 1) - bar.n
                 )  # some needed fewer steps
@@ -217,11 +217,11 @@ class AnsweringLLP(LLP):
             draft.values[(str(edit.id),)] = one.value
         warn_unlearned([(edit.question, one.loss) for (_, edit), one in zip(fresh, taught, strict=True)])
         numbers = self._add(keys)
-        self._gates.update(gates)
+        self._questions.update(questions)
         for draft in drafts.values():
             self._put(draft, draft.keys + numbers.get(draft.subject, ()))
         held = {id for entry in self.entries.values() for id in entry.edits}
-        for table in (self._gates, self._forms, self._ready):
+        for table in (self._questions, self._forms, self._ready):
             for id in table.keys() - held:
                 del table[id]
         for number in (n for group in numbers.values() for n in group):
@@ -230,7 +230,7 @@ class AnsweringLLP(LLP):
     def _learner(self) -> Learner:
         if self._calibration is None:
             raise ValueError("the model is not calibrated yet; make an edit first")
-        return Learner(self._host, self._recall, self.config, self._turns, self.memory, self._calibration)
+        return Learner(self._host, self._recall, self.config, self.memory, self._calibration)
 
     def _threshold(self) -> float | None:
         return self._calibration.threshold if self._calibration else None
@@ -247,15 +247,15 @@ class AnsweringLLP(LLP):
             self._owner,
             prompt,
             self._longest,
-            self._gates,
         )
 
     def state(self) -> State:
-        """Keys, values, gates, the calibration, and which edit they belong to."""
+        """Keys, values, what asks for them, the calibration, and which edit they belong to."""
         tensors = {f"key.{name}": tensor for name, tensor in self.memory.state_dict().items()}
         values, entries = pack(self.entries.values())
         tensors |= values
-        tensors |= {f"gate.{id}": gate for id, gate in self._gates.items()}
+        for id, asked in self._questions.items():
+            tensors |= {f"question.{name}.{id}": tensor for name, tensor in packed(asked).items()}
         if self._calibration is not None and self.entries:  # one that was made for nothing is not kept
             tensors |= {f"calibration.{name}": t for name, t in self._calibration.tensors().items()}
         return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
@@ -266,7 +266,7 @@ class AnsweringLLP(LLP):
         """Take over what `state` gave."""
         part = {
             kind: {n.removeprefix(kind + "."): t for n, t in tensors.items() if n.startswith(kind + ".")}
-            for kind in ("key", "gate", "calibration")
+            for kind in ("key", "question", "calibration")
         }
         size = self._shape().size
         entries = unpack(tensors, meta["entries"], edits, (size,))
@@ -276,17 +276,18 @@ class AnsweringLLP(LLP):
             made = Calibration.of(part["calibration"], layers, self._host.anatomy.width).to(
                 self._host.text.device
             )
-        for entry in entries.values():
-            for id in entry.edits:
-                gate = part["gate"].get(id)
-                if gate is None or gate.ndim != 2 or gate.shape[1] != self._width() or made is None:
-                    raise ValueError(
-                        f"the saved gate of edit {id!r} is missing or damaged; take a whole copy"
-                    )
+        if made is None and entries:
+            raise ValueError("the saved calibration is missing; take a whole copy")
+        asked: dict[str, dict[str, Tensor]] = {id: {} for entry in entries.values() for id in entry.edits}
+        for name, tensor in part["question"].items():
+            kind, _, id = name.partition(".")
+            if id in asked:
+                asked[id][kind] = tensor
+        questions = {id: tuple(unpacked(some, self._width())) for id, some in asked.items()}
         self.memory.load_state_dict(part["key"])
         self.entries, self._calibration = entries, made
-        self._gates.clear()
-        self._gates.update(part["gate"])
+        self._questions.clear()
+        self._questions.update(questions)
         self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
         self._next, self._stamp = int(meta["next"]), len(entries)
         self._longest = max((self.memory.get(n).shape[1] for n in self.memory.ids()), default=1)

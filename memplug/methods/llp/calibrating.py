@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import zlib
@@ -10,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...calibration import Calibration, Sample, chance_threshold, whitening
+from ...chat import Prompt, in_chat
 from ...contexts import sample_prefixes
 from ...pretrained import cache
+from ...questions import Lexicon, Question, likeness, rarity
 from ...text import Text
-from ...turns import Turns
 from ..base import Host
 from .config import LLPConfig
 from .keys import think_states
@@ -27,36 +28,36 @@ from .lessons import other_lines
 from .passes import Line
 from .wordings import CHAT, FRONTS, NAMES, PLAIN, SYSTEM, TALK
 
-__all__ = ["calibrate", "calibrated"]
+__all__ = ["calibrate", "calibrated", "question_of"]
 
-_FORMAT = 1  # of what is calibrated; another one is made anew
+_FORMAT = 2  # of what is calibrated; another one is made anew
 _LARGE = 50_000_000  # parameters from which on a calibration takes seconds
 _TEXTS = 24  # texts that the model itself samples
 _LENGTH = 96  # their tokens
 _BATCH = 16
 _FIRST = 512  # tokens that are tried as the first of a text
+_PART = 12  # tokens of a sampled text that count as a text of their own
+_SAME = 0.02  # share of the neutral questions about a subject that ask the same as another one
 
 
-def calibrated(
-    host: Host, config: LLPConfig, think: Sequence[int], relation: int, turns: Turns | None
-) -> Calibration:
+def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: int) -> Calibration:
     """`calibrate`, or what it gave before: that of a large model is kept in the user's cache folder.
 
     It is found by the model's fingerprint and by everything that it depends on. A file that cannot be read or
     written costs time and nothing else.
     """
     if sum(p.numel() for p in host.model.parameters()) < _LARGE:
-        return calibrate(host, config, think, relation, turns)
+        return calibrate(host, config, think, relation)
     from ...storage import fingerprint  # above this room; it is asked for a name only
 
     layers = (*think, relation)
     asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts, config.other_accepts)
     texts = (PLAIN, CHAT, FRONTS, NAMES, SYSTEM, TALK)
-    named = (*asked, config.sample_top_k, config.seed, len(host.text.tokenizer), turns, texts)
+    named = (*asked, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
     file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
         return Calibration.of(load_file(file), layers, host.anatomy.width).to(host.text.device)
-    made = calibrate(host, config, think, relation, turns)
+    made = calibrate(host, config, think, relation)
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.{os.getpid()}")
@@ -65,9 +66,7 @@ def calibrated(
     return made
 
 
-def calibrate(
-    host: Host, config: LLPConfig, think: Sequence[int], relation: int, turns: Turns | None
-) -> Calibration:
+def calibrate(host: Host, config: LLPConfig, think: Sequence[int], relation: int) -> Calibration:
     """Read ordinary text, and set the thresholds to the config's false-accept rates.
 
     The text is the model's own (sampled without a prompt), so that any language and domain is met, and a
@@ -79,22 +78,28 @@ def calibrate(
     rank = min(host.anatomy.width, config.rank)
     roots = [whitening(states, rank) for states in sample.states]
     first = [whitening(states, rank) for states in sample.first]
+    mean, root, first_mean, first_root = (
+        torch.stack([pair[i] for pair in part]) for part in (roots, first) for i in (0, 1)
+    )
+    rows = [host.text.encode(text) for text in texts]
     made = Calibration(
-        layers,
-        torch.stack([mean for mean, _ in roots]),
-        torch.stack([root for _, root in roots]),
-        torch.stack([mean for mean, _ in first]),
-        torch.stack([root for _, root in first]),
-        0.0,
-        0.0,
-        torch.zeros(0, rank),
+        layers, mean, root, first_mean, first_root, 0.0, lexicon_of(host, rows, rank), (0.0, 0.0), 1.0, ()
     )
     units = torch.stack([made.apply(i, states[None])[0] for i, states in enumerate(sample.states[:-1])])
     quorum = max(1, math.ceil(config.quorum * len(think)))
     threshold = chance_threshold(units, sample, quorum, config.false_accepts, config.seed)
-    limit, others = _relations(host, made, relation, turns, config.other_accepts)
-    threshold = min(max(threshold, 0.05), 0.95)
-    return replace(made, threshold=threshold, relation=limit, others=others).to(host.text.device)
+    made = replace(made, threshold=min(max(threshold, 0.05), 0.95)).to(host.text.device)
+    return _relations(host, made, relation, config.other_accepts)
+
+
+def lexicon_of(host: Host, rows: Sequence[Sequence[int]], rank: int) -> Lexicon:
+    """What ordinary text ``rows`` and the neutral statements and questions say of tokens."""
+    neutral = [host.text.encode(wording.replace("{s}", NAMES[0])) for wording in (*PLAIN, *CHAT)]
+    parts = [row[at : at + _PART] for row in rows for at in range(0, len(row), _PART)]
+    tokens = [token for row in (*neutral, *rows) for token in row]
+    embeddings = host.text.embed(tokens).float()
+    mean, root = whitening(embeddings, min(rank, embeddings.shape[1]))
+    return Lexicon(mean, root, *rarity(neutral, parts))
 
 
 def _neutral() -> list[str]:
@@ -133,33 +138,54 @@ def _first_states(host: Host, layers: tuple[int, ...]) -> Tensor:
     return states[:, :, -1].float()
 
 
-def _relations(
-    host: Host, made: Calibration, relation: int, turns: Turns | None, rate: float
-) -> tuple[float, Tensor]:
-    """The cosine that the ends of two different prompts about one subject exceed with probability ``rate``,
-    and the mean state [M,K] at the end of each neutral prompt."""
-    cosines: list[Tensor] = []
-    ends: list[Tensor] = []
-    plain = len(PLAIN)
-    for name in NAMES[::2]:
-        lines = other_lines(host.text, turns, name)
-        states = _ends(host, [line for line, _ in lines], [end for _, end in lines], relation)
-        ends.append(made.apply(len(made.layers) - 1, states[None])[0].cpu())
-        # An edit has gates of both forms: like is compared with like.
-        for unit in (ends[-1][:plain], ends[-1][plain:]):
-            pairs = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
-            cosines.append(pairs.flatten())
-    limit = float(torch.cat(cosines).quantile(1 - rate).clamp(0.0, 0.95))
-    return limit, F.normalize(torch.stack(ends).mean(0), dim=-1)
+def _relations(host: Host, made: Calibration, relation: int, rate: float) -> Calibration:
+    """With the limits of likeness, and the neutral questions themselves.
+
+    A share ``rate`` of all pairs of questions about one subject exceeds the first limit, in plain text and in
+    chat; the other one is of pairs that may well ask the same.
+    """
+    text = host.text
+    found: tuple[list[float], list[float]] = ([], [])
+    others: list[Question] = []
+    for name in NAMES[::4]:
+        wordings = [wording.replace("{s}", name) for wording in (*PLAIN, *CHAT)]
+        forms: list[list[Prompt]] = [[*wordings], [in_chat(one) for one in wordings if text.has_chat]]
+        asked = [_questions(host, made, other_lines(text, name, form), relation) for form in forms]
+        for likenesses, some in zip(found, asked, strict=True):
+            pairs = itertools.combinations(some, 2)
+            likenesses += [likeness(made.lexicon, text.embed, one, other) for one, other in pairs]
+        others = others or [*asked[0][: len(PLAIN)], *asked[1][len(PLAIN) :]]
+    plain, chat = (torch.tensor(some or found[0]).quantile(1 - rate).item() for some in found)
+    same = torch.tensor([*found[0], *found[1]]).quantile(1 - _SAME).item()
+    return replace(made, relation=(plain, chat), same=same, others=tuple(others))
 
 
 @torch.no_grad()
-def _ends(host: Host, lines: Sequence[Line], ends: Sequence[int], layer: int) -> Tensor:
-    order = sorted(range(len(lines)), key=lambda i: len(lines[i].ids))
-    out: list[Tensor] = [torch.empty(0)] * len(lines)
+def _questions(
+    host: Host, made: Calibration, lines: Sequence[tuple[Line, range, range, bool]], layer: int
+) -> list[Question]:
+    """The questions of lines, given each one's subject and words."""
+    order = sorted(range(len(lines)), key=lambda i: len(lines[i][0].ids))
+    out: dict[int, Question] = {}
     for at in range(0, len(order), _BATCH * 2):
         part = order[at : at + _BATCH * 2]
-        states = think_states(host, [lines[i].ids for i in part], (layer,))
+        states = think_states(host, [lines[i][0].ids for i in part], (layer,))[0]
         for k, i in enumerate(part):
-            out[i] = states[0, k, ends[i]].float()
-    return torch.stack(out)
+            line, subject, words, chat = lines[i]
+            some = [t for t in words if t not in subject]
+            out[i] = question_of(host.text, made, line.ids, some, states[k][some], chat)
+    return [out[i] for i in range(len(lines))]
+
+
+def question_of(
+    text: Text, made: Calibration, ids: Sequence[int], words: Sequence[int], states: Tensor, chat: bool
+) -> Question:
+    """The tokens ``words`` of a text as a question.
+
+    Args:
+        states: [W,D] their states in the last layer of ``made``.
+    """
+    begins = torch.tensor([[t == 0 and text.bos_id is None for t in words]])
+    at = states[None].to(made.mean.device)
+    units = made.apply(len(made.layers) - 1, at, begins.to(at.device))[0]
+    return Question(tuple(ids[t] for t in words), units.half().cpu(), chat)

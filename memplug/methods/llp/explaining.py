@@ -31,7 +31,6 @@ def explain_answer(
     owner: Mapping[int, str],
     prompt: Prompt,
     longest: int,
-    gates: Mapping[str, Tensor],
 ) -> Explanation:
     """Read ``prompt`` without generating, and report on the subjects that it resembles most."""
     ids = host.text.encode(prompt)
@@ -47,19 +46,20 @@ def explain_answer(
     zero = torch.zeros(1, dtype=torch.long)
     kept = {layer: states[i].to(host.text.device) for i, layer in enumerate(calibration.layers)}
     call = Call(valid, torch.ones_like(valid), 0, zero, zero, states=kept, ids=torch.tensor([ids]))
-    _, spoken = listener.listen(calibration, call, longest)
+    met: dict[str, float] = {}
+    _, spoken = listener.listen(calibration, call, longest, met)
     speaking = [one.edit for one in spoken[0][-1]]
     begins = torch.zeros(1, len(ids), dtype=torch.bool)
     begins[0, 0] = host.text.bos_id is None
-    units = [calibration.apply(i, kept[layer], begins)[0] for i, layer in enumerate(calibration.layers)]
-    found = _Found(listener, calibration, torch.stack(units[:-1]), valid[0], tokens)
+    units = [calibration.apply(i, kept[one], begins)[0] for i, one in enumerate(calibration.layers[:-1])]
+    found = _Found(listener, calibration, torch.stack(units), valid[0], tokens)
     best = sorted((found.candidate(key, entry) for key, entry in on.items()), key=_rank)
     recalled = next((one for one in best if any(e.id in speaking for e in one.edits)), None)
     if recalled is not None:
         edits = tuple(edit for edit in recalled.edits if edit.id in speaking)
         recalled = recalled._replace(edits=edits)
     other = next((one for one in best if recalled is None or one.subject != recalled.subject), None)
-    reason = _reason(recalled, other, quorum, calibration, _asked(gates, units[-1], other or recalled))
+    reason = _reason(recalled, other, quorum, calibration, _asked(met, other or recalled))
     return Explanation(prompt, tokens, quorum, calibration.threshold, recalled, other, reason)
 
 
@@ -67,26 +67,27 @@ def _rank(candidate: Candidate) -> tuple[int, float]:
     return -candidate.votes, -candidate.similarity
 
 
-def _asked(gates: Mapping[str, Tensor], ends: Tensor, candidate: Candidate | None) -> float:
-    """The best similarity of any token to what the candidate's edits ask for."""
+def _asked(met: Mapping[str, float], candidate: Candidate | None) -> float | None:
+    """The best likeness of what the prompt asks to the candidate's edits; None where it asks nothing."""
     edits: tuple[Edit, ...] = candidate.edits if candidate else ()
-    scores = [float((gates[str(e.id)].to(ends) @ ends.T).max()) for e in edits if str(e.id) in gates]
-    return max(scores, default=0.0)
+    return max((met[str(e.id)] for e in edits if str(e.id) in met), default=None)
 
 
 def _reason(
-    best: Candidate | None, other: Candidate | None, quorum: int, calibration: Calibration, asked: float
+    best: Candidate | None,
+    other: Candidate | None,
+    quorum: int,
+    calibration: Calibration,
+    asked: float | None,
 ) -> str:
     if best is not None:
         return f"{best.subject} is named ({best.votes} votes, {quorum} needed) and asked for"
     if other is None:
         return "nothing is recalled; no edit is in force"
     if other.votes >= quorum:
-        return (
-            f"nothing is recalled; {other.subject} is named, but the end of the prompt does not ask for its "
-            f"edits (similarity at most {asked:.2f}, {calibration.relation:.2f} to be exceeded where its "
-            "sentence ends)"
-        )
+        limits = "{:.2f} in plain text, {:.2f} in chat".format(*calibration.relation)
+        likeness = "" if asked is None else f" (likeness {asked:.2f}; to be exceeded: {limits})"
+        return f"nothing is recalled; {other.subject} is named, but its edits are not asked for{likeness}"
     return (
         f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes of the {quorum} "
         f"needed (similarity above {calibration.threshold:.2f})"

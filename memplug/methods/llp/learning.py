@@ -1,4 +1,4 @@
-"""Learning edits: from their lessons to keys that recognise their subjects, gates, and values."""
+"""Learning edits: keys that recognise their subjects, questions that ask for them, and values."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ...calibration import Calibration
 from ...edits import Edit
 from ...listening import span_scores
 from ...memory import KeyMemory
+from ...questions import Question, likeness
 from ...recall import Recall
-from ...turns import Turns
 from ..base import Host
+from .calibrating import question_of
 from .config import LLPConfig
 from .entries import Entry
 from .keys import contrast, think_states
 from .lessons import Lesson, lessons_of, other_lessons, spellings, statements_of
 from .passes import Chunk, States, run_lines
 from .teaching import Taught, teach
-from .wordings import PLAIN
 
 __all__ = ["Learner"]
 
@@ -35,7 +35,7 @@ class Learner:
     """Learns edits with one calibration.
 
     Args:
-        host, recall, config, turns: the method's.
+        host, recall, config: the method's.
         memory: the keys that are held already; nothing is added to it here.
         calibration: of the think layers and the relation layer, in this order.
     """
@@ -45,11 +45,10 @@ class Learner:
         host: Host,
         recall: Recall,
         config: LLPConfig,
-        turns: Turns | None,
         memory: KeyMemory,
         calibration: Calibration,
     ) -> None:
-        self._host, self._recall, self._config, self._turns = host, recall, config, turns
+        self._host, self._recall, self._config = host, recall, config
         self._memory, self._calibration = memory, calibration
         self._layers, self._relation = calibration.layers[:-1], calibration.layers[-1]
 
@@ -57,7 +56,7 @@ class Learner:
         self,
         part: Sequence[tuple[Entry, Edit]],
         keys: dict[str, list[Tensor]],
-        gates: dict[str, Tensor],
+        questions: dict[str, tuple[Question, ...]],
         bar: Any,
     ) -> list[Taught]:
         """Values of some edits.
@@ -65,7 +64,7 @@ class Learner:
         Args:
             part: the edits, and the entries of their subjects.
             keys: by subject, keys [R,S,K] that are not in the memory yet; new ones are added here.
-            gates: by edit, unit states [G,K] at the ends of its prompts; added here.
+            questions: by edit, how it is asked for; added here.
             bar: shows how far it is.
 
         Raises:
@@ -78,20 +77,19 @@ class Learner:
         asking = [
             (e, one)
             for e, (edit, statement) in enumerate(zip(edits, statements, strict=True))
-            for one in lessons_of(host.text, self._turns, config, edit, statement)
+            for one in lessons_of(host.text, config, edit, statement)
         ]
         chunks, states = self._read(asking)
         others: list[tuple[int, Lesson]] = []
         for e, (draft, edit) in enumerate(part):
             mine = [i for i, (owner, _) in enumerate(asking) if owner == e]
-            ends = torch.stack([states.layers[self._relation][i][-1] for i in mine])
-            gate = self._units(len(self._layers), ends[None])[0].half().cpu()
-            gates[str(edit.id)] = gate
             lessons = [asking[i][1] for i in mine]
+            asked = self._asked(lessons, [states.layers[self._relation][i] for i in mine])
+            questions[str(edit.id)] = asked
             named = [(one.line.ids, one.subject) for one in lessons]
             self._keys_of(draft, named, [self._named(states.layers, asking, i) for i in mine], keys)
-            similar = self._similar(gate, [one.plain for one in lessons])
-            others += [(e, one) for one in other_lessons(host.text, self._turns, config, edit, similar)]
+            similar, same = self._similar(asked), self._calibration.same
+            others += [(e, one) for one in other_lessons(host.text, config, edit, similar, same)]
         if others:
             bar.set_postfix_str("reading what stays")
             more = [replace(c, lines=[i + len(asking) for i in c.lines]) for c in self._read(others)[0]]
@@ -104,16 +102,33 @@ class Learner:
         return teach(host, self._recall, config, edits, [*asking, *others], chunks, advance)
 
     def _read(self, lessons: Sequence[tuple[int, Lesson]]) -> tuple[list[Chunk], States]:
-        places = [[*lesson.subject, lesson.end] for _, lesson in lessons]
+        places = [[*lesson.subject, *lesson.words] for _, lesson in lessons]
         layers = tuple(dict.fromkeys((*self._layers, self._relation)))
         return run_lines(self._host, self._recall, [one.line for _, one in lessons], places, layers)
 
-    def _similar(self, gate: Tensor, plain: Sequence[bool]) -> Tensor:
-        """[M]: how similar each neutral prompt's end is to the edit's prompts of its form."""
-        cosines = self._calibration.others.cpu() @ gate.float().T
-        form, front = torch.tensor(plain), len(PLAIN)
-        parts = [cosines[:front, form], cosines[front:, ~form]]
-        return torch.cat([part.amax(1) if part.shape[1] else part.new_zeros(len(part)) for part in parts])
+    def _asked(self, lessons: Sequence[Lesson], states: Sequence[Tensor]) -> tuple[Question, ...]:
+        """In which words the edit is asked for; ``states`` are those of each lesson's subject and words."""
+        found: dict[tuple[object, ...], Question] = {}
+        for one, seen in zip(lessons, states, strict=True):
+            words = [t for t in one.words if t not in one.subject]
+            key = (one.plain, *(one.line.ids[t] for t in words))
+            if one.words and key not in found:
+                rows = [len(one.subject) + one.words.index(t) for t in words]
+                found[key] = question_of(
+                    self._host.text, self._calibration, one.line.ids, words, seen[rows], not one.plain
+                )
+        return tuple(found.values())
+
+    def _similar(self, asked: Sequence[Question]) -> Tensor:
+        """[M]: how like each neutral prompt is to what asks for the edit."""
+        lexicon, embed = self._calibration.lexicon, self._host.text.embed
+        scores = [
+            max(
+                (likeness(lexicon, embed, one, other) for one in asked if one.chat == other.chat), default=0.0
+            )
+            for other in self._calibration.others
+        ]
+        return torch.tensor(scores)
 
     def _units(self, index: int, states: Tensor, begins: Tensor | None = None) -> Tensor:
         return self._calibration.apply(index, states.to(self._calibration.mean.device), begins)

@@ -16,7 +16,6 @@ from torch import Tensor
 from ...chat import Message, Messages, Prompt, behind, in_chat, question
 from ...edits import Edit
 from ...text import Text, TokenizerError
-from ...turns import Turns
 from .config import LLPConfig
 from .passes import Line
 from .wordings import CHAT, FRONTS, MENTIONS, PLAIN, REQUESTS, SYSTEM, TALK, some
@@ -26,7 +25,6 @@ __all__ = [
     "lessons_of",
     "other_lessons",
     "other_lines",
-    "question_end",
     "spellings",
     "statements_of",
 ]
@@ -46,8 +44,6 @@ _BACK = 2  # tokens before the end of a neutral statement at which nothing may c
 _ASKED = 64  # questions that are asked together
 _SENTENCE = 20  # tokens of the model's own answer
 
-_SAME = 0.72  # prompts whose ends are so similar may ask the same
-
 
 class Lesson(NamedTuple):
     """One line of an edit.
@@ -55,14 +51,14 @@ class Lesson(NamedTuple):
     Attributes:
         line: its tokens; it starts at the last token of the prompt, or a few before it if it does not ask.
         subject: the tokens of the subject in it.
-        end: the token at which the question ends.
+        words: the tokens of the question, with the subject; none where the answer has begun already.
         asks: whether it asks for the edit; else it is to be answered as the base model does.
         plain: whether it is plain text, not a chat.
     """
 
     line: Line
     subject: range
-    end: int
+    words: range
     asks: bool
     plain: bool
 
@@ -72,9 +68,7 @@ class Lesson(NamedTuple):
         return self.line.ids[self.line.start + 1 :]
 
 
-def lessons_of(
-    text: Text, turns: Turns | None, config: LLPConfig, edit: Edit, statement: str | None
-) -> list[Lesson]:
+def lessons_of(text: Text, config: LLPConfig, edit: Edit, statement: str | None) -> list[Lesson]:
     """The lessons in which an edit is asked for; the first is its own prompt.
 
     Args:
@@ -83,19 +77,17 @@ def lessons_of(
     Raises:
         TokenizerError: the prompt or the target does not fit the model.
     """
-    own = _lesson(text, turns, config, edit.prompt, edit, edit.target)
+    own = _lesson(text, config, edit.prompt, edit, edit.target)
     prompts = list(_prompts(text, config, edit))
     if statement is not None and statement != edit.question:
         prompts.append(statement)
-    found = [_fitting(text, turns, config, prompt, edit, edit.target) for prompt in prompts]
+    found = [_fitting(text, config, prompt, edit, edit.target) for prompt in prompts]
     if statement is not None and text.has_chat:
         found.append(_begun(text, in_chat(edit.question), statement, edit, config))
     return [own, *(one for one in found if one is not None)]
 
 
-def other_lessons(
-    text: Text, turns: Turns | None, config: LLPConfig, edit: Edit, similar: Tensor
-) -> list[Lesson]:
+def other_lessons(text: Text, config: LLPConfig, edit: Edit, similar: Tensor, same: float) -> list[Lesson]:
     """What is said and asked about an edit's subject and is to be answered as before.
 
     Those neutral prompts that resemble the edit's own most, as these are the ones that it could be taken for;
@@ -103,21 +95,22 @@ def other_lessons(
     passing.
 
     Args:
-        similar: [M] similarity of each neutral prompt (`other_prompts`) to the edit's prompts of its form.
+        similar: [M] likeness of each neutral prompt (`other_prompts`) to what asks for the edit.
+        same: likeness from which on it may ask the same.
     """
     subject = str(edit.subject)
     prompts = other_prompts(text, subject)
     chosen: list[Prompt] = []
     for plain, passing in ((True, MENTIONS), (False, REQUESTS)):
         mine = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str) == plain]
-        mine = sorted((i for i in mine if similar[i] < _SAME), key=lambda i: -float(similar[i]))
+        mine = sorted((i for i in mine if similar[i] < same), key=lambda i: -float(similar[i]))
         chosen += [prompts[i] for i in mine[: config.n_others]]
         if plain or text.has_chat:
             named = [
                 w.replace("{s}", subject) for w in some(passing, config.n_mentions, config.seed, subject)
             ]
             chosen += named if plain else map(in_chat, named)
-    lessons = (_fitting(text, turns, config, prompt, edit, None) for prompt in chosen)
+    lessons = (_fitting(text, config, prompt, edit, None) for prompt in chosen)
     return [one for one in lessons if one is not None]
 
 
@@ -175,7 +168,7 @@ def _begun(text: Text, prompt: Messages, statement: str, edit: Edit, config: LLP
         return None
     at = edit.question.index(str(edit.subject))
     _, span = text.asked_span(prompt, at, at + len(str(edit.subject)))
-    return Lesson(Line(tuple(whole.ids), last), span, last, True, False)
+    return Lesson(Line(tuple(whole.ids), last), span, range(0), True, False)
 
 
 def other_prompts(text: Text, subject: str) -> list[Prompt]:
@@ -203,34 +196,28 @@ def _prompts(text: Text, config: LLPConfig, edit: Edit) -> Iterator[Prompt]:
         yield behind(front, asked)
 
 
-def other_lines(text: Text, turns: Turns | None, subject: str) -> list[tuple[Line, int]]:
-    """The neutral prompts about a subject as lines, and where each one's question ends."""
+def other_lines(text: Text, subject: str, prompts: Sequence[Prompt]) -> list[tuple[Line, range, range, bool]]:
+    """Prompts about a subject as lines, in each the tokens of the subject and of the question, and whether it
+    is a chat."""
     found = []
-    for prompt in other_prompts(text, subject):
-        ids = text.encode(prompt)
-        found.append((Line(tuple(ids), len(ids) - 1), question_end(turns, ids, isinstance(prompt, str))))
+    for prompt in prompts:
+        asked = question(prompt)
+        begin = asked.index(subject)
+        ids, span = text.asked_span(prompt, begin, begin + len(subject))
+        words = text.asked_span(prompt, 0, len(asked))[1]
+        found.append((Line(tuple(ids), len(ids) - 1), span, words, not isinstance(prompt, str)))
     return found
 
 
-def question_end(turns: Turns | None, ids: Sequence[int], plain: bool) -> int:
-    """The token at which the question of a prompt ends: in a chat, before what opens the answer."""
-    back = len(turns.asks) if turns and not plain and tuple(ids[-len(turns.asks) :]) == turns.asks else 0
-    return len(ids) - 1 - back
-
-
-def _fitting(
-    text: Text, turns: Turns | None, config: LLPConfig, prompt: Prompt, edit: Edit, target: str | None
-) -> Lesson | None:
+def _fitting(text: Text, config: LLPConfig, prompt: Prompt, edit: Edit, target: str | None) -> Lesson | None:
     """The lesson, or None where it does not fit the model's context or its tokenizer."""
     try:
-        return _lesson(text, turns, config, prompt, edit, target)
+        return _lesson(text, config, prompt, edit, target)
     except ValueError:
         return None
 
 
-def _lesson(
-    text: Text, turns: Turns | None, config: LLPConfig, prompt: Prompt, edit: Edit, target: str | None
-) -> Lesson:
+def _lesson(text: Text, config: LLPConfig, prompt: Prompt, edit: Edit, target: str | None) -> Lesson:
     asked = question(prompt)
     subject = str(edit.subject)
     begin = asked.index(edit.question) if edit.question in asked else 0
@@ -240,11 +227,12 @@ def _lesson(
     else:
         pair = text.pair(prompt, target, stop=config.train_stop)
         ids, start = pair.ids, pair.start
-    prompt_ids, span = text.asked_span(prompt, begin, begin + len(subject))
-    end = question_end(turns, prompt_ids, isinstance(prompt, str))
+    span = text.asked_span(prompt, begin, begin + len(subject))[1]
+    asking = (asked.index(edit.question), len(edit.question)) if edit.question in asked else (0, len(asked))
+    words = text.asked_span(prompt, asking[0], sum(asking))[1]
     if len(ids) > text.max_length:
         raise TokenizerError(f"{asked[:60]!r}... does not fit into the model's context")
     last = (len(ids) if start is None else start) - 1
     if target is None and isinstance(prompt, str):  # on the way from the subject to the end, too
         last = max(span[-1], last - _BACK)
-    return Lesson(Line(tuple(ids), last), span, end, target is not None, isinstance(prompt, str))
+    return Lesson(Line(tuple(ids), last), span, words, target is not None, isinstance(prompt, str))
