@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checked import check_rest, shaped
+
 __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
 
 _KEYS = 400  # tokens that play the part of a subject when a threshold is set
@@ -98,29 +100,27 @@ class Calibration:
         }
 
     @staticmethod
-    def of(tensors: Mapping[str, Tensor], layers: Sequence[int], width: int) -> Calibration:
-        """What `tensors` gave.
+    def of(tensors: Mapping[str, Tensor], layers: Sequence[int], width: int, kept: int) -> Calibration:
+        """What `tensors` gave, for these layers of a model of width D of which K dimensions are kept.
 
         Raises:
-            ValueError: a tensor is missing or has another shape.
+            ValueError: a tensor is missing, has another shape or type, or values that are not finite.
         """
+        n, wide = len(layers), torch.float32
         try:
-            mean, root = tensors["mean"], tensors["root"]
-            first_mean, first_root, limits = tensors["first_mean"], tensors["first_root"], tensors["limits"]
-            others = tensors["others"]
-        except KeyError as error:
-            raise ValueError(f"the saved calibration lacks {error}; the file is damaged") from None
-        n = len(layers)
-        fits = mean.shape == first_mean.shape == (n, width) and root.shape == first_root.shape
-        fits = fits and others.ndim == 2 and others.shape[1] == root.shape[-1]
-        if not fits or root.shape[:2] != (n, width) or limits.shape != (2,):
-            raise ValueError(
-                f"the saved calibration is for {tuple(root.shape)}, the model has width {width} and "
-                f"{n} layers are compared"
+            mean, first_mean = (shaped(tensors, name, (n, width), wide) for name in ("mean", "first_mean"))
+            root, first_root = (
+                shaped(tensors, name, (n, width, kept), wide) for name in ("root", "first_root")
             )
-        return Calibration(
-            tuple(layers), mean, root, first_mean, first_root, float(limits[0]), float(limits[1]), others
-        )
+            threshold, relation = shaped(tensors, "limits", (2,), torch.float64).tolist()
+            others = shaped(tensors, "others", (None, kept), wide)
+            check_rest(tensors, ("mean", "first_mean", "root", "first_root", "limits", "others"))
+        except ValueError as error:
+            raise ValueError(
+                f"the saved calibration is damaged, or is for another model ({error}); this one has width "
+                f"{width} and {n} layers are compared"
+            ) from error
+        return Calibration(tuple(layers), mean, root, first_mean, first_root, threshold, relation, others)
 
 
 def whitening(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def _change(
 
         plug = load(folder, *load_model(model, device, dtype))
         change(plug)
-        plug.save(folder)
+        plug.save(folder, overwrite=False)
         typer.echo(repr(plug.edits))
 
 
@@ -89,7 +89,7 @@ def edit(
         loaded = load_model(model, device, dtype)
         plug = attach(*loaded, method or "llp", preset=preset) if is_new else load(folder, *loaded)
         plug.edit(wanted)
-        plug.save(folder)
+        plug.save(folder, overwrite=False)  # another command may have saved there meanwhile
         typer.echo(repr(plug.edits))
 
 

@@ -98,7 +98,7 @@ def test_the_same_state_gives_the_same_bits_whatever_dtype_or_company():
 
 def test_what_is_saved_comes_back_to_the_bit():
     calibration = made()
-    again = Calibration.of(calibration.tensors(), calibration.layers, 8)
+    again = Calibration.of(calibration.tensors(), calibration.layers, 8, calibration.root.shape[-1])
     assert (again.threshold, again.relation, again.layers) == (0.31, 0.62, (1, 3))
     for name, tensor in calibration.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
@@ -110,18 +110,18 @@ def test_what_is_saved_comes_back_to_the_bit():
 def test_damage_is_named(name):
     tensors = made().tensors()
     for other in (tensors[name][..., :-1], tensors[name][None]):
-        with pytest.raises(ValueError, match="the saved calibration is for"):
-            Calibration.of(tensors | {name: other}, (1, 3), 8)
+        with pytest.raises(ValueError, match=f"the saved calibration is .*{name}"):
+            Calibration.of(tensors | {name: other}, (1, 3), 8, made().root.shape[-1])
     del tensors[name]
-    with pytest.raises(ValueError, match=f"lacks '{name}'"):
-        Calibration.of(tensors, (1, 3), 8)
+    with pytest.raises(ValueError, match=f"'{name}' is missing"):
+        Calibration.of(tensors, (1, 3), 8, made().root.shape[-1])
 
 
 def test_another_model_is_refused():
     tensors = made().tensors()
     for layers, width in (((1, 2, 3), 8), ((1, 3), 9)):
-        with pytest.raises(ValueError, match=f"the model has width {width} and {len(layers)} layers"):
-            Calibration.of(tensors, layers, width)
+        with pytest.raises(ValueError, match=f"this one has width {width} and {len(layers)} layers"):
+            Calibration.of(tensors, layers, width, made().root.shape[-1])
 
 
 def spoken(words, texts, width=24, layers=2, seed=0):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..storage import write_atomically
+from ..files import write_atomically
 from .contenders import Contender
 from .folder import plain
 

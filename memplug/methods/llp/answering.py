@@ -20,12 +20,14 @@ from tqdm.auto import tqdm
 from ...calibration import Calibration
 from ...calls import hold
 from ...chat import Prompt
-from ...edits import Edit
+from ...checked import check_rest, shaped
+from ...edits import Edit, EditTable
 from ...hooks import Hook
 from ...layers import evaluating
 from ...listening import Listener
 from ...prefix import KV, Prefix
 from ...reading import Reader, Speaking
+from ...shown import brief
 from ...think import think_hooks
 from ...turns import turns_of
 from ..base import Host, State
@@ -260,35 +262,28 @@ class AnsweringLLP(LLP):
             tensors |= {f"calibration.{name}": t for name, t in self._calibration.tensors().items()}
         return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over what `state` gave."""
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
         part = {
             kind: {n.removeprefix(kind + "."): t for n, t in tensors.items() if n.startswith(kind + ".")}
-            for kind in ("key", "gate", "calibration")
+            for kind in ("key", "value", "gate", "calibration")
         }
-        size = self._shape().size
-        entries = unpack(tensors, meta["entries"], edits, (size,))
+        check_rest(tensors, (f"{kind}.{name}" for kind in part for name in part[kind]))
+        entries = unpack(tensors, meta["entries"], edits, (self._shape().size,), torch.float16)
         layers = (*self._layers, self._relation)
         made = None
-        if part["calibration"]:
-            made = Calibration.of(part["calibration"], layers, self._host.anatomy.width).to(
-                self._host.text.device
-            )
-        for entry in entries.values():
-            for id in entry.edits:
-                gate = part["gate"].get(id)
-                if gate is None or gate.ndim != 2 or gate.shape[1] != self._width() or made is None:
-                    raise ValueError(
-                        f"the saved gate of edit {id!r} is missing or damaged; take a whole copy"
-                    )
-        self.memory.load_state_dict(part["key"])
-        self.entries, self._calibration = entries, made
+        if part["calibration"] or entries:
+            made = Calibration.of(part["calibration"], layers, self._host.anatomy.width, self._width())
+        gates = {id: shaped(tensors, f"gate.{id}", (None, self._width()), torch.float16) for id in edits}
+        check_rest(part["gate"], gates)
+        values = {ids for entry in entries.values() for ids in entry.values}
+        for id, gate in gates.items():
+            if (id,) not in values or not len(gate):
+                raise ValueError(f"the value or the gate of edit {brief(id)} is missing or empty")
+        self._take_over(tensors, entries, meta)
+        self._calibration = None if made is None else made.to(self._host.text.device)
         self._gates.clear()
-        self._gates.update(part["gate"])
-        self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
-        self._next, self._stamp = int(meta["next"]), len(entries)
+        self._gates.update(gates)
         self._longest = max((self.memory.get(n).shape[1] for n in self.memory.ids()), default=1)
         self._forms.clear()
         self._ready.clear()

@@ -55,7 +55,9 @@ def calibrated(
     named = (*asked, config.sample_top_k, config.seed, len(host.text.tokenizer), turns, texts)
     file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
-        return Calibration.of(load_file(file), layers, host.anatomy.width).to(host.text.device)
+        width = host.anatomy.width
+        made = Calibration.of(load_file(file), layers, width, min(width, config.rank))
+        return made.to(host.text.device)
     made = calibrate(host, config, think, relation, turns)
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
