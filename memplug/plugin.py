@@ -272,6 +272,7 @@ class Plug:
         asked = as_prompt(prompt)
         if not question(asked).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        self._text.check_size(asked)
         self._text.check_length(self._text.encode(asked), asked)
         return self.method.explain(asked)
 

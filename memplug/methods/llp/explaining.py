@@ -12,6 +12,7 @@ from ...calls import Call
 from ...chat import Prompt
 from ...edits import Edit
 from ...listening import Listener, span_scores
+from ...shown import printable
 from ..base import Host
 from .entries import Entry
 from .explain import Candidate, Explanation, LayerVote
@@ -78,18 +79,19 @@ def _reason(
     best: Candidate | None, other: Candidate | None, quorum: int, calibration: Calibration, asked: float
 ) -> str:
     if best is not None:
-        return f"{best.subject} is named ({best.votes} votes, {quorum} needed) and asked for"
+        return f"{printable(best.subject)} is named ({best.votes} votes, {quorum} needed) and asked for"
     if other is None:
         return "nothing is recalled; no edit is in force"
+    subject = printable(other.subject)
     if other.votes >= quorum:
         return (
-            f"nothing is recalled; {other.subject} is named, but the end of the prompt does not ask for its "
-            f"edits (similarity at most {asked:.2f}, {calibration.relation:.2f} to be exceeded where its "
+            f"nothing is recalled; {subject} is named, but the end of the prompt does not ask for its edits "
+            f"(similarity at most {asked:.2f}, {calibration.relation:.2f} to be exceeded where its "
             "sentence ends)"
         )
     return (
-        f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes of the {quorum} "
-        f"needed (similarity above {calibration.threshold:.2f})"
+        f"nothing is recalled; the closest subject, {subject}, has {other.votes} votes of the "
+        f"{quorum} needed (similarity above {calibration.threshold:.2f})"
     )
 
 

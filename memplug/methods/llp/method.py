@@ -303,7 +303,9 @@ class LLP:
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
         """Take over what `state` gave; see `Method.restore`."""
         check_rest(tensors, (name for name in tensors if name.startswith(("key.", "value."))))
-        entries = unpack(tensors, meta["entries"], edits, (None, self._host.anatomy.width), torch.float32)
+        entries = unpack(
+            tensors, meta["entries"], edits, (self.config.n_values, self._host.anatomy.width), torch.float32
+        )
         if any(entry.on and not len(entry.values.get(entry.on, ())) for entry in entries.values()):
             raise ValueError("the value of edits in force is missing")
         self._take_over(tensors, entries, meta)
