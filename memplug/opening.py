@@ -117,7 +117,7 @@ def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
     try:
         with learning():
             storage.fill(plug, saved)
-        plug.knows(Path(path), saved.version)
+        plug.saves.add(Path(path), saved.version)
     except BaseException:
         plug.detach()
         raise

@@ -7,7 +7,6 @@ guards what every method promises: all or nothing, and the model as it was in th
 from __future__ import annotations
 
 import inspect
-import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from .layers import dissect, learning
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import listed, numbered
+from .saves import Saves
 from .text import Text
 
 __all__ = ["Plug", "check_free", "plug_of"]
@@ -41,6 +41,7 @@ class Plug:
         method: the method at work (``plug.method.config`` holds its constants).
         name: the method's name.
         layers: dotted name of the decoder layers.
+        saves: the saves that it was loaded from or made.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Plug:
         self._edits: dict[str, Edit] = {}
         self._off: set[str] = set()
         self._count = 0
-        self._saves: dict[str, set[str]] = {}  # by folder, the saves in it that this plug knows
+        self.saves = Saves()
         self._paused = 0
         self._lock = threading.RLock()
         self._hooks: HookSet | None = HookSet([*tracker.hooks(self._wanted), *self.method.hooks()])
@@ -300,13 +301,7 @@ class Plug:
         self._check_attached()
         folder = Path(path)
         with self._lock:
-            known = self._saves.get(os.path.realpath(folder))
-            anything = overwrite or (overwrite is None and known is None)
-            storage.save(folder, self, None if anything else frozenset(known or ()))
-
-    def knows(self, folder: Path, version: str) -> None:
-        """Note that this plug was loaded from this save in ``folder``, or makes it; see `storage.save`."""
-        self._saves.setdefault(os.path.realpath(folder), set()).add(version)
+            storage.save(folder, self, self.saves.replaceable(folder, overwrite))
 
     def detach(self) -> None:
         """Leave the model as it was: no hook, no attribute, no changed weight. Detaching twice is fine."""

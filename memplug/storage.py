@@ -99,16 +99,8 @@ def save(folder: Path, plug: Plug, allowed: Set[str] | None) -> None:
         SaveError: ``folder`` is a file, has other things in it, holds a save that may not be replaced, or
             cannot be written; what was there before is as it was.
     """
-    if folder.exists() and not folder.is_dir():
-        raise SaveError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and not (folder / MANIFEST).is_file() and not all(map(_ours, folder.iterdir())):
-        raise SaveError(f"{folder} has files that are not a saved plug; name an empty or a new folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(
-            f"{folder} cannot be made ({error.strerror}); name a folder you can write to"
-        ) from error
+    with saving(folder):
+        _make(folder)
     tensors, meta = plug.method.state()
     with plug.paused():  # a method may have changed weights; the name is the base model's
         base = fingerprint(plug.model)
@@ -127,10 +119,30 @@ def save(folder: Path, plug: Plug, allowed: Set[str] | None) -> None:
         _check_turn(folder, allowed)
         file, digest = _write_tensors(folder, tensors)
         data = sealed({**values, "tensors": {"file": file, "sha256": digest}})
-        # Before it is made: it may be there even where this is broken off.
-        plug.knows(folder, hashlib.sha256(data).hexdigest())
-        write_atomically(folder / MANIFEST, data)
+        version = hashlib.sha256(data).hexdigest()
+        # Before it is made: where that is broken off, it may be there all the same.
+        plug.saves.tried.add(version)
+        try:
+            write_atomically(folder / MANIFEST, data)
+        except OSError:
+            with suppress(LoadError, OSError):  # the new tensors are in the way on a full disk
+                _tidy(folder, read_manifest(folder)[0].file if (folder / MANIFEST).exists() else None)
+            raise
         _tidy(folder, file)
+    plug.saves.add(folder, version)
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise SaveError(f"{folder} is a file; name a folder")
+    if folder.is_dir() and not (folder / MANIFEST).is_file() and not all(map(_ours, folder.iterdir())):
+        raise SaveError(f"{folder} has files that are not a saved plug; name an empty or a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError(
+            f"{folder} cannot be made ({error.strerror}); name a folder you can write to"
+        ) from error
 
 
 def _check_turn(folder: Path, allowed: Set[str] | None) -> None:
@@ -148,8 +160,8 @@ def _check_turn(folder: Path, allowed: Set[str] | None) -> None:
         )
 
 
-def _tidy(folder: Path, file: str) -> None:
-    """Remove what earlier saves left. The save is made: what cannot be removed is left to the next one."""
+def _tidy(folder: Path, file: str | None) -> None:
+    """Remove what saves left, but not this tensor file. What cannot be removed is left to the next save."""
     with suppress(OSError):
         for left in filter(_ours, folder.iterdir()):
             if left.is_dir() and not left.is_symlink():
