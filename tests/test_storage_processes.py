@@ -115,11 +115,9 @@ def test_a_process_that_is_killed_leaves_a_whole_save_and_no_lock(start, base, t
             time.sleep(0.05 + 0.2 * draw.random())
         finally:
             saver.end()
-        begin = time.monotonic()
         with memplug.load(folder, base, tokenizer) as plug:
             assert list(plug.edits) == ["e1"]
             plug.save(folder)
-        assert time.monotonic() - begin < 30
         memplug.load(folder, base, tokenizer).detach()
         assert len(list(folder.iterdir())) == 3
 

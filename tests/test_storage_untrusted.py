@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import damage
 import pytest
@@ -58,7 +57,6 @@ def test_what_is_no_plain_file_is_not_read(name, kind, folder, base, tokenizer):
     shutil.copy(file, folder / "elsewhere")
     file.unlink()
     LINKS[kind](file)
-    begin = time.monotonic()
     trace = Trace(base)
     with pytest.raises(
         LoadError, match=f"is {' '.join(kind.split()[:2])}, not a plain file, and is not read"
@@ -68,7 +66,6 @@ def test_what_is_no_plain_file_is_not_read(name, kind, folder, base, tokenizer):
     if name == "plug.json":
         with pytest.raises(LoadError, match="not a plain file"):
             peek(folder)
-    assert time.monotonic() - begin < 20
 
 
 def test_a_pipe_does_not_hang_the_command_line(folder):
