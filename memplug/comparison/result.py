@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_atomically
+from ..files import SaveError, write_atomically
 from ..shown import printable
 from .contenders import Contender
 from .folder import plain
@@ -191,7 +191,8 @@ def failed(contender: Contender, seed: int, error: BaseException) -> dict[str, A
 
 def is_failure(error: Exception) -> bool:
     """Whether an exception says something about the method, and not about the disk."""
-    return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return not full and not isinstance(error, SaveError)
 
 
 _HEADINGS = ("eff.", "gen.", "spec.", "same", "port.")
