@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checked import check_rest, shaped
 from .questions import Lexicon, Question, packed, unpacked
 
 __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
@@ -95,44 +96,55 @@ class Calibration:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in it but the layers, for saving."""
-        lexicon, limits = self.lexicon, [self.threshold, *self.relation, self.same, self.lexicon.unseen]
+        lexicon, limits = self.lexicon, [self.threshold, *self.relation, self.same]
         return {
             **{name: getattr(self, name).cpu() for name in _SPACES},
             **{f"lexicon.{name}": getattr(lexicon, name).cpu() for name in _LEXICON},
-            **{f"others.{name}": tensor for name, tensor in packed(self.others).items()},
+            "lexicon.unseen": torch.tensor(lexicon.unseen, dtype=torch.float64),
+            **packed(self.others, "others."),
             "limits": torch.tensor(limits, dtype=torch.float64),
         }
 
     @staticmethod
-    def of(tensors: Mapping[str, Tensor], layers: Sequence[int], width: int) -> Calibration:
-        """What `tensors` gave.
+    def of(
+        tensors: Mapping[str, Tensor], layers: Sequence[int], width: int, kept: int, embedded: int
+    ) -> Calibration:
+        """What `tensors` gave, for these layers of a model of width D of which K dimensions are kept, with
+        embeddings of width E.
 
         Raises:
-            ValueError: a tensor is missing or has another shape.
+            ValueError: a tensor is missing, has another shape or type, or values that are not finite.
         """
+        n, wide = len(layers), torch.float32
         try:
-            mean, root, first_mean, first_root = (tensors[name] for name in _SPACES)
-            words = {name: tensors[f"lexicon.{name}"] for name in _LEXICON}
-            limits = tensors["limits"]
-        except KeyError as error:
-            raise ValueError(f"the saved calibration lacks {error}; the file is damaged") from None
-        n = len(layers)
-        fits = mean.shape == first_mean.shape == (n, width) and root.shape == first_root.shape
-        fits = fits and root.ndim == 3 and words["root"].ndim == 2 and words["mean"].ndim == 1
-        fits = fits and len(words["root"]) == len(words["mean"])
-        fits = fits and words["counted"].ndim == 1 and words["counted"].shape == words["weights"].shape
-        if not fits or root.shape[:2] != (n, width) or limits.shape != (5,):
-            raise ValueError(
-                f"the saved calibration is for {tuple(root.shape)}, the model has width {width} and "
-                f"{n} layers are compared"
+            mean, first_mean = (shaped(tensors, name, (n, width), wide) for name in ("mean", "first_mean"))
+            root, first_root = (
+                shaped(tensors, name, (n, width, kept), wide) for name in ("root", "first_root")
             )
-        threshold, plain, chat, same, unseen = limits.tolist()
-        part = {n.removeprefix("others."): t for n, t in tensors.items() if n.startswith("others.")}
-        others = tuple(unpacked(part, root.shape[-1]))
+            lexicon = _lexicon(tensors, embedded, min(kept, embedded))
+            limits = shaped(tensors, "limits", (4,), torch.float64).tolist()
+            others = tuple(unpacked(tensors, "others.", kept))
+            words = (f"lexicon.{name}" for name in (*_LEXICON, "unseen"))
+            rest = (name for name in tensors if name.startswith("others."))
+            check_rest(tensors, (*_SPACES, *words, *rest, "limits"))
+        except ValueError as error:
+            raise ValueError(
+                f"the saved calibration is damaged, or is for another model ({error}); this one has width "
+                f"{width} and {n} layers are compared"
+            ) from error
+        threshold, plain, chat, same = limits
         spaces = (mean, root, first_mean, first_root)
-        return Calibration(
-            tuple(layers), *spaces, threshold, Lexicon(**words, unseen=unseen), (plain, chat), same, others
-        )
+        return Calibration(tuple(layers), *spaces, threshold, lexicon, (plain, chat), same, others)
+
+
+def _lexicon(tensors: Mapping[str, Tensor], embedded: int, kept: int) -> Lexicon:
+    wide = torch.float32
+    mean = shaped(tensors, "lexicon.mean", (embedded,), wide)
+    root = shaped(tensors, "lexicon.root", (embedded, kept), wide)
+    counted = shaped(tensors, "lexicon.counted", (None,), torch.int64)
+    weights = shaped(tensors, "lexicon.weights", (len(counted),), wide)
+    unseen = shaped(tensors, "lexicon.unseen", (), torch.float64).item()
+    return Lexicon(mean, root, counted, weights, unseen)
 
 
 def whitening(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:

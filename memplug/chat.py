@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .shown import printable
+
 __all__ = [
     "ROLES",
     "Given",
@@ -215,8 +217,9 @@ def show(prompt: Prompt) -> str:
 
 
 def quoted(prompt: Prompt) -> str:
-    """A prompt for a message: a string in quotation marks; messages as `show` gives them."""
-    return repr(prompt) if isinstance(prompt, str) else show(prompt)
+    """A prompt for a message, every non-printable character escaped: a string in quotation marks; messages as
+    `show` gives them."""
+    return repr(prompt) if isinstance(prompt, str) else printable(show(prompt))
 
 
 def to_json(prompt: Prompt) -> str | list[dict[str, str]]:

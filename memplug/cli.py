@@ -14,6 +14,7 @@ import typer
 
 from .commands.compare import compare, report
 from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
+from .shown import printable
 
 if TYPE_CHECKING:
     from .chat import Prompt
@@ -47,7 +48,7 @@ def _change(
 
         plug = load(folder, *load_model(model, device, dtype))
         change(plug)
-        plug.save(folder)
+        plug.save(folder, overwrite=False)
         typer.echo(repr(plug.edits))
 
 
@@ -89,7 +90,7 @@ def edit(
         loaded = load_model(model, device, dtype)
         plug = attach(*loaded, method or "llp", preset=preset) if is_new else load(folder, *loaded)
         plug.edit(wanted)
-        plug.save(folder)
+        plug.save(folder, overwrite=False)  # another command may have saved there meanwhile
         typer.echo(repr(plug.edits))
 
 
@@ -132,7 +133,7 @@ def list_(folder: Folder) -> None:
         from .storage import peek
 
         method, table = peek(folder)
-        typer.echo(f"method {method}: {table!r}")
+        typer.echo(f"method {printable(method)}: {table!r}")
 
 
 @app.command()
@@ -196,7 +197,8 @@ def ask(
         with plug.paused():
             before = answers() if base else [""] * len(prompts)
         for prompt, read, new, old in zip(prompts, asked, edited, before, strict=True):
-            typer.echo(f"{prompt} {new}" + (f"   (base model: {old})" if base else ""))
+            beside = f"   (base model: {printable(old)})" if base else ""
+            typer.echo(f"{printable(prompt)} {printable(new)}{beside}")
             if explain:
                 typer.echo(str(plug.explain(read)))
 

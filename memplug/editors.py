@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from .storage import FORMAT, LoadError, fingerprint, write_atomically
+from .files import LoadError, saving, write_atomically
+from .manifest import FORMAT, parsed
+from .storage import fingerprint
 
 __all__ = ["SavedEditor", "check_constants", "read_editor", "shipped_editor", "unlike", "write_editor"]
 
@@ -48,6 +50,9 @@ def write_editor(
 
     A crash leaves what was there before. With ``half``, float32 matrices are stored in float16 (those that it
     can hold; statistics, vectors and numbers stay as they are).
+
+    Raises:
+        SaveError: the file cannot be written.
     """
     head = {
         "format": FORMAT,
@@ -55,11 +60,12 @@ def write_editor(
         "config": asdict(config),
         "model": {"class": type(model).__name__, "fingerprint": fingerprint(model)},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if half:
         plain = {name: _halved(tensor) for name, tensor in plain.items()}
-    write_atomically(path, dump_tensors(plain, metadata={_KEY: json.dumps(head, ensure_ascii=False)}))
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, dump_tensors(plain, metadata={_KEY: json.dumps(head, ensure_ascii=False)}))
 
 
 def _halved(tensor: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ def check_constants(saved: SavedEditor, constants: Mapping[str, Any]) -> None:
 def _read(path: Path) -> tuple[dict[str, Any], SavedEditor]:
     try:
         with safe_open(path, "pt") as file:
-            head = json.loads((file.metadata() or {})[_KEY])
+            head = parsed((file.metadata() or {})[_KEY])
             if not isinstance(head["format"], int) or head["format"] > FORMAT:
                 raise LoadError(
                     f"{path} has format {head['format']}, this memplug reads up to {FORMAT}; upgrade memplug"

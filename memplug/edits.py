@@ -23,6 +23,7 @@ from .chat import (
     show,
     turn_with,
 )
+from .shown import printable
 from .subjects import find_subject
 
 __all__ = [
@@ -57,8 +58,8 @@ class Edit:
     the edit is learned.
 
     Raises:
-        EditError: a text is not a string, is empty or cannot be written, messages that are no prompt (see
-            `as_prompt`), or the subject is not in the question.
+        EditError: a text is not a string, is empty, too long or cannot be written, messages that are no
+            prompt (see `as_prompt`), or the subject is not in the question.
     """
 
     prompt: Prompt
@@ -71,6 +72,12 @@ class Edit:
             object.__setattr__(self, "prompt", as_prompt(self.prompt))
         except PromptError as error:
             raise EditError(str(error)) from error
+        said = (self.prompt,) if isinstance(self.prompt, str) else tuple(turn.content for turn in self.prompt)
+        size = sum(len(part) for part in (*said, self.target) if isinstance(part, str))
+        if size > _MOST:
+            raise EditError(
+                f"prompt and target have {size} characters, an edit has {_MOST} at most; shorten it"
+            )
         for name in ("prompt", "target", "subject", "id"):
             if name == "prompt" and not isinstance(self.prompt, str):
                 continue
@@ -261,9 +268,9 @@ class EditTable(Mapping[str, Edit]):
         rows: list[tuple[str, ...]] = [("id", "", "prompt", "target", "subject")]
         rows += [
             (
-                str(e.id),
+                printable(e.id),
                 "off" if e.id in self._off else "on",
-                *map(_one_line, (_brief(e.prompt), e.target, e.subject)),
+                *map(printable, (_brief(e.prompt), e.target, e.subject)),
             )
             for e in self.values()
         ]
@@ -282,6 +289,7 @@ class EditTable(Mapping[str, Edit]):
         )
 
 
+_MOST = 1 << 20  # characters of an edit; ten million take half a minute to become tokens
 _WIDTH = 60  # of a table's column, at most
 
 
@@ -293,10 +301,6 @@ def _brief(prompt: Prompt) -> str:
     return f"[chat, {len(prompt)} turns] {question(prompt)}"
 
 
-def _one_line(text: str | None) -> str:
-    return str(text).replace("\n", "\\n")
-
-
 def _first(ids: Iterable[str]) -> str:
-    shown = list(ids)
+    shown = [printable(id) for id in ids]
     return f" ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})" if shown else ""

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checked import many, names, number, shaped, table, whole
 from .entries import Entry, Part, Whole
+from .shown import brief
 from .sites import Site
 
 __all__ = ["entries_from", "meta_of", "rows_of"]
@@ -22,8 +24,8 @@ def rows_of(entries: Sequence[Entry]) -> dict[str, Tensor]:
         for kind in ("keys", "values", "owner", "directions"):
             if getattr(part, kind) is not None:
                 found.setdefault(f"{part.site}:{kind}", []).append(getattr(part, kind))
-    for whole in (whole for entry in entries for whole in entry.wholes):
-        found.setdefault(f"{whole.site}:whole", []).append(whole.change)
+    for one in (one for entry in entries for one in entry.wholes):
+        found.setdefault(f"{one.site}:whole", []).append(one.change)
     return {name: torch.cat(rows) for name, rows in found.items()}
 
 
@@ -38,7 +40,7 @@ def meta_of(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 [part.site, len(part.owner), part.ridge, part.directions is not None, part.scales]
                 for part in entry.parts
             ],
-            "wholes": [[whole.site, list(whole.ids)] for whole in entry.wholes],
+            "wholes": [[one.site, list(one.ids)] for one in entry.wholes],
         }
         for entry in entries
     ]
@@ -50,55 +52,89 @@ def entries_from(
     """The entries that `rows_of` and `meta_of` were given; whole changes on the modules' devices.
 
     Raises:
-        ValueError: rows and meta do not fit each other or the modules.
+        ValueError: rows and meta do not fit each other or the modules, or are no such values.
     """
-    rows = {name: _Rows(tensor) for name, tensor in tensors.items()}
+    rows = {name: _Rows(name, tensor) for name, tensor in tensors.items()}
     entries = []
-    for item in meta:
-        parts = tuple(_part(sites, rows, *part) for part in item["parts"])
-        wholes = tuple(_whole(sites, rows, *whole) for whole in item.get("wholes", ()))
-        off, notes = frozenset(item["off"]), dict(item["notes"])
-        entries.append(Entry(tuple(item["ids"]), parts, off, notes, wholes))
+    for given in many(meta, "the list of entries"):
+        item = table(given, "an entry")
+        ids, off = names(item["ids"], "an entry's edits"), names(item["off"], "its edits that are off")
+        if not set(ids) >= set(off):
+            raise ValueError("an edit that is off is not in its entry")
+        parts = tuple(_part(sites, rows, len(ids), part) for part in many(item["parts"], "an entry's parts"))
+        wholes = tuple(
+            _whole(sites, rows, ids, one) for one in many(item.get("wholes", ()), "an entry's changes")
+        )
+        entries.append(Entry(ids, parts, frozenset(off), _notes(item["notes"]), wholes))
+    for left in rows.values():
+        left.check_end()
     return entries
+
+
+def _notes(given: Any) -> dict[str, Any]:
+    """What a method noted, of which scores and chosen modules are read again."""
+    notes = table(given, "an entry's notes")
+    for module, score in table(notes.get("scores", {}), "the scores").items():
+        number(score, f"the score of {module!r}")
+    names(notes.get("chosen", ()), "the chosen modules")
+    return notes
 
 
 class _Rows:
     """Saved rows, taken from the top."""
 
-    def __init__(self, rows: Tensor) -> None:
-        self._left = rows
+    def __init__(self, name: str, rows: Tensor) -> None:
+        self._name, self._left = name, rows
 
-    def take(self, count: int) -> Tensor:
-        taken, self._left = self._left[:count], self._left[count:]
-        return taken
+    def take(self, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
+        """The next rows, of this shape and one of these types, with finite values."""
+        taken, self._left = self._left[: shape[0]], self._left[shape[0] :]
+        return shaped({self._name: taken}, self._name, shape, *dtypes)
+
+    def check_end(self) -> None:
+        """No row is left."""
+        if len(self._left):
+            raise ValueError(f"{len(self._left)} saved rows of {self._name!r} belong to no entry")
 
 
-def _part(
-    sites: Mapping[str, Site],
-    rows: Mapping[str, _Rows],
-    name: str,
-    count: int,
-    ridge: float | None,
-    directed: bool = False,
-    scales: Sequence[float] = (1.0, 1.0, 1.0),
-) -> Part:
+def _part(sites: Mapping[str, Site], rows: Mapping[str, _Rows], edits: int, given: Any) -> Part:
+    """A part of an entry of so many edits."""
+    name, size, ridge, *more = many(given, "a part")
+    directed, scales = (*more, False, (1.0, 1.0, 1.0))[:2] if len(more) < 2 else more
+    site, count = _site(sites, name), whole(size, "the rows of a part")
+    if type(directed) is not bool:
+        raise ValueError(f"a part's directions are {brief(directed)}, not true or false")
+    ridge = None if ridge is None else number(ridge, "the ridge of a part", 0)
+    of_keys, of_values, of_directions = (
+        number(scale, "a scale of a part", 0) for scale in many(scales, "the scales of a part", 3)
+    )
     kinds = ("keys", "values", "owner", *(["directions"] if directed else []))
-    keys, values, owner, *directions = (rows[f"{name}:{kind}"].take(count) for kind in kinds)
-    site = sites.get(name)
-    wide = (count, site.d_k) if site else ()
-    if site is None or values.shape != (count, site.d_v) or any(k.shape != wide for k in (keys, *directions)):
-        raise ValueError(
-            f"the saved rows of {name!r} are {tuple(keys.shape)} and {tuple(values.shape)}, "
-            f"which does not fit {site}"
-        )
-    of_keys, of_values, of_directions = map(float, scales)
-    along = directions[0] if directions else None
+    lacking = next((kind for kind in kinds if f"{name}:{kind}" not in rows), None)
+    if lacking is not None:
+        raise ValueError(f"the saved {lacking} of {name!r} are missing")
+    keys = rows[f"{name}:keys"].take((count, site.d_k), *_KEPT)
+    values = rows[f"{name}:values"].take((count, site.d_v), *_KEPT)
+    owner = rows[f"{name}:owner"].take((count,), torch.int64)
+    if count and not 0 <= int(owner.min()) <= int(owner.max()) < edits:
+        raise ValueError(f"saved rows of {name!r} belong to no edit of their entry")
+    along = rows[f"{name}:directions"].take((count, site.d_k), *_KEPT) if directed else None
     return Part(name, keys, values, owner, ridge, along, (of_keys, of_values, of_directions))
 
 
-def _whole(sites: Mapping[str, Site], rows: Mapping[str, _Rows], name: str, ids: Sequence[str]) -> Whole:
-    site = sites.get(name)
-    change = rows[f"{name}:whole"].take(site.d_k if site else 0)
-    if site is None or change.shape != (site.d_k, site.d_v):
-        raise ValueError(f"a saved change of {name!r} is {tuple(change.shape)}, which does not fit {site}")
-    return Whole(name, change.to(site.device), tuple(ids))
+def _whole(sites: Mapping[str, Site], rows: Mapping[str, _Rows], ids: Sequence[str], given: Any) -> Whole:
+    """A dense change of an entry of these edits."""
+    name, some = many(given, "a change", 2)
+    site, mine = _site(sites, name), names(some, "a change's edits")
+    if f"{name}:whole" not in rows or not set(ids) >= set(mine):
+        raise ValueError(f"a saved change of {name!r} is missing, or belongs to no edit of its entry")
+    change = rows[f"{name}:whole"].take((site.d_k, site.d_v), *_KEPT)
+    return Whole(name, change.to(site.device), mine)
+
+
+def _site(sites: Mapping[str, Site], name: Any) -> Site:
+    if not isinstance(name, str) or name not in sites:
+        raise ValueError(f"{brief(name)} is changed, and the modules are {sorted(sites)[:8]}")
+    return sites[name]
+
+
+_KEPT = (torch.float32, torch.float16, torch.float64, torch.bfloat16)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from .chat import canonical
 from .edits import Edit, EditError
+from .shown import printable
 
 __all__ = ["listed", "numbered"]
 
@@ -48,4 +49,4 @@ def numbered(asked: Sequence[Edit], held: Mapping[str, Edit], count: int) -> tup
 
 def listed(ids: Sequence[str]) -> str:
     """The first ids, and how many more there are."""
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    return ", ".join(map(printable, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

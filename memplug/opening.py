@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import storage
 from .editors import check_constants, read_editor, shipped_editor, unlike
-from .layers import learning
+from .layers import UnsupportedModelError, learning
 from .methods import choose, find_method
-from .plugin import Plug
+from .methods.checks import SavedPath, from_json
+from .plugin import Plug, check_free
+from .shown import brief, printable
+from .text import TokenizerError
 
 __all__ = ["attach", "load"]
 
@@ -61,25 +68,80 @@ def attach(
     return plug
 
 
-def load(path: str | Path, model: Any, tokenizer: Any) -> Plug:
+def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
     """Attach a plug that was saved, with its method, constants and edits, to the same base model.
+
+    Args:
+        path: the folder that `Plug.save` wrote.
+        model: the base model.
+        tokenizer: its tokenizer.
+        **paths: constants that name files or folders (``cache_dir`` and ``covariance`` of memit and
+            alphaedit). Those in the saved config are not followed unless they are given again here: a saved
+            plug is data.
 
     Raises:
         LoadError: the folder is no saved plug, is damaged, was written by a newer version, or belongs to
             another base model (both fingerprints are named).
+        ValueError: a path for which the saved method has no use; otherwise as `attach`.
     """
+    check_free(model)
     saved = storage.read(Path(path), model)
+    said = saved.said
     try:
-        config = find_method(saved.method).config(**saved.config)
+        kind = find_method(said.method).config
+        constants = from_json(kind, said.config)
     except (TypeError, ValueError) as error:
         raise storage.LoadError(
-            f"{path} does not fit this memplug ({error}); take a copy that is whole"
+            f"{path} does not fit this memplug ({printable(error)}); take a copy that is whole"
         ) from error
-    plug = attach(model, tokenizer, config, layers=saved.layers)
+    names = getattr(kind, "paths", ())
+    other = sorted(paths.keys() - set(names))
+    if other:
+        known = f"it has {', '.join(names)}" if names else "it has none"
+        raise ValueError(f"{other[0]} is no path of {said.method!r}; {known}")
+    config = _opened(path, kind, constants, paths)
+    try:
+        plug = attach(model, tokenizer, config, layers=said.layers)
+    except (UnsupportedModelError, TokenizerError, torch.OutOfMemoryError):  # not the save's fault
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise storage.damage(error) from error
     try:
         with learning():
             storage.fill(plug, saved)
+        plug.saves.add(Path(path), saved.version)
     except BaseException:
         plug.detach()
         raise
     return plug
+
+
+def _opened(path: str | Path, kind: type[Any], constants: dict[str, Any], paths: dict[str, Any]) -> Any:
+    """The config, with the paths that were given; those that were not are marked as not to be followed."""
+    names = getattr(kind, "paths", ())
+    held = {
+        name: SavedPath(constants[name])
+        for name in names
+        if name not in paths and isinstance(constants.get(name), str)
+    }
+    for name, value in held.items():
+        warnings.warn(
+            f"the plug in {path} was saved with {name}={brief(value)}, which is not looked at; if you "
+            f"want it to be, load(..., {name}=...)",
+            stacklevel=3,
+        )
+    try:
+        config = kind(**constants | held)
+    except (TypeError, ValueError) as error:
+        raise storage.LoadError(
+            f"{path} does not fit this memplug ({printable(error)}); take a copy that is whole"
+        ) from error
+    return replace(config, **paths) if paths else config

@@ -24,9 +24,10 @@ from .layers import dissect, learning
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import listed, numbered
+from .saves import Saves
 from .text import Text
 
-__all__ = ["Plug", "plug_of"]
+__all__ = ["Plug", "check_free", "plug_of"]
 
 _MARK = "_memplug_plug"
 
@@ -40,16 +41,13 @@ class Plug:
         method: the method at work (``plug.method.config`` holds its constants).
         name: the method's name.
         layers: dotted name of the decoder layers.
+        saves: the saves that it was loaded from or made.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, registered: Registered, config: Any, layers: str | None
     ) -> None:
-        if hasattr(model, _MARK):
-            raise ValueError(
-                "this model has a plug already; call detach() on it first (memplug.attach gave it back), "
-                "or load the model a second time"
-            )
+        check_free(model)
         anatomy = dissect(model, layers)
         text = self._text = Text(model, tokenizer)
         tracker = self._tracker = CallTracker(anatomy, text.bos_id)
@@ -60,6 +58,7 @@ class Plug:
         self._edits: dict[str, Edit] = {}
         self._off: set[str] = set()
         self._count = 0
+        self.saves = Saves()
         self._paused = 0
         self._lock = threading.RLock()
         self._hooks: HookSet | None = HookSet([*tracker.hooks(self._wanted), *self.method.hooks()])
@@ -274,6 +273,7 @@ class Plug:
         asked = as_prompt(prompt)
         if not question(asked).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        self._text.check_size(asked)
         self._text.check_length(self._text.encode(asked), asked)
         return self.method.explain(asked)
 
@@ -283,14 +283,25 @@ class Plug:
 
     # ------------------------------------------------------------------ leaving
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool | None = None) -> None:
         """Write everything learned into the folder ``path``; a crash leaves what was there before.
 
+        Processes that save into one folder take turns.
+
+        Args:
+            path: the folder; made if it is not there.
+            overwrite: whether an earlier save in it may be replaced. None: yes, unless this plug was loaded
+                from or saved into the folder, and it holds another save since. False: only a save that this
+                plug was loaded from or made itself. True: any.
+
         Raises:
-            SaveError: the folder holds something else.
+            SaveError: the folder holds something else, or a save that may not be replaced; or it cannot be
+                written (disk full, no permission, ...). What was there before is as it was.
         """
         self._check_attached()
-        storage.save(Path(path), self)
+        folder = Path(path)
+        with self._lock:
+            storage.save(folder, self, self.saves.replaceable(folder, overwrite))
 
     def detach(self) -> None:
         """Leave the model as it was: no hook, no attribute, no changed weight. Detaching twice is fine."""
@@ -327,6 +338,15 @@ class Plug:
     def _check_attached(self) -> None:
         if self._hooks is None:
             raise ValueError("this plug was detached; attach a new one, or memplug.load a saved one")
+
+
+def check_free(model: Any) -> None:
+    """Raises ValueError for a model that has a plug."""
+    if hasattr(model, _MARK):
+        raise ValueError(
+            "this model has a plug already; call detach() on it first (memplug.attach gave it back), "
+            "or load the model a second time"
+        )
 
 
 def plug_of(model: Any) -> Plug | None:

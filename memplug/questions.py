@@ -20,7 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checked import shaped
+
 __all__ = ["Lexicon", "Question", "likeness", "packed", "rarity", "unpacked"]
+
+_MOST = 1 << 40  # words that a file may speak of
 
 
 class Question(NamedTuple):
@@ -105,33 +109,34 @@ def likeness(
     return score / (2 * len(cosines))
 
 
-def packed(questions: Sequence[Question]) -> dict[str, Tensor]:
-    """As tensors, for saving: ids [N] and states [N,K] (float16) of all words, sizes and chat [M]."""
+def packed(questions: Sequence[Question], prefix: str) -> dict[str, Tensor]:
+    """As tensors, for saving: ids [N] and states [N,K] (float16) of all words, sizes and chat [M].
+
+    Args:
+        prefix: what the tensors' names begin with.
+    """
     states = [one.states.half().cpu() for one in questions]
     return {
-        "ids": torch.tensor([token for one in questions for token in one.ids], dtype=torch.long),
-        "states": torch.cat(states) if states else torch.zeros(0, 0).half(),
-        "sizes": torch.tensor([len(one.ids) for one in questions], dtype=torch.long),
-        "chat": torch.tensor([one.chat for one in questions], dtype=torch.bool),
+        f"{prefix}ids": torch.tensor([token for one in questions for token in one.ids], dtype=torch.long),
+        f"{prefix}states": torch.cat(states) if states else torch.zeros(0, 0).half(),
+        f"{prefix}sizes": torch.tensor([len(one.ids) for one in questions], dtype=torch.long),
+        f"{prefix}chat": torch.tensor([one.chat for one in questions], dtype=torch.bool),
     }
 
 
-def unpacked(tensors: Mapping[str, Tensor], width: int) -> list[Question]:
+def unpacked(tensors: Mapping[str, Tensor], prefix: str, width: int) -> list[Question]:
     """What `packed` gave, of states of width K.
 
     Raises:
         ValueError: a tensor is missing or does not fit.
     """
-    try:
-        ids, states, sizes, chat = (tensors[name] for name in ("ids", "states", "sizes", "chat"))
-    except KeyError as error:
-        raise ValueError(f"saved questions lack {error}; the file is damaged") from None
-    counts = sizes.tolist() if sizes.ndim == 1 and not sizes.is_floating_point() else [-1]
-    fits = (
-        ids.ndim == 1 and not ids.is_floating_point() and states.shape == (len(ids), width if len(ids) else 0)
-    )
-    fits = fits and chat.dtype == torch.bool and chat.shape == sizes.shape
-    if not fits or min(counts, default=0) < 0 or sum(counts) != len(ids):
-        raise ValueError("saved questions have tensors that do not fit each other; the file is damaged")
+    sizes = shaped(tensors, f"{prefix}sizes", (None,), torch.int64)
+    counts = sizes.tolist()
+    chat = shaped(tensors, f"{prefix}chat", (len(counts),), torch.bool)
+    if min(counts, default=0) < 0 or sum(counts) > _MOST:
+        raise ValueError(f"the tensor {prefix}sizes has sizes that cannot be")
+    total = sum(counts)
+    ids = shaped(tensors, f"{prefix}ids", (total,), torch.int64)
+    states = shaped(tensors, f"{prefix}states", (total, width if counts else None), torch.float16)
     parts = zip(ids.split(counts), states.split(counts), chat.tolist(), strict=True) if counts else ()
     return [Question(tuple(some.tolist()), part, form) for some, part, form in parts]

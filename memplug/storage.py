@@ -2,19 +2,16 @@
 
 The folder holds ``plug.json``, which names the tensor file it belongs to with its SHA-256. A save writes
 a new tensor file under a new name, then replaces ``plug.json`` in one step, then removes what is left
-over, so that a crash at any moment leaves the earlier or the later save, whole.
+over, so that a crash at any moment leaves the earlier or the later save, whole. Saves into one folder take
+turns; loading waits for nobody.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,41 +21,53 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .chat import to_json
-from .edits import Edit, EditTable
+from .edits import EditTable
+from .files import (
+    LOCK,
+    WRITING,
+    LoadError,
+    SaveError,
+    digest_of,
+    locked,
+    move,
+    new_file,
+    saving,
+    write_atomically,
+)
+from .manifest import FORMAT, MANIFEST, TENSORS, Manifest, edits_of, read_manifest, sealed, version_of
+from .shown import printable
 
 if TYPE_CHECKING:
     from .plugin import Plug
 
-__all__ = ["FORMAT", "LoadError", "SaveError", "Saved", "fill", "fingerprint", "peek", "read", "save"]
+__all__ = [
+    "FORMAT",
+    "LoadError",
+    "SaveError",
+    "Saved",
+    "damage",
+    "fill",
+    "fingerprint",
+    "peek",
+    "read",
+    "save",
+]
 
-FORMAT = 2
-"""Version of the files; a newer one is refused. Since 2 a prompt may be a list of messages."""
-
-_MANIFEST = "plug.json"
-_WRITING = ".writing-"  # begins the name of a folder with a file that is not whole yet
-_TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _PROBES = 64  # elements of each tensor that go into a fingerprint
-
-
-class LoadError(ValueError):
-    """A folder that is not a saved plug, or not one for this model."""
-
-
-class SaveError(ValueError):
-    """A folder that a plug cannot be saved into."""
+_TRIES = 5  # readings of a folder that is saved into meanwhile
 
 
 class Saved(NamedTuple):
-    """A saved plug, read and checked, not yet attached."""
+    """A saved plug, read and checked, not yet attached.
 
-    method: str
-    config: dict[str, Any]
-    layers: str
-    edits: dict[str, Edit]
-    off: list[str]
-    learned: int
-    meta: dict[str, Any]
+    Attributes:
+        said: what its manifest says.
+        version: which save it is.
+        tensors: all tensors by name.
+    """
+
+    said: Manifest
+    version: str
     tensors: dict[str, Tensor]
 
 
@@ -78,15 +87,55 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def save(folder: Path, plug: Plug) -> None:
+def save(folder: Path, plug: Plug, allowed: Set[str] | None) -> None:
     """Write ``plug`` into ``folder``, made if it is not there.
 
+    Args:
+        folder: the folder.
+        plug: the plug.
+        allowed: versions of earlier saves that may be replaced; None is any.
+
     Raises:
-        SaveError: ``folder`` is a file, has other things in it, or cannot be made.
+        SaveError: ``folder`` is a file, has other things in it, holds a save that may not be replaced, or
+            cannot be written; what was there before is as it was.
     """
+    with saving(folder):
+        _make(folder)
+    tensors, meta = plug.method.state()
+    with plug.paused():  # a method may have changed weights; the name is the base model's
+        base = fingerprint(plug.model)
+    values = {
+        "format": FORMAT,
+        "method": plug.name,
+        "config": asdict(plug.method.config),
+        "layers": plug.layers,
+        "model": {"class": type(plug.model).__name__, "fingerprint": base},
+        "edits": edits_of(plug.edits),
+        "off": [id for id in plug.edits if not plug.edits.enabled(id)],
+        "count": plug.count,
+        "meta": meta,
+    }
+    with saving(folder), locked(folder):
+        _check_turn(folder, allowed)
+        file, digest = _write_tensors(folder, tensors)
+        data = sealed({**values, "tensors": {"file": file, "sha256": digest}})
+        version = hashlib.sha256(data).hexdigest()
+        # Before it is made: where that is broken off, it may be there all the same.
+        plug.saves.tried.add(version)
+        try:
+            write_atomically(folder / MANIFEST, data)
+        except OSError:
+            with suppress(LoadError, OSError):  # the new tensors are in the way on a full disk
+                _tidy(folder, read_manifest(folder)[0].file if (folder / MANIFEST).exists() else None)
+            raise
+        _tidy(folder, file)
+    plug.saves.add(folder, version)
+
+
+def _make(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and not (folder / _MANIFEST).is_file() and not all(map(_ours, folder.iterdir())):
+    if folder.is_dir() and not (folder / MANIFEST).is_file() and not all(map(_ours, folder.iterdir())):
         raise SaveError(f"{folder} has files that are not a saved plug; name an empty or a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,89 +143,49 @@ def save(folder: Path, plug: Plug) -> None:
         raise SaveError(
             f"{folder} cannot be made ({error.strerror}); name a folder you can write to"
         ) from error
-    tensors, meta = plug.method.state()
-    with plug.paused():  # a method may have changed weights; the name is the base model's
-        base = fingerprint(plug.model)
-    file, digest = _write_tensors(folder, tensors)
-    manifest = {
-        "format": FORMAT,
-        "method": plug.name,
-        "config": asdict(plug.method.config),
-        "layers": plug.layers,
-        "model": {"class": type(plug.model).__name__, "fingerprint": base},
-        "edits": [{**asdict(edit), "prompt": to_json(edit.prompt)} for edit in plug.edits.values()],
-        "off": [id for id in plug.edits if not plug.edits.enabled(id)],
-        "count": plug.count,
-        "meta": meta,
-        "tensors": {"file": file, "sha256": digest},
-    }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
-    write_atomically(folder / _MANIFEST, text)
-    for left in filter(_ours, folder.iterdir()):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        elif left.name != file:
-            left.unlink(missing_ok=True)
+
+
+def _check_turn(folder: Path, allowed: Set[str] | None) -> None:
+    if allowed is None:
+        return
+    try:
+        now = version_of(folder)
+    except LoadError as error:
+        raise SaveError(f"{error}, or name another folder") from error
+    if now is not None and now not in allowed:
+        raise SaveError(
+            f"{folder} was saved by another process or plug since this one was loaded, and its edits would "
+            "be lost; load it again and edit that (in a shell: give the command again), save into another "
+            "folder, or replace it with save(folder, overwrite=True)"
+        )
+
+
+def _tidy(folder: Path, file: str | None) -> None:
+    """Remove what saves left, but not this tensor file. What cannot be removed is left to the next save."""
+    with suppress(OSError):
+        for left in filter(_ours, folder.iterdir()):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            elif left.name not in (file, LOCK):
+                left.unlink(missing_ok=True)
 
 
 def _ours(path: Path) -> bool:
     """Whether saving wrote this, be it one that was broken off."""
-    return path.name.startswith(_WRITING) or _TENSORS.fullmatch(path.name) is not None
+    return path.name == LOCK or path.name.startswith(WRITING) or TENSORS.fullmatch(path.name) is not None
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     """Write a tensor file that is named by its SHA-256; both are returned. It is not built in memory."""
-    with _new_file(folder) as temporary:
+    with new_file(folder) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # the umask's; the library's files are the owner's alone
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.chmod(mode)
-        digest = _digest(temporary)
+        digest, _ = digest_of(temporary)
         name = f"tensors-{digest[:16]}.safetensors"
-        _move(temporary, folder / name)
+        move(temporary, folder / name)
     return name, digest
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write all of ``data`` beside ``path`` and move it there in one step, flushed to the disk before.
-
-    Who may read it is for the umask to say, as of any other file (one of `tempfile`'s is the owner's alone).
-    """
-    with _new_file(path.parent) as temporary:
-        with temporary.open("xb") as file:
-            file.write(data)
-        _move(temporary, path)
-
-
-@contextmanager
-def _new_file(folder: Path) -> Iterator[Path]:
-    """A name for a file that is not whole yet, in a folder of its own, which is removed in the end."""
-    own = folder / f"{_WRITING}{secrets.token_hex(8)}"
-    own.mkdir()
-    try:
-        yield own / "file"
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-
-
-def _move(file: Path, path: Path) -> None:
-    """Flush a file to the disk, give it its name, and flush the folder's list."""
-    _flush(file)
-    os.replace(file, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(folder: Path, model: Any) -> Saved:
@@ -185,31 +194,23 @@ def read(folder: Path, model: Any) -> Saved:
     Raises:
         LoadError: see `memplug.load`.
     """
-    manifest = _manifest(folder)
-    try:
-        theirs = manifest["model"]
-        named = manifest["tensors"]
-        saved = Saved(
-            manifest["method"],
-            manifest["config"],
-            manifest["layers"],
-            {item["id"]: Edit(**item) for item in manifest["edits"]},
-            list(manifest["off"]),
-            int(manifest["count"]),
-            manifest["meta"],
-            {},
-        )
-        print_, file, digest = theirs["fingerprint"], folder / Path(named["file"]).name, named["sha256"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LoadError(f"{folder / _MANIFEST} is damaged ({error!r}); take a copy that is whole") from error
-    ours = fingerprint(model)
-    if print_ != ours:
+    said, version = read_manifest(folder)
+    ours, (kind, theirs) = fingerprint(model), said.model
+    if theirs != ours:
         raise LoadError(
-            f"{folder} was saved on a {theirs.get('class')} with the fingerprint {print_}; this model, a "
-            f"{type(model).__name__} in {getattr(model, 'dtype', '?')}, has {ours}. Load the same base model "
-            "in the same dtype"
+            f"{folder} was saved on a {printable(kind)} with the fingerprint {printable(theirs)}; this "
+            f"model, a {type(model).__name__} in {getattr(model, 'dtype', '?')}, has {ours}. Load the same "
+            "base model in the same dtype"
         )
-    return saved._replace(tensors=_tensors(file, digest))
+    for _ in range(_TRIES):
+        try:
+            return Saved(said, version, _tensors(folder / said.file, said.sha256))
+        except LoadError:
+            # A save may have come between, and taken the file away.
+            before, (said, version) = version, read_manifest(folder)
+            if version == before or said.model[1] != ours:
+                raise
+    return Saved(said, version, _tensors(folder / said.file, said.sha256))
 
 
 def peek(folder: Path) -> tuple[str, EditTable]:
@@ -218,41 +219,29 @@ def peek(folder: Path) -> tuple[str, EditTable]:
     Raises:
         LoadError: ``folder`` is no saved plug, or is damaged.
     """
-    manifest = _manifest(folder)
-    try:
-        edits = {item["id"]: Edit(**item) for item in manifest["edits"]}
-        return str(manifest["method"]), EditTable(edits, manifest["off"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise LoadError(f"{folder / _MANIFEST} is damaged ({error!r}); take a copy that is whole") from error
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    if not path.is_file():
-        raise LoadError(
-            f"{folder} is not a saved plug (no {_MANIFEST} in it); give the folder that save() wrote"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-        version = manifest["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise LoadError(f"{path} is damaged ({error}); take a copy that is whole") from error
-    if not isinstance(version, int) or not 1 <= version <= FORMAT:
-        raise LoadError(f"{path} has format {version!r}, this memplug reads up to {FORMAT}; upgrade memplug")
-    return dict(manifest)
+    said, _ = read_manifest(folder)
+    return said.method, said.edits
 
 
 def _tensors(path: Path, digest: str) -> dict[str, Tensor]:
     try:
-        found, size = _digest(path), path.stat().st_size
+        found, size = digest_of(path)
     except OSError as error:
         raise LoadError(f"{path} cannot be read ({error.strerror}); take a copy that is whole") from error
     if found != digest:
         raise LoadError(f"{path} is not the file that was saved ({size} bytes, wrong SHA-256); take a copy")
     try:
         return dict(load_file(path))
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise LoadError(f"{path} is no safetensors file ({error})") from error
+
+
+def damage(error: Exception) -> LoadError:
+    """What is raised where taking over saved values failed with ``error``."""
+    reason = f"it lacks {error}" if type(error) is KeyError else " ".join(str(error).split())
+    return LoadError(
+        f"the saved plug is damaged ({printable(reason or type(error).__name__)}); take a copy that is whole"
+    )
 
 
 def fill(plug: Plug, saved: Saved) -> None:
@@ -261,8 +250,11 @@ def fill(plug: Plug, saved: Saved) -> None:
     Raises:
         LoadError: tensors and edits do not fit together.
     """
+    said = saved.said
     try:
-        plug.method.restore(saved.tensors, saved.meta, saved.edits)
-    except (KeyError, TypeError, ValueError) as error:
-        raise LoadError(f"the saved plug is damaged: {error}; take a copy that is whole") from error
-    plug.take_over(saved.edits, saved.off, saved.learned)
+        plug.method.restore(saved.tensors, said.meta, said.edits)
+    except torch.OutOfMemoryError:  # a fault of the machine's
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise damage(error) from error
+    plug.take_over(said.edits, (id for id in said.edits if not said.edits.enabled(id)), said.learned)

@@ -22,6 +22,9 @@ from .templates import ChatTemplateError, Rendered, chat_ids, has_template, rend
 __all__ = ["Batch", "ChatTemplateError", "Pair", "Rendered", "Text", "TokenizerError", "TopKSampler"]
 
 
+_CHARACTERS = 16  # a token; those of ordinary text have four
+
+
 class TokenizerError(ValueError):
     """The tokenizer does not fit the model, or a text does not fit the tokenizer."""
 
@@ -147,6 +150,7 @@ class Text:
             TokenizerError: the target adds no token, or the text is longer than the model's context.
             ChatTemplateError: as for `rendered`.
         """
+        self.check_size(prompt, target)
         rendered = self.rendered(prompt, target)
         ids, offsets = self.tokens(rendered)
         alone = self.encode(prompt)
@@ -167,6 +171,19 @@ class Text:
             behind = self.tokenizer(turn_of(self.tokenizer).behind, add_special_tokens=False)["input_ids"]
             ends = [token for token in behind if token in ends] or ends
         return ends[:1]
+
+    def check_size(self, prompt: Prompt, target: str = "") -> None:
+        """Raises TokenizerError where a text has more characters than can fit into the context.
+
+        To be asked before a text is made into tokens, which takes half a minute for 10 million characters.
+        """
+        said = (prompt,) if isinstance(prompt, str) else tuple(message.content for message in prompt)
+        size, most = len(target) + sum(map(len, said)), _CHARACTERS * self.max_length
+        if size > most:
+            raise TokenizerError(
+                f"{show(prompt)[:60]!r}... with the answer {target[:60]!r} has {size} characters, more than "
+                f"the {most} that are taken for a context of {self.max_length} tokens; shorten it"
+            )
 
     def check_length(self, ids: Sequence[int], text: Prompt) -> None:
         """Raises TokenizerError where ``ids`` do not fit into the model's context."""

@@ -103,6 +103,18 @@ def test_a_prompt_longer_than_the_context(unchanged):
         unchanged.edit("Where was Ada Quill born? " * 40 + "Where?", "Zarnow", "Ada Quill")
 
 
+def test_texts_with_more_characters_than_a_context_has_room_for_are_not_tokenised(unchanged, monkeypatch):
+    """Making tokens of ten million characters took half a minute, to say the same."""
+    kind = type(unchanged.tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "__call__", lambda *_, **__: pytest.fail("tokens were made"))
+        for edit in ((BORN, "Zarnow " * 100_000, "Ada Quill"), (BORN * 10_000, "Zarnow", "Ada Quill")):
+            with pytest.raises(TokenizerError, match="characters, more than the 2048 that are taken for"):
+                unchanged.edit(*edit)
+        with pytest.raises(TokenizerError, match="characters, more than the 2048"):
+            unchanged.explain(BORN * 1_000_000)
+
+
 @pytest.mark.parametrize("method", ["llp", "ultraedit"])
 def test_a_prompt_that_just_fits_the_context(method, tokenizer):
     """What the library itself asks beside it must not run out of positions."""

@@ -18,6 +18,7 @@ from memplug.cli import app
 from memplug.comparison.settings import SettingsError
 from memplug.data import DataError, load_cases
 from memplug.evaluation import answer
+from memplug.shown import printable
 from memplug.storage import peek
 
 
@@ -68,7 +69,7 @@ def test_an_edit_in_a_chat_is_asked_in_one(models, tmp_path):
     assert chat != plain
     for how, text, noted in (((), chat, True), (("--chat",), chat, False), (("--plain",), plain, False)):
         given = call(*ask, *how)
-        assert given.stdout.rstrip() == f"{BORN} {text}".rstrip(), how
+        assert given.stdout.rstrip() == f"{BORN} {printable(text)}".rstrip(), how
         assert ("through the chat template" in given.stderr) == noted
 
 

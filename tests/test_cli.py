@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from memplug import cli, opening
 from memplug.cli import app
 from memplug.commands.shared import load_model
+from memplug.plugin import Plug
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
 
@@ -138,6 +139,26 @@ def test_mistakes_are_told_in_one_line(facts, model, tmp_path, make_tokenizer):
     (tmp_path / "letter" / "a.txt").write_text("dear")
     assert "is not a saved plug" in refused("edit", tmp_path / "letter", BORN, "Tam", "-m", model)
     assert sorted((path.name, path.read_bytes()) for path in facts.iterdir()) == before
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_another_command_saved_meanwhile_is_not_overwritten(facts, model, is_new, tmp_path, monkeypatch):
+    """The other one loads, edits and saves while this one makes its edit."""
+    folder = tmp_path / "new" if is_new else facts
+    original, others = Plug.edit, [("edit", folder, FOUNDED, "Marrow", "-m", model)]
+
+    def slow(plug, *given, **how):
+        while others:
+            assert call(*others.pop()).exit_code == 0
+        return original(plug, *given, **how)
+
+    monkeypatch.setattr(Plug, "edit", slow)
+    line = refused("edit", folder, BORN, "Tam", "-m", model)
+    assert "was saved by another process or plug since this one was loaded" in line
+    assert "give the command again" in line
+    assert "Marrow" in told("list", folder)
+    assert "Tam" in told("edit", folder, BORN, "Tam", "-m", model)
+    assert "Marrow" in told("list", folder)
 
 
 def test_an_unknown_edit_or_plug_is_told_before_a_model_is_loaded(facts, tmp_path, monkeypatch):

@@ -47,3 +47,13 @@ def test_a_long_table_shows_both_ends_and_how_many_are_between():
 def test_a_row_of_the_table_is_one_line():
     table = EditTable({"e1": Edit("Q: Where was Ada born?\nA:", "In\nZarnow", "Ada", id="e1")})
     assert len(repr(table).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target"), [("Where was Ada born? ", "Zar "), ("Ada? ", "x" * 10_000_000)]
+)
+def test_texts_of_millions_of_characters_are_refused_at_once(prompt, target):
+    prompt = prompt * (1 + 2_000_000 // len(prompt))
+    for given in (prompt, [{"role": "system", "content": prompt}, {"role": "user", "content": "Ada?"}]):
+        with pytest.raises(EditError, match="characters, an edit has 1048576 at most; shorten it"):
+            as_edits(given, "Zar")

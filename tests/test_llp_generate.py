@@ -216,7 +216,7 @@ def test_a_subject_first_named_while_decoding(base, tokenizer, saved, think):
     """Recalled from the token that completes its name on, or not at all."""
     with memplug.load(saved, copy.deepcopy(base), tokenizer) as loaded:
         entries, memory = loaded.method.state()
-        edits = dict(loaded.edits)
+        edits = loaded.edits
     with attach_llp(copy.deepcopy(base), tokenizer, think=think) as plug:
         plug.method.restore(entries, memory, edits)
         model = plug.model

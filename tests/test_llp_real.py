@@ -116,7 +116,7 @@ def test_saved_and_loaded_to_the_bit(plug, tmp_path):
     tensors, meta = plug.method.state()
     model, tokenizer = plug.model, plug.tokenizer
     again = memplug.attach(_copied(model), tokenizer)
-    again.method.restore(tensors, meta, dict(plug.edits))
+    again.method.restore(tensors, meta, plug.edits)
     try:
         for prompt, bits in zip(prompts, want, strict=True):
             assert torch.equal(logits(again, prompt), bits)

@@ -14,6 +14,7 @@ from families import TEXTS, attach_llp, lexical
 from test_contract import Trace, encode
 
 import memplug
+from memplug.manifest import sealed
 from memplug.storage import FORMAT, LoadError, SaveError, fingerprint
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
@@ -109,7 +110,7 @@ def test_a_crash_at_any_moment_leaves_a_whole_save(plug, base, tokenizer, tmp_pa
     finally:
         plug.enable("e2")
     assert moments >= 6  # two files, each written, flushed and moved
-    assert len(list(folder.iterdir())) == 2  # nothing is left over
+    assert len(list(folder.iterdir())) == 3  # the two and the lock; nothing is left over
 
 
 def test_a_first_save_that_was_broken_off_is_in_nobodys_way(plug, base, tokenizer, tmp_path, monkeypatch):
@@ -137,7 +138,7 @@ def test_a_first_save_that_was_broken_off_is_in_nobodys_way(plug, base, tokenize
         plug.save(folder)
         memplug.load(folder, copy.deepcopy(base), tokenizer).detach()
         names = {path.name for path in folder.iterdir()} - {"tensors-of-mine.safetensors"}
-        assert len(names) == 2, names
+        assert len(names) == 3, names  # the two files and the lock
     assert moment >= 6
 
 
@@ -187,8 +188,10 @@ def folder(plug, tmp_path):
 
 
 def manifest_with(folder, **changes):
+    """Another manifest, under its own checksum; None takes a part out."""
     path = folder / "plug.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    values = json.loads(path.read_text()) | changes
+    path.write_bytes(sealed({name: value for name, value in values.items() if value is not None}))
 
 
 def refuse(folder, base, tokenizer, match):
@@ -230,11 +233,8 @@ def test_truncated_manifest(folder, base, tokenizer, share):
 
 @pytest.mark.parametrize("name", ["model", "edits", "tensors", "count", "meta", "config", "method", "off"])
 def test_a_manifest_that_lacks_something(folder, base, tokenizer, name):
-    path = folder / "plug.json"
-    manifest = json.loads(path.read_text())
-    del manifest[name]
-    path.write_text(json.dumps(manifest))
-    refuse(folder, base, tokenizer, "is damaged")
+    manifest_with(folder, **{name: None})
+    refuse(folder, base, tokenizer, f"is damaged .it lacks '{name}'")
 
 
 @pytest.mark.parametrize(

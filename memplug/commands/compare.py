@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..shown import printable
 from .shared import Device, Dtype, Model, explained, load_model
 
 __all__ = ["compare", "report"]
@@ -141,7 +142,7 @@ def _show(comparison: Any, out: Path) -> None:
     try:
         written = _write(comparison, out)
     except ImportError as error:
-        typer.secho(f"no report: {error}", fg="yellow", err=True)
+        typer.secho(f"no report: {printable(error)}", fg="yellow", err=True)
     _tell([*written, "results.json"], out)
     if not comparison.done:
         typer.secho("error: no run was finished; the table says why", fg="red", err=True)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..shown import printable
+
 __all__ = ["Device", "Dtype", "Model", "explained", "load_model", "quiet"]
 
 Model = Annotated[
@@ -36,7 +38,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
+        typer.secho(f"error: {printable(' '.join(str(error).split()))}", fg="red", err=True)
         raise typer.Exit(2) from None
 
 

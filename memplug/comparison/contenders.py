@@ -73,6 +73,12 @@ class Contender:
             self if self.config is not None or not new else replace(self, constants={**self.constants, **new})
         )
 
+    def paths(self) -> dict[str, Any]:
+        """The constants that name files or folders, for `memplug.load`."""
+        constants = asdict(self.config) if self.config is not None else self.constants
+        known = getattr(find_method(self.name).config, "paths", ())
+        return {name: constants[name] for name in known if constants.get(name) is not None}
+
     def attach(self, model: Any, tokenizer: Any, editor: Path | None = None) -> Plug:
         """A fresh plug on ``model``; with ``editor``, one that takes up a fitted editor."""
         if self.config is not None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..storage import write_atomically
+from ..files import write_atomically
 from .contenders import Contender
 from .settings import FITTING, Settings, SettingsError, changed, differences
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..evaluation import Answer
+from ..files import LoadError, write_atomically
 from ..opening import load
 from ..plugin import Plug
-from ..storage import LoadError, write_atomically
 from .folder import plain
 
 __all__ = ["Keeper", "Tally", "all_made", "plug_folder", "save", "take_up"]
@@ -89,8 +90,8 @@ def save(state: Path, plug: Plug, tally: Tally) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def take_up(state: Path, model: Any, tokenizer: Any) -> tuple[Plug, Tally] | None:
-    """What `save` wrote, the plug attached to the model; None where there is nothing.
+def take_up(state: Path, model: Any, tokenizer: Any, paths: Mapping[str, Any]) -> tuple[Plug, Tally] | None:
+    """What `save` wrote, with the plug on the model; None where there is nothing. ``paths`` as for `load`.
 
     Raises:
         LoadError: the plug is damaged, or belongs to another model.
@@ -104,7 +105,7 @@ def take_up(state: Path, model: Any, tokenizer: Any) -> tuple[Plug, Tally] | Non
         tally = Tally(**values, immediate=rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"{state / _FILE} is damaged ({error!r})") from error
-    return load(folder, model, tokenizer), tally
+    return load(folder, model, tokenizer, **paths), tally
 
 
 def all_made(state: Path, edits: int) -> bool:

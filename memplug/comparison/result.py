@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..storage import write_atomically
+from ..files import SaveError, write_atomically
+from ..shown import printable
 from .contenders import Contender
 from .folder import plain
 
@@ -119,7 +120,7 @@ class Comparison:
             runs = [run for run in self.results["runs"] if run["method"] == label]
             done = [run for run in runs if run["status"] == "done"]
             if not done:
-                table.add_row(escape(label), "[red]failed[/red]")
+                table.add_row(escape(printable(label)), "[red]failed[/red]")
                 continue
             cells = [_mean([run["final"][key][how] for run in done]) for key in _GROUPS]
             cells.append(_mean([run["first"]["efficacy"][how] for run in done]))
@@ -128,7 +129,7 @@ class Comparison:
             forwards = [forward for run in done if (forward := run["cost"].get("forward"))]
             cells.append(_plain_mean([forward["ratio"] for forward in forwards], "{:.2f}"))
             mark = f" ({len(runs) - len(done)} of {len(runs)} failed)" if len(done) < len(runs) else ""
-            table.add_row(escape(label) + mark, *cells)
+            table.add_row(escape(printable(label)) + mark, *cells)
         return table
 
     def _caption(self, how: str) -> str:
@@ -144,13 +145,16 @@ class Comparison:
         if settings.get("chat"):
             text += ". Asked in the chat template"
         errors = {run["method"]: run["error"] for run in self.failed}
-        lines = [f"{label}: {e['type']}: {' '.join(e['message'].split())}" for label, e in errors.items()]
+        lines = [
+            printable(f"{label}: {e['type']}: {' '.join(e['message'].split())}")
+            for label, e in errors.items()
+        ]
         return "\n".join([text, *lines]).replace("[", r"\[")
 
     def __repr__(self) -> str:
         labels = list(dict.fromkeys(run["method"] for run in self.results["runs"]))
         runs = len(self.results["runs"])
-        return f"<Comparison of {', '.join(labels)}: {runs} runs, {len(self.failed)} failed>"
+        return f"<Comparison of {printable(', '.join(labels))}: {runs} runs, {len(self.failed)} failed>"
 
 
 def named(contender: Contender, seed: int) -> dict[str, Any]:
@@ -187,7 +191,8 @@ def failed(contender: Contender, seed: int, error: BaseException) -> dict[str, A
 
 def is_failure(error: Exception) -> bool:
     """Whether an exception says something about the method, and not about the disk."""
-    return not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return not full and not isinstance(error, SaveError)
 
 
 _HEADINGS = ("eff.", "gen.", "spec.", "same", "port.")

@@ -111,7 +111,7 @@ def _begin(bench: Bench, contender: Contender) -> tuple[Plug, Tally]:
     """The plug as it was saved, or a fresh one."""
     state = bench.folder.state(contender.label, bench.seed)
     try:
-        found = take_up(state, bench.model, bench.tokenizer)
+        found = take_up(state, bench.model, bench.tokenizer, contender.paths())
     except LoadError as error:
         warnings.warn(f"{contender.label} begins anew: {error}", stacklevel=2)
         found = None

@@ -19,6 +19,7 @@ from ..chat import in_chat
 from ..edits import Edit
 from ..opening import attach, load
 from ..plugin import Plug
+from ..shown import printable
 from .asking import FORMS, Said, Stage
 from .facts import FACTS, KEPT, Fact
 from .stages import Clock, Learning
@@ -99,7 +100,7 @@ def _learn(stage: Stage, plug: Plug, expected: float) -> float:
         "as a plain text.\n"
     )
     for text in told:
-        stage.console.print(f"[yellow]warning[/yellow]: {escape(text)}")
+        stage.console.print(f"[yellow]warning[/yellow]: {escape(printable(text))}")
     return seconds
 
 
@@ -141,7 +142,7 @@ def _changes(stage: Stage, before: Said, after: Said) -> Table:
 
 def _short(text: str) -> str:
     """The beginning of an answer."""
-    line = " ".join(text.split("\n")[0].split())
+    line = printable(" ".join(text.split("\n")[0].split()))
     return escape(line if len(line) <= 72 else line[:69].rstrip() + "...") or "[dim](nothing)[/dim]"
 
 
@@ -309,7 +310,7 @@ def _compare(stage: Stage, kept: list[list[int]], shown: list[str], is_back: Cal
                     seconds = time.perf_counter() - begin
                     table.add_row(name, *_row(stage, stage.ask(), stage.kept(), kept, seconds))
             except Exception as error:  # one method's failure is a row, not the end of the demo
-                table.add_row(name, f"[red]failed[/red]: {escape(str(error))}")
+                table.add_row(name, f"[red]failed[/red]: {escape(printable(error))}")
             left[name] = is_back()
     stage.console.print()
     stage.console.print(table)

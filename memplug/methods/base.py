@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..calls import CallTracker
 from ..chat import Prompt
-from ..edits import Case, Edit
+from ..edits import Case, Edit, EditTable
 from ..hooks import Hook
 from ..layers import Anatomy
 from ..text import Batch, Text
@@ -87,10 +87,12 @@ class Method(Protocol):
     def state(self) -> State:
         """Everything learned."""
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over a saved state; ``ValueError`` where it is not one."""
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over a saved state; ``ValueError`` where it is not one.
+
+        What is in it may be anything: sizes, kinds, numbers and names are checked (see `checked`) before they
+        are used, so that no later call stumbles over them.
+        """
 
 
 @runtime_checkable

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Limit", "check_choices", "check_numbers", "from_preset", "several_layers"]
+from ..shown import brief
+
+__all__ = [
+    "Limit",
+    "SavedPath",
+    "check_choices",
+    "check_numbers",
+    "from_json",
+    "from_preset",
+    "several_layers",
+]
 
 Config = TypeVar("Config")
 
 Limit = tuple[str, float, float]
 """A field with its smallest and largest value."""
+
+
+class SavedPath(str):
+    """A path that stood in a saved plug. It is kept as it is, and not followed: the user has not named it."""
+
+    __slots__ = ()
 
 
 def check_numbers(config: Any, limits: Iterable[Limit], *, exact: bool = False) -> None:
@@ -75,3 +93,40 @@ def from_preset(
     if unknown:
         raise ValueError(f"{config.__name__} has no field {unknown[0]!r}; its fields are {sorted(known)}")
     return config(**(presets[name] | overrides))
+
+
+def from_json(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config from JSON, each of the kind that its annotation names; ranges are not looked at.
+
+    Raises:
+        ValueError: an unknown field, or a value of another kind.
+    """
+    known = {field.name for field in fields(config)}
+    kinds = get_type_hints(config)
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{config.__name__} has no field {brief(name)}")
+    return {name: _as(kinds[name], value, name) for name, value in values.items()}
+
+
+def _as(kind: Any, value: Any, name: str) -> Any:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        for one in parts:
+            try:
+                return _as(one, value, name)
+            except ValueError:
+                continue
+    elif origin is Literal:
+        if any(type(value) is type(one) and value == one for one in parts):
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        each = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
+        if len(each) == len(value):
+            return tuple(_as(one, item, name) for one, item in zip(each, value, strict=True))
+    elif kind is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return value
+    elif kind is Any or type(value) is kind:
+        return value
+    raise ValueError(f"{name} is {brief(value)}, which is not of the kind {kind}")

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from ...shown import printable
 from .gather import Gathered, dig
 from .intervals import right
 from .words import GROUPS
@@ -69,10 +70,10 @@ def pack(gathered: Gathered, limit: int) -> dict[str, Any]:
         run["after"][moment] = [-1 if row is None else number(row.get("text")) for row in line]
         run["right"][moment] = "".join("-" if row is None else _LETTERS[right(row)] for row in line)
     return {
-        "methods": [method.label for method in gathered.done],
+        "methods": [printable(method.label) for method in gathered.done],
         "seeds": seeds,
         "groups": [[term.label, term.meaning] for term in GROUPS],
-        "texts": [text for text in texts if text is not None],
+        "texts": [printable(text) for text in texts if text is not None],
         "probes": probes,
         "runs": list(runs.values()),
         "cases": cases,

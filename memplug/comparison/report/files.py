@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...storage import write_atomically
+from ...files import write_atomically
 
 __all__ = ["write_text"]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...shown import printable
 from .answers import pack
 from .charts import general_retention, quality_dots, retention, trade_offs
 from .details import decisions
@@ -57,12 +58,18 @@ def html(results: Mapping[str, Any], *, answers: int = 400_000) -> str:
     except ImportError as error:
         raise ImportError('the page is made with jinja2; run `pip install "memplug[report]"`') from error
     gathered = gather(results)
+
+    def shown(value: Any) -> Any:
+        """Text from results with what is not printable escaped; what is markup already stays as it is."""
+        return printable(value) if type(value) is str else value
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=shown,
     )
     environment.filters["percent"] = percent
 
@@ -71,10 +78,16 @@ def html(results: Mapping[str, Any], *, answers: int = 400_000) -> str:
 
     def breaks(label: str) -> markupsafe.Markup:
         """A label that may break after its signs."""
-        return markupsafe.Markup(re.sub(r"([:/_=-])(?=\w)", r"\1<wbr>", str(markupsafe.escape(label))))
+        plain = str(markupsafe.escape(printable(label)))
+        return markupsafe.Markup(re.sub(r"([:/_=-])(?=\w)", r"\1<wbr>", plain))
+
+    def lines(text: str) -> markupsafe.Markup:
+        """A text of several lines, for a place that keeps them."""
+        return markupsafe.Markup("\n").join(map(printable, str(text).split("\n")))
 
     environment.filters["heat"] = lambda value: f"{100 * min(max(value, 0.0), 1.0):.0f}"
     environment.filters["breaks"] = breaks
+    environment.filters["lines"] = lines
     environment.globals["svg"] = lambda chart: own(draw(chart))
     environment.globals["own"] = own
     page = environment.get_template("page.html")

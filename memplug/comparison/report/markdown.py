@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...shown import printable
 from .files import write_text
 from .gather import Gathered, gather
 from .tables import Cell, Table, costs, preferences, quality
@@ -40,7 +41,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     table, cost = quality(gathered, "final", gathered.main), costs(gathered)
     kept = [i for i, term in enumerate(cost.columns) if term.key in _COSTS]
     by_label = {line.label: line for line in cost.lines}
-    heads = ["method", *(term.label for term in table.columns), *(cost.columns[i].label for i in kept)]
+    heads = ["method", *(_text(t.label) for t in (*table.columns, *(cost.columns[i] for i in kept)))]
     lines = [_settings(gathered), "", _row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
     width = len(heads) - 1
     for line in table.lines:
@@ -64,7 +65,7 @@ def _plain_table(table: Table) -> list[str]:
     """The methods that were finished, and the base model."""
     rows = [_row([_text(line.label), *map(_cell, line.cells)]) for line in table.lines if not line.error]
     return [
-        _row(["method", *(t.label for t in table.columns)]),
+        _row(["method", *(_text(t.label) for t in table.columns)]),
         _row(["---", *["---:"] * len(table.columns)]),
         *rows,
     ]
@@ -80,12 +81,12 @@ def _settings(gathered: Gathered) -> str:
     names = {term.key: term.label for term in MEASURES}
     seeds = gathered.setting("seeds", [])
     parts = [
-        f"{gathered.setting('edits', '?')} edits in batches of {gathered.setting('batch', '?')}",
+        _text(f"{gathered.setting('edits', '?')} edits in batches of {gathered.setting('batch', '?')}"),
         f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}",
         f"model {_text(str(gathered.setting('model', '?')))}",
         f"cases {_text(str(gathered.setting('cases', '?')))}",
         *(["prompts in the chat template"] if gathered.setting("chat", False) else []),
-        f"{gathered.setting('device', '?')}, {gathered.setting('dtype', '?')}",
+        _text(f"{gathered.setting('device', '?')}, {gathered.setting('dtype', '?')}"),
     ]
     if not gathered.done:
         return f"{'; '.join(parts)}. No run was finished."
@@ -98,10 +99,12 @@ def _settings(gathered: Gathered) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that means only itself in a cell of a table."""
-    for sign in "\\|*_`<>[]":
+    """Text that means only itself in a cell of a table: no tag, no markup, nothing that is not printable."""
+    text = printable(" ".join(text.split()))
+    for sign in "\\|*_`[]~":
         text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
+    # As entities, since not all that show Markdown heed a backslash before a tag.
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _bold(text: str, best: bool) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...shown import printable
 from .charts import (
     Bars,
     Dots,
@@ -224,5 +225,6 @@ def _style(colour: int) -> tuple[str, str, str]:
 
 def _plain(text: str) -> str:
     """Short, and without the dollar signs that would begin a formula."""
+    text = printable(text)
     text = text if len(text) <= 28 else f"{text[:14]}…{text[-13:]}"
     return text.replace("$", r"\$")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from xml.etree import ElementTree as ET
 
+from ...shown import printable
 from .charts import Bars, Dots, Histogram, Lines, Scatter, Series
 from .places import arrange, clip, extent, log_ticks, spread, ticks, width
 
@@ -36,7 +37,7 @@ def draw(chart: Bars | Dots | Histogram | Lines | Scatter) -> str:
 
 def _svg(title: str, height: float, told: str) -> ET.Element:
     root = ET.Element("svg", {"viewBox": f"0 0 {WIDTH} {height:g}", "role": "img"})
-    root.set("aria-label", _printable(f"{title}. {told}"))
+    root.set("aria-label", printable(f"{title}. {told}"))
     _text(root, 0, 15, title, "title")
     return root
 
@@ -216,8 +217,8 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 def _series(root: ET.Element, label: str, colour: int) -> ET.Element:
     """The group of everything that belongs to one method; the page lights it up under the pointer."""
     group = ET.SubElement(root, "g", {"class": f"series c{colour % COLOURS} d{colour // COLOURS % 3}"})
-    group.set("data-method", _printable(label))
-    ET.SubElement(group, "title").text = _printable(label)
+    group.set("data-method", printable(label))
+    ET.SubElement(group, "title").text = printable(label)
     return group
 
 
@@ -227,7 +228,7 @@ def _label(parent: ET.Element, x: float, y: float, text: str, anchor: str, room:
 
 def _text(parent: ET.Element, x: float, y: float, text: str, cls: str, anchor: str = "start") -> None:
     place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "class": cls, "text-anchor": anchor}
-    ET.SubElement(parent, "text", place).text = _printable(text)
+    ET.SubElement(parent, "text", place).text = printable(text)
 
 
 def _line(parent: ET.Element, x1: float, y1: float, x2: float, y2: float, cls: str) -> None:
@@ -241,8 +242,3 @@ def _at(x: float, y: float, *, r: str, cls: str) -> dict[str, str]:
 
 def _points(spots: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-
-
-def _printable(text: str) -> str:
-    """Without control characters, which a page may not hold even escaped."""
-    return "".join(c for c in text if c.isprintable() or c == " ")

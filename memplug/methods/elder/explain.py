@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ...chat import Prompt, quoted
 from ...edits import Edit
+from ...shown import printable
 from .deferral import Decision
 from .experts import Routing
 from .places import Place
@@ -54,9 +55,11 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"{quoted(self.prompt)}: {self.reason}"]
         if self.nearest is not None:
-            lines.append(f"  nearest code: edit {self.nearest.id}, {self.distance} bits away")
+            lines.append(f"  nearest code: edit {printable(self.nearest.id)}, {self.distance} bits away")
         if self.similar is not None:
-            lines.append(f"  most similar query: edit {self.similar.id}, cosine {self.similarity:.3f}")
+            lines.append(
+                f"  most similar query: edit {printable(self.similar.id)}, cosine {self.similarity:.3f}"
+            )
         for use in self.uses:
             parts = ", ".join(f"{e} ({w:.2f})" for e, w in zip(use.experts, use.weights, strict=True))
             lines.append(f"  layer {use.layer} {use.linear}: experts {parts}")

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...edits import Edit
+from ...checked import check_edits, check_rest, check_rising, many, number, shaped, table, text, whole
+from ...edits import Edit, EditTable
+from ...shown import brief
 from ..base import State
 from .allocation import Allocation
 from .config import ELDERConfig
@@ -181,18 +183,18 @@ class Knowledge:
             self._places_of = deferral, self.version, found
         return self._places_of[2]
 
-    def _own(self, number: int | None) -> Routing:
+    def _own(self, which: int | None) -> Routing:
         """[l,1,k]: where an edit's own query is routed, alone; it is asked for again with every prompt about
         it. Any expert, unused, for a row out of scope."""
         if self._routes[0] != self.version:
             self._routes = self.version, {}
-        own = self._routes[1].get(number)
+        own = self._routes[1].get(which)
         if own is None:
             query = self.deferral.queries[:1]
-            if number is not None:
-                place = bisect_left(self.deferral.numbers, number)
+            if which is not None:
+                place = bisect_left(self.deferral.numbers, which)
                 query = self.deferral.queries[place : place + 1]
-            own = self._routes[1][number] = self.experts.route(query)
+            own = self._routes[1][which] = self.experts.route(query)
         return own
 
     def prepare(self, query: Tensor, subjects: Sequence[str | None] = ()) -> Tensor:
@@ -235,36 +237,64 @@ class Knowledge:
             tensors |= {f"subjects.{name}": tensor for name, tensor in keys.items()}
         return State(tensors, meta)
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
         """Take over what `state` gave.
 
         Raises:
             ValueError, KeyError: tensors, numbers and edits do not fit together.
         """
-        records = {}
-        for item in meta["records"]:
-            allocation = tuple(tuple(map(int, picks)) for picks in item["allocation"])
-            records[item["id"]] = Record(int(item["number"]), edits[item["id"]], allocation, bool(item["on"]))
-        numbers = [int(number) for number in meta["numbers"]]
-        if sorted(numbers) != sorted(record.number for record in records.values()):
+        coming = whole(meta["next"], "the next number")
+        records = [self._record(item, edits, coming) for item in many(meta["records"], "the edits")]
+        off = [str(record.edit.id) for record in records if not record.on]
+        check_edits((str(record.edit.id) for record in records), off, edits)
+        numbers = [whole(n, "a code's number", 0, coming - 1) for n in many(meta["numbers"], "the codes")]
+        check_rising(numbers)
+        if numbers != sorted(record.number for record in records):
             raise ValueError("its codes do not belong to its edits")
-        queries, codes, width = tensors["queries"], tensors["codes"], self.width
-        if tuple(queries.shape) != (len(numbers), width) or len(codes) != len(numbers):
-            raise ValueError(
-                f"queries are {tuple(queries.shape)} and codes {tuple(codes.shape)} for {len(numbers)} edits "
-                f"of a model whose queries have the width {width}"
-            )
-        blocks = dict(zip(map(int, meta["blocks"]), tensors.get("blocks", queries[:0]), strict=True))
-        on = {record.number for record in records.values() if record.on}
+        blocked = [whole(n, "a blocked number", 0, coming - 1) for n in many(meta["blocks"], "the blocks")]
+        if len(set(blocked)) < len(blocked):
+            raise ValueError("an edit is blocked twice")
+        part = self._shaped(tensors, len(numbers), len(blocked))
+        bits = 2 * self._config.top_k * len(self._places) + 2
+        epsilon, threshold = (
+            whole(meta["epsilon"], "epsilon", 0, max(bits, self.deferral.epsilon)),
+            meta["threshold"],
+        )
+        threshold = None if threshold is None else number(threshold, "the threshold", -1, 1)
+        on = {record.number for record in records if record.on}
         with self.all_or_nothing():
-            self.experts.load([tensors[f"experts.{i}"] for i in range(len(self.experts.snapshot()))])
-            self.deferral.take_over(numbers, queries, codes.numpy(), on, blocks)
-            self.deferral.limit(int(meta["epsilon"]), meta["threshold"])
-            self.records, self.next = records, int(meta["next"])
-            self.center = tensors["center"].to(self.center)
+            self.experts.load([part[f"experts.{i}"] for i in range(len(self.experts.snapshot()))])
+            blocks = dict(zip(blocked, part.get("blocks", part["queries"][:0]), strict=True))
+            self.deferral.take_over(numbers, part["queries"], part["codes"].numpy(), on, blocks)
+            self.deferral.limit(epsilon, threshold)
+            self.records, self.next = {str(r.edit.id): r for r in records}, coming
+            self.center = part["center"].to(self.center)
             if self.subjects is not None:
-                mine = [name for name in tensors if name.startswith("subjects.")]
-                keys = {name.removeprefix("subjects."): tensors[name] for name in mine}
-                self.subjects.restore(keys, meta["subjects"])
+                keys = {n.removeprefix("subjects."): t for n, t in part.items() if n.startswith("subjects.")}
+                self.subjects.restore(keys, meta["subjects"], {str(r.edit.subject) for r in records})
+
+    def _record(self, item: Any, edits: EditTable, coming: int) -> Record:
+        """A saved record, whose number is below ``coming``."""
+        c, values = self._config, table(item, "an edit's record")
+        linears = many(values["allocation"], "an allocation", len(self._places))
+        allocation = tuple(
+            tuple(whole(e, "an expert", 0, c.n_experts - 1) for e in many(picks, "an allocation", c.top_k))
+            for picks in linears
+        )
+        if type(values["on"]) is not bool:
+            raise ValueError(f"an edit's switch is {brief(values['on'])}, not true or false")
+        id, n = text(values["id"], "an edit's id"), whole(values["number"], "a number", 0, coming - 1)
+        return Record(n, edits[id], allocation, values["on"])
+
+    def _shaped(self, tensors: Mapping[str, Tensor], count: int, blocks: int) -> dict[str, Tensor]:
+        """The tensors of so many edits and blocks, checked; those of the subjects as they are."""
+        shapes = {f"experts.{i}": tuple(t.shape) for i, t in enumerate(self.experts.snapshot())}
+        shapes |= {"queries": (count, self.width), "center": tuple(self.center.shape)}
+        shapes |= {"blocks": (blocks, self.width)} if blocks else {}
+        part = {name: shaped(tensors, name, shape, torch.float32) for name, shape in shapes.items()}
+        bits = len(self._places) * self._config.n_experts
+        part["codes"] = shaped(tensors, "codes", (count, -(-bits // 8) if count else None), torch.uint8)
+        if self.subjects is not None:
+            part |= {name: tensor for name, tensor in tensors.items() if name.startswith("subjects.")}
+        check_rest(tensors, part)
+        return part

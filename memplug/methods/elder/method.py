@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...calls import Call, hold
 from ...chat import Prompt, question
-from ...edits import Edit
+from ...edits import Edit, EditTable
 from ...hooks import Hook
 from ...text import Batch
 from ...think import think_hooks
@@ -248,8 +248,6 @@ class ELDER:
         """Everything learned."""
         return self.known.state()
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over what `state` gave."""
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
         self.known.restore(tensors, meta, edits)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checked import many, table, whole
 from ...edits import Edit
 from ...memory import KeyMemory
 from ..base import Host
@@ -111,14 +112,23 @@ class Subjects:
         }
         return self._memory.state_dict(), meta
 
-    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Take over what `state` gave.
+    def restore(self, tensors: Mapping[str, Tensor], meta: Any, subjects: Collection[str]) -> None:
+        """Take over what `state` gave, for edits of these subjects.
 
         Raises:
-            ValueError, KeyError: it is none; nothing is changed then.
+            ValueError, KeyError: it is none.
         """
-        keys = {str(subject): tuple(map(int, numbers)) for subject, numbers in meta["keys"].items()}
-        first = int(meta["next"])
+        given = table(meta, "the subjects")
+        first = whole(given["next"], "the next number of a key")
+        keys = {
+            subject: tuple(whole(n, "a key's number", 0, first - 1) for n in many(some, "a subject's keys"))
+            for subject, some in table(given["keys"], "the subjects' keys").items()
+        }
+        if keys.keys() != set(subjects) or not all(keys.values()):
+            raise ValueError("the keys are those of other subjects, or a subject has none")
         self._memory.load_state_dict(tensors)
-        self.keys, self._next = keys, first
-        self._owner = {number: subject for subject, numbers in keys.items() for number in numbers}
+        numbers = [number for some in keys.values() for number in some]
+        if sorted(numbers) != sorted(self._memory.ids()):
+            raise ValueError("the subjects' keys are not those that are held")
+        self.keys, self._next, self._marks = keys, first, {}
+        self._owner = {number: subject for subject, some in keys.items() for number in some}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...chat import Prompt, quoted
 from ...edits import Edit
+from ...shown import printable
 
 __all__ = ["Explanation"]
 
@@ -30,7 +31,7 @@ class Explanation:
     def __str__(self) -> str:
         if not self.nearest:
             return f"{quoted(self.prompt)}: deferred to the base model; no edit is in force"
-        names = ", ".join(str(edit.id) for edit in self.nearest)
+        names = ", ".join(printable(edit.id) for edit in self.nearest)
         what = "deferred to the base model" if self.deferred else f"answered by edit {names}"
         sign = ">" if self.deferred else "<="
         return (

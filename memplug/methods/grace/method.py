@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from ...calls import Call, hold
 from ...chat import Prompt, question
+from ...checked import check_edits, check_rest, many, names, number, numbered_from, shaped
 from ...contexts import sample_prefixes
-from ...edits import Edit
+from ...edits import Edit, EditTable
 from ...hooks import Hook
 from ...nearest import Nearest
 from ...text import Pair
@@ -114,14 +115,14 @@ class GRACE:
     def _find(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """The entry [B] of each row, -1 for none, and their values [B,D]."""
         near = self._index.search(query[:, :-1])
-        number = torch.full((len(query),), -1)
+        which = torch.full((len(query),), -1)
         values = torch.zeros(len(query), self._place.fan_out)
         for row, (found, distance) in enumerate(zip(near.number[:, 0], near.measure[:, 0], strict=True)):
             entry = self._at.get(int(found))
             if entry is not None and distance <= entry.radius:
-                number[row] = int(found)
+                which[row] = int(found)
                 values[row] = self._values[entry.members]
-        return number, values.to(self._place.device) if bool((number >= 0).any()) else None
+        return which, values.to(self._place.device) if bool((which >= 0).any()) else None
 
     # ------------------------------------------------------------------ edits
 
@@ -136,8 +137,8 @@ class GRACE:
         with self._host.tracker.off():
             keys = self._keys(edits)
             records = {id: record for id, record in self.records.items() if id not in gone}
-            for number, (edit, key) in enumerate(zip(edits, keys, strict=True), start=self._next):
-                records[str(edit.id)] = Keyed(number, str(edit.id), edit.target, key), edit
+            for n, (edit, key) in enumerate(zip(edits, keys, strict=True), start=self._next):
+                records[str(edit.id)] = Keyed(n, str(edit.id), edit.target, key), edit
             self._apply(records, self.off - gone, progress)
         self._next += len(edits)
 
@@ -265,30 +266,34 @@ class GRACE:
         }
         return State(tensors, meta)
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over what `state` gave."""
-        keys, shared = tensors["keys"], [tuple(ids) for ids in meta["values"]]
-        values = tensors.get("values", torch.zeros(0, self._place.fan_out))
-        expected = (len(meta["numbers"]), self._site.width), (len(shared), self._place.fan_out)
-        if (tuple(keys.shape), tuple(values.shape)) != expected:
-            raise ValueError(
-                f"keys are {tuple(keys.shape)} and values {tuple(values.shape)}, expected {expected}"
-            )
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
+        numbers, off = numbered_from(meta), names(meta["off"], "the edits that are off")
+        check_edits(numbers, off, edits)
+        check_rest(tensors, ("keys", "values"))
+        shared = [names(ids, "a value's edits") for ids in many(meta["values"], "the values")]
+        if len(set(shared)) < len(shared) or not all(numbers.keys() >= set(ids) for ids in shared):
+            raise ValueError("a value is there twice, or is that of an edit that is not there")
+        keys = shaped(tensors, "keys", (len(numbers), self._site.width), torch.float32)
+        values = torch.zeros(0, self._place.fan_out)
+        if shared:
+            values = shaped(tensors, "values", (len(shared), self._place.fan_out), torch.float32)
         records = {
-            id: (Keyed(int(number), id, edits[id].target, key), edits[id])
-            for (id, number), key in zip(meta["numbers"].items(), keys, strict=True)
+            id: (Keyed(n, id, edits[id].target, key), edits[id])
+            for (id, n), key in zip(numbers.items(), keys, strict=True)
         }
         held = dict(zip(shared, values, strict=True))
-        before, self._usual = self._usual, meta["usual"]
+        usual = meta["usual"]
+        if usual is not None or (self.config.epsilon is None and len(off) < len(numbers)):
+            usual = number(usual, "the usual distance", 0)
+        before, self._usual = self._usual, usual
         try:
-            book = self._book(records, meta["off"])
+            book = self._book(records, off)
             lacking = [entry.members for entry in book.entries if entry.members not in held]
             if lacking:
                 raise ValueError(f"the value of the edits {lacking[0]} is missing")
         except BaseException:
             self._usual = before
             raise
-        self._put(records, set(meta["off"]), book, held)
-        self._next = int(meta["next"])
+        self._put(records, set(off), book, held)
+        self._next = meta["next"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...chat import Prompt, quoted
 from ...edits import Edit
 from ...ledger import Ledger
+from ...shown import printable
 from ...solve import factor_norm
 
 __all__ = ["EditReport", "Explanation", "Touched", "report"]
@@ -74,9 +75,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"{quoted(self.prompt)}", f"  base model: {self.base!r}", f"  edited:     {self.edited!r}"]
         for edit in self.edits:
-            lines.append(
-                f"  {edit.id} ({'on' if edit.on else 'off'}): {quoted(edit.prompt)} -> {edit.target!r}"
-            )
+            state = f"{printable(edit.id)} ({'on' if edit.on else 'off'})"
+            lines.append(f"  {state}: {quoted(edit.prompt)} -> {edit.target!r}")
             for module, norm, share in edit.touched:
                 score = f"  score {edit.scores[module]:+.3f}" if module in edit.scores else ""
                 lines.append(f"    {module}  norm {norm:.3g} ({100 * share:.2g} % of the weight's){score}")

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...edits import Case
+from ...files import write_atomically
 from ...layers import evaluating, frozen
 from ...pristine import Pristine
-from ...storage import write_atomically
 from ..base import Host
 from .calibrate import find_step, usual_texts
 from .capture import capture

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...edits import Edit, EditError
+from ...checked import shaped
+from ...edits import Edit, EditError, EditTable
 from ...entries import Entry
 from ...layers import evaluating
 from ...sites import Range
@@ -51,6 +52,7 @@ class WeightEditor(LedgerMethod):
     """
 
     name: ClassVar[str] = ""
+    _kinds: ClassVar[tuple[str, ...]] = ("ledger.", "editor.")
     networks: ClassVar[bool] = True
     """Whether there is something to fit."""
     gated: ClassVar[bool] = False
@@ -185,13 +187,12 @@ class WeightEditor(LedgerMethod):
         tensors |= {f"editor.{name}": tensor for name, tensor in self.editor.state_dict().items()}
         return State(tensors, meta)
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over what `state` gave."""
-        self.load_editor(
-            {n.removeprefix("editor."): t for n, t in tensors.items() if n.startswith("editor.")}
-        )
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
+        editor = {n.removeprefix("editor."): t for n, t in tensors.items() if n.startswith("editor.")}
+        for name, mine in self.editor.state_dict().items():
+            shaped(editor, name, tuple(mine.shape), mine.dtype)
+        self.load_editor(editor)
         super().restore(tensors, meta, edits)
 
     def load_editor(self, tensors: Mapping[str, Tensor]) -> None:

@@ -54,9 +54,12 @@ class ICLConfig:
         if not isinstance(self.template, str) or not isinstance(self.separator, str | None):
             raise ValueError(f"template is {self.template!r} and separator {self.separator!r}; give strings")
         try:
-            found = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
+            fields = [field for field in Formatter().parse(self.template) if field[1] is not None]
         except ValueError as error:
             raise ValueError(f"template {self.template!r} cannot be read ({error}); {_FIELDS}") from error
+        if any(spec or conversion for _, _, spec, conversion in fields):  # could ask for a gigabyte of blanks
+            raise ValueError(f"template {self.template!r} says how a field is written; {_FIELDS}")
+        found = {str(name) for _, name, _, _ in fields}
         if not {"prompt", "target"} <= found <= {"prompt", "target", "subject"}:
             raise ValueError(f"template {self.template!r} has the fields {sorted(found)}; {_FIELDS}")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...chat import Prompt, quoted, show
 from ...edits import Edit
+from ...shown import printable
 
 __all__ = ["Explanation"]
 
@@ -30,7 +31,8 @@ class Explanation:
         what = f"read after {self.notes!r}" if self.notes else "answered by the base model"
         lines = [f"{quoted(self.prompt)}: {what} (threshold {self.threshold:.3f})"]
         lines += [
-            f"  edit {edit.id}, cosine {cosine:.3f}: {show(edit.prompt)}" for edit, cosine in self.nearest
+            f"  edit {printable(edit.id)}, cosine {cosine:.3f}: {printable(show(edit.prompt))}"
+            for edit, cosine in self.nearest
         ]
         return "\n".join(lines)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...calls import Call, hold
 from ...chat import Prompt, question
-from ...edits import Edit
+from ...checked import check_edits, check_rest, names, numbered_from, shaped
+from ...edits import Edit, EditTable
 from ...hooks import Hook
 from ...layers import evaluating, text_config
 from ...nearest import Nearest
@@ -256,17 +257,18 @@ class ICL:
         }
         return State(tensors, meta)
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over what `state` gave."""
-        embeddings, center, width = tensors["embeddings"], tensors.get("center"), self._index.width
-        expected = (len(meta["numbers"]), width)
-        if tuple(embeddings.shape) != expected or (center is not None and tuple(center.shape) != (width,)):
-            raise ValueError(f"embeddings are {tuple(embeddings.shape)}, expected {expected}")
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
+        numbers, off = numbered_from(meta), names(meta["off"], "the edits that are off")
+        check_edits(numbers, off, edits)
+        check_rest(tensors, ("embeddings", "center"))
+        width = self._index.width
+        embeddings = shaped(tensors, "embeddings", (len(numbers), width), torch.float32)
+        has_center = "center" in tensors or (self.config.center and len(numbers) > 0)
+        center = shaped(tensors, "center", (width,), torch.float32) if has_center else None
         records = {
-            id: (int(number), edits[id], embedding)
-            for (id, number), embedding in zip(meta["numbers"].items(), embeddings, strict=True)
+            id: (number, edits[id], embedding)
+            for (id, number), embedding in zip(numbers.items(), embeddings, strict=True)
         }
-        self._put(records, set(meta["off"]))
-        self._embedder.center, self._next = center, int(meta["next"])
+        self._put(records, set(off))
+        self._embedder.center, self._next = center, meta["next"]

@@ -45,6 +45,8 @@ class WeightConfig:
     paper: ClassVar[dict[str, Any]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Further presets by name."""
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Fields that may name files or folders."""
     limits: ClassVar[tuple[Limit, ...]] = ()
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
 

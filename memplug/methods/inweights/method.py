@@ -9,14 +9,16 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...chat import Prompt, canonical, question
-from ...edits import Edit, EditError
+from ...checked import check_edits, check_rest
+from ...edits import Edit, EditError, EditTable
 from ...entries import Entry
+from ...entry_rows import entries_from
 from ...hooks import Hook
 from ...layers import evaluating
 from ...ledger import Ledger
@@ -42,6 +44,9 @@ class LedgerMethod:
         ValueError: modules that do not exist, or are named twice.
         UnsupportedModelError: modules that cannot be edited.
     """
+
+    _kinds: ClassVar[tuple[str, ...]] = ("ledger.",)
+    """How names of saved tensors begin."""
 
     def __init__(self, host: Host, config: WeightConfig) -> None:
         self.config: Any = config
@@ -212,15 +217,15 @@ class LedgerMethod:
         tensors = {f"ledger.{name}": tensor for name, tensor in self.ledger.tensors().items()}
         return State(tensors, {"entries": self.ledger.meta()})
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over what `state` gave."""
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
+        check_rest(tensors, (name for name in tensors if name.startswith(self._kinds)))
         rows = {n.removeprefix("ledger."): t for n, t in tensors.items() if n.startswith("ledger.")}
-        ids = [id for entry in meta["entries"] for id in entry["ids"]]
-        if sorted(ids) != sorted(edits):
-            raise ValueError(
-                f"the ledger holds {len(ids)} edits, the list {len(edits)}, and they are not the same"
-            )
-        self.ledger.load(rows, meta["entries"])
+        entries = entries_from(self.ledger.sites, rows, meta["entries"])
+        check_edits(
+            (id for entry in entries for id in entry.ids),
+            (id for entry in entries for id in entry.off),
+            edits,
+        )
+        self.ledger.hold(entries)
         self._edits = dict(edits)

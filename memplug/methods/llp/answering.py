@@ -20,13 +20,15 @@ from tqdm.auto import tqdm
 from ...calibration import Calibration
 from ...calls import hold
 from ...chat import Prompt
-from ...edits import Edit
+from ...checked import check_rest
+from ...edits import Edit, EditTable
 from ...hooks import Hook
 from ...layers import evaluating
 from ...listening import Listener
 from ...prefix import KV, Prefix
 from ...questions import Question, packed, unpacked
 from ...reading import Reader, Speaking
+from ...shown import brief
 from ...think import think_hooks
 from ...turns import turns_of
 from ..base import Host, State
@@ -80,6 +82,9 @@ class AnsweringLLP(LLP):
 
     def _width(self) -> int:
         return min(self._host.anatomy.width, self.config.rank)
+
+    def _embedded(self) -> int:
+        return int(self._host.text.embed([0]).shape[1])
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:
@@ -255,41 +260,34 @@ class AnsweringLLP(LLP):
         values, entries = pack(self.entries.values())
         tensors |= values
         for id, asked in self._questions.items():
-            tensors |= {f"question.{name}.{id}": tensor for name, tensor in packed(asked).items()}
+            tensors |= packed(asked, f"question.{id}.")
         if self._calibration is not None and self.entries:  # one that was made for nothing is not kept
             tensors |= {f"calibration.{name}": t for name, t in self._calibration.tensors().items()}
         return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over what `state` gave."""
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
         part = {
             kind: {n.removeprefix(kind + "."): t for n, t in tensors.items() if n.startswith(kind + ".")}
-            for kind in ("key", "question", "calibration")
+            for kind in ("key", "value", "question", "calibration")
         }
-        size = self._shape().size
-        entries = unpack(tensors, meta["entries"], edits, (size,))
+        check_rest(tensors, (f"{kind}.{name}" for kind in part for name in part[kind]))
+        entries = unpack(tensors, meta["entries"], edits, (self._shape().size,), torch.float16)
         layers = (*self._layers, self._relation)
         made = None
-        if part["calibration"]:
-            made = Calibration.of(part["calibration"], layers, self._host.anatomy.width).to(
-                self._host.text.device
-            )
-        if made is None and entries:
-            raise ValueError("the saved calibration is missing; take a whole copy")
-        asked: dict[str, dict[str, Tensor]] = {id: {} for entry in entries.values() for id in entry.edits}
-        for name, tensor in part["question"].items():
-            kind, _, id = name.partition(".")
-            if id in asked:
-                asked[id][kind] = tensor
-        questions = {id: tuple(unpacked(some, self._width())) for id, some in asked.items()}
-        self.memory.load_state_dict(part["key"])
-        self.entries, self._calibration = entries, made
+        if part["calibration"] or entries:
+            widths = (self._host.anatomy.width, self._width(), self._embedded())
+            made = Calibration.of(part["calibration"], layers, *widths)
+        questions = {id: tuple(unpacked(tensors, f"question.{id}.", self._width())) for id in edits}
+        check_rest(part["question"], (f"{id}.{name}" for id in edits for name in packed((), "")))
+        values = {ids for entry in entries.values() for ids in entry.values}
+        for id, asked in questions.items():
+            if (id,) not in values or not asked:
+                raise ValueError(f"the value or the questions of edit {brief(id)} are missing or empty")
+        self._take_over(tensors, entries, meta)
+        self._calibration = None if made is None else made.to(self._host.text.device)
         self._questions.clear()
         self._questions.update(questions)
-        self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
-        self._next, self._stamp = int(meta["next"]), len(entries)
         self._longest = max((self.memory.get(n).shape[1] for n in self.memory.ids()), default=1)
         self._forms.clear()
         self._ready.clear()

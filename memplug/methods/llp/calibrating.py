@@ -56,7 +56,8 @@ def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: in
     named = (*asked, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
     file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
-        return Calibration.of(load_file(file), layers, host.anatomy.width).to(host.text.device)
+        widths = (host.anatomy.width, min(host.anatomy.width, config.rank), host.text.embed([0]).shape[1])
+        return Calibration.of(load_file(file), layers, *widths).to(host.text.device)
     made = calibrate(host, config, think, relation)
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ...edits import Edit
+from ...checked import check_edits, check_rest, many, names, shaped, table, text, whole
+from ...edits import Edit, EditTable
+from ...memory import KeyMemory
+from ...shown import brief
 
-__all__ = ["Entry", "changed", "pack", "unpack"]
+__all__ = ["Entry", "changed", "check_keys", "pack", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -69,30 +73,54 @@ def pack(entries: Iterable[Entry]) -> tuple[dict[str, Tensor], list[dict[str, An
 
 def unpack(
     tensors: Mapping[str, Tensor],
-    packed: Iterable[Mapping[str, Any]],
-    edits: Mapping[str, Edit],
+    packed: Any,
+    edits: EditTable,
     shape: tuple[int | None, ...],
+    dtype: torch.dtype,
 ) -> dict[str, Entry]:
-    """What `pack` gave, for a model whose values have this shape; None is any size.
+    """What `pack` gave, for a model whose values have this shape (None is any size) and type.
 
     Raises:
-        ValueError: a value has another shape.
+        ValueError, KeyError: it is none, or does not fit the edits or the model.
     """
     entries: dict[str, Entry] = {}
-    for stamp, item in enumerate(packed, start=1):
-        values = {tuple(v["edits"]): tensors[v["tensor"]] for v in item["values"]}
-        for value in values.values():
-            sizes = zip(value.shape, shape, strict=False)
-            if value.ndim != len(shape) or any(want not in (None, have) for have, want in sizes):
-                raise ValueError(
-                    f"the value of {item['subject']!r} is {tuple(value.shape)}, the model's are {shape}"
-                )
-        entries[item["subject"]] = Entry(
-            item["subject"],
-            {id: edits[id] for id in item["edits"]},
-            frozenset(item["off"]),
-            tuple(item["keys"]),
-            values,
-            stamp,
-        )
+    used: set[str] = set()
+    for stamp, given in enumerate(many(packed, "the entries"), start=1):
+        item = table(given, "an entry")
+        subject, ids = text(item["subject"], "an entry's subject"), names(item["edits"], "an entry's edits")
+        values: dict[tuple[str, ...], Tensor] = {}
+        for value in many(item["values"], "an entry's values"):
+            name = text(table(value, "a value")["tensor"], "a value's tensor")
+            mine = names(value["edits"], "a value's edits")
+            if not set(mine) <= set(ids) or mine in values or name in used:
+                raise ValueError(f"the value {brief(name)} is there twice, or is that of no edit")
+            values[mine] = shaped(tensors, name, shape, dtype)
+            used.add(name)
+        keys = tuple(whole(n, "a key's number") for n in many(item["keys"], "an entry's keys"))
+        off = frozenset(names(item["off"], "an entry's edits that are off"))
+        held = {id: edits[id] for id in ids}
+        if not ids or not keys or subject in entries or any(e.subject != subject for e in held.values()):
+            raise ValueError(
+                f"the entry of {brief(subject)} has no edits or keys, or those of another subject"
+            )
+        entries[subject] = Entry(subject, held, off, keys, values, stamp)
+    every = list(entries.values())
+    check_edits((id for e in every for id in e.edits), (id for e in every for id in e.off), edits)
+    check_rest((name for name in tensors if name.startswith("value.")), used)
     return entries
+
+
+def check_keys(entries: Iterable[Entry], memory: KeyMemory, coming: int) -> None:
+    """The keys of the memory are those of the entries, in force where an edit is, with numbers below
+    ``coming``.
+
+    Raises:
+        ValueError: they are not.
+    """
+    owner = [(number, bool(entry.on)) for entry in entries for number in entry.keys]
+    if sorted(number for number, _ in owner) != sorted(memory.ids()):
+        raise ValueError("the keys of the entries are not those that are held")
+    if any(number >= coming or memory.enabled(number) != on for number, on in owner):
+        raise ValueError(
+            "a key is searched and its edits are off, or the other way round, or its number is to come"
+        )

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...chat import Prompt, question, quoted
 from ...edits import Edit
 from ...memory import KeyMemory, Scores
+from ...shown import printable
 from ..base import Host
 from .config import LLPConfig
 from .keys import think_states
@@ -75,10 +76,11 @@ class Explanation:
         for name, candidate in (("recalled", self.recalled), ("runner-up", self.runner_up)):
             if candidate is None:
                 continue
-            lines.append(
-                f"  {name}: {candidate.subject} ({candidate.votes} votes of {len(candidate.layers)})"
-            )
-            lines += [f"    edit {e.id}: {quoted(e.prompt)} -> {e.target!r}" for e in candidate.edits]
+            count = f"{candidate.votes} votes of {len(candidate.layers)}"
+            lines.append(f"  {name}: {printable(candidate.subject)} ({count})")
+            lines += [
+                f"    edit {printable(e.id)}: {quoted(e.prompt)} -> {e.target!r}" for e in candidate.edits
+            ]
             for vote in candidate.layers:
                 mark = "votes" if vote.voted else "no vote"
                 lines.append(f"    layer {vote.layer}: {vote.token!r} {vote.similarity:.3f} {mark}")
@@ -136,22 +138,23 @@ def _ranking(scores: Scores, subjects: Mapping[int, object]) -> list[int]:
 
 
 def _reason(best: Candidate | None, other: Candidate | None, quorum: int, threshold: float) -> str:
+    second = "" if other is None else printable(other.subject)
     if best is None:
         if other is None:
             return "nothing is recalled; no edit is in force"
         return (
-            f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes "
+            f"nothing is recalled; the closest subject, {second}, has {other.votes} votes "
             f"of the {quorum} needed (similarity above {threshold:g})"
         )
-    text = f"{best.subject} is recalled with {best.votes} votes ({quorum} needed)"
+    text = f"{printable(best.subject)} is recalled with {best.votes} votes ({quorum} needed)"
     if other is None:
         return text
     if other.votes < quorum:
-        return f"{text}; the runner-up, {other.subject}, has {other.votes}"
+        return f"{text}; the runner-up, {second}, has {other.votes}"
     if other.votes < best.votes:
-        return f"{text}; the runner-up, {other.subject}, has fewer ({other.votes})"
+        return f"{text}; the runner-up, {second}, has fewer ({other.votes})"
     gap = f"{other.similarity:.3f} < {best.similarity:.3f}"
-    return f"{text}; {other.subject} has as many, but is less similar ({gap})"
+    return f"{text}; {second} has as many, but is less similar ({gap})"
 
 
 class _Maker(NamedTuple):

@@ -12,6 +12,7 @@ from ...calls import Call
 from ...chat import Prompt
 from ...edits import Edit
 from ...listening import Listener, span_scores
+from ...shown import printable
 from ..base import Host
 from .entries import Entry
 from .explain import Candidate, Explanation, LayerVote
@@ -81,16 +82,17 @@ def _reason(
     asked: float | None,
 ) -> str:
     if best is not None:
-        return f"{best.subject} is named ({best.votes} votes, {quorum} needed) and asked for"
+        return f"{printable(best.subject)} is named ({best.votes} votes, {quorum} needed) and asked for"
     if other is None:
         return "nothing is recalled; no edit is in force"
+    subject = printable(other.subject)
     if other.votes >= quorum:
         limits = "{:.2f} in plain text, {:.2f} in chat".format(*calibration.relation)
         likeness = "" if asked is None else f" (likeness {asked:.2f}; to be exceeded: {limits})"
-        return f"nothing is recalled; {other.subject} is named, but its edits are not asked for{likeness}"
+        return f"nothing is recalled; {subject} is named, but its edits are not asked for{likeness}"
     return (
-        f"nothing is recalled; the closest subject, {other.subject}, has {other.votes} votes of the {quorum} "
-        f"needed (similarity above {calibration.threshold:.2f})"
+        f"nothing is recalled; the closest subject, {subject}, has {other.votes} votes of the "
+        f"{quorum} needed (similarity above {calibration.threshold:.2f})"
     )
 
 

@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from ...calls import hold
 from ...chat import Prompt
+from ...checked import check_rest, whole
 from ...contexts import sample_prefixes
-from ...edits import Edit
+from ...edits import Edit, EditTable
 from ...hooks import Hook
 from ...memory import KeyMemory
 from ...prefix import KV, Prefix
@@ -25,7 +26,7 @@ from ...recall import Recall
 from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
 from ..base import Host, State
 from .config import LLPConfig
-from .entries import Entry, changed, pack, unpack
+from .entries import Entry, changed, check_keys, pack, unpack
 from .explain import Explanation, explain
 from .jobs import jobs_for
 from .keys import contexts_of, contrast, keys_missing, subject_states
@@ -299,17 +300,29 @@ class LLP:
         tensors |= values
         return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
+        check_rest(tensors, (name for name in tensors if name.startswith(("key.", "value."))))
+        entries = unpack(
+            tensors, meta["entries"], edits, (self.config.n_values, self._host.anatomy.width), torch.float32
+        )
+        if any(entry.on and not len(entry.values.get(entry.on, ())) for entry in entries.values()):
+            raise ValueError("the value of edits in force is missing")
+        self._take_over(tensors, entries, meta)
+        self._kv.clear()
+
+    def _take_over(
+        self, tensors: Mapping[str, Tensor], entries: dict[str, Entry], meta: Mapping[str, Any]
     ) -> None:
-        """Take over what `state` gave."""
-        keys = {name.removeprefix("key."): t for name, t in tensors.items() if name.startswith("key.")}
-        entries = unpack(tensors, meta["entries"], edits, (None, self._host.anatomy.width))
-        self.memory.load_state_dict(keys)
+        """Hold the saved keys and these entries, which own them."""
+        coming = whole(meta["next"], "the next number of a key")
+        self.memory.load_state_dict(
+            {name.removeprefix("key."): t for name, t in tensors.items() if name.startswith("key.")}
+        )
+        check_keys(entries.values(), self.memory, coming)
         self.entries = entries
         self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
-        self._next, self._stamp = int(meta["next"]), len(entries)
-        self._kv.clear()
+        self._next, self._stamp = coming, len(entries)
 
 
 def warn_unlearned(learned: Sequence[tuple[str, float]]) -> None:

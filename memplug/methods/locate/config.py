@@ -85,6 +85,7 @@ class LocateConfig(WeightConfig):
         ("covariance_texts", 1, 1 << 24),
         ("covariance_length", 2, 1 << 16),
     )
+    paths: ClassVar[tuple[str, ...]] = ("covariance", "cache_dir")
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {"units": ("relative", "absolute")}
 
     units: Literal["relative", "absolute"] = "relative"

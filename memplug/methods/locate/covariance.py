@@ -24,11 +24,15 @@ from torch import Tensor, nn
 
 from ...contexts import sample_prefixes
 from ...edits import EditError
+from ...files import LoadError, saving, write_atomically
 from ...hooks import Hook, HookSet, capture_input
 from ...layers import evaluating
+from ...manifest import FORMAT, parsed
+from ...shown import brief
 from ...sites import Site
-from ...storage import FORMAT, LoadError, fingerprint, write_atomically
+from ...storage import fingerprint
 from ..base import Host
+from ..checks import SavedPath
 from ..hypernet.capture import chunks
 from .config import LocateConfig
 
@@ -57,16 +61,23 @@ def moments_of(host: Host, sites: Sequence[Site], config: LocateConfig) -> Momen
     The model must be the base model as it is.
 
     Raises:
-        EditError: the text cannot be read, or has no token.
+        EditError: the text cannot be read, has no token, or is a file that only a saved config names.
+        SaveError: they cannot be written into the cache.
         LoadError: the kept file is damaged, or was made for another base model (both fingerprints are named).
     """
     named = [site.name for site in sites]
     source = [config.covariance, config.covariance_texts, config.covariance_length, config.seed]
+    if isinstance(config.covariance, SavedPath):
+        raise EditError(
+            f"the plug was saved with covariance={brief(config.covariance)}, a file that is not read unless "
+            "you name it: load(folder, model, tokenizer, covariance=...) with it, or with None for text that "
+            "the model writes itself"
+        )
     if isinstance(config.covariance, str):
         source[0] = hashlib.sha256(_file(config.covariance)).hexdigest()
     asked = hashlib.sha256(json.dumps([source, named]).encode()).hexdigest()[:16]
     path = None
-    if config.cache_dir is not None:
+    if config.cache_dir is not None and not isinstance(config.cache_dir, SavedPath):
         name = f"moments-{type(host.model).__name__}-{fingerprint(host.model)[:8]}-{asked}.safetensors"
         path = Path(config.cache_dir) / name
         if path.is_file():
@@ -140,15 +151,16 @@ def _write(path: Path, model: Any, moments: Moments) -> None:
         "tokens": moments.tokens,
         "model": {"class": type(model).__name__, "fingerprint": fingerprint(model)},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.cpu().contiguous() for name, tensor in moments.by_site.items()}
-    write_atomically(path, dump_tensors(plain, metadata={_KEY: json.dumps(head)}))
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, dump_tensors(plain, metadata={_KEY: json.dumps(head)}))
 
 
 def _read(path: Path, model: Any, sites: Sequence[Site]) -> Moments:
     try:
         with safe_open(path, "pt") as file:
-            head = json.loads((file.metadata() or {})[_KEY])
+            head = parsed((file.metadata() or {})[_KEY])
             theirs, format_, tokens = head["model"]["fingerprint"], int(head["format"]), int(head["tokens"])
             found = {site.name: file.get_tensor(site.name) for site in sites}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...chat import Prompt, question
+from ...checked import check_edits, check_rest, names, shaped
 from ...contexts import sample_prefixes
-from ...edits import Edit
+from ...edits import Edit, EditTable
 from ...hooks import Hook, HookSet
 from ...layers import evaluating
 from ...pristine import Pristine
@@ -231,10 +232,11 @@ class LoRA:
         meta = {"edits": list(self.records), "off": sorted(self.off), "config": asdict(self.config)}
         return State(tensors, meta)
 
-    def restore(
-        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: Mapping[str, Edit]
-    ) -> None:
-        """Take over what `state` gave."""
-        records = {id: edits[id] for id in meta["edits"]}
-        self.adapter.load([tensors[f"adapter.{i}"] for i in range(len(self.adapter.parameters))])
-        self.records, self.off, self._before = records, set(meta["off"]), {}
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
+        """Take over what `state` gave; see `Method.restore`."""
+        held, off = names(meta["edits"], "the adapter's edits"), names(meta["off"], "those that are off")
+        check_edits(held, off, edits)
+        mine = {f"adapter.{i}": parameter for i, parameter in enumerate(self.adapter.parameters)}
+        check_rest(tensors, mine)
+        self.adapter.load([shaped(tensors, name, tuple(p.shape), p.dtype) for name, p in mine.items()])
+        self.records, self.off, self._before = {id: edits[id] for id in held}, set(off), {}
