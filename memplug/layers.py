@@ -7,13 +7,16 @@ config says; what a layer takes and returns is read from its signature and from 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .shadows import Shadows
 
 __all__ = [
     "Anatomy",
@@ -56,6 +59,7 @@ class Anatomy:
         alibi_arg: a bias per key position is handed to the layers under this name.
         bias_by_column: the layers add a bias that depends on the key's column (position_bias).
         head: the module around the decoder that can be asked for the last logits only; None if there is none.
+        shadows: other forwards that single threads use for some of its modules.
     """
 
     decoder: nn.Module
@@ -72,6 +76,7 @@ class Anatomy:
     alibi_arg: str | None
     bias_by_column: bool
     head: nn.Module | None = None
+    shadows: Shadows = field(default_factory=Shadows)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer call's arguments by name; extra keywords stay as they are."""
@@ -267,12 +272,18 @@ def _probe(
     seen: dict[str, Any] = {}
     found: list[Any] = []
 
-    def before(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.update(dict(zip(signature.parameters, args, strict=False)) | kwargs)
+    me = threading.get_ident()
 
-    def after(_m: nn.Module, _args: Any, output: Any) -> None:
-        found.append(output)
-        raise _Stop
+    # Another thread's forward may meet them, half registered even.
+    def before(_m: nn.Module, *given: Any) -> None:
+        if threading.get_ident() == me:
+            args, kwargs = given
+            seen.update(dict(zip(signature.parameters, args, strict=False)) | kwargs)
+
+    def after(_m: nn.Module, *given: Any) -> None:
+        if threading.get_ident() == me:
+            found.append(given[-1])
+            raise _Stop
 
     device = input_device(model)
     ids = torch.zeros(1, 3, dtype=torch.long, device=device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,6 +102,7 @@ class Listener:
         relation: the layer whose states say what is asked.
         gates: an edit's keys of prompt ends [G,K], unit.
         starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
+        looking: nothing of all this changes inside what it gives; for what is looked at between two forwards.
     """
 
     def __init__(
@@ -111,10 +113,11 @@ class Listener:
         relation: int,
         gates: Callable[[str], Tensor],
         starts: bool,
+        looking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.memory, self.reader = memory, reader
         self._think, self._relation = think, relation
-        self._gates, self._starts = gates, starts
+        self._gates, self._starts, self._looking = gates, starts, looking
 
     def listen(
         self, calibration: Calibration, call: Call, longest: int
@@ -157,8 +160,13 @@ class Listener:
         columns, opened = real.shape[1], None
         if whole and isinstance(held, Heard):
             opened = replace(held, opened=None) if held.again is not None else held.opened
+
+        def read_again(n: int) -> tuple[RowHeard, ...]:
+            with self._looking():
+                return tuple(heard(n)[0])
+
         # A forward of one token is taken back as a whole or not at all; a prompt may hold a draft already.
-        again = (lambda n: tuple(heard(n)[0])) if columns > 1 else None
+        again = read_again if columns > 1 else None
         return Heard(self, tuple(rows), call.past, columns, again, None, opened), spoken
 
     def _rows(

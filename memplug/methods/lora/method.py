@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ...chat import Prompt, question
 from ...contexts import sample_prefixes
 from ...edits import Edit
-from ...hooks import Hook, HookSet
+from ...hooks import Hook, OwnHooks
 from ...layers import evaluating
 from ...pristine import Pristine
 from ...sites import find_sites
@@ -220,7 +220,7 @@ class LoRA:
 
         with self._host.tracker.off(), evaluating(self._host.model):
             base = self._host.forward(self._host.model, batch).logits[0, -1].argmax()
-            with HookSet([sizes(i) for i in range(len(self.adapter.sites))]):
+            with OwnHooks([sizes(i) for i in range(len(self.adapter.sites))]):
                 edited = self._host.forward(self._host.model, batch).logits[0, -1].argmax()
         before, after = (text.tokenizer.decode([int(token)]) for token in (base, edited))
         return Explanation(prompt, before, after, tuple(shares))
