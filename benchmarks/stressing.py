@@ -1,9 +1,9 @@
 """Many threads ask one model while its edits change: each answer against what the same call gives alone.
 
-The changes are drawn beforehand and made twice. Alone, on a copy of the model: after each of them every call is
-answered, and every generation also with the change in the middle, after each of its forwards. And beside the
-threads. An answer is right if it is that of a state that was in force between the call's begin and its end, or
-of a generation in which the one became the other. Plain forwards have to be right to the last bit.
+The changes are drawn beforehand and made twice. Alone, on a copy of the model: after each of them every call
+is answered, and every generation also with the change in the middle, after each of its forwards. And beside
+the threads. An answer is right if it is that of a state that was in force between the call's begin and its
+end, or of a generation in which the one became the other. Plain forwards have to be right to the last bit.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ class Stress:
     def _ended(self, model: Any, row: _Row) -> Hashable:
         ends = model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
-        while len(row.said) < _NEW and not all(ends & {int(s[b]) for s in row.said} for b in range(len(row.ids))):
+        while len(row.said) < _NEW and not all(
+            ends & {int(s[b]) for s in row.said} for b in range(len(row.ids))
+        ):
             row = self._next(model, row)
         return tuple(map(tuple, torch.stack(row.said, 1).tolist()))
 
@@ -326,7 +328,9 @@ def traces(model: Any) -> dict[str, Any]:
     """What must be as before on a model: each module's attributes and hooks, and the bits of its tensors."""
     found: dict[str, Any] = {"model": sorted(vars(model))}
     for name, module in model.named_modules():
-        hooks = [len(x) for key, x in sorted(vars(module).items()) if "_hooks" in key and hasattr(x, "__len__")]
+        hooks = [
+            len(x) for key, x in sorted(vars(module).items()) if "_hooks" in key and hasattr(x, "__len__")
+        ]
         flags = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
         found[name] = (sorted(vars(module)), hooks, flags, module.training)
     for name, tensor in model.state_dict().items():

@@ -1,9 +1,9 @@
-"""Who may look while something changes: forwards pass together, a change has the place to itself for a moment.
+"""The gate between forwards and changes: any number of forwards at once, or one change alone.
 
 A forward enters the gate when the decoder is entered and leaves it with the decoder; nothing is locked in
-between, so any number of them run at once. A change is prepared beside them. To be put in force it waits until
-the forwards that run have ended, and those that come meanwhile wait until it is done. So every forward sees
-one state from its first layer to its last, and one that begins later sees the new one.
+between, so any number of them run at once. A change is prepared beside them. To be put in force it waits
+until the forwards that run have ended, and those that come meanwhile wait until it is done. So every forward
+sees one state from its first layer to its last, and one that begins later sees the new one.
 
 A forward that was broken off (Ctrl-C) never says that it left. The place in the call stack where it was
 entered tells: it is forgotten when that place is gone.

@@ -3,8 +3,8 @@
 A `Plug` owns no tensors. It keeps the edits and their ids, asks a method to learn and forget them, and
 guards what every method promises: all or nothing, and the model as it was in the end.
 
-Any number of threads may run the model, also while one edits, switches, deletes, saves or detaches; changes are
-made one after the other. See `gate`.
+Any number of threads may run the model, also while one edits, switches, deletes, saves or detaches; changes
+are made one after the other. See `gate`.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class _Shadow:
         if self._before is _UNSET:
             vars(self._module).pop("forward", None)
         else:
-            self._module.forward = self._before  # type: ignore[assignment]
+            self._module.forward = self._before
 
     def _chosen(self, *args: Any, **kwargs: Any) -> Any:
         mine = self.forwards.get(threading.get_ident())
