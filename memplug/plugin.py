@@ -27,7 +27,7 @@ from .layers import dissect, learning
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import listed, numbered
-from .text import Text
+from .text import Text, apart
 
 __all__ = ["Plug", "plug_of"]
 
@@ -54,7 +54,7 @@ class Plug:
                 "or load the model a second time"
             )
         anatomy = dissect(model, layers)
-        text = self._text = Text(model, tokenizer)
+        text = self._text = Text(model, apart(tokenizer))
         tracker = self._tracker = CallTracker(anatomy, text.bos_id)
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         with learning():

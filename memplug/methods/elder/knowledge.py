@@ -110,6 +110,12 @@ class Knowledge:
         other._forget_found()
         return other
 
+    def take(self, other: Knowledge) -> None:
+        """Become what a changed copy is."""
+        other.version += 1
+        vars(self).update(vars(other))
+        self.prune()
+
     @property
     def layer(self) -> int | None:
         """In whose output subjects are recognised; None where none are asked for."""

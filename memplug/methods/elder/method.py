@@ -167,9 +167,7 @@ class ELDER:
                 self.known.prune()
             raise
         with tracker.gate.changing():
-            known.version += 1
-            known.prune()
-            self.known = known
+            self.known.take(known)
 
     def check(self, edits: Sequence[Edit]) -> None:
         """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
