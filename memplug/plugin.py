@@ -13,7 +13,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,14 @@ class Plug:
         self._edits: dict[str, Edit] = {}
         self._off: frozenset[str] = frozenset()
         self._count = 0
+        self._paused = 0
         self._lock = threading.RLock()
         self._hooks: HookSet | None = None
         self._hooks = HookSet([*tracker.hooks(self._wanted), *self.method.hooks()])
         setattr(model, _MARK, self)
 
     def _wanted(self) -> bool:
-        return self._hooks is not None and bool(self.method.active)
+        return self._hooks is not None and not self._paused and bool(self.method.active)
 
     # ------------------------------------------------------------------ editing
 
@@ -239,8 +240,8 @@ class Plug:
         self._check_attached()
         if not isinstance(self.method, Fits):
             raise ValueError(f"{self.name!r} has no editor to save; plug.save(folder) keeps its edits")
-        with self._lock, self.paused():
-            tensors = self.method.editor_state()
+        tensors = self.method.editor_state()
+        with self.alone():
             write_editor(Path(path), self.name, self.method.config, tensors, self.model, half)
 
     # ------------------------------------------------------------------ looking
@@ -249,14 +250,31 @@ class Plug:
     def paused(self) -> Iterator[None]:
         """Inside the ``with`` the model is the base model, to the bit.
 
-        That holds for forwards of this thread; those of other threads stay edited. Where edits are in the
-        weights, changes by other threads wait for the end of the ``with``.
+        That holds for all threads. A pause begins and ends between forwards; where edits are in the weights
+        it waits for a change that another thread is making.
         """
-        with ExitStack() as stack:
+        weights, stack = isinstance(self.method, ChangesWeights), ExitStack()
+
+        @contextmanager
+        def turning() -> Iterator[None]:
+            with self._lock if weights else nullcontext(), self._tracker.gate.changing():
+                yield
+
+        with turning():
             if isinstance(self.method, ChangesWeights):
-                stack.enter_context(self._lock)
                 stack.enter_context(self.method.paused())
-            stack.enter_context(self._tracker.off())
+            self._paused += 1
+        try:
+            yield
+        finally:
+            with turning():
+                self._paused -= 1
+                stack.close()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The base model for this thread inside the ``with``; forwards of others wait. For moments only."""
+        with self._lock, self._tracker.gate.changing(), self.paused():
             yield
 
     @contextmanager

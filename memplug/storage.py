@@ -95,7 +95,7 @@ def save(folder: Path, plug: Plug) -> None:
             f"{folder} cannot be made ({error.strerror}); name a folder you can write to"
         ) from error
     tensors, meta = plug.method.state()
-    with plug.paused():  # a method may have changed weights; the name is the base model's
+    with plug.alone():  # a method may have changed weights; the name is the base model's
         base = fingerprint(plug.model)
     file, digest = _write_tensors(folder, tensors)
     manifest = {

@@ -80,15 +80,10 @@ class FineTune(LedgerMethod):
         return Entry(ids, (), notes={"before": self._before(), "loss": round(loss, 6)}, wholes=wholes)
 
     def _hold(self, entries: Iterable[Entry]) -> None:
-        before = self.ledger.entries
         done: list[Entry] = []
-        try:
-            for entry in entries:
-                done.append(entry if entry.trained else self._again(done, entry))
-            self.ledger.hold(done)
-        except BaseException:
-            self.ledger.hold(before)
-            raise
+        for entry in entries:
+            done.append(entry if entry.trained else self._again(done, entry))
+        self.ledger.hold(done)
 
     def _again(self, earlier: Sequence[Entry], entry: Entry) -> Entry:
         """The entry with a change for the edits that are in force now."""
