@@ -6,7 +6,8 @@ until the forwards that run have ended, and those that come meanwhile wait until
 sees one state from its first layer to its last, and one that begins later sees the new one.
 
 A forward that was broken off (Ctrl-C) never says that it left. The place in the call stack where it was
-entered tells: it is forgotten when that place is gone.
+entered tells: it is forgotten when that place is gone. A change is not broken off: once it has the gate to
+itself, Ctrl-C waits until it is done.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+
+from .interrupts import Interrupts
 
 __all__ = ["Gate"]
 
@@ -31,6 +34,7 @@ class Gate:
         self._changing: int | None = None
         self._depth = 0
         self._waiting = 0
+        self._interrupts = Interrupts()
 
     def enter(self, frame: FrameType | None) -> int:
         """Come in, after a change that is being made or waits to be; at once inside another forward.
@@ -80,18 +84,29 @@ class Gate:
             self.leave()
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Inside the ``with`` no forward runs on another thread. To be held for moments only."""
+    def changing(self, *, last: bool = True) -> Iterator[None]:
+        """Inside the ``with`` no forward runs on another thread. To be held for moments only.
+
+        Args:
+            last: whether this completes what `whole` surrounds: from here on it is not broken off.
+        """
         me = threading.get_ident()
-        self._begin(me)
-        try:
-            yield
-        finally:
-            with self._moved:
-                self._depth -= 1
-                if not self._depth:
-                    self._changing = None
-                    self._moved.notify_all()
+        with self._interrupts.watched():
+            self._begin(me)
+            try:
+                yield
+            finally:
+                with self._moved:
+                    self._depth -= 1
+                    if not self._depth:
+                        self._changing = None
+                        self._moved.notify_all()
+                if not last:
+                    self._interrupts.let()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside the ``with`` Ctrl-C, once the last change is being made, waits for the end of the ``with``."""
+        return self._interrupts.watched()
 
     def _begin(self, me: int) -> None:
         with self._moved:
@@ -100,6 +115,7 @@ class Gate:
                 while self._changing not in (None, me) or self._inside.keys() - {me}:
                     if not self._moved.wait(_LOOK):
                         self._forget_lost(me)
+                self._interrupts.hold()
                 self._changing = me
                 self._depth += 1
             finally:

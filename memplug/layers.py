@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .modes import evaluating, frozen, learning
 from .shadows import Shadows
 
 __all__ = [
@@ -226,39 +225,6 @@ def _check_kind(model: nn.Module) -> None:
             f"{name} cannot generate text (an encoder, or a model without its language-model head); "
             "load it with AutoModelForCausalLM"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode (no dropout), and afterwards each in the mode it had."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of the model takes gradients inside the ``with``; afterwards each is as it was."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def learning() -> Iterator[None]:
-    """Gradients can be taken inside the ``with``, also where the caller works without them."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 class _Stop(Exception):

@@ -111,12 +111,16 @@ class Ledger:
                 yield
                 if self.entries is not published.entries:
                     with self._changing():
-                        publish()
+                        try:
+                            publish()
+                        except BaseException:  # some weights may be written
+                            self._take_back(published)
+                            self.pristine.write(self._changes_now())
+                            raise
                         self._published = None
         except BaseException:
             if self._published is not None:
-                self.entries, self._total = published.entries, published.total
-                self._branches = published.branches
+                self._take_back(published)
             raise
         finally:
             self._published = None
@@ -219,6 +223,9 @@ class Ledger:
     def _clear(self) -> None:
         self.entries, self._branches, self._total = (), {}, {}
         self._sums, self._running = {}, ()
+
+    def _take_back(self, published: _Published) -> None:
+        self.entries, self._total, self._branches = published[1:]
 
     # ------------------------------------------------------------------ saving
 

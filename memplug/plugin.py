@@ -199,7 +199,8 @@ class Plug:
         """
         if self._tracker.gate.inside:
             raise RuntimeError("edits cannot be changed inside a forward of the model; do it before or after")
-        with self._lock, learning():
+        with self._lock, learning(), self._tracker.gate.whole():
+            self._check_attached()  # another thread may have detached meanwhile
             yield
 
     def _chosen(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
@@ -308,6 +309,7 @@ class Plug:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         self._text.check_length(self._text.encode(asked), asked)
         with self._lock:
+            self._check_attached()
             return self.method.explain(asked)
 
     def __repr__(self) -> str:
@@ -322,8 +324,8 @@ class Plug:
         Raises:
             SaveError: the folder holds something else.
         """
-        self._check_attached()
         with self._lock:
+            self._check_attached()
             storage.save(Path(path), self)
 
     def detach(self) -> None:

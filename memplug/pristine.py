@@ -90,6 +90,7 @@ class Pristine:
 
         @torch.no_grad()
         def publish() -> None:
+            self._draft = None
             self._write_live(draft)
 
         try:

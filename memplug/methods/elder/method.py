@@ -163,7 +163,7 @@ class ELDER:
             with tracker.off():
                 yield known
         except BaseException:
-            with tracker.gate.changing():
+            with tracker.gate.changing(last=False):
                 self.known.prune()
             raise
         with tracker.gate.changing():

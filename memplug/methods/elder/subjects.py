@@ -59,7 +59,7 @@ class Subjects:
 
     def _add(self, new: Sequence[tuple[str, Tensor]]) -> None:
         """Hold more keys. A subject without an edit in force changes no row, so this may come first."""
-        with self._host.tracker.gate.changing():
+        with self._host.tracker.gate.changing(last=False):
             for subject, key in new:
                 self._memory.add(self._next, key)
                 self._owner[self._next] = subject
