@@ -27,6 +27,7 @@ from memplug.edits import Edit
 __all__ = ["Asked", "Outcome", "Stress", "changes", "traces"]
 
 _NEW = 5  # tokens of an answer
+_BREATH = 0.02  # seconds between calls that are made only until the changes are
 
 
 class Asked(NamedTuple):
@@ -202,7 +203,10 @@ class Stress:
             rng, left = random.Random(seed * 1000 + me), calls // threads
             while left > 0 or not clock.over:
                 left -= 1
+                time.sleep(0 if left >= 0 else _BREATH)
                 one = rng.choice(self.asked)
+                if one.kind == "explain" and rng.random() < 0.8:  # which keeps changes waiting
+                    continue
                 clock.rounds[me] += 1
                 first = clock.ended
                 try:

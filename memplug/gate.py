@@ -105,7 +105,7 @@ class Gate:
                     self._interrupts.let()
 
     def whole(self) -> AbstractContextManager[None]:
-        """Inside the ``with`` Ctrl-C, once the last change is being made, waits for the end of the ``with``."""
+        """Inside the ``with`` Ctrl-C waits for its end, once the last change is being made."""
         return self._interrupts.watched()
 
     def _begin(self, me: int) -> None:
