@@ -202,11 +202,11 @@ class Stress:
         def ask(me: int) -> None:
             rng, left = random.Random(seed * 1000 + me), calls // threads
             while left > 0 or not clock.over:
-                left -= 1
-                time.sleep(0 if left >= 0 else _BREATH)
                 one = rng.choice(self.asked)
                 if one.kind == "explain" and rng.random() < 0.8:  # which keeps changes waiting
                     continue
+                left -= 1
+                time.sleep(0 if left >= 0 else _BREATH)
                 clock.rounds[me] += 1
                 first = clock.ended
                 try:
