@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .gate import Gate
 from .hooks import Hook
 from .layers import Anatomy
 
@@ -89,6 +92,9 @@ class CallTracker:
     """Opens a `Call` when the decoder is entered and closes it when it is left, also by an error.
 
     One call is open per thread, so a model that serves several threads keeps them apart.
+
+    Attributes:
+        gate: every forward is inside it; what forwards look at is changed in `Gate.changing`.
     """
 
     def __init__(self, anatomy: Anatomy, bos_id: int | None) -> None:
@@ -96,6 +102,7 @@ class CallTracker:
         self._anatomy = anatomy
         self._bos_id = bos_id
         self._local = threading.local()
+        self.gate = Gate()
 
     @property
     def current(self) -> Call | None:
@@ -148,9 +155,12 @@ class CallTracker:
         def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # A forward may run inside another (a prefix is computed when it is first recalled). Each is
             # entered before anything can go wrong, since it is left whatever happens.
-            self._running.append(None)
+            gone = self.gate.enter(_forward_frame())
+            running = self._running
+            del running[len(running) - gone :]
+            running.append(None)
             if not getattr(self._local, "off", False) and wanted():
-                self._running[-1] = self._open(args, kwargs)
+                running[-1] = self._open(args, kwargs)
 
         def begin(_m: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
             self._local.kept = kwargs.get("logits_to_keep")
@@ -161,6 +171,7 @@ class CallTracker:
         def leave(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
             if self._running:  # empty where the hooks came in the middle of a forward
                 self._running.pop()
+                self.gate.leave()
 
         def adopt(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # A decoder that is handed no cache makes one; its layers see it first.
@@ -223,6 +234,14 @@ class CallTracker:
                 f"{len(lengths)} prompt lengths for a batch of {batch} rows; give one for each row"
             )
         return lengths.to(device).repeat_interleave(batch // len(lengths))
+
+
+def _forward_frame() -> FrameType | None:
+    """The frame of the innermost module call that runs a hook; it lasts as long as the module's forward."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") != nn.Module.__module__:
+        frame = frame.f_back
+    return frame
 
 
 def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anatomy: Anatomy) -> Tensor:

@@ -7,6 +7,7 @@ before the first is registered, so a mistake leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
@@ -16,9 +17,7 @@ from torch import Tensor, nn
 
 from .layers import Anatomy
 
-__all__ = ["Hook", "HookSet", "StopForward", "capture_input", "resume", "skipping_below"]
-
-_UNSET = object()
+__all__ = ["Hook", "HookSet", "OwnHooks", "StopForward", "capture_input", "resume", "skipping_below"]
 
 
 class Hook(NamedTuple):
@@ -32,24 +31,37 @@ class Hook(NamedTuple):
 
 
 class HookSet:
-    """Registered hooks, removed together by ``remove()`` or at the end of a ``with``."""
+    """Registered hooks, removed together by ``remove()`` or at the end of a ``with``.
+
+    They take effect when all are registered, and none does any more when the first is removed, so that a
+    forward of another thread meets all of them or none that does anything.
+    """
+
+    _thread: int | None = None
 
     def __init__(self, hooks: Iterable[Hook]) -> None:
-        hooks = list(hooks)
-        with ExitStack() as stack:
-            for module, kind, fn in hooks:
-                fn = _Uncompiled(fn)
+        live = self._live = _Live(self._thread)
+        self._handles: list[Any] = []
+        try:
+            for module, kind, given in list(hooks):
+                fn = _Uncompiled(given, live)
                 if kind == "before":
                     handle = module.register_forward_pre_hook(fn, with_kwargs=True)
                 else:
                     always = kind == "finally"
                     handle = module.register_forward_hook(fn, with_kwargs=True, always_call=always)
-                stack.callback(handle.remove)
-            self._stack = stack.pop_all()
+                self._handles.append(handle)
+        except BaseException:
+            self.remove()
+            raise
+        live.on = True
 
     def remove(self) -> None:
-        """Take every hook off; a second call does nothing."""
-        self._stack.close()
+        """Take every hook off; a second call does nothing, or goes on with one that was broken off."""
+        self._live.on = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def __enter__(self) -> HookSet:
         return self
@@ -58,13 +70,35 @@ class HookSet:
         self.remove()
 
 
+class OwnHooks(HookSet):
+    """Hooks that see the forwards of the thread that registers them, and no other thread's."""
+
+    def __init__(self, hooks: Iterable[Hook]) -> None:
+        self._thread = threading.get_ident()
+        super().__init__(hooks)
+
+
+class _Live:
+    """Whether the hooks of a set take effect: on one thread, or on all (None)."""
+
+    def __init__(self, thread: int | None) -> None:
+        self.on, self._thread = False, thread
+
+    @property
+    def here(self) -> bool:
+        return self.on and (self._thread is None or self._thread == threading.get_ident())
+
+
 class _Uncompiled:
     """A hook that torch.compile does not trace: it decides by values, and keeps them for other forwards."""
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self._fn, self._plain = fn, torch.compiler.disable(fn)
+    def __init__(self, fn: Callable[..., Any], live: _Live) -> None:
+        self._fn, self._plain, self._live = fn, torch.compiler.disable(fn), live
 
     def __call__(self, *args: Any) -> Any:
+        # While it is registered or removed another thread's forward may call it with fewer arguments.
+        if not self._live.here:
+            return None
         return self._plain(*args) if torch.compiler.is_compiling() else self._fn(*args)
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
@@ -81,7 +115,7 @@ class StopForward(Exception):
 
 @contextmanager
 def skipping_below(anatomy: Anatomy, index: int) -> Iterator[None]:
-    """Layers 0..index-1 hand their input on unchanged, at no cost, inside the ``with``.
+    """Layers 0..index-1 hand their input on unchanged, at no cost, on this thread inside the ``with``.
 
     The layers stay in place (models index them and read their attributes); only their ``forward`` is
     shadowed on the instance, and put back exactly as it was, also over wrappers such as accelerate's.
@@ -91,18 +125,10 @@ def skipping_below(anatomy: Anatomy, index: int) -> Iterator[None]:
         hidden = kwargs["hidden_states"] if hidden is None else hidden
         return (hidden,) if anatomy.returns_tuple else hidden
 
-    skipped = anatomy.layers[:index]
-    before = [vars(layer).get("forward", _UNSET) for layer in skipped]
-    try:
-        for layer in skipped:
-            layer.forward = forward
+    with ExitStack() as stack:
+        for layer in anatomy.layers[:index]:
+            stack.enter_context(anatomy.shadows.shadowing(layer, forward))
         yield
-    finally:
-        for layer, old in zip(skipped, before, strict=True):
-            if old is _UNSET:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = old
 
 
 @torch.no_grad()
@@ -114,7 +140,7 @@ def capture_input(anatomy: Anatomy, index: int, run: Callable[[], Any]) -> Tenso
         found.append(args[0] if args else kwargs["hidden_states"])
         raise StopForward
 
-    with HookSet([Hook(anatomy.layers[index], "before", before)]), contextlib.suppress(StopForward):
+    with OwnHooks([Hook(anatomy.layers[index], "before", before)]), contextlib.suppress(StopForward):
         run()
     return found[0]
 
@@ -145,6 +171,6 @@ def resume(
         Hook(anatomy.layers[index], "before", enter),
         Hook(model.get_output_embeddings(), "before", narrow),
     ]
-    with skipping_below(anatomy, index), HookSet(hooks):
+    with skipping_below(anatomy, index), OwnHooks(hooks):
         logits: Tensor = run().logits
     return logits[0]

@@ -7,13 +7,15 @@ config says; what a layer takes and returns is read from its signature and from 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .modes import evaluating, frozen, learning
+from .shadows import Shadows
 
 __all__ = [
     "Anatomy",
@@ -56,6 +58,7 @@ class Anatomy:
         alibi_arg: a bias per key position is handed to the layers under this name.
         bias_by_column: the layers add a bias that depends on the key's column (position_bias).
         head: the module around the decoder that can be asked for the last logits only; None if there is none.
+        shadows: other forwards that single threads use for some of its modules.
     """
 
     decoder: nn.Module
@@ -72,6 +75,7 @@ class Anatomy:
     alibi_arg: str | None
     bias_by_column: bool
     head: nn.Module | None = None
+    shadows: Shadows = field(default_factory=Shadows)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer call's arguments by name; extra keywords stay as they are."""
@@ -223,39 +227,6 @@ def _check_kind(model: nn.Module) -> None:
         )
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode (no dropout), and afterwards each in the mode it had."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of the model takes gradients inside the ``with``; afterwards each is as it was."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def learning() -> Iterator[None]:
-    """Gradients can be taken inside the ``with``, also where the caller works without them."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
 class _Stop(Exception):
     """Ends the probing forward once the first layer has answered."""
 
@@ -267,12 +238,18 @@ def _probe(
     seen: dict[str, Any] = {}
     found: list[Any] = []
 
-    def before(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.update(dict(zip(signature.parameters, args, strict=False)) | kwargs)
+    me = threading.get_ident()
 
-    def after(_m: nn.Module, _args: Any, output: Any) -> None:
-        found.append(output)
-        raise _Stop
+    # Another thread's forward may meet them, half registered even.
+    def before(_m: nn.Module, *given: Any) -> None:
+        if threading.get_ident() == me:
+            args, kwargs = given
+            seen.update(dict(zip(signature.parameters, args, strict=False)) | kwargs)
+
+    def after(_m: nn.Module, *given: Any) -> None:
+        if threading.get_ident() == me:
+            found.append(given[-1])
+            raise _Stop
 
     device = input_device(model)
     ids = torch.zeros(1, 3, dtype=torch.long, device=device)

@@ -26,8 +26,9 @@ Knows nothing about models beyond `Site`, and nothing about how changes are pred
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -38,6 +39,7 @@ from torch import Tensor
 from .entries import Entry, Factors, summed
 from .entry_rows import entries_from, meta_of, rows_of
 from .pristine import Pristine
+from .shadows import Shadows
 from .sites import Site
 
 __all__ = ["BLOCK", "Ledger"]
@@ -55,15 +57,23 @@ class Ledger:
         cache_bytes: memory that block sums may take, and solved factors of all blocks but the last.
             Whatever it says, two float32 sums of each changed module are held: of all blocks, and of all but
             the last, so that an edit at the end sums the last block alone.
+        changing, shadows: as for `Pristine`.
     """
 
     def __init__(
-        self, sites: Sequence[Site], mode: Literal["merged", "side"] = "merged", cache_bytes: int = 1 << 30
+        self,
+        sites: Sequence[Site],
+        mode: Literal["merged", "side"] = "merged",
+        cache_bytes: int = 1 << 30,
+        changing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        shadows: Shadows | None = None,
     ) -> None:
         self.sites = {site.name: site for site in sites}
         self.mode = mode
         self.entries: tuple[Entry, ...] = ()
-        self.pristine = Pristine(self.sites)
+        self.pristine = Pristine(self.sites, changing, shadows)
+        self._changing = changing
+        self._published: _Published | None = None
         self._cache_bytes = cache_bytes
         self._sums: dict[tuple[Any, ...], _BlockSum] = {}
         self._running: tuple[_Running, ...] = ()
@@ -74,7 +84,46 @@ class Ledger:
     @property
     def active(self) -> bool:
         """Whether an edit is in force."""
+        published = self._elsewhere()
+        if published is not None:
+            return any(entry.on for entry in published.entries)
         return not self._paused and any(entry.on for entry in self.entries)
+
+    def _elsewhere(self) -> _Published | None:
+        """What is in force while another thread makes a draft; None where this one does, or none."""
+        published = self._published
+        return None if published is None or published.thread == threading.get_ident() else published
+
+    @contextmanager
+    def drafting(self) -> Iterator[None]:
+        """Changes for this thread's forwards alone inside the ``with``, and for all when it ends.
+
+        They come at once, or not at all where it ends with an error. A pause inside is for this thread alone,
+        too. In a paused ledger nothing is drafted: what is changed there takes effect after the pause.
+        """
+        if self._published is not None or self._paused:
+            yield
+            return
+        published = _Published(threading.get_ident(), self.entries, self._total, self._branches)
+        self._published = published
+        try:
+            with self.pristine.drafting() as publish:
+                yield
+                if self.entries is not published.entries:
+                    with self._changing():
+                        try:
+                            publish()
+                        except BaseException:  # some weights may be written
+                            self._take_back(published)
+                            self.pristine.write(self._changes_now())
+                            raise
+                        self._published = None
+        except BaseException:
+            if self._published is not None:
+                self._take_back(published)
+            raise
+        finally:
+            self._published = None
 
     # ------------------------------------------------------------------ changing
 
@@ -101,7 +150,8 @@ class Ledger:
             )
         if self.mode == "side":
             branches = self._concatenated(entries)
-            self.entries, self._branches, self._total = entries, branches, None
+            with self._changing():
+                self.entries, self._branches, self._total = entries, branches, None
             return
         changes = self._changes(entries)
         if not self._paused:
@@ -174,6 +224,9 @@ class Ledger:
         self.entries, self._branches, self._total = (), {}, {}
         self._sums, self._running = {}, ()
 
+    def _take_back(self, published: _Published) -> None:
+        self.entries, self._total, self._branches = published[1:]
+
     # ------------------------------------------------------------------ saving
 
     def tensors(self) -> dict[str, Tensor]:
@@ -202,6 +255,9 @@ class Ledger:
 
     def branch(self, site: str) -> Factors | None:
         """``(a [d_k,R], b [R,d_v])`` to add as ``y + (x a) b`` in side mode; None where nothing is."""
+        published = self._elsewhere()
+        if published is not None:
+            return published.branches.get(site)
         return None if self._paused else self._branches.get(site)
 
     def relative_change(self) -> dict[str, float]:
@@ -262,6 +318,15 @@ class Ledger:
         # Only now, so that an error leaves what belongs together.
         self._sums, self._running = sums, (_Running(keys, total), closed)
         return total
+
+
+class _Published(NamedTuple):
+    """What threads other than ``thread`` see while that one makes a draft."""
+
+    thread: int
+    entries: tuple[Entry, ...]
+    total: dict[str, Tensor] | None
+    branches: dict[str, Factors]
 
 
 class _BlockSum(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,6 +109,7 @@ class Listener:
         questions: how an edit is asked for.
         embed: the embeddings [W,E] of token ids.
         starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
+        looking: nothing of all this changes inside what it gives; for what is looked at between two forwards.
     """
 
     def __init__(
@@ -119,10 +121,12 @@ class Listener:
         questions: Callable[[str], Sequence[Question]],
         embed: Callable[[Sequence[int]], Tensor],
         starts: bool,
+        looking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.memory, self.reader = memory, reader
         self._think, self._relation = think, relation
-        self._questions, self._embed, self._starts = questions, embed, starts
+        self._questions, self._embed = questions, embed
+        self._starts, self._looking = starts, looking
 
     def listen(
         self, calibration: Calibration, call: Call, longest: int, met: dict[str, float] | None = None
@@ -164,8 +168,13 @@ class Listener:
         columns, opened = real.shape[1], None
         if whole and isinstance(held, Heard):
             opened = replace(held, opened=None) if held.again is not None else held.opened
+
+        def read_again(n: int) -> tuple[RowHeard, ...]:
+            with self._looking():
+                return tuple(heard(n)[0])
+
         # A forward of one token is taken back as a whole or not at all; a prompt may hold a draft already.
-        again = (lambda n: tuple(heard(n)[0])) if columns > 1 else None
+        again = read_again if columns > 1 else None
         return Heard(self, tuple(rows), call.past, columns, again, None, opened), spoken
 
     def _rows(

@@ -2,6 +2,9 @@
 
 A `Plug` owns no tensors. It keeps the edits and their ids, asks a method to learn and forget them, and
 guards what every method promises: all or nothing, and the model as it was in the end.
+
+Any number of threads may run the model, also while one edits, switches, deletes, saves or detaches; changes
+are made one after the other. See `gate`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import listed, numbered
 from .saves import Saves
-from .text import Text
+from .text import Text, apart
 
 __all__ = ["Plug", "check_free", "plug_of"]
 
@@ -49,23 +52,24 @@ class Plug:
     ) -> None:
         check_free(model)
         anatomy = dissect(model, layers)
-        text = self._text = Text(model, tokenizer)
+        text = self._text = Text(model, apart(tokenizer))
         tracker = self._tracker = CallTracker(anatomy, text.bos_id)
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         with learning():
             self.method = registered.method(Host(model, text, anatomy, tracker), config)
         self.layers = anatomy.names[0].rpartition(".")[0]
         self._edits: dict[str, Edit] = {}
-        self._off: set[str] = set()
+        self._off: frozenset[str] = frozenset()
         self._count = 0
         self.saves = Saves()
         self._paused = 0
         self._lock = threading.RLock()
-        self._hooks: HookSet | None = HookSet([*tracker.hooks(self._wanted), *self.method.hooks()])
+        self._hooks: HookSet | None = None
+        self._hooks = HookSet([*tracker.hooks(self._wanted), *self.method.hooks()])
         setattr(model, _MARK, self)
 
     def _wanted(self) -> bool:
-        return not self._paused and bool(self.method.active)
+        return self._hooks is not None and not self._paused and bool(self.method.active)
 
     # ------------------------------------------------------------------ editing
 
@@ -103,11 +107,12 @@ class Plug:
             fresh, replaced = numbered(asked, self._edits, self._count)
             self.method.check(fresh)
             self.method.learn(fresh, [self._edits[id] for id in replaced], progress=progress)
-            for id in replaced:
-                del self._edits[id]
-                self._off.discard(id)
-            self._edits |= {str(edit.id): edit for edit in fresh}
-            self._count += len(fresh)
+            kept = {id: edit for id, edit in self._edits.items() if id not in replaced}
+            self.take_over(
+                kept | {str(edit.id): edit for edit in fresh},
+                self._off.difference(replaced),
+                self._count + len(fresh),
+            )
         if replaced:
             warnings.warn(f"replaced {listed(replaced)}: the same prompt was edited again", stacklevel=2)
         return fresh[0] if single else fresh
@@ -122,7 +127,8 @@ class Plug:
             raise ValueError(
                 f"the editor was fitted for {saved.method!r}, not {self.name!r}; name that method"
             )
-        self.method.load_editor(saved.tensors)
+        with self._lock:
+            self.method.load_editor(saved.tensors)
 
     @property
     def count(self) -> int:
@@ -130,8 +136,8 @@ class Plug:
         return self._count
 
     def take_over(self, edits: Mapping[str, Edit], off: Iterable[str], count: int) -> None:
-        """Hold these edits, which the method has learned already (loading)."""
-        self._edits, self._off, self._count = dict(edits), set(off), count
+        """Hold these edits, which the method has learned already."""
+        self._edits, self._off, self._count = dict(edits), frozenset(off), count
 
     @property
     def edits(self) -> EditTable:
@@ -164,9 +170,9 @@ class Plug:
         with self._changing():
             chosen = self._chosen(edits)
             left = self.method.forget(chosen, progress=True, **how)
-            for edit in chosen:
-                del self._edits[str(edit.id)]
-                self._off.discard(str(edit.id))
+            gone = {str(edit.id) for edit in chosen}
+            kept = {id: edit for id, edit in self._edits.items() if id not in gone}
+            self.take_over(kept, self._off - gone, self._count)
         return left
 
     def disable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
@@ -174,19 +180,26 @@ class Plug:
         with self._changing():
             chosen = [edit for edit in self._chosen(edits) if edit.id not in self._off]
             self.method.switch(chosen, False, progress=True)
-            self._off |= {str(edit.id) for edit in chosen}
+            self._off = self._off.union(str(edit.id) for edit in chosen)
 
     def enable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits on again."""
         with self._changing():
             chosen = [edit for edit in self._chosen(edits) if edit.id in self._off]
             self.method.switch(chosen, True, progress=True)
-            self._off -= {str(edit.id) for edit in chosen}
+            self._off = self._off.difference(str(edit.id) for edit in chosen)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One thread at a time, with gradients."""
-        with self._lock, learning():
+        """One thread at a time, with gradients.
+
+        Raises:
+            RuntimeError: asked for inside a forward of the model, which would wait for itself.
+        """
+        if self._tracker.gate.inside:
+            raise RuntimeError("edits cannot be changed inside a forward of the model; do it before or after")
+        with self._lock, learning(), self._tracker.gate.whole():
+            self._check_attached()  # another thread may have detached meanwhile
             yield
 
     def _chosen(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
@@ -210,7 +223,7 @@ class Plug:
             raise ValueError(f"{self.name!r} needs no fitting; call edit(...) at once")
         if self._edits:
             raise ValueError(f"the plug holds {len(self._edits)} edits; delete them, or fit a fresh plug")
-        with learning():
+        with self._changing():
             return self.method.fit(list(cases), **options)
 
     def save_editor(self, path: str | Path, *, half: bool = False) -> None:
@@ -228,21 +241,41 @@ class Plug:
         if not isinstance(self.method, Fits):
             raise ValueError(f"{self.name!r} has no editor to save; plug.save(folder) keeps its edits")
         tensors = self.method.editor_state()
-        with self.paused():
+        with self.alone():
             write_editor(Path(path), self.name, self.method.config, tensors, self.model, half)
 
     # ------------------------------------------------------------------ looking
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside the ``with`` the model is the base model, to the bit."""
-        weights = self.method.paused() if isinstance(self.method, ChangesWeights) else nullcontext()
-        self._paused += 1
-        try:
-            with weights:
+        """Inside the ``with`` the model is the base model, to the bit.
+
+        That holds for all threads. A pause begins and ends between forwards; where edits are in the weights
+        it waits for a change that another thread is making.
+        """
+        weights, stack = isinstance(self.method, ChangesWeights), ExitStack()
+
+        @contextmanager
+        def turning() -> Iterator[None]:
+            with self._lock if weights else nullcontext(), self._tracker.gate.changing():
                 yield
+
+        with turning():
+            if isinstance(self.method, ChangesWeights):
+                stack.enter_context(self.method.paused())
+            self._paused += 1
+        try:
+            yield
         finally:
-            self._paused -= 1
+            with turning():
+                self._paused -= 1
+                stack.close()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The base model for this thread inside the ``with``; forwards of others wait. For moments only."""
+        with self._lock, self._tracker.gate.changing(), self.paused():
+            yield
 
     @contextmanager
     def prompt_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
@@ -275,7 +308,9 @@ class Plug:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         self._text.check_size(asked)
         self._text.check_length(self._text.encode(asked), asked)
-        return self.method.explain(asked)
+        with self._lock:
+            self._check_attached()
+            return self.method.explain(asked)
 
     def __repr__(self) -> str:
         where = type(self.model).__name__ if self._hooks else "detached"
@@ -298,21 +333,26 @@ class Plug:
             SaveError: the folder holds something else, or a save that may not be replaced; or it cannot be
                 written (disk full, no permission, ...). What was there before is as it was.
         """
-        self._check_attached()
         folder = Path(path)
         with self._lock:
+            self._check_attached()
             storage.save(folder, self, self.saves.replaceable(folder, overwrite))
 
     def detach(self) -> None:
-        """Leave the model as it was: no hook, no attribute, no changed weight. Detaching twice is fine."""
-        if self._hooks is None:
-            return
-        self._hooks.remove()
-        self._hooks = None
-        if isinstance(self.method, ChangesWeights):
-            self.method.release()
-        if getattr(self.model, _MARK, None) is self:
-            delattr(self.model, _MARK)
+        """Leave the model as it was: no hook, no attribute, no changed weight.
+
+        Waits for forwards and changes of other threads that are under way. Detaching twice is fine: where the
+        first was broken off, the second goes on with it.
+        """
+        with self._lock, self._tracker.gate.changing():
+            if self._hooks is None:
+                return
+            self._hooks.remove()
+            if isinstance(self.method, ChangesWeights):
+                self.method.release()
+            if getattr(self.model, _MARK, None) is self:
+                delattr(self.model, _MARK)
+            self._hooks = None
 
     def merge(self) -> Any:
         """Make the edits part of the weights and detach: what is given back is an ordinary model.
@@ -325,8 +365,9 @@ class Plug:
             raise ValueError(
                 f"edits of {self.name!r} are not weights and cannot be merged; save the plug instead"
             )
-        self.method.merge()
-        self.detach()
+        with self._lock, self._tracker.gate.changing():
+            self.method.merge()
+            self.detach()
         return self.model
 
     def __enter__(self) -> Plug:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .hooks import Hook, HookSet, resume, skipping_below
+from .hooks import Hook, OwnHooks, resume, skipping_below
 from .layers import Anatomy, UnsupportedModelError, input_device, text_config
 from .prefix import KV, Extension, Prefix, PrefixedCache, causal
 
@@ -143,7 +143,7 @@ class Recall:
         if "position_ids" not in inspect.signature(type(anatomy.decoder).forward).parameters:
             del given["position_ids"]
         hook = Hook(anatomy.layers[self.layer], "before", replace)
-        with self.forced(None), skipping_below(anatomy, self.layer), HookSet([hook]):
+        with self.forced(None), skipping_below(anatomy, self.layer), OwnHooks([hook]):
             anatomy.decoder(**given, past_key_values=cache, use_cache=True)
         return self._read(cache, length)
 

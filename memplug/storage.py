@@ -102,7 +102,7 @@ def save(folder: Path, plug: Plug, allowed: Set[str] | None) -> None:
     with saving(folder):
         _make(folder)
     tensors, meta = plug.method.state()
-    with plug.paused():  # a method may have changed weights; the name is the base model's
+    with plug.alone():  # a method may have changed weights; the name is the base model's
         base = fingerprint(plug.model)
     values = {
         "format": FORMAT,

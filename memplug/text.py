@@ -6,6 +6,7 @@ one between them is put here. A prompt that is messages goes through the tokeniz
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,21 @@ from .layers import input_device, text_config
 from .sampling import TopKSampler
 from .templates import ChatTemplateError, Rendered, chat_ids, has_template, render, turn_of
 
-__all__ = ["Batch", "ChatTemplateError", "Pair", "Rendered", "Text", "TokenizerError", "TopKSampler"]
+__all__ = ["Batch", "ChatTemplateError", "Pair", "Rendered", "Text", "TokenizerError", "TopKSampler", "apart"]
+
+
+def apart(tokenizer: Any) -> Any:
+    """The tokenizer with settings of its own for padding and truncation, which each call sets.
+
+    A fast tokenizer keeps them where all its users set them: a thread that pads a batch would find them
+    changed by another one that encodes a text meanwhile. Others are given back as they are.
+    """
+    inner = getattr(tokenizer, "_tokenizer", None)
+    if inner is None or not getattr(tokenizer, "is_fast", False):
+        return tokenizer
+    made = copy.copy(tokenizer)
+    made._tokenizer = copy.deepcopy(inner)
+    return made
 
 
 _CHARACTERS = 16  # a token; those of ordinary text have four

@@ -6,6 +6,8 @@ entry per row. The decision stays with the row's cache: rows that recall are not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -76,7 +78,8 @@ class Recalling:
         key, match = draft.key, draft.match
         if kept and not bool((key >= 0).all()):
             states, valid = [state[:, :kept] for state in draft.states], draft.valid[:, :kept]
-            hits, match = self.owner.search(states, valid, match, rows=key < 0)
+            with draft.looking():
+                hits, match = self.owner.search(states, valid, match, rows=key < 0)
             key = torch.where(key >= 0, key, hits.winner.cpu())
         same = torch.equal(key, self.key)
         return replace(
@@ -93,6 +96,7 @@ class Draft(NamedTuple):
         states: [B,T,D] of each think layer.
         valid: BoolTensor [B,T].
         key, match: as in `Recalling`, before it.
+        looking: no key changes inside what it gives.
     """
 
     past: int
@@ -100,6 +104,7 @@ class Draft(NamedTuple):
     valid: Tensor
     key: Tensor
     match: MatchState | None
+    looking: Callable[[], AbstractContextManager[None]]
 
 
 def held_rows(owner: KeyMemory, call: Call) -> Recalling | None:
@@ -114,13 +119,19 @@ def held_rows(owner: KeyMemory, call: Call) -> Recalling | None:
     return held
 
 
-def draft_of(owner: KeyMemory, call: Call, layers: tuple[int, ...], prompt_only: bool) -> Draft | None:
+def draft_of(
+    owner: KeyMemory,
+    call: Call,
+    layers: tuple[int, ...],
+    prompt_only: bool,
+    looking: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Draft | None:
     """The running forward as a `Draft`, if it is one of several tokens on a filled cache."""
     held = held_rows(owner, call)
     if held is None or prompt_only or call.past == 0 or call.valid.shape[1] == 1:
         return None
     states = tuple(call.states[i].detach() for i in layers)
-    return Draft(call.past, states, call.valid, held.key, held.match)
+    return Draft(call.past, states, call.valid, held.key, held.match, looking)
 
 
 def think_hooks(anatomy: Anatomy, tracker: CallTracker, layers: tuple[int, ...]) -> list[Hook]:

@@ -8,6 +8,7 @@ Letters: N query tokens, n keys, D width, l layers searched at once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -43,6 +44,7 @@ class FaissScan:
             )
         self.resources = self.faiss.StandardGpuResources()
         self.resources.setTempMemory(_SCRATCH)
+        self._one = threading.Lock()  # FAISS takes its memory for one search at a time
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +65,8 @@ class FaissScan:
         for layer, x in zip(layers, queries, strict=True):
             table = keys[layer]
             nearest = min(_NEAREST, len(table))
-            cosine, slot = self._nearest(x.half().contiguous(), table.contiguous(), nearest)
+            with self._one:
+                cosine, slot = self._nearest(x.half().contiguous(), table.contiguous(), nearest)
             near = cosine > limit
             full = near[:, -1] if nearest < len(table) else torch.zeros_like(near[:, 0])
             self.asked += len(x)

@@ -40,7 +40,9 @@ __all__ = ["KeyMemory"]
 
 
 class KeyMemory:
-    """Entries of keys, found by the hidden states that resemble them. For one thread at a time.
+    """Entries of keys, found by the hidden states that resemble them.
+
+    Any number of threads may search it at once; while it is changed, no other thread may use it.
 
     Args:
         n_layers: R, think layers; an entry has a key in each.

@@ -8,6 +8,7 @@ nothing here.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -52,6 +53,7 @@ class Matcher:
         self._floor: float | None = None
         self._suited: tuple[SmallScan | None] | None = None
         self._size = 0  # of the record when the scan was chosen
+        self._syncing = threading.Lock()
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +96,8 @@ class Matcher:
         proposed: list[Proposals] = []
         for tokens in _portions(asked, count):
             queries = _stacked(fresh, tokens)
-            scan = self._synced(layers[0], queries[0])
+            with self._syncing:
+                scan = self._synced(layers[0], queries[0])
             for i, pairs in enumerate(scan.candidates(layers, queries, self._last(), self._lowest())):
                 if pairs is not None:
                     token = pairs[0] if tokens is None else tokens[pairs[0]]

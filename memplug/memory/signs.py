@@ -142,11 +142,13 @@ class SignScan:
     def candidates(
         self, layers: Sequence[int], queries: Tensor, keys: Tensor, floor: float
     ) -> list[Pairs | None]:
-        if floor not in self._radius:
-            self._radius = {floor: radius(8 * self.codes.shape[2], floor)}
+        limit = self._radius.get(floor)
+        if limit is None:
+            limit = radius(8 * self.codes.shape[2], floor)
+            self._radius = {floor: limit}
         found = []
         for layer, x, codes in zip(layers, queries, self._encode(layers, queries), strict=True):
-            pairs, left = self._within(codes, self.codes[layer, : keys.shape[1]], self._radius[floor])
+            pairs, left = self._within(codes, self.codes[layer, : keys.shape[1]], limit)
             self.asked += len(x)
             if len(left):
                 self.crowded += len(left)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..chat import quoted
 from ..edits import Edit, EditError
 from ..entries import Entry, Whole
-from ..hooks import Hook, HookSet, capture_input, resume
+from ..hooks import Hook, OwnHooks, capture_input, resume
 from ..layers import evaluating, frozen
 from ..sites import Range, Site
 from .hypernet.capture import flat_rows
@@ -80,15 +80,10 @@ class FineTune(LedgerMethod):
         return Entry(ids, (), notes={"before": self._before(), "loss": round(loss, 6)}, wholes=wholes)
 
     def _hold(self, entries: Iterable[Entry]) -> None:
-        before = self.ledger.entries
         done: list[Entry] = []
-        try:
-            for entry in entries:
-                done.append(entry if entry.trained else self._again(done, entry))
-            self.ledger.hold(done)
-        except BaseException:
-            self.ledger.hold(before)
-            raise
+        for entry in entries:
+            done.append(entry if entry.trained else self._again(done, entry))
+        self.ledger.hold(done)
 
     def _again(self, earlier: Sequence[Entry], entry: Entry) -> Entry:
         """The entry with a change for the edits that are in force now."""
@@ -125,7 +120,7 @@ class FineTune(LedgerMethod):
             run = partial(host.forward, host.model, batch)
             hidden = capture_input(host.anatomy, low, partial(host.forward, host.anatomy.decoder, batch))
             for step in range(config.steps + 1):
-                with HookSet(map(_beside, self.sites, changes)):
+                with OwnHooks(map(_beside, self.sites, changes)):
                     logits = resume(host.model, host.anatomy, low, hidden, run, at.flat)
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 losses = F.cross_entropy(logits, at.target.to(logits.device), reduction="none")

@@ -220,10 +220,10 @@ class Deferral:
     @property
     def _lengths(self) -> np.ndarray:
         """float32 [E], of the queries."""
-        if self._norms is None:
-            norms: np.ndarray = self.queries.norm(dim=-1).clamp(min=1e-30).cpu().numpy()
-            self._norms = norms
-        return self._norms
+        norms = self._norms
+        if norms is None:
+            norms = self._norms = self.queries.norm(dim=-1).clamp(min=1e-30).cpu().numpy()
+        return norms
 
     def _blocked(self, query: Tensor) -> np.ndarray:
         """bool [B]; exact, as an edit's own prompt may be very like one that was deleted."""
@@ -243,10 +243,12 @@ class Deferral:
         rows = len(codes)
         if not self.on.any():
             return np.full(rows, -1), np.full(rows, 1 << 30)
-        if self._index is None:
-            self._index = _faiss().IndexBinaryFlat(8 * self.codes.shape[1])
-            self._index.add(np.ascontiguousarray(self.codes[self.on]))
-        distance, row = self._index.search(codes, 1)
+        index = self._index
+        if index is None:
+            index = _faiss().IndexBinaryFlat(8 * self.codes.shape[1])
+            index.add(np.ascontiguousarray(self.codes[self.on]))
+            self._index = index  # whole, as other threads look for it
+        distance, row = index.search(codes, 1)
         numbers = np.array(self.numbers)[self.on]
         return numbers[row[:, 0]], distance[:, 0].astype(np.int64)
 

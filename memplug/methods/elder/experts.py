@@ -9,6 +9,7 @@ query's width, B rows, T tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -124,6 +125,17 @@ class Experts:
     def count(self) -> int:
         """Learnable parameters; see `parameter_count`."""
         return sum(tensor.numel() for tensor in (*self.loras, *self.routers))
+
+    @torch.no_grad()
+    def copy(self) -> Experts:
+        """The same, to be trained on its own."""
+        other = copy.copy(self)
+        other.down, other.up = list(self.down), list(self.up)
+        other._together = other._stack()  # of new tensors
+        if other._together is None:
+            other.down, other.up = [t.clone() for t in self.down], [t.clone() for t in self.up]
+        other.gates, other.bias = self.gates.clone(), self.bias.clone()
+        return other
 
     def snapshot(self) -> list[Tensor]:
         """Copies of all parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,8 +98,25 @@ class Knowledge:
         every = 2 * c.top_k * len(self._places) + 2  # more than any distance
         self.deferral = Deferral(self.width, c.n_experts, c.epsilon or every, c.block, site.device)
         self.records: dict[str, Record] = {}
+        self._forget_found()
+
+    def _forget_found(self) -> None:
         self._places_of: tuple[Deferral | None, int, dict[str, list[int]]] = None, -1, {}
         self._routes: tuple[int, dict[int | None, Routing]] = -1, {}
+
+    def copy(self) -> Knowledge:
+        """The same, to be changed on its own; all but the subjects, which both share."""
+        other = copy.copy(self)
+        other.experts, other.deferral = self.experts.copy(), self.deferral.copy()
+        other.records = dict(self.records)
+        other._forget_found()
+        return other
+
+    def take(self, other: Knowledge) -> None:
+        """Become what a changed copy is."""
+        other.version += 1
+        vars(self).update(vars(other))
+        self.prune()
 
     @property
     def layer(self) -> int | None:
@@ -115,12 +133,13 @@ class Knowledge:
         except BaseException:
             vars(self).update(before)
             self.experts.load(tensors)
-            self._prune()
+            self.prune()
             raise
-        self._prune()
+        self.prune()
         self.version += 1
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Forget subjects that no edit is about."""
         if self.subjects is not None:
             self.subjects.keep({str(record.edit.subject) for record in self.records.values()})
 
@@ -175,26 +194,28 @@ class Knowledge:
     def _about(self) -> dict[str, list[int]]:
         """By subject the places of its edits in force, in the deferral's order."""
         deferral = self.deferral
-        if self._places_of[:2] != (deferral, self.version):
+        known = self._places_of
+        if known[:2] != (deferral, self.version):
             names = {record.number: str(record.edit.subject) for record in self.records.values()}
             found: dict[str, list[int]] = {}
             for place in np.flatnonzero(deferral.on).tolist():
                 found.setdefault(names[deferral.numbers[place]], []).append(place)
-            self._places_of = deferral, self.version, found
-        return self._places_of[2]
+            known = self._places_of = deferral, self.version, found
+        return known[2]
 
     def _own(self, which: int | None) -> Routing:
         """[l,1,k]: where an edit's own query is routed, alone; it is asked for again with every prompt about
         it. Any expert, unused, for a row out of scope."""
-        if self._routes[0] != self.version:
-            self._routes = self.version, {}
-        own = self._routes[1].get(which)
+        routes = self._routes
+        if routes[0] != self.version:
+            routes = self._routes = self.version, {}
+        own = routes[1].get(which)
         if own is None:
             query = self.deferral.queries[:1]
             if which is not None:
                 place = bisect_left(self.deferral.numbers, which)
                 query = self.deferral.queries[place : place + 1]
-            own = self._routes[1][which] = self.experts.route(query)
+            own = routes[1][which] = self.experts.route(query)
         return own
 
     def prepare(self, query: Tensor, subjects: Sequence[str | None] = ()) -> Tensor:

@@ -157,9 +157,17 @@ class ELDER:
 
     @contextmanager
     def _changing(self) -> Iterator[Knowledge]:
-        """The knowledge, for changing; as it was if anything goes wrong."""
-        with self._host.tracker.off(), self.known.all_or_nothing():
-            yield self.known
+        """A copy of the knowledge, for changing; it takes its place if nothing goes wrong."""
+        tracker, known = self._host.tracker, self.known.copy()
+        try:
+            with tracker.off():
+                yield known
+        except BaseException:
+            with tracker.gate.changing(last=False):
+                self.known.prune()
+            raise
+        with tracker.gate.changing():
+            self.known.take(known)
 
     def check(self, edits: Sequence[Edit]) -> None:
         """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
@@ -250,4 +258,5 @@ class ELDER:
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
         """Take over what `state` gave; see `Method.restore`."""
-        self.known.restore(tensors, meta, edits)
+        with self._host.tracker.gate.changing():
+            self.known.restore(tensors, meta, edits)

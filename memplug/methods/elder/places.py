@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...hooks import Hook, HookSet
+from ...hooks import Hook, OwnHooks
 from ...layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device
 
 __all__ = ["Place", "Site", "find_places", "find_site"]
@@ -95,7 +95,7 @@ def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> li
             if isinstance(module, nn.Linear | Conv1D):
                 hooks.append(Hook(module, "after", _recorder(found[layer], layer, name)))
     ids = torch.arange(_TOKENS, device=input_device(model))[None]
-    with evaluating(model), HookSet(hooks):
+    with evaluating(model), OwnHooks(hooks):
         anatomy.decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     places = []
     for layer in layers:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...hooks import Hook, HookSet, StopForward
+from ...hooks import Hook, OwnHooks, StopForward
 from ...layers import evaluating
 from ...text import Batch, Pair
 from ..base import Host
@@ -86,7 +86,7 @@ def observe(host: Host, site: Site, first: int | None, batch: Batch) -> tuple[Te
     hooks = [site.hook(host.anatomy, look)]
     if first is not None:
         hooks.append(Hook(host.anatomy.layers[first], "before", stop))
-    with evaluating(host.model), HookSet(hooks), suppress(StopForward):
+    with evaluating(host.model), OwnHooks(hooks), suppress(StopForward):
         host.forward(host.anatomy.decoder, batch)
     return seen[0], hidden[0] if hidden else None
 
@@ -101,7 +101,7 @@ def see(host: Host, site: Site, first: int, layer: int | None, batch: Batch) -> 
         states.append(host.anatomy.hidden(output))
 
     hooks = [] if layer is None else [Hook(host.anatomy.layers[layer], "after", keep)]
-    with HookSet(hooks):
+    with OwnHooks(hooks):
         query, _ = observe(host, site, first, batch)
     ends = (batch.mask.sum(1) - 1).to(query.device)
     query = query[torch.arange(len(ends), device=ends.device), ends]

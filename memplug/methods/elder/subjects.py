@@ -53,18 +53,19 @@ class Subjects:
         fresh = {subject: prompt for subject, prompt in named if subject not in self.keys}
         contexts = [contexts_of(subject, prompt, (), self._config) for subject, prompt in fresh.items()]
         states = subject_states(self._host, list(fresh), contexts, self._config)
-        for subject, groups in zip(fresh, states, strict=True):
-            for group in groups:
-                self._add(subject, group.mean(0))
+        new = [(s, group.mean(0)) for s, groups in zip(fresh, states, strict=True) for group in groups]
+        self._add(new)
         have = {s: [self._memory.get(number) for number in self.keys[s]] for s, _ in named}
-        for subject, key in keys_missing(self._host, named, have, self._config):
-            self._add(subject, key)
+        self._add(keys_missing(self._host, named, have, self._config))
 
-    def _add(self, subject: str, key: Tensor) -> None:
-        self._memory.add(self._next, key)
-        self._owner[self._next] = subject
-        self.keys[subject] = (*self.keys.get(subject, ()), self._next)
-        self._next += 1
+    def _add(self, new: Sequence[tuple[str, Tensor]]) -> None:
+        """Hold more keys. A subject without an edit in force changes no row, so this may come first."""
+        with self._host.tracker.gate.changing(last=False):
+            for subject, key in new:
+                self._memory.add(self._next, key)
+                self._owner[self._next] = subject
+                self.keys[subject] = (*self.keys.get(subject, ()), self._next)
+                self._next += 1
 
     def keep(self, subjects: Collection[str]) -> None:
         """Forget all others."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...edits import EditError
-from ...hooks import Hook, HookSet, resume
+from ...hooks import Hook, OwnHooks, resume
 from ...layers import evaluating, frozen
 from ..base import Host
 from ..continuing import unflat
@@ -60,7 +60,7 @@ def _forward(
     def run() -> Any:
         return host.forward(host.model, rows.batch)
 
-    with evaluating(host.model), HookSet([after(index) for index in range(len(experts.places))]):
+    with evaluating(host.model), OwnHooks([after(index) for index in range(len(experts.places))]):
         out = resume(host.model, host.anatomy, first, rows.hidden, run, rows.flat)
     nll = -out.float().log_softmax(-1).gather(-1, rows.target[:, None])[:, 0]
     return torch.zeros(len(rows), device=nll.device).index_add(0, rows.owner, nll * rows.weight)

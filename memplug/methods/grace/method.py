@@ -175,10 +175,13 @@ class GRACE:
         book: Codebook,
         values: dict[tuple[str, ...], Tensor],
     ) -> None:
-        self._index.hold({entry.first.number: entry.first.key for entry in book.entries})
-        self._at = {entry.first.number: entry for entry in book.entries}
-        self.records, self.off, self.book, self._values = dict(records), set(off), book, values
-        self._version += 1
+        keys = {entry.first.number: entry.first.key for entry in book.entries}
+        at = {entry.first.number: entry for entry in book.entries}
+        with self._host.tracker.gate.changing():
+            self._index.hold(keys)
+            self._at, self.book, self._values = at, book, values
+            self.records, self.off = dict(records), set(off)
+            self._version += 1
 
     def _book(self, records: Mapping[str, tuple[Keyed, Edit]], off: Iterable[str]) -> Codebook:
         """The codebook of the edits in force, continued where they only became more."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...edits import EditError
-from ...hooks import Hook, HookSet, StopForward
+from ...hooks import Hook, OwnHooks, StopForward
 from ...layers import evaluating, frozen
 from ...text import Batch, Pair
 from ..answers import Answers, read_answers
@@ -37,7 +37,7 @@ def read_states(host: Host, site: Site, batch: Batch) -> Tensor:
         found.append(unflat(states, len(batch.ids)).float())
         raise StopForward
 
-    with evaluating(host.model), HookSet([site.hook(host.anatomy, look)]), suppress(StopForward):
+    with evaluating(host.model), OwnHooks([site.hook(host.anatomy, look)]), suppress(StopForward):
         host.forward(host.anatomy.decoder, batch)
     return found[0]
 
@@ -119,7 +119,7 @@ def _losses(answers: Answers, place: Place, which: str, rows: Tensor, values: Te
         mine = values[rows].to(device=output.device, dtype=output.dtype)
         return torch.where(mask, mine[:, None], wide).reshape(output.shape)
 
-    with HookSet([Hook(place.module, "after", after)]):
+    with OwnHooks([Hook(place.module, "after", after)]):
         return answers.losses(rows)
 
 
@@ -136,6 +136,6 @@ def _outputs(answers: Answers, place: Place) -> Tensor:
             found.append(wide[torch.arange(len(rows), device=wide.device), end].float())
             raise StopForward
 
-        with HookSet([Hook(place.module, "after", after)]), suppress(StopForward):
+        with OwnHooks([Hook(place.module, "after", after)]), suppress(StopForward):
             answers.logits(rows)
     return torch.cat(found).to(answers.end.device)

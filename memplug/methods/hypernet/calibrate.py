@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...contexts import sample_prefixes
-from ...hooks import HookSet
+from ...hooks import OwnHooks
 from ...text import Pair
 from ..base import Host
 from .branch import side_branch
@@ -73,7 +73,7 @@ def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
             side_branch(site, lambda a=a, b=b, step=step: (a, step * b))  # type: ignore[misc]
             for site, (a, b) in zip(editor.sites, units, strict=True)
         ]
-        with HookSet(hooks):
+        with OwnHooks(hooks):
             reached.append(float(answered(host, pairs, len(pairs)).mean()))
         if reached[-1] > 0.95 or reached[-1] < max(reached) - 0.1:
             break

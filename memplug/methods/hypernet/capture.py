@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...edits import EditError
-from ...hooks import Hook, HookSet, resume
+from ...hooks import Hook, OwnHooks, resume
 from ...layers import evaluating, frozen
 from ...sites import Site
 from ...text import Pair
@@ -131,10 +131,10 @@ def _capture(
 
     answers = flat_rows([pairs[i] for i in part], width, batch.ids.device)
     with evaluating(host.model), frozen(host.model), torch.enable_grad():
-        with HookSet([*hooks, *map(watch, sites)]):
+        with OwnHooks([*hooks, *map(watch, sites)]):
             if held is None:
                 with (
-                    HookSet([Hook(host.anatomy.layers[low], "before", keep)]),
+                    OwnHooks([Hook(host.anatomy.layers[low], "before", keep)]),
                     predicting(host, answers.flat),
                 ):
                     logits = host.forward(host.model, batch).logits[0]
@@ -197,13 +197,13 @@ def flat_rows(pairs: Sequence[Pair], width: int, device: torch.device) -> Answer
     )
 
 
-def predicting(host: Host, flat: Tensor) -> HookSet:
+def predicting(host: Host, flat: Tensor) -> OwnHooks:
     """Inside the ``with`` the head computes logits [1,P,V] at the flat positions alone."""
 
     def narrow(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
         return (args[0].flatten(0, 1)[flat.to(args[0].device)][None],), {}
 
-    return HookSet([Hook(host.model.get_output_embeddings(), "before", narrow)])
+    return OwnHooks([Hook(host.model.get_output_embeddings(), "before", narrow)])
 
 
 def alike(lengths: Sequence[int], most: int, device: torch.device) -> list[list[int]]:

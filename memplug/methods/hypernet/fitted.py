@@ -34,16 +34,17 @@ class FittedEditor(WeightEditor):
                     f"fit takes cases, got {type(case).__name__}; give Case(edit, rephrases, locality)"
                 )
         fresh = self._fresh()
-        report = fit(
-            self._host,
-            fresh,
-            self.ledger.pristine,
-            cases,
-            progress=progress,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            alone=alone,
-        )
+        with self.ledger.drafting():  # fitting writes weights, for itself alone
+            report = fit(
+                self._host,
+                fresh,
+                self.ledger.pristine,
+                cases,
+                progress=progress,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                alone=alone,
+            )
         self._take(fresh)
         return report
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...hooks import Hook, HookSet
+from ...hooks import Hook, OwnHooks
 from ...pristine import Pristine
 from ...solve import factor_norm
 from ...text import Pair
@@ -189,7 +189,7 @@ class Trajectory:
         """The weighted cross-entropy of the rephrasings and divergence of the unrelated rows."""
         pairs, hidden = [row.pair for row in rows], [row.hidden for row in rows]
         with torch.set_grad_enabled(backward):
-            hooks = HookSet([*self._standing(), *branch_hooks(self.sites, leaves)])
+            hooks = OwnHooks([*self._standing(), *branch_hooks(self.sites, leaves)])
             with hooks, autocast(self.host, self.config):
                 logits, at = logits_of(self.host, self.low, pairs, hidden)
             weights = torch.tensor([row.weight for row in rows], dtype=logits.dtype, device=logits.device)
@@ -218,7 +218,7 @@ class Trajectory:
         new = [row for row in rows if row_of(row.pair) not in self._before]
         if new:
             # The weights are in place, the branch is left out.
-            with HookSet(self._standing()), autocast(self.host, self.config):
+            with OwnHooks(self._standing()), autocast(self.host, self.config):
                 logits, _ = logits_of(self.host, self.low, [r.pair for r in new], [r.hidden for r in new])
             self._before |= _by_row(new, logits.log_softmax(-1))
         return torch.cat([self._before[row_of(row.pair)] for row in rows])

@@ -95,7 +95,8 @@ class WeightEditor(LedgerMethod):
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """See `LedgerMethod.learn`; running statistics, too, are as before after an error."""
         if not bool(self.editor.fitted):
-            self._calibrate()
+            with self.ledger.drafting():  # which looks at the base model
+                self._calibrate()
         statistics = deepcopy(self.editor.state_dict()) if self._observes() else None
         try:
             super().learn(edits, replaced, progress=progress)

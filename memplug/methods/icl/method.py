@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,6 +14,7 @@ from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, names, numbered_from, shaped
 from ...edits import Edit, EditTable
 from ...hooks import Hook
+from ...kept import Kept
 from ...layers import evaluating, text_config
 from ...nearest import Nearest
 from ...prefix import KV
@@ -62,7 +62,7 @@ class ICL:
         self.off: set[str] = set()
         self._ids: dict[int, str] = {}
         self._next = 0
-        self._kv: OrderedDict[tuple[tuple[str, ...], bool, int], KV] = OrderedDict()
+        self._kv: Kept[tuple[tuple[str, ...], bool, int], KV] = Kept(_READ)
 
     @property
     def active(self) -> bool:
@@ -158,18 +158,17 @@ class ICL:
     def _stack(rows: Sequence[KV | None]) -> tuple[KV | None, Tensor | None]:
         return Front.stack(rows) if any(row is not None for row in rows) else (None, None)
 
-    @torch.no_grad()
     def _kv_of(self, ids: tuple[str, ...], bos: bool, first: int) -> KV:
         """Keys and values of notes per layer; computed alone, so that their bits depend on nothing else."""
-        name = (ids, bos, first)
-        if name not in self._kv:
+
+        @torch.no_grad()
+        def read() -> KV:
             tokens = self._notes.ids(self._edits(ids))
             begin = [self._host.text.bos_id] if bos else []
             with self._host.tracker.off(), evaluating(self._host.model):
-                self._kv[name] = self._reader.read([*begin, *tokens], bos, first)  # type: ignore[list-item]
-            while len(self._kv) > _READ:
-                self._kv.popitem(last=False)
-        return self._kv[name]
+                return self._reader.read([*begin, *tokens], bos, first)  # type: ignore[list-item]
+
+        return self._kv.get((ids, bos, first), read)
 
     def _find(self, query: Tensor) -> list[tuple[str, ...]]:
         """The edits whose notes each row reads, the nearest last."""
@@ -218,10 +217,11 @@ class ICL:
 
     def _put(self, records: dict[str, tuple[int, Edit, Tensor]], off: set[str]) -> None:
         on = {number: embedding for id, (number, _, embedding) in records.items() if id not in off}
-        self._index.hold(on)
-        self.records, self.off = dict(records), set(off)
-        self._ids = {number: id for id, (number, _, _) in records.items() if id not in off}
-        self._kv.clear()
+        ids = {number: id for id, (number, _, _) in records.items() if id not in off}
+        with self._host.tracker.gate.changing():
+            self._index.hold(on)
+            self.records, self.off, self._ids = dict(records), set(off), ids
+            self._kv.clear()
 
     # ------------------------------------------------------------------ looking, saving
 
@@ -270,5 +270,6 @@ class ICL:
             id: (number, edits[id], embedding)
             for (id, number), embedding in zip(numbers.items(), embeddings, strict=True)
         }
-        self._put(records, set(off))
-        self._embedder.center, self._next = center, meta["next"]
+        with self._host.tracker.gate.changing():
+            self._put(records, set(off))
+            self._embedder.center, self._next = center, meta["next"]

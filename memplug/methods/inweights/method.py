@@ -6,8 +6,8 @@ How an edit's change comes about is for the subclass to say, in `LedgerMethod._m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -54,7 +54,8 @@ class LedgerMethod:
         merged = config.mode == "merged"
         ranges = self._ranges() if config.modules is None else ()
         self.sites = find_sites(host.model, host.anatomy, ranges, config.modules, writable=merged)
-        self.ledger = Ledger(self.sites, config.mode)
+        gate, shadows = host.tracker.gate, host.anatomy.shadows
+        self.ledger = Ledger(self.sites, config.mode, changing=gate.changing, shadows=shadows)
         self._guard = Guard(host, self.ledger, config)
         self._edits: dict[str, Edit] = {}
 
@@ -111,25 +112,28 @@ class LedgerMethod:
         Raises:
             CollapseError: the guard refused a batch; none of the edits was made.
         """
-        before = self.ledger.entries
-        try:
+        quiet = not progress or len(edits) < 2
+        with self._drafting():
             self._drop(replaced)
-            with tqdm(
-                total=len(edits),
-                desc="editing",
-                unit="edit",
-                disable=not progress or len(edits) < 2,
-                leave=False,
-            ) as bar:
+            with tqdm(total=len(edits), desc="editing", unit="edit", disable=quiet, leave=False) as bar:
                 for part in chunks(range(len(edits)), self.config.batch_size):
                     self._edit([edits[i] for i in part])
                     bar.update(len(part))
-        except BaseException:
-            self.ledger.hold(before)
-            raise
         for edit in replaced:
             self._edits.pop(str(edit.id), None)
         self._edits |= {str(edit.id): edit for edit in edits}
+
+    @contextmanager
+    def _drafting(self) -> Iterator[None]:
+        """Changes for this thread alone, and for all in the end; on an error the entries are as they were."""
+        before = self.ledger.entries
+        with self.ledger.drafting():
+            try:
+                yield
+            except BaseException:
+                if self.ledger.entries is not before:
+                    self.ledger.hold(before)
+                raise
 
     def _make(self, edits: Sequence[Edit]) -> Entry:
         """The entry of a batch of edits, made at the weights as they are now."""
@@ -163,10 +167,11 @@ class LedgerMethod:
         been made, to the bit (edits that are switched off are made again like the others, and then switched
         off).
         """
-        if not replay:
-            self._drop(edits)
-        else:
-            self._replay({str(edit.id) for edit in edits}, progress)
+        with self._drafting():
+            if not replay:
+                self._drop(edits)
+            else:
+                self._replay({str(edit.id) for edit in edits}, progress)
         for edit in edits:
             self._edits.pop(str(edit.id), None)
 
@@ -174,23 +179,20 @@ class LedgerMethod:
         before = self.ledger.entries
         first = next(i for i, entry in enumerate(before) if gone & set(entry.ids))
         off = {id for entry in before for id in entry.off} - gone
-        try:
-            # Kept entries count as they did when the later ones were made: switched on.
-            self._hold(replace(entry, off=frozenset()) for entry in before[:first])
-            for entry in tqdm(before[first:], desc="replaying", disable=not progress, leave=False):
-                left = [self._edits[id] for id in entry.ids if id not in gone]
-                if left:
-                    self._edit(left)
-            if off:
-                self._hold(self.ledger.switched(off, on=False))
-        except BaseException:
-            self.ledger.hold(before)
-            raise
+        # Kept entries count as they did when the later ones were made: switched on.
+        self._hold(replace(entry, off=frozenset()) for entry in before[:first])
+        for entry in tqdm(before[first:], desc="replaying", disable=not progress, leave=False):
+            left = [self._edits[id] for id in entry.ids if id not in gone]
+            if left:
+                self._edit(left)
+        if off:
+            self._hold(self.ledger.switched(off, on=False))
 
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
         """Switch edits; a batch that was made together is solved again, step by step, for those in force."""
         if edits:
-            self._hold(self.ledger.switched([str(edit.id) for edit in edits], on))
+            with self._drafting():
+                self._hold(self.ledger.switched([str(edit.id) for edit in edits], on))
 
     # ------------------------------------------------------------------ looking
 
@@ -199,7 +201,7 @@ class LedgerMethod:
         text = self._host.text
         ids = text.encode(prompt)
         edited = text.decode(text.generate([ids], 12)[0])
-        with self.ledger.paused(), self._host.tracker.off():
+        with self.ledger.drafting(), self.ledger.paused(), self._host.tracker.off():
             base = text.decode(text.generate([ids], 12)[0])
         same, asked = canonical(prompt), question(prompt)
         near = [

@@ -8,7 +8,6 @@ read, what is said afterwards and everything else about the subject keep the bas
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,6 +22,7 @@ from ...chat import Prompt
 from ...checked import check_rest
 from ...edits import Edit, EditTable
 from ...hooks import Hook
+from ...kept import Kept
 from ...layers import evaluating
 from ...listening import Listener
 from ...prefix import KV, Prefix
@@ -64,8 +64,9 @@ class AnsweringLLP(LLP):
         self._turns = turns_of(host.text)
         self._calibration: Calibration | None = None
         self._questions: dict[str, tuple[Question, ...]] = {}
+        self._on: frozenset[str] = frozenset()
         self._forms: dict[str, tuple[tuple[int, ...], ...]] = {}
-        self._ready: OrderedDict[str, KV] = OrderedDict()
+        self._ready: Kept[str, KV] = Kept(_KEPT)
         self._layout: Layout | None = None
         self._longest = 1
         self._pieces: dict[int, str] = {-1: ""}
@@ -78,6 +79,7 @@ class AnsweringLLP(LLP):
             self._questions.__getitem__,
             host.text.embed,
             host.text.bos_id is None,
+            host.tracker.gate.looking,
         )
 
     def _width(self) -> int:
@@ -87,26 +89,32 @@ class AnsweringLLP(LLP):
         return int(self._host.text.embed([0]).shape[1])
 
     def _piece(self, token: int) -> str:
-        if token not in self._pieces:
-            self._pieces[token] = self._host.text.tokenizer.decode(
-                [token], clean_up_tokenization_spaces=False
-            )
-        return self._pieces[token]
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._host.text.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            self._pieces[token] = piece
+        return piece
 
     def _edits_of(self, key: int) -> tuple[str, ...]:
         entry = self.entries.get(self._owner.get(key, ""))
         return entry.on if entry else ()
 
     def _answers(self, id: str) -> tuple[tuple[int, ...], ...]:
-        if id not in self._forms:
-            edit = self._edit(id)
-            forms: dict[tuple[int, ...], None] = {}
-            for prompt in (edit.prompt, *self._host.text.forms(edit.prompt)[1:]):
-                with contextlib.suppress(ValueError):  # a template that rewrites the question
-                    pair = self._host.text.pair(prompt, edit.target, stop=self.config.train_stop)
-                    forms[tuple(pair.ids[pair.start :])] = None
-            self._forms[id] = tuple(forms)
-        return self._forms[id]
+        found = self._forms.get(id)
+        if found is None:
+            found = self._forms[id] = self._answers_of(self._edit(id))
+        return found
+
+    def _answers_of(self, edit: Edit) -> tuple[tuple[int, ...], ...]:
+        forms: dict[tuple[int, ...], None] = {}
+        for prompt in (edit.prompt, *self._host.text.forms(edit.prompt)[1:]):
+            with contextlib.suppress(ValueError):  # a template that rewrites the question
+                pair = self._host.text.pair(prompt, edit.target, stop=self.config.train_stop)
+                forms[tuple(pair.ids[pair.start :])] = None
+        return tuple(forms)
+
+    def _in_force(self) -> frozenset[str]:
+        return frozenset(id for entry in self.entries.values() for id in entry.on)
 
     def _edit(self, id: str) -> Edit:
         return next(entry.edits[id] for entry in self.entries.values() if id in entry.edits)
@@ -135,9 +143,12 @@ class AnsweringLLP(LLP):
         return call.scratch
 
     def _spoken(self, spoken: Sequence[Sequence[tuple[Speaking, ...]]], start: Tensor) -> Prefix | None:
-        """The prefix in which each row has its edits side by side, open where they speak."""
+        """The prefix in which each row has its edits side by side, open where they speak.
+
+        What a row has read may go on with an edit that was switched off or deleted since.
+        """
         rows = [
-            list(dict.fromkeys(one.edit for at in row for one in at if one.edit in self._questions))
+            list(dict.fromkeys(one.edit for at in row for one in at if one.edit in self._on))
             for row in spoken
         ]
         most = max(map(len, rows))
@@ -149,7 +160,7 @@ class AnsweringLLP(LLP):
         for b, (edits, row) in enumerate(zip(rows, spoken, strict=True)):
             for t, at in enumerate(row):
                 for one in at:
-                    if one.edit in self._questions:
+                    if one.edit in self._on:
                         begin = edits.index(one.edit) * length
                         seen[b, t, begin : begin + length] = True
         named = [[self._kv_of_edit(id) for id in edits] for edits in rows]
@@ -170,13 +181,12 @@ class AnsweringLLP(LLP):
         return Prefix(kv, seen, start)
 
     def _kv_of_edit(self, id: str) -> KV:
-        if id not in self._ready:
+        def read() -> KV:
             entry = next(entry for entry in self.entries.values() if id in entry.edits)
             device, dtype = self._host.text.device, self._host.model.dtype
-            self._ready[id] = self._shape().kv(entry.values[(id,)][None].to(device), dtype)
-            while len(self._ready) > _KEPT:
-                self._ready.popitem(last=False)
-        return self._ready[id]
+            return self._shape().kv(entry.values[(id,)][None].to(device), dtype)
+
+        return self._ready.get(id, read)
 
     def _shape(self) -> Layout:
         if self._layout is None:
@@ -221,16 +231,21 @@ class AnsweringLLP(LLP):
         for (draft, edit), one in zip(fresh, taught, strict=True):
             draft.values[(str(edit.id),)] = one.value
         warn_unlearned([(edit.question, one.loss) for (_, edit), one in zip(fresh, taught, strict=True)])
-        numbers = self._add(keys)
-        self._questions.update(questions)
-        for draft in drafts.values():
-            self._put(draft, draft.keys + numbers.get(draft.subject, ()))
-        held = {id for entry in self.entries.values() for id in entry.edits}
-        for table in (self._questions, self._forms, self._ready):
-            for id in table.keys() - held:
-                del table[id]
-        for number in (n for group in numbers.values() for n in group):
-            self._longest = max(self._longest, self.memory.get(number).shape[1])
+        self._shape()  # found by a forward, which none of those that recall should have to run
+        forms = {str(edit.id): self._answers_of(edit) for _, edit in fresh}
+        with self._host.tracker.gate.changing():
+            numbers = self._add(keys)
+            self._questions.update(questions)
+            self._forms.update(forms)
+            for draft in drafts.values():
+                self._put(draft, draft.keys + numbers.get(draft.subject, ()))
+            held = {id for entry in self.entries.values() for id in entry.edits}
+            for table in (self._questions, self._forms):
+                for id in table.keys() - held:
+                    del table[id]
+            self._ready.keep(held)
+            self._on = self._in_force()
+            self._longest = max([self._longest, *(key.shape[1] for some in keys.values() for key in some)])
 
     def _learner(self) -> Learner:
         if self._calibration is None:
@@ -284,10 +299,12 @@ class AnsweringLLP(LLP):
         for id, asked in questions.items():
             if (id,) not in values or not asked:
                 raise ValueError(f"the value or the questions of edit {brief(id)} are missing or empty")
-        self._take_over(tensors, entries, meta)
-        self._calibration = None if made is None else made.to(self._host.text.device)
-        self._questions.clear()
-        self._questions.update(questions)
-        self._longest = max((self.memory.get(n).shape[1] for n in self.memory.ids()), default=1)
-        self._forms.clear()
-        self._ready.clear()
+        with self._host.tracker.gate.changing():
+            self._take_over(tensors, entries, meta)
+            self._calibration = None if made is None else made.to(self._host.text.device)
+            self._questions.clear()
+            self._questions.update(questions)
+            self._longest = max((self.memory.get(n).shape[1] for n in self.memory.ids()), default=1)
+            self._forms.clear()
+            self._ready.clear()
+            self._on = self._in_force()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...hooks import Hook, HookSet, StopForward
+from ...hooks import Hook, OwnHooks, StopForward
 from ...layers import evaluating
 from ..base import Host
 from .config import LLPConfig
@@ -80,7 +80,7 @@ def think_states(host: Host, rows: Sequence[Sequence[int]], layers: Sequence[int
         return Hook(anatomy.layers[index], "after", take)
 
     hooks = [after(index) for index in layers]
-    with evaluating(host.model), HookSet(hooks), contextlib.suppress(StopForward):
+    with evaluating(host.model), OwnHooks(hooks), contextlib.suppress(StopForward):
         host.forward(anatomy.decoder, host.text.batch(rows))
     device = found[layers[0]].device
     return torch.stack([found[index].to(device) for index in layers])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +19,7 @@ from ...checked import check_rest, whole
 from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
 from ...hooks import Hook
+from ...kept import Kept
 from ...memory import KeyMemory
 from ...prefix import KV, Prefix
 from ...recall import Recall
@@ -70,7 +70,7 @@ class LLP:
         self._next = 0
         self._stamp = 0
         self._prefixes: list[str] | None = None
-        self._kv: OrderedDict[tuple[int, int], KV] = OrderedDict()
+        self._kv: Kept[tuple[int, int], KV] = Kept(_PREFIXES_KEPT)
 
     def _width(self) -> int:
         """Of the states that are compared."""
@@ -111,7 +111,8 @@ class LLP:
         else:
             prefix = self._prefix(key, first, start)
         if call.cache is not None:
-            draft = draft_of(self.memory, call, self._layers, prompt_only)
+            looking = self._host.tracker.gate.looking
+            draft = draft_of(self.memory, call, self._layers, prompt_only, looking)
             hold(call.cache, Recalling(self.memory, self._stamp, key, match, first, start, prefix, draft))
         call.scratch = prefix
         return prefix
@@ -122,18 +123,17 @@ class LLP:
         ]
         return Prefix.stack(rows, start)
 
-    @torch.no_grad()
     def _kv_of(self, key: int, first: int) -> KV:
         """Keys and values of an entry per layer; computed alone, so that its bits depend on nothing else."""
         entry = self.entries[self._owner[key]]
-        name = (entry.stamp, first)
-        if name not in self._kv:
+
+        @torch.no_grad()
+        def project() -> KV:
             with self._host.tracker.off():
                 value = entry.values[entry.on][None].to(self._host.text.device)
-                self._kv[name] = self._recall.project(value, torch.tensor([first]))
-            while len(self._kv) > _PREFIXES_KEPT:
-                self._kv.popitem(last=False)
-        return self._kv[name]
+                return self._recall.project(value, torch.tensor([first]))
+
+        return self._kv.get((entry.stamp, first), project)
 
     # ------------------------------------------------------------------ edits
 
@@ -186,9 +186,10 @@ class LLP:
         warn_unlearned(
             [(d.subject, r.loss) for d, r in zip(lacking, learned, strict=True)]
         )  # a warning may be an error: nothing has changed yet
-        numbers = self._add(keys)
-        for draft in drafts.values():
-            self._put(draft, draft.keys + numbers.get(draft.subject, ()))
+        with self._host.tracker.gate.changing():
+            numbers = self._add(keys)
+            for draft in drafts.values():
+                self._put(draft, draft.keys + numbers.get(draft.subject, ()))
 
     def _add(self, keys: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, ...]]:
         """Store new keys, all or none, and say under which numbers."""
@@ -308,8 +309,9 @@ class LLP:
         )
         if any(entry.on and not len(entry.values.get(entry.on, ())) for entry in entries.values()):
             raise ValueError("the value of edits in force is missing")
-        self._take_over(tensors, entries, meta)
-        self._kv.clear()
+        with self._host.tracker.gate.changing():
+            self._take_over(tensors, entries, meta)
+            self._kv.clear()
 
     def _take_over(
         self, tensors: Mapping[str, Tensor], entries: dict[str, Entry], meta: Mapping[str, Any]

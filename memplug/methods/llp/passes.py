@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from ...hooks import Hook, HookSet
+from ...hooks import Hook, OwnHooks
 from ...layers import UnsupportedModelError, text_config
 from ...prefix import Prefix
 from ...recall import Recall
@@ -182,7 +182,7 @@ def _run(
 
         return Hook(anatomy.layers[index], "after", take)
 
-    with HookSet([after(index) for index in {*states, recall.layer - 1}]):
+    with OwnHooks([after(index) for index in {*states, recall.layer - 1}]):
         given = {"input_ids": batch.ids, "attention_mask": mask, "position_ids": positions}
         anatomy.decoder(**_taken(anatomy.decoder, given), past_key_values=cache, use_cache=True)
     for row, i in enumerate(part):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ...contexts import sample_prefixes
 from ...edits import EditError
 from ...files import LoadError, saving, write_atomically
-from ...hooks import Hook, HookSet, capture_input
+from ...hooks import Hook, OwnHooks, capture_input
 from ...layers import evaluating
 from ...manifest import FORMAT, parsed
 from ...shown import brief
@@ -117,7 +117,7 @@ def second_moments(host: Host, sites: Sequence[Site], texts: Sequence[str], leng
 
             return Hook(site.module, "before", before)
 
-        with evaluating(host.model), HookSet(map(add, sites)):
+        with evaluating(host.model), OwnHooks(map(add, sites)):
             capture_input(host.anatomy, last + 1, partial(host.forward, host.anatomy.decoder, batch))
     tokens = sum(map(len, rows))
     return Moments({name: (total / tokens).float() for name, total in sums.items()}, tokens)

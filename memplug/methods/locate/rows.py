@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...chat import behind, question
 from ...edits import Edit, EditError
-from ...hooks import Hook, HookSet, capture_input
+from ...hooks import Hook, OwnHooks, capture_input
 from ...sites import Site
 from ...text import Text
 from ..base import Host
@@ -86,7 +86,7 @@ def look(
         ) -> None:
             found.append(args[0])
 
-        with HookSet([*hooks, Hook(site.module, "before", take)]):
+        with OwnHooks([*hooks, Hook(site.module, "before", take)]):
             after = capture_input(host.anatomy, layer + 1, partial(host.forward, host.anatomy.decoder, batch))
         if len(found) != 1 or found[0].shape[:-1].numel() != batch.ids.numel():
             raise EditError(

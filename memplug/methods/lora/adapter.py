@@ -8,6 +8,7 @@ layers (quantised ones among them) are peft's.
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import warnings
 from collections.abc import Sequence
@@ -112,9 +113,20 @@ class Adapter:
         """A hook that adds linear ``index``'s part where ``wanted()``."""
 
         def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor | None:
-            return self.layers[index](args[0], given=output) if wanted() else None
+            return self.add(index, args[0], output) if wanted() else None
 
         return Hook(self.sites[index].module, "after", after)
+
+    def add(self, index: int, x: Tensor, output: Tensor) -> Tensor:
+        """The output of linear ``index`` for ``x``, with the adapter's part."""
+        added: Tensor = self.layers[index](x, given=output)
+        return added
+
+    def copy(self) -> Adapter:
+        """The same, to be trained on its own."""
+        other = copy.copy(self)
+        other.layers = copy.deepcopy(self.layers)
+        return other
 
     def reset(self) -> None:
         """Start again as at first: B is zero."""

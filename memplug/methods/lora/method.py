@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, names, shaped
 from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
-from ...hooks import Hook, HookSet
+from ...hooks import Hook, OwnHooks
 from ...layers import evaluating
 from ...pristine import Pristine
 from ...sites import find_sites
@@ -41,6 +41,20 @@ class Removed(NamedTuple):
     edit: Edit
     answered: bool
     loss: float
+
+
+@dataclass
+class _Draft:
+    """An adapter in training, and the edits that it will stand for; see `LoRA`."""
+
+    adapter: Adapter
+    records: dict[str, Edit]
+    off: set[str]
+    before: dict[tuple[str, ...], list[Tensor]]
+
+    def on(self) -> tuple[str, ...]:
+        """Ids of the edits in force."""
+        return tuple(id for id in self.records if id not in self.off)
 
 
 class LoRA:
@@ -85,24 +99,27 @@ class LoRA:
     def hooks(self) -> list[Hook]:
         """Add the adapter's part to every adapted linear."""
         tracker = self._host.tracker
-        return [
-            self.adapter.hook(i, lambda: tracker.current is not None) for i in range(len(self.adapter.sites))
-        ]
+
+        def make(index: int) -> Hook:
+            def after(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor | None:
+                return None if tracker.current is None else self.adapter.add(index, args[0], output)
+
+            return Hook(self.adapter.sites[index].module, "after", after)
+
+        return [make(index) for index in range(len(self.adapter.sites))]
 
     # ------------------------------------------------------------------ edits
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """On any error the adapter and the edits are as they were before the ``with``."""
-        tensors, records, off = self.adapter.snapshot(), self.records, self.off
-        before = dict(self._before)
-        try:
-            with self._host.tracker.off():
-                yield
-        except BaseException:
-            self.adapter.load(tensors)
-            self.records, self.off, self._before = records, off, before
-            raise
+    def _changing(self) -> Iterator[_Draft]:
+        """A copy of the adapter and the edits, for changing; it takes their place if nothing goes wrong."""
+        tracker = self._host.tracker
+        draft = _Draft(self.adapter.copy(), dict(self.records), set(self.off), dict(self._before))
+        with tracker.off():
+            yield draft
+        with tracker.gate.changing():
+            self.adapter, self.records = draft.adapter, draft.records
+            self.off, self._before = draft.off, draft.before
 
     def check(self, edits: Sequence[Edit]) -> None:
         """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
@@ -111,13 +128,13 @@ class LoRA:
 
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """Train the adapter further, on all of ``edits`` together."""
-        with self._changing():
+        with self._changing() as draft:
             gone = {str(edit.id) for edit in replaced}
-            kept = {id: edit for id, edit in self.records.items() if id not in gone}
-            earlier = [edit for id, edit in kept.items() if id not in self.off]
-            self._train(edits, earlier, progress)
-            self.records = kept | {str(edit.id): edit for edit in edits}
-            self.off, self._before = self.off - gone, {}
+            kept = {id: edit for id, edit in draft.records.items() if id not in gone}
+            earlier = [edit for id, edit in kept.items() if id not in draft.off]
+            self._train(draft.adapter, edits, earlier, progress)
+            draft.records = kept | {str(edit.id): edit for edit in edits}
+            draft.off, draft.before = draft.off - gone, {}
 
     def forget(self, edits: Sequence[Edit], *, progress: bool, retrain: bool = False) -> tuple[Removed, ...]:
         """Let go of the edits and say what the adapter still holds of them.
@@ -125,37 +142,39 @@ class LoRA:
         ``retrain=True`` starts from a fresh adapter and learns the kept edits anew: the only true removal, at
         the price of learning them all. The last edit in force takes the adapter with it.
         """
-        with self._changing():
+        with self._changing() as draft:
             gone = {str(edit.id) for edit in edits}
-            self.records = {id: edit for id, edit in self.records.items() if id not in gone}
-            self.off, self._before = self.off - gone, {}
-            if retrain or not self.active:
-                self._relearn(progress)
-            found = answered(self._host, self.adapter, [self._pair(edit) for edit in edits])
+            draft.records = {id: edit for id, edit in draft.records.items() if id not in gone}
+            draft.off, draft.before = draft.off - gone, {}
+            if retrain or not draft.on():
+                self._relearn(draft, progress)
+            found = answered(self._host, draft.adapter, [self._pair(edit) for edit in edits])
         return tuple(Removed(edit, *left) for edit, left in zip(edits, found, strict=True))
 
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
         """Learn the edits in force anew without these, or go back to the adapter that held them."""
-        with self._changing():
+        with self._changing() as draft:
             ids = {str(edit.id) for edit in edits}
-            self._before[self._on()] = self.adapter.snapshot()
-            self.off = self.off - ids if on else self.off | ids
-            if self._on() in self._before:
-                self.adapter.load(self._before[self._on()])
+            draft.before[draft.on()] = draft.adapter.snapshot()
+            draft.off = draft.off - ids if on else draft.off | ids
+            if draft.on() in draft.before:
+                draft.adapter.load(draft.before[draft.on()])
             else:
-                self._relearn(progress)
+                self._relearn(draft, progress)
 
-    def _relearn(self, progress: bool) -> None:
-        self.adapter.reset()
-        kept = [self.records[id] for id in self._on()]
+    def _relearn(self, draft: _Draft, progress: bool) -> None:
+        draft.adapter.reset()
+        kept = [draft.records[id] for id in draft.on()]
         if kept:
-            self._train(kept, [], progress)
+            self._train(draft.adapter, kept, [], progress)
 
-    def _train(self, edits: Sequence[Edit], earlier: Sequence[Edit], progress: bool) -> None:
+    def _train(
+        self, adapter: Adapter, edits: Sequence[Edit], earlier: Sequence[Edit], progress: bool
+    ) -> None:
         pairs, before = ([self._pair(edit) for edit in some] for some in (edits, earlier))
         quiet = not progress or len(edits) < 2
         with tqdm(total=len(edits), desc="learning", unit="edit", disable=quiet, leave=False) as bar:
-            train(self._host, self.adapter, self.config, pairs, before, self._sampled(), bar.update)
+            train(self._host, adapter, self.config, pairs, before, self._sampled(), bar.update)
 
     def _sampled(self) -> list[Pair]:
         """Texts of the base model, to be kept; sampled once, so that they do not depend on the edits."""
@@ -221,7 +240,7 @@ class LoRA:
 
         with self._host.tracker.off(), evaluating(self._host.model):
             base = self._host.forward(self._host.model, batch).logits[0, -1].argmax()
-            with HookSet([sizes(i) for i in range(len(self.adapter.sites))]):
+            with OwnHooks([sizes(i) for i in range(len(self.adapter.sites))]):
                 edited = self._host.forward(self._host.model, batch).logits[0, -1].argmax()
         before, after = (text.tokenizer.decode([int(token)]) for token in (base, edited))
         return Explanation(prompt, before, after, tuple(shares))
@@ -238,5 +257,7 @@ class LoRA:
         check_edits(held, off, edits)
         mine = {f"adapter.{i}": parameter for i, parameter in enumerate(self.adapter.parameters)}
         check_rest(tensors, mine)
-        self.adapter.load([shaped(tensors, name, tuple(p.shape), p.dtype) for name, p in mine.items()])
-        self.records, self.off, self._before = {id: edits[id] for id in held}, set(off), {}
+        made = [shaped(tensors, name, tuple(p.shape), p.dtype) for name, p in mine.items()]
+        with self._host.tracker.gate.changing():
+            self.adapter.load(made)
+            self.records, self.off, self._before = {id: edits[id] for id in held}, set(off), {}

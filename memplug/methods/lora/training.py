@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...edits import EditError
-from ...hooks import HookSet
+from ...hooks import OwnHooks
 from ...layers import evaluating, frozen
 from ...text import Pair
 from ..answers import Answers, read_answers
@@ -58,7 +58,7 @@ def train(
     for parameter in adapter.parameters:
         parameter.requires_grad_(True)
     try:
-        with evaluating(host.model), frozen(host.model), HookSet(hooks), torch.enable_grad():
+        with evaluating(host.model), frozen(host.model), OwnHooks(hooks), torch.enable_grad():
             for _ in range(config.epochs):
                 left = _unlearned(answers, len(fresh), config)
                 advance(len(fresh) - len(left) - known)
@@ -117,7 +117,7 @@ def answered(host: Host, adapter: Adapter, pairs: Sequence[Pair]) -> list[tuple[
     found: list[tuple[bool, float]] = []
     first = min(site.layer for site in adapter.sites)
     hooks = [adapter.hook(i, lambda: True) for i in range(len(adapter.sites))]
-    with evaluating(host.model), HookSet(hooks):
+    with evaluating(host.model), OwnHooks(hooks):
         for at in range(0, len(pairs), 64):
             part = list(pairs[at : at + 64])
             with host.tracker.off():

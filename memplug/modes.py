@@ -1,0 +1,65 @@
+"""Modes that a model is in while it is looked at or learned on: no dropout, no gradients of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["evaluating", "frozen", "learning"]
+
+_COUNTING = threading.Lock()
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[None]:
+    """Every module in evaluation mode (no dropout), and afterwards each in the mode it had."""
+    return _without(model, "training")
+
+
+def frozen(model: nn.Module) -> AbstractContextManager[None]:
+    """No parameter of the model takes gradients inside the ``with``; afterwards each is as it was."""
+    return _without(model, "requires_grad")
+
+
+@contextmanager
+def _without(model: nn.Module, flag: str) -> Iterator[None]:
+    """A flag of modules or parameters off, from the first ``with`` that is entered to the last that is left,
+    whichever threads they are on. Until then those that had it are remembered on the model."""
+    key = f"_memplug_{flag}"
+    with _COUNTING:
+        held = vars(model).get(key)
+        if held is None:
+            every = model.modules() if flag == "training" else model.parameters()
+            held = vars(model)[key] = _Held([thing for thing in every if getattr(thing, flag)])
+        held.users += 1
+    try:
+        for thing in held.things:
+            setattr(thing, flag, False)
+        yield
+    finally:
+        with _COUNTING:
+            held.users -= 1
+            if not held.users:
+                for thing in held.things:
+                    setattr(thing, flag, True)
+                del vars(model)[key]
+
+
+@dataclass
+class _Held:
+    """Modules or parameters whose flag is off meanwhile, and how many asked for that."""
+
+    things: list[Any]
+    users: int = 0
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """Gradients can be taken inside the ``with``, also where the caller works without them."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -1,0 +1,213 @@
+"""The gate between forwards and changes, and Ctrl-C at either."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from families import attach_llp
+from plug_facts import BORN, FOUNDED, logits
+from test_contract import Trace
+
+from memplug.gate import Gate
+from memplug.hooks import Hook, HookSet, OwnHooks, skipping_below
+from memplug.layers import dissect, evaluating
+
+
+def beside(run):
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_forwards_pass_together_and_a_change_waits_for_them():
+    gate, inside, done = Gate(), threading.Barrier(3, timeout=30), []
+    go = threading.Event()
+
+    def forward():
+        with gate.looking():
+            inside.wait()
+            go.wait(30)
+            done.append("forward")
+
+    threads = [beside(forward) for _ in range(2)]
+    inside.wait()  # both are inside at once
+
+    def change():
+        with gate.changing():
+            done.append("change")
+
+    threads.append(beside(change))
+    time.sleep(0.2)
+    assert done == []
+
+    def forward_later():
+        with gate.looking():
+            done.append("later")
+
+    threads.append(beside(forward_later))
+    time.sleep(0.1)
+    assert done == []  # who comes while a change waits lets it go first
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(done[:2]) == ["forward", "forward"]
+    assert done[2:] == ["change", "later"]
+
+
+def test_a_thread_may_change_within_its_own_forward_and_enter_within_its_own_change():
+    gate = Gate()
+    with gate.looking(), gate.changing(), gate.changing(), gate.looking():
+        assert gate.inside
+    assert not gate.inside
+
+
+def test_a_forward_that_was_broken_off_is_forgotten():
+    gate = Gate()
+
+    def forward():
+        gate.enter(sys._getframe(0))  # and never leaves
+
+    beside(forward).join(30)
+    with gate.changing():
+        pass
+    forward()
+    assert not gate.inside
+    with gate.changing():
+        pass
+
+
+def test_ctrl_c_waits_for_a_change_and_for_what_follows_it():
+    gate, done = Gate(), []
+
+    def change(at, last):
+        with gate.whole():
+            for name in ("a part", "the change"):
+                with gate.changing(last=name == last):
+                    if name == at:
+                        signal.raise_signal(signal.SIGINT)
+                    done.append(name)
+            if at == "before":
+                signal.raise_signal(signal.SIGINT)
+            done.append("what follows")
+
+    with pytest.raises(KeyboardInterrupt):
+        change(at="the change", last="the change")
+    assert done == ["a part", "the change", "what follows"]
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        change(at="a part", last="the change")
+    assert done == ["a part"]
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        change(at="before", last=None)
+    assert done == ["a part", "the change"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_an_edit_is_put_in_force_leaves_it_whole(plug, tokenizer, monkeypatch):
+    put = plug.method._put
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        put(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plug.method, "_put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            plug.delete("e1")
+    assert list(plug.edits) == ["e2"]
+    assert [id for entry in plug.method.entries.values() for id in entry.edits] == ["e2"]
+
+
+def test_hooks_and_skipped_layers_of_one_thread_are_not_met_by_another(model, tokenizer):
+    ids, anatomy, seen, found = torch.tensor([[1, 5, 6]]), dissect(model), [], []
+    plain = model(ids).logits
+    count = Hook(anatomy.layers[3], "before", lambda *_: seen.append(threading.get_ident()))
+    shift = Hook(anatomy.layers[2], "before", lambda _m, args, kwargs: ((args[0] + 1, *args[1:]), kwargs))
+    with HookSet([count]), OwnHooks([shift]), skipping_below(anatomy, 2):
+        beside(lambda: found.append(model(ids).logits)).join(30)
+        assert not torch.equal(model(ids).logits, plain)
+    assert torch.equal(found[0], plain)
+    assert len(set(seen)) == 2
+    assert not any("forward" in vars(layer) for layer in anatomy.layers)
+
+
+def test_layers_are_put_back_whichever_thread_ends_first(model):
+    anatomy, both, first = dissect(model), threading.Barrier(2, timeout=30), threading.Event()
+
+    def skip():
+        with skipping_below(anatomy, 2):
+            both.wait()
+        first.set()
+
+    thread = beside(skip)
+    with skipping_below(anatomy, 3):
+        both.wait()
+        first.wait(30)
+        thread.join(30)
+    assert not any("forward" in vars(layer) for layer in anatomy.layers)
+
+
+def test_modes_come_back_whichever_thread_ends_first(model):
+    model = copy.deepcopy(model).train()
+    one, two = evaluating(model), evaluating(model)
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert not any(module.training for module in model.modules())
+    two.__exit__(None, None, None)
+    assert all(module.training for module in model.modules())
+    assert not any("memplug" in name for name in vars(model))
+
+
+def test_ctrl_c_in_a_forward_stops_nobody_else(plug, tokenizer):
+    model = plug.model
+    right = logits(model, tokenizer, BORN)
+
+    def break_off(*_):
+        raise KeyboardInterrupt
+
+    with HookSet([Hook(model.model.layers[1], "before", break_off)]), pytest.raises(KeyboardInterrupt):
+        logits(model, tokenizer, BORN)
+    assert torch.equal(logits(model, tokenizer, BORN), right)
+    changed = beside(lambda: plug.disable("e1"))
+    changed.join(30)
+    assert not changed.is_alive()
+    assert not plug.edits.enabled("e1")
+
+
+def test_an_edit_is_not_changed_inside_a_forward(plug, tokenizer):
+    with (
+        HookSet([Hook(plug.model.model.layers[1], "before", lambda *_: plug.disable("e1"))]),
+        pytest.raises(RuntimeError, match="inside a forward"),
+    ):
+        logits(plug.model, tokenizer, BORN)
+    plug.disable("e1")
+
+
+def test_a_second_detach_goes_on_with_one_that_was_broken_off(model, tokenizer, monkeypatch):
+    model = copy.deepcopy(model)
+    trace = Trace(model)
+    plug = attach_llp(model, tokenizer, value_steps=1, stop_loss=1e3)
+    plug.edit(FOUNDED, "Marrow", "Orlo Bridge Company")
+    taken, handle = [], type(plug._hooks._handles[0])
+
+    def remove(self, real=handle.remove):
+        taken.append(self)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handle, "remove", remove)
+        with pytest.raises(KeyboardInterrupt):
+            plug.detach()
+    plug.detach()
+    trace.check(model)
+    plug.detach()
