@@ -33,9 +33,9 @@ class LLPConfig:
     false_accepts: float = 1e-4
     """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
     threshold of calibrated keys follows from it (scope "answer")."""
-    other_accepts: float = 0.55
-    """Share of other questions about a subject that pass the gate, and are left to the value (scope
-    "answer")."""
+    other_accepts: float = 0.45
+    """Share of other questions about a subject that are taken for the edit's own, and are left to the value
+    (scope "answer")."""
     rank: int = 512
     """Most dimensions of calibrated states (scope "answer")."""
     n_fronts: int = 2
@@ -77,6 +77,9 @@ class LLPConfig:
     """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
     value_steps: int = 14
     """Most steps for a value (published: 64, or 128 for one model)."""
+    products: Literal["fastest", "model"] = "fastest"
+    """Precision of the products with the model's weights while values are learned (scope "answer"): bfloat16
+    for a float32 model on a CPU that has it in hardware, or always the model's."""
     stop_loss: float = 0.1
     """Training of a value ends when its loss is below this (published: 0.05)."""
     stop_divergence: float = 5e-2
@@ -173,6 +176,7 @@ _CHOICES = {
     "order": ("similarity", "paper"),
     "think": ("always", "prompt"),
     "stop": ("worst", "published"),
+    "products": ("fastest", "model"),
 }
 _RANGES = (
     ("false_accepts", 1e-9, 1.0),

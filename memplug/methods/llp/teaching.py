@@ -12,6 +12,7 @@ Letters: E edits, b columns of a value, H key/value heads, w their width, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from ...hooks import capture_input
 from ...layers import evaluating, frozen
 from ...prefix import KV, Prefix
 from ...recall import Recall
+from ...reduced import has_reduced_products, reduced_products
 from ..base import Host
 from ..scaling import GradientScale
 from .config import LLPConfig
@@ -101,8 +103,15 @@ def teach(
     Raises:
         EditError: a loss is not finite.
     """
-    with evaluating(host.model), frozen(host.model):
+    with evaluating(host.model), frozen(host.model), _products(host, recall, config):
         return _Teacher(host, recall, config, edits, lessons, chunks).run(advance)
+
+
+def _products(host: Host, recall: Recall, config: LLPConfig) -> AbstractContextManager[None]:
+    if config.products == "model" or not has_reduced_products():
+        return nullcontext()
+    modules = [*host.anatomy.layers[recall.layer :], host.model.get_output_embeddings()]
+    return reduced_products(host.anatomy.shadows, modules)
 
 
 class _Teacher:
