@@ -19,9 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from .hooks import Hook
-from .layers import Anatomy
+from .layers import Anatomy, UnsupportedModelError
 
-__all__ = ["Call", "CallTracker", "Rows", "held_by", "hold"]
+__all__ = ["Call", "CallTracker", "Rows", "check_holds", "held_by", "hold"]
+
+
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+"""Names under which decoders are handed what they kept."""
 
 
 class Rows(Protocol):
@@ -182,8 +186,8 @@ class CallTracker:
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch, length = tokens.shape
-        cache = given.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        past = _filled(cache, given.get("attention_mask"), length)
         mask, bos, device = given.get("attention_mask"), self._bos_id, tokens.device
         whole = not isinstance(mask, Tensor | dict)  # then nothing is padded, and there is little to find out
         if whole:
@@ -225,6 +229,18 @@ class CallTracker:
         return lengths.to(device).repeat_interleave(batch // len(lengths))
 
 
+def _filled(cache: Any, mask: Any, length: int) -> int:
+    """Columns in the cache; of one that counts none (state-space layers), as many as the mask says, or 1."""
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        begun = getattr(cache, "has_previous_state", lambda: True)()
+        columns = mask.shape[1] - length if isinstance(mask, Tensor) and mask.ndim == 2 else 0
+        return max(1, columns) if begun else 0
+
+
 def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anatomy: Anatomy) -> Tensor:
     """BoolTensor [B,total] of the columns that hold a real token, from any form of attention mask."""
     if isinstance(mask, dict):  # one mask per kind of layer; full attention sees every real token
@@ -244,6 +260,20 @@ def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anato
 def held_by(cache: Any) -> Any:
     """What was kept with ``cache`` by `hold`, or None."""
     return getattr(cache, "_memplug_rows", None)
+
+
+def check_holds(model: Any, anatomy: Anatomy) -> None:
+    """What was decided for a row can be kept with what the model keeps of it between forwards.
+
+    Raises:
+        UnsupportedModelError: it keeps tensors or lists of them, to which nothing can be added.
+    """
+    if not anatomy.keeps:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps bare tensors between forwards and no cache object, so what was decided "
+            "for a prompt would be forgotten at its first new token; choose a method that changes weights "
+            "(ultraedit, finetune, lora)"
+        )
 
 
 def hold(cache: Any, rows: Rows) -> None:

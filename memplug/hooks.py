@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .layers import Anatomy
+from .layers import Anatomy, UnsupportedModelError
 
 __all__ = ["Hook", "HookSet", "StopForward", "capture_input", "resume", "skipping_below"]
 
@@ -87,9 +87,8 @@ def skipping_below(anatomy: Anatomy, index: int) -> Iterator[None]:
     shadowed on the instance, and put back exactly as it was, also over wrappers such as accelerate's.
     """
 
-    def forward(hidden: Tensor | None = None, *_args: Any, **kwargs: Any) -> Any:
-        hidden = kwargs["hidden_states"] if hidden is None else hidden
-        return (hidden,) if anatomy.returns_tuple else hidden
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return anatomy.returned(anatomy.entering(args, kwargs))
 
     skipped = anatomy.layers[:index]
     before = [vars(layer).get("forward", _UNSET) for layer in skipped]
@@ -111,11 +110,13 @@ def capture_input(anatomy: Anatomy, index: int, run: Callable[[], Any]) -> Tenso
     found: list[Tensor] = []
 
     def before(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(args[0] if args else kwargs["hidden_states"])
+        found.append(anatomy.entering(args, kwargs))
         raise StopForward
 
     with HookSet([Hook(anatomy.layers[index], "before", before)]), contextlib.suppress(StopForward):
         run()
+    if not found:
+        raise UnsupportedModelError(f"{anatomy.names[index]} is not run on text alone; choose another layer")
     return found[0]
 
 

@@ -51,6 +51,7 @@ class Heard:
         again: what the rows had read after the first n columns of the last forward.
         order: which row of ``again`` each row is, where rows were selected since.
         opened: the latest forward of several tokens before this one (the prompt's), to go back to.
+        first: position id of each row's first real token.
     """
 
     owner: Listener
@@ -60,6 +61,7 @@ class Heard:
     again: Callable[[int], tuple[RowHeard, ...]] | None = field(default=None, compare=False)
     order: tuple[int, ...] | None = None
     opened: Heard | None = field(default=None, compare=False)
+    first: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +74,10 @@ class Heard:
         chosen: list[int] = rows.tolist()
         order = tuple(chosen if self.order is None else (self.order[i] for i in chosen))
         opened = None if self.opened is None else self.opened.select(rows)
-        return replace(self, rows=tuple(self.rows[i] for i in chosen), order=order, opened=opened)
+        first = tuple(self.first[i] for i in chosen)
+        return replace(
+            self, rows=tuple(self.rows[i] for i in chosen), order=order, opened=opened, first=first
+        )
 
     def crop(self, length: int) -> Heard:
         """The same after all but the cache's first ``length`` positions were taken back.
@@ -129,11 +134,11 @@ class Listener:
         held = call.held
         count = len(call.valid)
         if isinstance(held, Heard) and held.owner is self and len(held) == count:
-            before, whole = held.rows, True
+            before, whole, first = held.rows, True, held.first
         else:
             none = torch.zeros(len(self._think), 0, calibration.root.shape[-1])
             before = tuple(RowHeard(Reading(), none, none[0]) for _ in range(count))
-            whole = call.past == 0
+            whole, first = call.past == 0, tuple(call.first.tolist())
         real = call.real.cpu()
         begins = torch.zeros_like(real)
         if self._starts and whole:
@@ -159,7 +164,7 @@ class Listener:
             opened = replace(held, opened=None) if held.again is not None else held.opened
         # A forward of one token is taken back as a whole or not at all; a prompt may hold a draft already.
         again = (lambda n: tuple(heard(n)[0])) if columns > 1 else None
-        return Heard(self, tuple(rows), call.past, columns, again, None, opened), spoken
+        return Heard(self, tuple(rows), call.past, columns, again, None, opened, first), spoken
 
     def _rows(
         self,

@@ -8,22 +8,23 @@ logits, positions and the caller's cache keep their length. Nothing here knows a
 
 from __future__ import annotations
 
-import inspect
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from .attending import KEEPS_CACHE, check_attention, checkpointing, turn_of, whole_cache
 from .hooks import Hook, HookSet, resume, skipping_below
-from .layers import Anatomy, UnsupportedModelError, input_device, text_config
+from .layers import Anatomy, UnsupportedModelError, evaluating, input_device, taken, text_config
 from .prefix import KV, Extension, Prefix, PrefixedCache, causal
 
 __all__ = ["Recall"]
+
+_TURNS_KEPT = 64  # positions at which rows begin
 
 
 class Recall:
@@ -45,15 +46,8 @@ class Recall:
                 f"recall needs attn_implementation 'sdpa' or 'eager', the model has {implementation!r}; "
                 "call model.set_attn_implementation('sdpa') before attaching"
             )
-        # Layers of another kind among those with attention are named before one runs.
-        kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-        other = sorted({kind for kind in kinds[layer:] if "attention" not in kind or "linear" in kind})
-        if other:
-            raise UnsupportedModelError(
-                f"{type(model).__name__}: among its layers from {layer} on are {', '.join(other)}, "
-                "which keep no keys and values that a recalled prefix could join; choose a model whose "
-                "layers all have attention"
-            )
+        self._turns: OrderedDict[int, list[tuple[Tensor | None, Tensor | None]]] = OrderedDict()
+        check_attention(model, anatomy, layer)  # names what is lacking before a layer runs
         with torch.no_grad():
             width = anatomy.width
             self.project(torch.zeros(1, 1, width), torch.zeros(1, dtype=torch.long))
@@ -75,7 +69,11 @@ class Recall:
 
             return Hook(self._anatomy.layers[index], "before", before)
 
-        return [make(index) for index in range(self.layer, len(self._anatomy.layers))]
+        def after(layer: nn.Module, *_: Any) -> None:
+            vars(layer).pop(KEEPS_CACHE, None)
+
+        upper = range(self.layer, len(self._anatomy.layers))
+        return [*map(make, upper), *(Hook(self._anatomy.layers[index], "finally", after) for index in upper)]
 
     @property
     def _forced(self) -> Prefix | None:
@@ -113,17 +111,18 @@ class Recall:
         Args:
             values: [N,b,D] float, inputs of layer ``layer``.
             first: [N] position id of the first real token of the row that will read the prefix; the
-                values stand at the b positions before it. Where positions are not rotary they do not
-                matter past the embedding, and are kept from going below 0.
+                values stand at the b positions before it. Where layers are handed no rotary tables there
+                may be none below 0 (positions are learned, or looked up in a table): all stand at the
+                first token's own, so that they are as far from the row's tokens wherever it begins.
 
         Raises:
             UnsupportedModelError: a layer does not keep keys and values of its own for each token.
         """
         anatomy, count, length = self._anatomy, values.shape[0], values.shape[1]
         device = input_device(self._model)
-        positions = first.to(device)[:, None] - length + torch.arange(length, device=device)
-        if not anatomy.rotary:
-            positions = positions.clamp(min=0)
+        positions = first.to(device)[:, None].expand(-1, length)
+        if anatomy.rotary:
+            positions = positions - length + torch.arange(length, device=device)
 
         def replace(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             bound = anatomy.bind(args, kwargs)
@@ -131,20 +130,18 @@ class Recall:
             del bound[name]
             return (values.to(device=hidden.device, dtype=hidden.dtype),), bound
 
-        cache = DynamicCache(config=text_config(self._model))
-        # A layer's window must not drop vectors from its prefix.
-        sliding = DynamicSlidingWindowLayer
-        cache.layers = [DynamicLayer() if isinstance(layer, sliding) else layer for layer in cache.layers]
+        cache = whole_cache(self._model)  # a layer's window must not drop vectors from its prefix
         given = {
             "input_ids": torch.zeros(count, length, dtype=torch.long, device=device),
             "attention_mask": torch.ones(count, length, dtype=torch.long, device=device),
             "position_ids": positions,
         }
-        if "position_ids" not in inspect.signature(type(anatomy.decoder).forward).parameters:
-            del given["position_ids"]
         hook = Hook(anatomy.layers[self.layer], "before", replace)
-        with self.forced(None), skipping_below(anatomy, self.layer), HookSet([hook]):
-            anatomy.decoder(**given, past_key_values=cache, use_cache=True)
+        # Dropout would change them, and gradient checkpointing takes the cache away.
+        below, plain = skipping_below(anatomy, self.layer), evaluating(self._model)
+        with self.forced(None), plain, below, HookSet([hook]):
+            given = taken(anatomy.decoder, given | {"use_cache": True})
+            anatomy.decoder(**given, past_key_values=cache)
         return self._read(cache, length)
 
     def _read(self, cache: Any, length: int) -> KV:
@@ -161,12 +158,41 @@ class Recall:
             pairs.append((keys, layer.values))  # type: ignore[union-attr]
         return pairs
 
+    @torch.no_grad()
+    def turned(self, kv: KV, first: int) -> KV:
+        """Keys and values ``kv`` of a row that begins at position id 0, for one that begins at ``first``.
+
+        Rotary positions turn a key by a matrix that depends on its position alone (latent attention keeps
+        what is turned beside it). It is found from a few random values; where nothing is turned, or not in this
+        way, all is given back as it is.
+        """
+        if not first:
+            return kv
+        if first not in self._turns:
+            self._turns[first] = self._turning(first, max(t.shape[-1] for pair in kv for t in pair))
+            while len(self._turns) > _TURNS_KEPT:
+                self._turns.popitem(last=False)
+        return [
+            (_turned(keys, one), _turned(values, other))
+            for (keys, values), (one, other) in zip(kv, self._turns[first], strict=True)
+        ]
+
+    def _turning(self, first: int, width: int) -> list[tuple[Tensor | None, Tensor | None]]:
+        draw = torch.Generator().manual_seed(0)
+        values = torch.randn(2 * width, 1, self._anatomy.width, generator=draw, dtype=torch.float32)
+        zero = torch.zeros(len(values), dtype=torch.long)
+        pairs = zip(self.project(values, zero), self.project(values, zero + first), strict=True)
+        return [(turn_of(old[0], new[0]), turn_of(old[1], new[1])) for old, new in pairs]
+
     def _inject(self, index: int, prefix: Prefix, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         anatomy = self._anatomy
         bound = anatomy.bind(args, kwargs)
         name, hidden = next(iter(bound.items()))
         del bound[name]
         cache = bound.get(anatomy.cache_arg)
+        if checkpointing(anatomy.layers[index]):  # which would take the cache away, and the prefix with it
+            cache = None
+            vars(anatomy.layers[index])[KEEPS_CACHE] = True
         queries = hidden.shape[1]
         columns = queries if cache is None else cache.get_mask_sizes(queries, index)[0]
         mask = bound.get(anatomy.mask_arg)
@@ -182,3 +208,7 @@ class Recall:
     @property
     def _eager(self) -> bool:
         return getattr(text_config(self._model), "_attn_implementation", "eager") == "eager"
+
+
+def _turned(states: Tensor, turn: Tensor | None) -> Tensor:
+    return states if turn is None else (states.float() @ turn.to(states.device)).to(states.dtype)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...calls import Call, hold
+from ...calls import Call, check_holds, hold
 from ...chat import Prompt, question
 from ...edits import Edit
 from ...hooks import Hook
@@ -70,6 +70,7 @@ class ELDER:
     def __init__(self, host: Host, config: ELDERConfig) -> None:
         self.config = config.resolve(len(host.anatomy.layers))
         self._host, self._continuing = host, Continuing()
+        check_holds(host.model, host.anatomy)
         self._places = tuple(find_places(host.model, host.anatomy, self.config.edit_layers or ()))
         layer = self.config.query_layer or 0
         self._site = find_site(host.model, host.anatomy, layer, self.config.query)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...hooks import Hook, HookSet
-from ...layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device
+from ...layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device, taken
 
 __all__ = ["Place", "Site", "find_places", "find_site"]
 
@@ -96,7 +96,8 @@ def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> li
                 hooks.append(Hook(module, "after", _recorder(found[layer], layer, name)))
     ids = torch.arange(_TOKENS, device=input_device(model))[None]
     with evaluating(model), HookSet(hooks):
-        anatomy.decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        anatomy.decoder(**taken(anatomy.decoder, given))
     places = []
     for layer in layers:
         fitting = [place for place in found[layer] if place.fan_out == anatomy.width]

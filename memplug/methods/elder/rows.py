@@ -80,7 +80,7 @@ def observe(host: Host, site: Site, first: int | None, batch: Batch) -> tuple[Te
             raise StopForward
 
     def stop(_m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden.append(args[0] if args else kwargs["hidden_states"])
+        hidden.append(host.anatomy.entering(args, kwargs))
         raise StopForward
 
     hooks = [site.hook(host.anatomy, look)]

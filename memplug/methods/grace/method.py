@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...calls import Call, hold
+from ...calls import Call, check_holds, hold
 from ...chat import Prompt, question
 from ...contexts import sample_prefixes
 from ...edits import Edit
@@ -49,6 +49,7 @@ class GRACE:
     def __init__(self, host: Host, config: GRACEConfig) -> None:
         self.config = config.resolve(len(host.anatomy.layers))
         self._host, self._continuing = host, Continuing()
+        check_holds(host.model, host.anatomy)
         layer = self.config.layer or 0
         (self._place,) = find_places(host.model, host.anatomy, [layer])
         read = layer - 1 if self.config.key == "hidden" else layer

@@ -124,10 +124,12 @@ class AnsweringLLP(LLP):
         heard, spoken = self._listener.listen(self._calibration, call, self._longest)
         if call.cache is not None:
             hold(call.cache, heard)
-        call.scratch = self._spoken(spoken, call.start)
+        call.scratch = self._spoken(spoken, call.start, heard.first)
         return call.scratch
 
-    def _spoken(self, spoken: Sequence[Sequence[tuple[Speaking, ...]]], start: Tensor) -> Prefix | None:
+    def _spoken(
+        self, spoken: Sequence[Sequence[tuple[Speaking, ...]]], start: Tensor, first: Sequence[int]
+    ) -> Prefix | None:
         """The prefix in which each row has its edits side by side, open where they speak."""
         rows = [
             list(dict.fromkeys(one.edit for at in row for one in at if one.edit in self._gates))
@@ -145,7 +147,10 @@ class AnsweringLLP(LLP):
                     if one.edit in self._gates:
                         begin = edits.index(one.edit) * length
                         seen[b, t, begin : begin + length] = True
-        named = [[self._kv_of_edit(id) for id in edits] for edits in rows]
+        named = [
+            [self._recall.turned(self._kv_of_edit(id), at) for id in edits]
+            for edits, at in zip(rows, first, strict=True)
+        ]
         model = next(kv for row in named for kv in row)
         kv: KV = []
         for layer, pair in enumerate(model):

@@ -1,0 +1,108 @@
+"""Which layers have attention that a prefix can join: caches, checkpointing, rotary turns. No editing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from .layers import Anatomy, UnsupportedModelError, text_config
+
+__all__ = ["KEEPS_CACHE", "check_attention", "checkpointing", "lowest_layer", "turn_of", "whole_cache"]
+
+KEEPS_CACHE = "_can_checkpoint_with_cache"
+"""Set on a layer that may have a cache under gradient checkpointing, as it only reads it."""
+
+
+def whole_cache(model: nn.Module) -> DynamicCache:
+    """A new cache for ``model`` that keeps every token, also where layers have a window."""
+    cache = DynamicCache(config=text_config(model))
+    cache.layers = [
+        DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def _lacking(model: nn.Module, anatomy: Anatomy) -> list[str]:
+    """Of each layer, what keeps a prefix from joining its attention; empty where nothing does."""
+    config: Any = text_config(model)
+    kinds = list(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ())
+    kept = whole_cache(model).layers
+    found = []
+    for index, layer in enumerate(anatomy.layers):
+        name = type(layer).__name__
+        kind = str(kinds[index]) if index < len(kinds) else "attention"
+        holder = kept[index] if index < len(kept) else None
+        if not anatomy.runs[index]:
+            found.append(f"{name}, which is not run on text alone")
+        elif not anatomy.attends[index]:
+            found.append(f"{name}, which takes no cache of keys and values")
+        elif holder is not None and hasattr(holder, "update_indexer"):
+            found.append("layers that choose by an index which tokens they attend to")
+        elif "attention" not in kind or "linear" in kind or "hybrid" in kind:
+            found.append(kind)
+        elif holder is not None and type(holder) is not DynamicLayer:
+            found.append(f"{name}, which keeps more than each token's keys and values")
+        else:
+            found.append("")
+    return found
+
+
+def lowest_layer(model: nn.Module, anatomy: Anatomy) -> int:
+    """The lowest layer from which on a prefix can join the attention of all; their number where none is."""
+    lacking = _lacking(model, anatomy)
+    return max((index + 1 for index, what in enumerate(lacking) if what), default=0)
+
+
+def check_attention(model: nn.Module, anatomy: Anatomy, layer: int) -> None:
+    """A prefix can join the attention of the layers from ``layer`` on.
+
+    Raises:
+        UnsupportedModelError: it cannot; the message names what is among them.
+    """
+    lacking = _lacking(model, anatomy)
+    other = sorted({what for what in lacking[layer:] if what})
+    if not other:
+        return
+    lowest = max(index + 1 for index, what in enumerate(lacking) if what)
+    hint = "choose a model whose layers all have attention, or a method that needs none (elder, ultraedit)"
+    if lowest < len(lacking):
+        hint = f"from layer {lowest} on all have attention: recall there, or choose another model"
+    raise UnsupportedModelError(
+        f"{type(model).__name__}: among its layers from {layer} on are {', '.join(other)}, "
+        f"which a recalled prefix cannot join; {hint}"
+    )
+
+
+def checkpointing(layer: nn.Module) -> bool:
+    """Whether a forward of ``layer`` is checkpointed now.
+
+    Raises:
+        UnsupportedModelError: it is, by a version of transformers that takes every cache away then.
+    """
+    if not (layer.training and getattr(layer, "gradient_checkpointing", False)):
+        return False
+    if not hasattr(layer, KEEPS_CACHE):
+        raise UnsupportedModelError(
+            "gradient checkpointing leaves layers without a cache, through which an edit is recalled; call "
+            "model.gradient_checkpointing_disable(), or model.eval()"
+        )
+    return True
+
+
+def turn_of(before: Tensor, after: Tensor) -> Tensor | None:
+    """The matrix [w,w] float32 with ``before @ matrix == after``; None if equal, or if there is none.
+
+    Args:
+        before, after: keys [N,H,1,w] of the same values at two positions.
+    """
+    if torch.equal(before, after):
+        return None
+    one, other = (keys.detach().flatten(0, 2).double().cpu() for keys in (before, after))
+    found = torch.linalg.lstsq(one, other, driver="gelsd")
+    close = float((one @ found.solution - other).norm() / other.norm())
+    known = int(torch.linalg.matrix_rank(one)) == one.shape[1]
+    return found.solution.float().to(before.device) if known and close < 0.02 else None
