@@ -11,7 +11,15 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .layers import Anatomy, UnsupportedModelError, text_config
 
-__all__ = ["KEEPS_CACHE", "check_attention", "checkpointing", "lowest_layer", "turn_of", "whole_cache"]
+__all__ = [
+    "KEEPS_CACHE",
+    "check_attention",
+    "check_recomputed",
+    "checkpointing",
+    "lowest_layer",
+    "turn_of",
+    "whole_cache",
+]
 
 KEEPS_CACHE = "_can_checkpoint_with_cache"
 """Set on a layer that may have a cache under gradient checkpointing, as it only reads it."""
@@ -37,15 +45,15 @@ def _lacking(model: nn.Module, anatomy: Anatomy) -> list[str]:
         kind = str(kinds[index]) if index < len(kinds) else "attention"
         holder = kept[index] if index < len(kept) else None
         if not anatomy.runs[index]:
-            found.append(f"{name}, which is not run on text alone")
+            found.append(f"{name} (not run on text alone)")
         elif not anatomy.attends[index]:
-            found.append(f"{name}, which takes no cache of keys and values")
+            found.append(f"{name} (no cache of keys and values)")
         elif holder is not None and hasattr(holder, "update_indexer"):
             found.append("layers that choose by an index which tokens they attend to")
         elif "attention" not in kind or "linear" in kind or "hybrid" in kind:
             found.append(kind)
         elif holder is not None and type(holder) is not DynamicLayer:
-            found.append(f"{name}, which keeps more than each token's keys and values")
+            found.append(f"{name} (keeps more than keys and values)")
         else:
             found.append("")
     return found
@@ -72,8 +80,8 @@ def check_attention(model: nn.Module, anatomy: Anatomy, layer: int) -> None:
     if lowest < len(lacking):
         hint = f"from layer {lowest} on all have attention: recall there, or choose another model"
     raise UnsupportedModelError(
-        f"{type(model).__name__}: among its layers from {layer} on are {', '.join(other)}, "
-        f"which a recalled prefix cannot join; {hint}"
+        f"{type(model).__name__}: a recalled prefix cannot join all layers from {layer} on, which hold "
+        f"{', '.join(other)}; {hint}"
     )
 
 
@@ -91,6 +99,19 @@ def checkpointing(layer: nn.Module) -> bool:
             "model.gradient_checkpointing_disable(), or model.eval()"
         )
     return True
+
+
+def check_recomputed(layer: nn.Module) -> None:
+    """What is added inside ``layer`` is there again when a backward pass computes the layer anew.
+
+    Raises:
+        UnsupportedModelError: gradient checkpointing is on; the forward that decided is over by then.
+    """
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        raise UnsupportedModelError(
+            "under gradient checkpointing layers are computed anew in the backward pass, without the edit "
+            "that is in force here; call model.gradient_checkpointing_disable(), or model.eval()"
+        )
 
 
 def turn_of(before: Tensor, after: Tensor) -> Tensor | None:

@@ -270,9 +270,9 @@ def check_holds(model: Any, anatomy: Anatomy) -> None:
     """
     if not anatomy.keeps:
         raise UnsupportedModelError(
-            f"{type(model).__name__} keeps bare tensors between forwards and no cache object, so what was decided "
-            "for a prompt would be forgotten at its first new token; choose a method that changes weights "
-            "(ultraedit, finetune, lora)"
+            f"{type(model).__name__} keeps bare tensors between forwards and no cache object, so what was "
+            "decided for a prompt would be forgotten at its first new token; choose a method that changes "
+            "weights (ultraedit, finetune)"
         )
 
 

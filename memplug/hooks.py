@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .layers import Anatomy, UnsupportedModelError
+from .layers import Anatomy, UnsupportedModelError, uncast
 
 __all__ = ["Hook", "HookSet", "StopForward", "capture_input", "resume", "skipping_below"]
 
@@ -59,13 +59,21 @@ class HookSet:
 
 
 class _Uncompiled:
-    """A hook that torch.compile does not trace: it decides by values, and keeps them for other forwards."""
+    """A hook that torch.compile does not trace: it decides by values, and keeps them for other forwards.
+
+    Nor is it under the caller's autocast, which would choose other dtypes for what it compares and keeps.
+    """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn, self._plain = fn, torch.compiler.disable(fn)
 
     def __call__(self, *args: Any) -> Any:
-        return self._plain(*args) if torch.compiler.is_compiling() else self._fn(*args)
+        if torch.compiler.is_compiling():
+            return self._plain(*args)
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            with uncast():
+                return self._fn(*args)
+        return self._fn(*args)
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         # In a copy of the model it would go on to speak for the one it was made for.

@@ -7,14 +7,13 @@ as the config says; what a layer takes and returns is read from its signature an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .modes import evaluating, frozen, learning, uncast
 from .probing import Seen, owner, probe, sees_ahead, taken
 
 __all__ = [
@@ -31,6 +30,7 @@ __all__ = [
     "module_device",
     "taken",
     "text_config",
+    "uncast",
 ]
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
@@ -233,7 +233,7 @@ def input_device(model: Any) -> torch.device:
 def module_device(module: nn.Module) -> torch.device:
     """Where a module computes, also where accelerate keeps its weights elsewhere meanwhile."""
     owned = ((part, own) for part in module.modules() for own in part.parameters(recurse=False))
-    part, first = next(owned, (module, torch.empty(0)))
+    part, first = next(owned, (module, torch.empty(0, dtype=torch.float32)))
     device: torch.device = first.device
     hook = getattr(part, "_hf_hook", None)
     for h in (hook, *getattr(hook, "hooks", ())) if device.type == "meta" else ():
@@ -260,39 +260,6 @@ def _check_kind(model: nn.Module) -> None:
             f"{name} cannot generate text (an encoder, or a model without its language-model head); "
             "load it with AutoModelForCausalLM"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode (no dropout), and afterwards each in the mode it had."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of the model takes gradients inside the ``with``; afterwards each is as it was."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def learning() -> Iterator[None]:
-    """Gradients can be taken inside the ``with``, also where the caller works without them."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def fraction(share: float, depth: int, *, least: int = 0) -> int:

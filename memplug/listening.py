@@ -136,7 +136,7 @@ class Listener:
         if isinstance(held, Heard) and held.owner is self and len(held) == count:
             before, whole, first = held.rows, True, held.first
         else:
-            none = torch.zeros(len(self._think), 0, calibration.root.shape[-1])
+            none = torch.zeros(len(self._think), 0, calibration.root.shape[-1], dtype=torch.float32)
             before = tuple(RowHeard(Reading(), none, none[0]) for _ in range(count))
             whole, first = call.past == 0, tuple(call.first.tolist())
         real = call.real.cpu()
@@ -216,7 +216,9 @@ class Listener:
         back = max((tail.shape[1] for tail in tails), default=0)
         if back:
             rows, device = len(tails), units[0].device
-            front = torch.zeros(len(units), rows, back, units[0].shape[-1], device=device)
+            front = torch.zeros(
+                len(units), rows, back, units[0].shape[-1], device=device, dtype=torch.float32
+            )
             seen = torch.zeros(rows, back, dtype=torch.bool)
             for b, tail in enumerate(tails):
                 if tail.shape[1]:
@@ -248,7 +250,7 @@ def span_scores(states: Tensor, valid: Tensor, span: Tensor) -> Tensor:
     length = span.shape[1]
     cosines = torch.einsum("rtk,rsk->rts", states, span.to(states))
     cosines[:, ~valid.to(states.device)] = -1.0
-    out = torch.full(states.shape[:2], -1.0, device=states.device)
+    out = torch.full(states.shape[:2], -1.0, device=states.device, dtype=torch.float32)
     if states.shape[1] >= length:
         windows = cosines.unfold(1, length, 1)  # [R,T-S+1,S,S]
         out[:, length - 1 :] = windows.diagonal(dim1=2, dim2=3).amin(-1)

@@ -20,7 +20,7 @@ from .chat import Given, as_prompt, is_chat, question
 from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditTable, as_edits
 from .hooks import HookSet
-from .layers import dissect, learning
+from .layers import dissect, learning, uncast
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import listed, numbered
@@ -275,7 +275,8 @@ class Plug:
         if not question(asked).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         self._text.check_length(self._text.encode(asked), asked)
-        return self.method.explain(asked)
+        with uncast():
+            return self.method.explain(asked)
 
     def __repr__(self) -> str:
         where = type(self.model).__name__ if self._hooks else "detached"

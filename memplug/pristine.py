@@ -48,6 +48,7 @@ class Pristine:
             live.copy_(weight)
         for name in self._copies.keys() - changes.keys():
             self._sites[name].weight.copy_(self._copies[name])
+        torch.clear_autocast_cache()  # else a caller's autocast goes on with the weights as they were
 
     def restore(self) -> None:
         """The original bits everywhere."""

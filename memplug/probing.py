@@ -95,7 +95,7 @@ def probe(
 def _keeps(made: Any) -> bool:
     items = made.items() if isinstance(made, Mapping) else ()
     kept = [value for name, value in items if name not in _STATES and value is not None]
-    return not any(isinstance(value, tuple | list | dict | Tensor) for value in kept)
+    return not any(isinstance(value, tuple | list | dict) for value in kept)
 
 
 class _Stop(Exception):
@@ -128,7 +128,7 @@ def sees_ahead(decoder: nn.Module, layer: nn.Module, device: torch.device, known
             pass
         finally:
             handle.remove()
-        return found[0].float() if found else torch.zeros(1, 3, 1)
+        return found[0].float() if found else torch.zeros(1, 3, 1, dtype=torch.float32)
 
     apart = (states(7) - states(8)).abs().amax(-1)[0]
     # A model that draws or rounds differs a little; attention that sees ahead differs by much more.

@@ -50,7 +50,7 @@ class Recall:
         check_attention(model, anatomy, layer)  # names what is lacking before a layer runs
         with torch.no_grad():
             width = anatomy.width
-            self.project(torch.zeros(1, 1, width), torch.zeros(1, dtype=torch.long))
+            self.project(torch.zeros(1, 1, width, dtype=torch.float32), torch.zeros(1, dtype=torch.long))
 
     def hooks(self, decide: Callable[[], Prefix | None], current: Callable[[], Prefix | None]) -> list[Hook]:
         """Hooks on the layers from ``layer`` on.
@@ -163,8 +163,8 @@ class Recall:
         """Keys and values ``kv`` of a row that begins at position id 0, for one that begins at ``first``.
 
         Rotary positions turn a key by a matrix that depends on its position alone (latent attention keeps
-        what is turned beside it). It is found from a few random values; where nothing is turned, or not in this
-        way, all is given back as it is.
+        what is turned beside it). It is found from a few random values; where nothing is turned, or in
+        another way, all is given back as it is.
         """
         if not first:
             return kv
@@ -189,10 +189,7 @@ class Recall:
         bound = anatomy.bind(args, kwargs)
         name, hidden = next(iter(bound.items()))
         del bound[name]
-        cache = bound.get(anatomy.cache_arg)
-        if checkpointing(anatomy.layers[index]):  # which would take the cache away, and the prefix with it
-            cache = None
-            vars(anatomy.layers[index])[KEEPS_CACHE] = True
+        cache = self._cache_of(index, bound)
         queries = hidden.shape[1]
         columns = queries if cache is None else cache.get_mask_sizes(queries, index)[0]
         mask = bound.get(anatomy.mask_arg)
@@ -204,6 +201,14 @@ class Recall:
             bound[anatomy.alibi_arg] = extend.alibi(bound[anatomy.alibi_arg])
         bound[anatomy.cache_arg] = PrefixedCache(cache, prefix.kv[index - self.layer], extend)
         return (hidden,), bound
+
+    def _cache_of(self, index: int, bound: dict[str, Any]) -> Any:
+        """The caller's cache; none under gradient checkpointing, which is told to leave the prefix."""
+        layer = self._anatomy.layers[index]
+        if checkpointing(layer):
+            vars(layer)[KEEPS_CACHE] = True
+            return None
+        return bound.get(self._anatomy.cache_arg)
 
     @property
     def _eager(self) -> bool:

@@ -2,5 +2,6 @@
 
     python -m benchmarks.every_model --methods llp,elder,grace,icl,ultraedit,finetune --out table.md
 
-``tiny.py`` builds a model of any kind, ``promises.py`` tries one method on it, ``table.py`` writes what came out.
+``tiny.py`` builds a model of any kind, ``promises.py`` tries one method on it, ``table.py`` writes the
+table.
 """

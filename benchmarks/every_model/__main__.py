@@ -31,13 +31,12 @@ def _one(name: str, methods: Sequence[str], pipe: Any) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     tokenizer = tiny.tokenizer(TEXTS)
-    for method in methods:
-        try:
-            model = tiny.build(name, len(tokenizer) + 8)
-        except tiny.BuildError as error:
-            pipe.send((method, Verdict("not built", str(error))))
-            continue
-        pipe.send((method, attempt(model, tokenizer, method)))
+    try:
+        found = attempt(tiny.build(name, len(tokenizer) + 8), tokenizer, methods)
+    except tiny.BuildError as error:
+        found = (Verdict("not built", str(error)) for _ in methods)
+    for method, verdict in zip(methods, found, strict=True):
+        pipe.send((method, verdict))
     pipe.close()
 
 
@@ -71,7 +70,7 @@ class _Worker:
 
 
 def sweep(
-    names: Sequence[str], methods: Sequence[str], *, workers: int = 2, seconds: float = 120.0
+    names: Sequence[str], methods: Sequence[str], *, workers: int = 2, seconds: float = 150.0
 ) -> Iterator[Row]:
     """Try ``methods`` on the kinds ``names``, ``workers`` at a time, each for at most so many seconds."""
     waiting, running = list(names), list[_Worker]()
@@ -93,7 +92,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", help="some kinds of model, by name; all by default")
     parser.add_argument("--seeing", action="store_true", help="also kinds that see images")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=120.0, help="for one kind of model")
+    parser.add_argument("--seconds", type=float, default=150.0, help="for one kind of model")
     parser.add_argument("--out", type=Path, help="where the table goes; printed if left out")
     options = parser.parse_args(given)
     methods = options.methods.split(",")

@@ -63,6 +63,7 @@ _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _ALWAYS = ("head_dim", "num_key_value_heads", "moe_intermediate_size", "n_routed_experts")
 _LATER = ("image", "video", "audio", "vision", "boi", "eoi", "boa", "eoa")  # ids of what is no text
 
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 _OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -82,6 +83,9 @@ _OWN: dict[str, dict[str, Any]] = {
     "mpt": {"expansion_ratio": 2},
     "nemotron_h": {"n_groups": 1},
     "phi3": {"sliding_window": 6},
+    "qwen2_vl": {"text_config": _MROPE},
+    "qwen2_5_vl": {"text_config": _MROPE},
+    "glm4v": {"text_config": _MROPE},
     "reformer": {"is_decoder": True, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
     "xlstm": {"qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
@@ -142,7 +146,10 @@ def build(name: str, vocab_size: int, seed: int = 0) -> Any:
     kind, _, told = name.partition("+")
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     try:
-        given = sizes(AutoConfig.for_model(kind).to_dict(), vocab_size) | _OWN.get(kind, {})
+        given = sizes(AutoConfig.for_model(kind).to_dict(), vocab_size)
+        for field, value in _OWN.get(kind, {}).items():
+            inner = isinstance(value, dict) and isinstance(given.get(field), dict)
+            given[field] = given[field] | value if inner else value
         del given["model_type"]
         if told:
             given[told] = True

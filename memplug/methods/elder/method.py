@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...attending import check_recomputed
 from ...calls import Call, check_holds, hold
 from ...chat import Prompt, question
 from ...edits import Edit
@@ -106,6 +107,7 @@ class ELDER:
                 call = tracker.current
                 if call is None or not isinstance(call.scratch, Routed):
                     return None
+                check_recomputed(anatomy.layers[self._places[index].layer])
                 return call.scratch.apply(self.known.experts, index, args[0], output)
 
             return Hook(self._places[index].module, "after", after)

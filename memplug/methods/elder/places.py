@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...hooks import Hook, HookSet
 from ...layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device, taken
+from ...sites import linears_of
 
 __all__ = ["Place", "Site", "find_places", "find_site"]
 
@@ -91,7 +92,7 @@ def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> li
     found: dict[int, list[Place]] = {layer: [] for layer in layers}
     hooks = []
     for layer in layers:
-        for name, module in anatomy.layers[layer].named_modules():
+        for name, module in linears_of(anatomy.layers[layer]).items():
             if isinstance(module, nn.Linear | Conv1D):
                 hooks.append(Hook(module, "after", _recorder(found[layer], layer, name)))
     ids = torch.arange(_TOKENS, device=input_device(model))[None]

@@ -132,7 +132,7 @@ def observe_rows(host: Host, site: Site, first: int, pairs: Sequence[Pair]) -> R
         queries.new_zeros(0),
         torch.tensor(flat, device=device),
         torch.tensor(target, device=device),
-        torch.tensor(weight, device=device),
+        torch.tensor(weight, dtype=torch.float32, device=device),
     )
 
 

@@ -164,7 +164,7 @@ def _capture(
         tuple(rows(g, s.d_v) for g, s in zip(slopes, sites, strict=True)),
         names[owner],
         (below[0],),
-        torch.ones(len(part), device=losses.device).scatter_reduce(
+        torch.ones(len(part), device=losses.device, dtype=torch.float32).scatter_reduce(
             0, answers.row, (-losses.detach()).exp().float(), "amin"
         ),
     )

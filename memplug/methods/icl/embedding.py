@@ -57,7 +57,11 @@ class Embedder:
             c, text = self._config, self._host.text
             with self._host.tracker.off():
                 samples = sample_prefixes(text, c.heldout, c.heldout_tokens, c.sample_top_k, c.seed)
-            self.center = self._read(samples).mean(0) if samples else torch.zeros(self._host.anatomy.width)
+            self.center = (
+                self._read(samples).mean(0)
+                if samples
+                else torch.zeros(self._host.anatomy.width, dtype=torch.float32)
+            )
         return self._centered(self._read(texts))
 
     @torch.no_grad()

@@ -178,7 +178,7 @@ class AnsweringLLP(LLP):
 
     def _shape(self) -> Layout:
         if self._layout is None:
-            blank = torch.zeros(1, self.config.n_values, self._host.anatomy.width)
+            blank = torch.zeros(1, self.config.n_values, self._host.anatomy.width, dtype=torch.float32)
             with torch.no_grad(), self._host.tracker.off():
                 self._layout = Layout.of(self._recall.project(blank, torch.zeros(1, dtype=torch.long)))
         return self._layout

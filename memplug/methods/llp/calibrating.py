@@ -87,7 +87,7 @@ def calibrate(
         torch.stack([root for _, root in first]),
         0.0,
         0.0,
-        torch.zeros(0, rank),
+        torch.zeros(0, rank, dtype=torch.float32),
     )
     units = torch.stack([made.apply(i, states[None])[0] for i, states in enumerate(sample.states[:-1])])
     quorum = max(1, math.ceil(config.quorum * len(think)))
@@ -156,7 +156,7 @@ def _relations(
 @torch.no_grad()
 def _ends(host: Host, lines: Sequence[Line], ends: Sequence[int], layer: int) -> Tensor:
     order = sorted(range(len(lines)), key=lambda i: len(lines[i].ids))
-    out: list[Tensor] = [torch.empty(0)] * len(lines)
+    out: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(lines)
     for at in range(0, len(order), _BATCH * 2):
         part = order[at : at + _BATCH * 2]
         states = think_states(host, [lines[i].ids for i in part], (layer,))

@@ -98,7 +98,9 @@ def run_lines(
     Returns:
         The lines in chunks, and the states: for each layer and line [len(places[line]),D].
     """
-    states: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(lines) for layer in layers}
+    states: dict[int, list[Tensor]] = {
+        layer: [torch.empty(0, dtype=torch.float32)] * len(lines) for layer in layers
+    }
     chunks: list[Chunk] = []
     # A front's keys and values can be taken over by many rows; the states of other kinds of layers cannot.
     alike = all(type(layer) is DynamicLayer for layer in whole_cache(host.model).layers)
