@@ -13,18 +13,24 @@ __all__ = ["Pristine"]
 
 _ROWS = 256
 """Rows of the identity that a module is applied to at once."""
+_MARKS = 4099
+"""Elements by which it is seen that a weight was changed; a prime, so as not to keep to some columns."""
 
 
 class Pristine:
     """Copies of weights as they were, and the only hand that writes to them.
 
-    A module is copied when it is first written.
+    A module is copied when it is first written. What somebody else does to a weight that was written (an
+    adapter is merged into it, it is trained, put into another dtype) is taken into the copy before the next
+    write, so that it stays.
     """
 
     def __init__(self, sites: Mapping[str, Site]) -> None:
         self._sites = sites
         self._copies: dict[str, Tensor] = {}
         self._norms: dict[str, float] = {}
+        self._written: Mapping[str, Tensor] = {}  # changes in force
+        self._marks: dict[str, Tensor] = {}  # some elements of each weight after the last write
 
     @torch.no_grad()
     def write(self, changes: Mapping[str, Tensor]) -> None:
@@ -33,13 +39,12 @@ class Pristine:
         Args:
             changes: float32 [d_k,d_v] by module.
         """
+        for name in self._copies:
+            self._settle(name)
         fresh = {}
         for name, change in changes.items():
-            site = self._sites[name]
-            base = self._copies.get(name, site.weight.detach())
-            added = site.stored(change).to(base.device)
-            wide = torch.promote_types(base.dtype, added.dtype)
-            fresh[name] = (base.to(wide) + added.to(wide)).to(base.dtype)
+            base = self._copies.get(name, self._sites[name].weight.detach())
+            fresh[name] = self._changed(name, base, change)
         # All is computed; what follows only copies.
         for name, weight in fresh.items():
             live = self._sites[name].weight
@@ -48,7 +53,27 @@ class Pristine:
             live.copy_(weight)
         for name in self._copies.keys() - changes.keys():
             self._sites[name].weight.copy_(self._copies[name])
+        self._written = dict(changes)
+        self._marks = {name: _mark(self._sites[name].weight) for name in self._copies}
         torch.clear_autocast_cache()  # else a caller's autocast goes on with the weights as they were
+
+    def _changed(self, name: str, base: Tensor, change: Tensor) -> Tensor:
+        added = self._sites[name].stored(change).to(base.device)
+        wide = torch.promote_types(base.dtype, added.dtype)
+        return (base.to(wide) + added.to(wide)).to(base.dtype)
+
+    def _settle(self, name: str) -> None:
+        """Take into the copy what somebody else did to the weight since it was written."""
+        live, copy = self._sites[name].weight.detach(), self._copies[name]
+        if live.dtype != copy.dtype or live.device != copy.device:
+            copy = self._copies[name] = copy.to(live)
+        if torch.equal(_mark(live), self._marks[name].to(live)):
+            return
+        change = self._written.get(name)
+        expected = copy if change is None else self._changed(name, copy, change)
+        wide = torch.promote_types(live.dtype, torch.float32)
+        self._copies[name] = (copy.to(wide) + (live.to(wide) - expected.to(wide))).to(live.dtype)
+        self._norms.pop(name, None)
 
     def restore(self) -> None:
         """The original bits everywhere."""
@@ -58,6 +83,7 @@ class Pristine:
         """Forget the copies: the weights as they are now are the model's own."""
         self._copies.clear()
         self._norms.clear()
+        self._written, self._marks = {}, {}
 
     def norm(self, name: str) -> float:
         """Frobenius norm of the original weight; of one that is quantised or not in memory, the norm of what
@@ -69,6 +95,12 @@ class Pristine:
             self._norms[name] = _computed_norm(site)
             return self._norms[name]
         return float(self._copies.get(name, site.weight.detach()).float().norm())
+
+
+def _mark(weight: Tensor) -> Tensor:
+    """Copies of elements spread over a weight; whatever is done to it shows in some of them."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // _MARKS)].clone()
 
 
 @torch.no_grad()

@@ -85,6 +85,13 @@ def sweep(
         time.sleep(0.02)
 
 
+def _kept(file: Path | None) -> dict[str, dict[str, Verdict]]:
+    if file is None or not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    return {kind: {m: Verdict(*v) for m, v in verdicts.items()} for kind, verdicts in found.items()}
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Run the sweep and write its table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -94,18 +101,23 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=150.0, help="for one kind of model")
     parser.add_argument("--out", type=Path, help="where the table goes; printed if left out")
+    parser.add_argument("--keep", type=Path, help="a JSON file of results, to which these are added")
     options = parser.parse_args(given)
     methods = options.methods.split(",")
     unknown = [method for method in methods if method not in CONSTANTS]
     if unknown:
         parser.error(f"no constants for {unknown[0]!r}; choose of {', '.join(CONSTANTS)}")
     names = options.kinds.split(",") if options.kinds else tiny.names(options.seeing)
-    rows: list[Row] = []
+    rows = _kept(options.keep)
     for name, verdicts in sweep(names, methods, workers=options.workers, seconds=options.seconds):
-        rows.append((name, verdicts))
-        line = {method: f"{v.kind}: {v.reason}" if v.reason else v.kind for method, v in verdicts.items()}
-        print(name, json.dumps(line), file=sys.stderr, flush=True)
-    text = markdown(sorted(rows), methods)
+        rows[name] = rows.get(name, {}) | verdicts
+        print(
+            name, {method: verdict.kind for method, verdict in verdicts.items()}, file=sys.stderr, flush=True
+        )
+        if options.keep:
+            plain = {kind: {m: [v.kind, v.reason] for m, v in found.items()} for kind, found in rows.items()}
+            options.keep.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
+    text = markdown(sorted(rows.items()), methods)
     if options.out:
         options.out.write_text(text)
     else:

@@ -93,6 +93,8 @@ class Subjects:
             self._mark(name, width) if name is not None else torch.zeros(width, dtype=torch.float32)
             for name in names
         ]
+        if not rows:
+            return torch.zeros(0, width, dtype=torch.float32, device=device)
         return (torch.stack(rows) if len(rows) > 1 else rows[0][None]).to(device)
 
     def _mark(self, name: str, width: int) -> Tensor:
