@@ -243,10 +243,11 @@ def module_device(module: nn.Module) -> torch.device:
 
 
 def _heads(config: Any) -> int:
-    for name in ("num_attention_heads", "n_head", "n_heads"):
-        if isinstance(getattr(config, name, None), int):
-            return int(getattr(config, name))
-    return 1
+    try:
+        found = [getattr(config, name, None) for name in ("num_attention_heads", "n_head", "n_heads")]
+    except RuntimeError:  # a number for each layer, and none for all
+        return 1
+    return next((number for number in found if isinstance(number, int)), 1)
 
 
 def _check_kind(model: nn.Module) -> None:

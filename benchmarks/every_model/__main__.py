@@ -34,7 +34,7 @@ def _one(name: str, methods: Sequence[str], pipe: Any) -> None:
     try:
         found = attempt(tiny.build(name, len(tokenizer) + 8), tokenizer, methods)
     except tiny.BuildError as error:
-        found = (Verdict("not built", str(error)) for _ in methods)
+        found = iter([Verdict("not built", str(error))] * len(methods))
     for method, verdict in zip(methods, found, strict=True):
         pipe.send((method, verdict))
     pipe.close()

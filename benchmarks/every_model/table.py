@@ -19,11 +19,13 @@ KINDS = {
     "crash": "an error that is not the library's own",
     "base fails": "the model itself does not run on text alone",
     "not built": "transformers does not build a tiny model from sizes alone",
+    "not tried": "left out of this run",
 }
 
 
 def markdown(rows: Sequence[tuple[str, Mapping[str, Verdict]]], methods: Sequence[str]) -> str:
     """Counts by method, then a row for each kind of model, then the reasons."""
+    rows = [(name, {m: found.get(m, Verdict("not tried")) for m in methods}) for name, found in rows]
     counts = {method: Counter(verdicts[method].kind for _, verdicts in rows) for method in methods}
     shown = [kind for kind in KINDS if any(counts[method][kind] for method in methods)]
     summary = table(
