@@ -156,11 +156,12 @@ class CallTracker:
             if not getattr(self._local, "off", False) and wanted():
                 self._running[-1] = self._open(args, kwargs)
 
-        def begin(_m: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        def begin(_m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             self._local.kept = kwargs.get("logits_to_keep")
+            self._local.ids = kwargs.get("input_ids", args[0] if args else None)
 
         def end(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
-            self._local.kept = None
+            self._local.kept = self._local.ids = None
 
         def leave(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
             if self._running:  # empty where the hooks came in the middle of a forward
@@ -186,6 +187,9 @@ class CallTracker:
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch, length = tokens.shape
+        if ids is None:  # a model that also sees embeds its tokens before it enters the text decoder
+            whose = getattr(self._local, "ids", None)
+            ids = whose if isinstance(whose, Tensor) and whose.shape == tokens.shape else None
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
         past = _filled(cache, given.get("attention_mask"), length)
         mask, bos, device = given.get("attention_mask"), self._bos_id, tokens.device

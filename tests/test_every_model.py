@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from benchmarks.every_model import tiny
 from benchmarks.every_model.__main__ import main
 from benchmarks.every_model.promises import TEXTS, attempt
