@@ -120,9 +120,7 @@ class Recall:
         """
         anatomy, count, length = self._anatomy, values.shape[0], values.shape[1]
         device = input_device(self._model)
-        positions = first.to(device)[:, None].expand(-1, length)
-        if anatomy.rotary:
-            positions = positions - length + torch.arange(length, device=device)
+        positions = self._positions(first.to(device)[:, None], length)
 
         def replace(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             bound = anatomy.bind(args, kwargs)
@@ -143,6 +141,12 @@ class Recall:
             given = taken(anatomy.decoder, given | {"use_cache": True})
             anatomy.decoder(**given, past_key_values=cache)
         return self._read(cache, length)
+
+    def _positions(self, first: Tensor, length: int) -> Tensor:
+        """Position ids [N,b] of values in front of rows that begin at ``first`` [N,1]."""
+        if not self._anatomy.rotary:
+            return first.expand(-1, length)
+        return first - length + torch.arange(length, device=first.device)
 
     def _read(self, cache: Any, length: int) -> KV:
         pairs: KV = []

@@ -103,6 +103,11 @@ class Reader(Recall):
             values = capture_input(self._anatomy, 0, run)
         return self.project(values, torch.tensor([begin + length]))
 
+    def _positions(self, first: Tensor, length: int) -> Tensor:
+        # A text's tokens follow each other, and where positions are counted on they begin at the row's own.
+        positions = first - length + torch.arange(length, device=first.device)
+        return positions if self._anatomy.rotary else positions.clamp(min=0)
+
     def moved(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], past: int, real: Tensor, by: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
