@@ -22,9 +22,13 @@ from torch import Tensor, nn
 
 from .gate import Gate
 from .hooks import Hook
-from .layers import Anatomy
+from .layers import Anatomy, UnsupportedModelError
 
-__all__ = ["Call", "CallTracker", "Rows", "held_by", "hold"]
+__all__ = ["Call", "CallTracker", "Rows", "check_holds", "held_by", "hold"]
+
+
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+"""Names under which decoders are handed what they kept."""
 
 
 class Rows(Protocol):
@@ -162,11 +166,12 @@ class CallTracker:
             if not getattr(self._local, "off", False) and wanted():
                 running[-1] = self._open(args, kwargs)
 
-        def begin(_m: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        def begin(_m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             self._local.kept = kwargs.get("logits_to_keep")
+            self._local.ids = kwargs.get("input_ids", args[0] if args else None)
 
         def end(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
-            self._local.kept = None
+            self._local.kept = self._local.ids = None
 
         def leave(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
             if self._running:  # empty where the hooks came in the middle of a forward
@@ -193,8 +198,11 @@ class CallTracker:
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch, length = tokens.shape
-        cache = given.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        if ids is None:  # a model that also sees embeds its tokens before it enters the text decoder
+            whose = getattr(self._local, "ids", None)
+            ids = whose if isinstance(whose, Tensor) and whose.shape == tokens.shape else None
+        cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        past = _filled(cache, given.get("attention_mask"), length)
         mask, bos, device = given.get("attention_mask"), self._bos_id, tokens.device
         whole = not isinstance(mask, Tensor | dict)  # then nothing is padded, and there is little to find out
         if whole:
@@ -244,6 +252,18 @@ def _forward_frame() -> FrameType | None:
     return frame
 
 
+def _filled(cache: Any, mask: Any, length: int) -> int:
+    """Columns in the cache; of one that counts none (state-space layers), as many as the mask says, or 1."""
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        begun = getattr(cache, "has_previous_state", lambda: True)()
+        columns = mask.shape[1] - length if isinstance(mask, Tensor) and mask.ndim == 2 else 0
+        return max(1, columns) if begun else 0
+
+
 def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anatomy: Anatomy) -> Tensor:
     """BoolTensor [B,total] of the columns that hold a real token, from any form of attention mask."""
     if isinstance(mask, dict):  # one mask per kind of layer; full attention sees every real token
@@ -263,6 +283,20 @@ def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anato
 def held_by(cache: Any) -> Any:
     """What was kept with ``cache`` by `hold`, or None."""
     return getattr(cache, "_memplug_rows", None)
+
+
+def check_holds(model: Any, anatomy: Anatomy) -> None:
+    """What was decided for a row can be kept with what the model keeps of it between forwards.
+
+    Raises:
+        UnsupportedModelError: it keeps tensors or lists of them, to which nothing can be added.
+    """
+    if not anatomy.keeps:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps bare tensors between forwards and no cache object, so what was "
+            "decided for a prompt would be forgotten at its first new token; choose a method that changes "
+            "weights (ultraedit, finetune)"
+        )
 
 
 def hold(cache: Any, rows: Rows) -> None:

@@ -23,7 +23,7 @@ from .chat import Given, as_prompt, is_chat, question
 from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditTable, as_edits
 from .hooks import HookSet
-from .layers import dissect, learning
+from .layers import dissect, learning, uncast
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import listed, numbered
@@ -308,7 +308,7 @@ class Plug:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         self._text.check_size(asked)
         self._text.check_length(self._text.encode(asked), asked)
-        with self._lock:
+        with self._lock, uncast():
             self._check_attached()
             return self.method.explain(asked)
 

@@ -246,7 +246,11 @@ class ICL:
         """Embeddings; notes follow from the edits."""
         width = self._index.width
         embeddings = [embedding for _, _, embedding in self.records.values()]
-        tensors = {"embeddings": torch.stack(embeddings) if embeddings else torch.zeros(0, width)}
+        tensors = {
+            "embeddings": torch.stack(embeddings)
+            if embeddings
+            else torch.zeros(0, width, dtype=torch.float32)
+        }
         if self._embedder.center is not None:
             tensors["center"] = self._embedder.center
         meta = {
