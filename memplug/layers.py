@@ -58,7 +58,7 @@ class Anatomy:
         attends: of each layer, whether it takes a cache of keys and values and a mask.
         runs: of each layer, whether it is run on text alone.
         returns: how many things a layer returns in a tuple, the hidden states first; 0 for these alone.
-        keeps: what is kept between forwards is an object that `calls.hold` can keep more with, or nothing.
+        keeps: what is kept between forwards is an object that `holding.hold` can keep more with, or nothing.
         rotary: layers are handed rotary tables, so that any position can be computed, also below 0.
         masked_is_true: in a boolean mask, ``True`` closes (the usual meaning is that it opens).
         alibi_arg: a bias per key position is handed to the layers under this name.

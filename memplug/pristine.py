@@ -83,9 +83,9 @@ class Pristine:
             for name, weight in fresh.items():
                 self._sites[name].weight.copy_(weight)
             _wait_for_devices(fresh.values())
-            self._marks = {name: _mark(self._sites[name].weight) for name in self._copies}
             torch.clear_autocast_cache()  # else a caller's autocast goes on with the weights as they were
-        self._written = dict(changes)
+            self._written = dict(changes)
+            self._marks = {name: _mark(self._sites[name].weight) for name in self._copies}
 
     def _due(self, name: str, changes: Mapping[str, Tensor]) -> Tensor:
         """The weight that a module is to have."""

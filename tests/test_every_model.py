@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks.every_model import tiny
 from benchmarks.every_model.__main__ import main
-from benchmarks.every_model.promises import TEXTS, attempt
+from benchmarks.every_model.promises import TEXTS, Verdict, attempt
 from benchmarks.every_model.table import markdown
 
 METHODS = ("llp", "elder", "icl", "finetune")
@@ -45,6 +46,20 @@ def test_every_promise_holds_or_the_reason_is_named(kind, made):
         else:
             assert verdict.kind == "refused", (method, verdict)
             assert EXPECTED[kind][method] in verdict.reason
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "float64", "autocast"])
+def test_every_promise_holds_whatever_the_callers_dtype(how, made):
+    methods = (*METHODS, "llp-row", "ultraedit")
+    model = tiny.build("llama", len(made) + 8)
+    before = torch.get_default_dtype()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        try:
+            torch.set_default_dtype(before if how == "autocast" else getattr(torch, how))
+            verdicts = list(attempt(model, made, methods))
+        finally:
+            torch.set_default_dtype(before)
+    assert dict(zip(methods, verdicts, strict=True)) == dict.fromkeys(methods, Verdict("exact"))
 
 
 def test_every_kind_of_transformers_is_among_them():

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...attending import check_recomputed
-from ...calls import Call, check_holds, hold
+from ...calls import Call
 from ...chat import Prompt, question
 from ...edits import Edit, EditTable
+from ...holding import check_holds, hold
 from ...hooks import Hook
 from ...text import Batch
 from ...think import think_hooks

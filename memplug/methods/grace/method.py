@@ -11,11 +11,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...attending import check_recomputed
-from ...calls import Call, check_holds, hold
+from ...calls import Call
 from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, many, names, number, numbered_from, shaped
 from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
+from ...holding import check_holds, hold
 from ...hooks import Hook
 from ...nearest import Nearest
 from ...text import Pair

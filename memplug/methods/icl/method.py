@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calls import Call, hold
+from ...calls import Call
 from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, names, numbered_from, shaped
 from ...edits import Edit, EditTable
+from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
 from ...layers import evaluating, text_config

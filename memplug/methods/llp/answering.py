@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...calibration import Calibration
-from ...calls import hold
 from ...chat import Prompt
 from ...checked import check_rest
 from ...edits import Edit, EditTable
+from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
 from ...layers import evaluating

@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...attending import lowest_layer
-from ...calls import hold
 from ...chat import Prompt
 from ...checked import check_rest, whole
 from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
+from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
 from ...memory import KeyMemory
