@@ -23,8 +23,8 @@ from literal_llp import LiteralLLP
 
 import memplug
 from memplug import world
-from memplug.calls import held_by
 from memplug.evaluation import answer, evaluate
+from memplug.holding import held_by
 from memplug.methods.llp.entries import Entry
 from memplug.methods.llp.keys import subject_states
 

@@ -7,7 +7,6 @@ filled. The answers are found here once, from the decoder's own arguments, howev
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 import threading
@@ -15,26 +14,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .gate import Gate
+from .holding import held_by
 from .hooks import Hook
 from .layers import Anatomy
 
-__all__ = ["Call", "CallTracker", "Rows", "held_by", "hold"]
+__all__ = ["Call", "CallTracker"]
 
-
-class Rows(Protocol):
-    """What a method keeps per row beside a cache: it follows the cache's rows."""
-
-    def __len__(self) -> int:
-        """The number of rows."""
-
-    def select(self, rows: Tensor) -> Rows:
-        """The same for ``rows`` (LongTensor of indices, repeats allowed)."""
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+"""Names under which decoders are handed what they kept."""
 
 
 @dataclass
@@ -162,11 +155,12 @@ class CallTracker:
             if not getattr(self._local, "off", False) and wanted():
                 running[-1] = self._open(args, kwargs)
 
-        def begin(_m: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        def begin(_m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             self._local.kept = kwargs.get("logits_to_keep")
+            self._local.ids = kwargs.get("input_ids", args[0] if args else None)
 
         def end(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
-            self._local.kept = None
+            self._local.kept = self._local.ids = None
 
         def leave(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
             if self._running:  # empty where the hooks came in the middle of a forward
@@ -193,8 +187,11 @@ class CallTracker:
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch, length = tokens.shape
-        cache = given.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        if ids is None:  # a model that also sees embeds its tokens before it enters the text decoder
+            whose = getattr(self._local, "ids", None)
+            ids = whose if isinstance(whose, Tensor) and whose.shape == tokens.shape else None
+        cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        past = _filled(cache, given.get("attention_mask"), length)
         mask, bos, device = given.get("attention_mask"), self._bos_id, tokens.device
         whole = not isinstance(mask, Tensor | dict)  # then nothing is padded, and there is little to find out
         if whole:
@@ -244,6 +241,18 @@ def _forward_frame() -> FrameType | None:
     return frame
 
 
+def _filled(cache: Any, mask: Any, length: int) -> int:
+    """Columns in the cache; of one that counts none (state-space layers), as many as the mask says, or 1."""
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        begun = getattr(cache, "has_previous_state", lambda: True)()
+        columns = mask.shape[1] - length if isinstance(mask, Tensor) and mask.ndim == 2 else 0
+        return max(1, columns) if begun else 0
+
+
 def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anatomy: Anatomy) -> Tensor:
     """BoolTensor [B,total] of the columns that hold a real token, from any form of attention mask."""
     if isinstance(mask, dict):  # one mask per kind of layer; full attention sees every real token
@@ -258,58 +267,3 @@ def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anato
         seen = torch.ones(batch, total - mask.shape[1], dtype=torch.bool, device=device)
         mask = torch.cat([seen, mask], dim=1)
     return mask
-
-
-def held_by(cache: Any) -> Any:
-    """What was kept with ``cache`` by `hold`, or None."""
-    return getattr(cache, "_memplug_rows", None)
-
-
-def hold(cache: Any, rows: Rows) -> None:
-    """Keep ``rows`` with ``cache``: they follow it through reordering, selection, copies, crops and reset.
-
-    The cache object stays the caller's own; its class is replaced by a subclass of the same name
-    whose row operations also move what is kept.
-    """
-    if not isinstance(cache, _Holding):
-        cache.__class__ = _holding(type(cache))  # type: ignore[arg-type]
-    cache._memplug_rows = rows
-
-
-class _Holding:
-    """Mixed into a cache's class by `hold`."""
-
-    _memplug_rows: Rows | None
-
-    def _select(self, rows: Tensor) -> None:
-        if self._memplug_rows is not None:
-            self._memplug_rows = self._memplug_rows.select(rows)
-
-    def reorder_cache(self, beam_idx: Tensor) -> Any:
-        self._select(beam_idx)
-        return super().reorder_cache(beam_idx)  # type: ignore[misc]
-
-    def batch_select_indices(self, indices: Tensor) -> Any:
-        self._select(indices)
-        return super().batch_select_indices(indices)  # type: ignore[misc]
-
-    def batch_repeat_interleave(self, repeats: int) -> Any:
-        if self._memplug_rows is not None:
-            self._select(torch.arange(len(self._memplug_rows)).repeat_interleave(repeats))
-        return super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-
-    def crop(self, max_length: int) -> Any:
-        result = super().crop(max_length)  # type: ignore[misc]
-        crop = getattr(self._memplug_rows, "crop", None)
-        if crop is not None:
-            self._memplug_rows = crop(int(self.get_seq_length()))  # type: ignore[attr-defined]
-        return result
-
-    def reset(self) -> Any:
-        self._memplug_rows = None
-        return super().reset()  # type: ignore[misc]
-
-
-@functools.cache
-def _holding(base: type) -> type:
-    return type(base.__name__, (_Holding, base), {"__module__": base.__module__, "__doc__": base.__doc__})

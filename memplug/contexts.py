@@ -17,6 +17,16 @@ from .text import Text, TopKSampler
 __all__ = ["Question", "Sampled", "sample_about", "sample_prefixes"]
 
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n+")
+_PLAIN = (
+    "The door stood open, and nobody was in the room.",
+    "Rain fell on the roof for most of the night.",
+    "They had bread, cheese and a little wine on the table.",
+    "In spring the river carries more water than in summer.",
+    "A letter lay under the lamp, but it had no address.",
+    "We walked along the shore until it was dark.",
+    "The train was late again, as it was every Monday.",
+    "She put the books back where they had been.",
+)
 
 
 class Question(NamedTuple):
@@ -44,14 +54,20 @@ def _seed(*parts: object) -> int:
 
 
 def sample_prefixes(text: Text, count: int, tokens: int, top_k: int, seed: int) -> list[str]:
-    """``count`` pieces of running text of at most ``tokens`` tokens, sampled from the start of a text."""
+    """``count`` pieces of running text of at most ``tokens`` tokens, sampled from the start of a text.
+
+    Of a model that says nothing there (it stops at once, or at blanks), pieces of a few plain sentences.
+    """
     if not count:
         return []
     start = [text.bos_id if text.bos_id is not None else (text.eos_ids or [text.pad_id])[0]]
     sampler = TopKSampler([_seed(seed, "prefix", i) for i in range(count)], tokens, top_k)
     rows = text.generate([start] * count, tokens, choose=sampler)
     texts = (text.decode(row).replace("\n\n", " ").strip() for row in rows)
-    return [piece for piece in dict.fromkeys(texts) if piece]
+    pieces = [piece for piece in dict.fromkeys(texts) if piece]
+    if not pieces:
+        pieces = [text.decode(text.encode(sentence)[: tokens + 1]) for sentence in _PLAIN[:count]]
+    return [piece for piece in dict.fromkeys(pieces) if piece]
 
 
 def sample_about(

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .layers import Anatomy
+from .layers import Anatomy, UnsupportedModelError, uncast
 
 __all__ = ["Hook", "HookSet", "OwnHooks", "StopForward", "capture_input", "resume", "skipping_below"]
 
@@ -90,7 +90,10 @@ class _Live:
 
 
 class _Uncompiled:
-    """A hook that torch.compile does not trace: it decides by values, and keeps them for other forwards."""
+    """A hook that torch.compile does not trace: it decides by values, and keeps them for other forwards.
+
+    Nor is it under the caller's autocast, which would choose other dtypes for what it compares and keeps.
+    """
 
     def __init__(self, fn: Callable[..., Any], live: _Live) -> None:
         self._fn, self._plain, self._live = fn, torch.compiler.disable(fn), live
@@ -99,7 +102,12 @@ class _Uncompiled:
         # While it is registered or removed another thread's forward may call it with fewer arguments.
         if not self._live.here:
             return None
-        return self._plain(*args) if torch.compiler.is_compiling() else self._fn(*args)
+        if torch.compiler.is_compiling():
+            return self._plain(*args)
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            with uncast():
+                return self._fn(*args)
+        return self._fn(*args)
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         # In a copy of the model it would go on to speak for the one it was made for.
@@ -121,9 +129,8 @@ def skipping_below(anatomy: Anatomy, index: int) -> Iterator[None]:
     shadowed on the instance, and put back exactly as it was, also over wrappers such as accelerate's.
     """
 
-    def forward(hidden: Tensor | None = None, *_args: Any, **kwargs: Any) -> Any:
-        hidden = kwargs["hidden_states"] if hidden is None else hidden
-        return (hidden,) if anatomy.returns_tuple else hidden
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return anatomy.returned(anatomy.entering(args, kwargs))
 
     with ExitStack() as stack:
         for layer in anatomy.layers[:index]:
@@ -137,11 +144,13 @@ def capture_input(anatomy: Anatomy, index: int, run: Callable[[], Any]) -> Tenso
     found: list[Tensor] = []
 
     def before(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(args[0] if args else kwargs["hidden_states"])
+        found.append(anatomy.entering(args, kwargs))
         raise StopForward
 
     with OwnHooks([Hook(anatomy.layers[index], "before", before)]), contextlib.suppress(StopForward):
         run()
+    if not found:
+        raise UnsupportedModelError(f"{anatomy.names[index]} is not run on text alone; choose another layer")
     return found[0]
 
 

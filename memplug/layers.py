@@ -1,20 +1,20 @@
 """Finds what editing needs in any decoder-only model, by rule: layers, widths, arguments, masks.
 
-There is no table of architectures. The decoder layers are the one ``ModuleList`` as long as the
-config says; what a layer takes and returns is read from its signature and from one short forward.
+There is no table of architectures. The decoder layers are the one ``ModuleList`` of the text decoder as long
+as the config says; what a layer takes and returns is read from its signature and from one short forward.
 """
 
 from __future__ import annotations
 
 import inspect
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .modes import evaluating, frozen, learning
+from .modes import evaluating, frozen, learning, uncast
+from .probing import Seen, owner, probe, sees_ahead, taken
 from .shadows import Shadows
 
 __all__ = [
@@ -29,10 +29,13 @@ __all__ = [
     "input_device",
     "learning",
     "module_device",
+    "taken",
     "text_config",
+    "uncast",
 ]
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+_STATE_NAMES = ("cache_params",)  # of state-space layers, without attention
 _MASK_NAMES = ("attention_mask", "causal_mask")
 
 
@@ -51,8 +54,11 @@ class Anatomy:
         width: D, the size of the hidden states.
         n_heads: query heads, for attention biases that differ by head.
         signature: what a layer takes.
-        cache_arg, mask_arg: the names of a layer's cache and mask arguments.
-        returns_tuple: layers return ``(hidden, ...)`` rather than the hidden states alone.
+        cache_arg, mask_arg: the names of a layer's cache and mask arguments; empty where it has none.
+        attends: of each layer, whether it takes a cache of keys and values and a mask.
+        runs: of each layer, whether it is run on text alone.
+        returns: how many things a layer returns in a tuple, the hidden states first; 0 for these alone.
+        keeps: what is kept between forwards is an object that `holding.hold` can keep more with, or nothing.
         rotary: layers are handed rotary tables, so that any position can be computed, also below 0.
         masked_is_true: in a boolean mask, ``True`` closes (the usual meaning is that it opens).
         alibi_arg: a bias per key position is handed to the layers under this name.
@@ -69,7 +75,10 @@ class Anatomy:
     signature: inspect.Signature
     cache_arg: str
     mask_arg: str
-    returns_tuple: bool
+    attends: tuple[bool, ...]
+    runs: tuple[bool, ...]
+    returns: int
+    keeps: bool
     rotary: bool
     masked_is_true: bool
     alibi_arg: str | None
@@ -80,6 +89,14 @@ class Anatomy:
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer call's arguments by name; extra keywords stay as they are."""
         return {**dict(zip(self.signature.parameters, args, strict=False)), **kwargs}
+
+    def entering(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The hidden states [B,T,D] in what a layer is called with."""
+        return args[0] if args else kwargs[next(iter(self.signature.parameters))]
+
+    def returned(self, hidden: Tensor) -> Any:
+        """What a layer that hands ``hidden`` on returns."""
+        return (hidden, *[None] * (self.returns - 1)) if self.returns else hidden
 
     def hidden(self, output: Any) -> Tensor:
         """The hidden states [B,T,D] in what a layer returned."""
@@ -95,6 +112,8 @@ def text_config(model: nn.Module) -> Any:
 def find_layers(model: nn.Module, path: str | None = None) -> tuple[str, nn.ModuleList]:
     """The decoder layers and their name: the one ModuleList as long as ``num_hidden_layers``.
 
+    In a model that also sees or hears, that of the text decoder.
+
     Args:
         model: the model to search.
         path: the list's dotted name, where the rule should not decide.
@@ -109,6 +128,10 @@ def find_layers(model: nn.Module, path: str | None = None) -> tuple[str, nn.Modu
         return path, lists[path]
     depth = getattr(text_config(model), "num_hidden_layers", None)
     fitting = {name: m for name, m in lists.items() if len(m) == depth}
+    ask: Any = getattr(model, "get_decoder", None)
+    decoder = None if ask is None else ask()
+    inside = {id(m) for m in decoder.modules()} if isinstance(decoder, nn.Module) else set()
+    fitting = {name: m for name, m in fitting.items() if id(m) in inside} or fitting
     if not fitting:
         raise UnsupportedModelError(
             f"{type(model).__name__}: no ModuleList of num_hidden_layers={depth} layers; "
@@ -126,59 +149,74 @@ def find_layers(model: nn.Module, path: str | None = None) -> tuple[str, nn.Modu
 
 
 def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
-    """Find the decoder layers of ``model`` and learn how they are called, by one 3-token forward.
+    """Find the decoder layers of ``model`` and learn how they are called, by short forwards.
 
     The model and its mode are left as they were.
 
     Raises:
-        UnsupportedModelError: no causal language model, or layers without attention over a cache.
+        UnsupportedModelError: no causal language model, or layers that hand on no state for each token.
     """
     _check_kind(model)
     name, layers = find_layers(model, path)
-    decoder = model.get_submodule(name.rpartition(".")[0])
-    for index, layer in enumerate(layers):
-        parameters = inspect.signature(type(layer).forward).parameters
-        if not any(arg in parameters for arg in _CACHE_NAMES):
-            raise UnsupportedModelError(
-                f"{type(model).__name__}: layer {index} ({type(layer).__name__}) takes no key/value cache, "
-                "so there is no attention that a recalled prefix could be read by "
-                "(state-space and recurrent models keep none)"
-            )
+    within, decoder = owner(model, name)
+    taking = [inspect.signature(type(layer).forward).parameters for layer in layers]
     signature = inspect.signature(type(layers[0]).forward)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
-    seen, outputs = _probe(model, decoder, layers, signature)
-    if not seen:
-        raise UnsupportedModelError(f"{type(model).__name__}: its layers at {name!r} were not called")
-    config = text_config(model)
-    mask_arg = next((arg for arg in _MASK_NAMES if arg in signature.parameters), "")
-    if not mask_arg:
-        raise UnsupportedModelError(f"{type(model).__name__}: its layers take no attention mask")
-    mask = seen.get(mask_arg)
-    hidden = outputs[0] if isinstance(outputs, tuple | list) else outputs
-    if hidden.ndim != 3:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: its layers hand on {hidden.ndim} dimensions, not a state for each token"
-        )
+    device = input_device(model)
+    with evaluating(model), torch.no_grad():
+        seen = probe(decoder, layers, signature, device)
+        _check_states(model, name, seen)
+        if sees_ahead(decoder, layers[0], device, _tokens(model)):
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: tokens see those that come after them, so it is an encoder; "
+                "memplug edits decoders (some models are one with is_decoder=True in their config)"
+            )
+    mask_arg = _first(_MASK_NAMES, *taking)
+    mask, hidden = seen.given.get(mask_arg), seen.hidden
     return Anatomy(
         decoder=decoder,
         layers=tuple(layers),
         names=tuple(f"{name}.{i}" for i in range(len(layers))),
         width=int(hidden.shape[-1]),
-        n_heads=_heads(config),
+        n_heads=_heads(text_config(model)),
         signature=signature,
-        cache_arg=next(arg for arg in _CACHE_NAMES if arg in signature.parameters),
+        cache_arg=_first((*_CACHE_NAMES, *_STATE_NAMES), *taking),
         mask_arg=mask_arg,
-        returns_tuple=isinstance(outputs, tuple | list),
-        rotary=seen.get("position_embeddings") is not None,
+        attends=tuple(bool(_first(_CACHE_NAMES, one) and _first(_MASK_NAMES, one)) for one in taking),
+        runs=seen.runs,
+        returns=seen.returns,
+        keeps=seen.keeps,
+        rotary=seen.given.get("position_embeddings") is not None,
         # Query 1 must not see key 2, which comes after it: what stands there means "closed".
         masked_is_true=isinstance(mask, Tensor)
         and mask.dtype == torch.bool
         and mask.ndim == 4
         and bool(mask[0, 0, 1, 2]),
-        alibi_arg="alibi" if seen.get("alibi") is not None else None,
-        bias_by_column=seen.get("position_bias") is not None,
-        head=_head(model, name.rpartition(".")[0]),
+        alibi_arg="alibi" if seen.given.get("alibi") is not None else None,
+        bias_by_column=seen.given.get("position_bias") is not None,
+        head=_head(model, within),
     )
+
+
+def _tokens(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _first(names: tuple[str, ...], *taking: Any) -> str:
+    """The first of the names that one of the layers takes; empty if none does."""
+    return next((name for one in taking for name in names if name in one), "")
+
+
+def _check_states(model: nn.Module, name: str, seen: Seen) -> None:
+    """The layers were run, and hand on a state for each of three tokens."""
+    who = type(model).__name__
+    if seen.hidden is None:
+        raise UnsupportedModelError(f"{who}: its layers at {name!r} were not called on text alone")
+    shape = tuple(seen.hidden.shape)
+    if len(shape) != 3 or shape[:2] != (1, 3):
+        raise UnsupportedModelError(
+            f"{who}: its layers hand on states of shape {shape} for a row of 3 tokens, not one for each token"
+        )
 
 
 def _head(model: nn.Module, decoder: str) -> nn.Module | None:
@@ -198,7 +236,7 @@ def input_device(model: Any) -> torch.device:
 def module_device(module: nn.Module) -> torch.device:
     """Where a module computes, also where accelerate keeps its weights elsewhere meanwhile."""
     owned = ((part, own) for part in module.modules() for own in part.parameters(recurse=False))
-    part, first = next(owned, (module, torch.empty(0)))
+    part, first = next(owned, (module, torch.empty(0, dtype=torch.float32)))
     device: torch.device = first.device
     hook = getattr(part, "_hf_hook", None)
     for h in (hook, *getattr(hook, "hooks", ())) if device.type == "meta" else ():
@@ -208,10 +246,11 @@ def module_device(module: nn.Module) -> torch.device:
 
 
 def _heads(config: Any) -> int:
-    for name in ("num_attention_heads", "n_head", "n_heads"):
-        if isinstance(getattr(config, name, None), int):
-            return int(getattr(config, name))
-    return 1
+    try:
+        found = [getattr(config, name, None) for name in ("num_attention_heads", "n_head", "n_heads")]
+    except RuntimeError:  # a number for each layer, and none for all
+        return 1
+    return next((number for number in found if isinstance(number, int)), 1)
 
 
 def _check_kind(model: nn.Module) -> None:
@@ -225,48 +264,6 @@ def _check_kind(model: nn.Module) -> None:
             f"{name} cannot generate text (an encoder, or a model without its language-model head); "
             "load it with AutoModelForCausalLM"
         )
-
-
-class _Stop(Exception):
-    """Ends the probing forward once the first layer has answered."""
-
-
-def _probe(
-    model: nn.Module, decoder: nn.Module, layers: nn.ModuleList, signature: inspect.Signature
-) -> tuple[dict[str, Any], Any]:
-    """What the first layer is handed and returns, on one padded row of three tokens."""
-    seen: dict[str, Any] = {}
-    found: list[Any] = []
-
-    me = threading.get_ident()
-
-    # Another thread's forward may meet them, half registered even.
-    def before(_m: nn.Module, *given: Any) -> None:
-        if threading.get_ident() == me:
-            args, kwargs = given
-            seen.update(dict(zip(signature.parameters, args, strict=False)) | kwargs)
-
-    def after(_m: nn.Module, *given: Any) -> None:
-        if threading.get_ident() == me:
-            found.append(given[-1])
-            raise _Stop
-
-    device = input_device(model)
-    ids = torch.zeros(1, 3, dtype=torch.long, device=device)
-    mask = torch.tensor([[0, 1, 1]], device=device)
-    handles = [
-        layers[0].register_forward_pre_hook(before, with_kwargs=True),
-        layers[0].register_forward_hook(after),
-    ]
-    try:
-        with evaluating(model), torch.no_grad():
-            decoder(input_ids=ids, attention_mask=mask, use_cache=True)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen, found[0] if found else None
 
 
 def fraction(share: float, depth: int, *, least: int = 0) -> int:

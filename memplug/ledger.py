@@ -251,7 +251,7 @@ class Ledger:
         """float32 [d_k,d_v], the sum of the active entries' changes of one module."""
         where = self.sites[site]
         found = self._changes_now().get(site)
-        return torch.zeros(where.d_k, where.d_v) if found is None else found
+        return torch.zeros(where.d_k, where.d_v, dtype=torch.float32) if found is None else found
 
     def branch(self, site: str) -> Factors | None:
         """``(a [d_k,R], b [R,d_v])`` to add as ``y + (x a) b`` in side mode; None where nothing is."""

@@ -58,6 +58,7 @@ class Heard:
         again: what the rows had read after the first n columns of the last forward.
         order: which row of ``again`` each row is, where rows were selected since.
         opened: the latest forward of several tokens before this one (the prompt's), to go back to.
+        first: position id of each row's first real token.
     """
 
     owner: Listener
@@ -67,6 +68,7 @@ class Heard:
     again: Callable[[int], tuple[RowHeard, ...]] | None = field(default=None, compare=False)
     order: tuple[int, ...] | None = None
     opened: Heard | None = field(default=None, compare=False)
+    first: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,7 +81,10 @@ class Heard:
         chosen: list[int] = rows.tolist()
         order = tuple(chosen if self.order is None else (self.order[i] for i in chosen))
         opened = None if self.opened is None else self.opened.select(rows)
-        return replace(self, rows=tuple(self.rows[i] for i in chosen), order=order, opened=opened)
+        first = tuple(self.first[i] for i in chosen)
+        return replace(
+            self, rows=tuple(self.rows[i] for i in chosen), order=order, opened=opened, first=first
+        )
 
     def crop(self, length: int) -> Heard:
         """The same after all but the cache's first ``length`` positions were taken back.
@@ -142,11 +147,11 @@ class Listener:
         held = call.held
         count = len(call.valid)
         if isinstance(held, Heard) and held.owner is self and len(held) == count:
-            before, whole = held.rows, True
+            before, whole, first = held.rows, True, held.first
         else:
-            none = torch.zeros(len(self._think), 0, calibration.root.shape[-1])
+            none = torch.zeros(len(self._think), 0, calibration.root.shape[-1], dtype=torch.float32)
             before = tuple(RowHeard(Reading(), none, (), none[0]) for _ in range(count))
-            whole = call.past == 0
+            whole, first = call.past == 0, tuple(call.first.tolist())
         real = call.real.cpu()
         begins = torch.zeros_like(real)
         if self._starts and whole:
@@ -175,7 +180,7 @@ class Listener:
 
         # A forward of one token is taken back as a whole or not at all; a prompt may hold a draft already.
         again = read_again if columns > 1 else None
-        return Heard(self, tuple(rows), call.past, columns, again, None, opened), spoken
+        return Heard(self, tuple(rows), call.past, columns, again, None, opened, first), spoken
 
     def _rows(
         self,
@@ -264,7 +269,9 @@ class Listener:
         back = max((tail.shape[1] for tail in tails), default=0)
         if back:
             rows, device = len(tails), units[0].device
-            front = torch.zeros(len(units), rows, back, units[0].shape[-1], device=device)
+            front = torch.zeros(
+                len(units), rows, back, units[0].shape[-1], device=device, dtype=torch.float32
+            )
             seen = torch.zeros(rows, back, dtype=torch.bool)
             for b, tail in enumerate(tails):
                 if tail.shape[1]:
@@ -296,7 +303,7 @@ def span_scores(states: Tensor, valid: Tensor, span: Tensor) -> Tensor:
     length = span.shape[1]
     cosines = torch.einsum("rtk,rsk->rts", states, span.to(states))
     cosines[:, ~valid.to(states.device)] = -1.0
-    out = torch.full(states.shape[:2], -1.0, device=states.device)
+    out = torch.full(states.shape[:2], -1.0, device=states.device, dtype=torch.float32)
     if states.shape[1] >= length:
         windows = cosines.unfold(1, length, 1)  # [R,T-S+1,S,S]
         out[:, length - 1 :] = windows.diagonal(dim1=2, dim2=3).amin(-1)

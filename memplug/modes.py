@@ -1,19 +1,20 @@
-"""Modes that a model is in while it is looked at or learned on: no dropout, no gradients of its own."""
+"""How a model is run for a while: evaluating, frozen, with gradients, without autocast. All is put back."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["evaluating", "frozen", "learning"]
+__all__ = ["evaluating", "frozen", "learning", "uncast"]
 
 _COUNTING = threading.Lock()
+_DEVICES = ("cpu", "cuda", "xpu")
 
 
 def evaluating(model: nn.Module) -> AbstractContextManager[None]:
@@ -60,6 +61,16 @@ class _Held:
 
 @contextmanager
 def learning() -> Iterator[None]:
-    """Gradients can be taken inside the ``with``, also where the caller works without them."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """Gradients can be taken inside the ``with``, also where the caller has none, or autocast."""
+    with torch.inference_mode(False), torch.enable_grad(), uncast():
+        yield
+
+
+@contextmanager
+def uncast() -> Iterator[None]:
+    """No autocast inside the ``with``: what is computed has the dtype of what it is computed from."""
+    with ExitStack() as stack:
+        for device in _DEVICES:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         yield

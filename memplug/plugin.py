@@ -23,7 +23,7 @@ from .chat import Given, as_prompt, is_chat, question
 from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditTable, as_edits
 from .hooks import HookSet
-from .layers import dissect, learning
+from .layers import dissect, learning, uncast
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
 from .numbering import listed, numbered
@@ -127,7 +127,7 @@ class Plug:
             raise ValueError(
                 f"the editor was fitted for {saved.method!r}, not {self.name!r}; name that method"
             )
-        with self._lock:
+        with self._lock, uncast():
             self.method.load_editor(saved.tensors)
 
     @property
@@ -240,7 +240,8 @@ class Plug:
         self._check_attached()
         if not isinstance(self.method, Fits):
             raise ValueError(f"{self.name!r} has no editor to save; plug.save(folder) keeps its edits")
-        tensors = self.method.editor_state()
+        with uncast():
+            tensors = self.method.editor_state()
         with self.alone():
             write_editor(Path(path), self.name, self.method.config, tensors, self.model, half)
 
@@ -257,7 +258,7 @@ class Plug:
 
         @contextmanager
         def turning() -> Iterator[None]:
-            with self._lock if weights else nullcontext(), self._tracker.gate.changing():
+            with self._lock if weights else nullcontext(), uncast(), self._tracker.gate.changing():
                 yield
 
         with turning():
@@ -308,7 +309,7 @@ class Plug:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         self._text.check_size(asked)
         self._text.check_length(self._text.encode(asked), asked)
-        with self._lock:
+        with self._lock, uncast():
             self._check_attached()
             return self.method.explain(asked)
 
@@ -334,7 +335,7 @@ class Plug:
                 written (disk full, no permission, ...). What was there before is as it was.
         """
         folder = Path(path)
-        with self._lock:
+        with self._lock, uncast():
             self._check_attached()
             storage.save(folder, self, self.saves.replaceable(folder, overwrite))
 
@@ -344,7 +345,7 @@ class Plug:
         Waits for forwards and changes of other threads that are under way. Detaching twice is fine: where the
         first was broken off, the second goes on with it.
         """
-        with self._lock, self._tracker.gate.changing():
+        with self._lock, uncast(), self._tracker.gate.changing():
             if self._hooks is None:
                 return
             self._hooks.remove()
@@ -365,7 +366,7 @@ class Plug:
             raise ValueError(
                 f"edits of {self.name!r} are not weights and cannot be merged; save the plug instead"
             )
-        with self._lock, self._tracker.gate.changing():
+        with self._lock, uncast(), self._tracker.gate.changing():
             self.method.merge()
             self.detach()
         return self.model

@@ -20,6 +20,8 @@ __all__ = ["Pristine"]
 
 _ROWS = 256
 """Rows of the identity that a module is applied to at once."""
+_MARKS = 4099
+"""Elements by which it is seen that a weight was changed; a prime, so as not to keep to some columns."""
 
 
 class Pristine:
@@ -27,6 +29,9 @@ class Pristine:
 
     A module is copied when it is first written. Live weights are written in one go; in a draft they are not
     written at all, and the forwards of the thread that makes it use other weights in their place.
+
+    What somebody else does to a weight that was written (an adapter is merged into it, it is trained, put
+    into another dtype) is taken into the copy before the next write, so that it stays.
 
     Args:
         sites: the modules, by name.
@@ -45,6 +50,9 @@ class Pristine:
         self._copies: dict[str, Tensor] = {}
         self._norms: dict[str, float] = {}
         self._draft: dict[str, Tensor] | None = None
+        self._written: Mapping[str, Tensor] = {}  # changes in force
+        self._drafted: Mapping[str, Tensor] = {}  # changes in the draft
+        self._marks: dict[str, Tensor] = {}  # some elements of each weight after the last write
 
     @torch.no_grad()
     def write(self, changes: Mapping[str, Tensor]) -> None:
@@ -53,31 +61,56 @@ class Pristine:
         Args:
             changes: float32 [d_k,d_v] by module.
         """
-        fresh = {}
-        for name, change in changes.items():
-            site = self._sites[name]
-            base = self._copies.get(name, site.weight.detach())
-            added = site.stored(change).to(base.device)
-            wide = torch.promote_types(base.dtype, added.dtype)
-            fresh[name] = (base.to(wide) + added.to(wide)).to(base.dtype)
-        fresh |= {name: self._copies[name] for name in self._copies.keys() - changes.keys()}
+        for name in changes.keys() - self._copies.keys():
+            live = self._sites[name].weight.detach()
+            self._copies[name], self._marks[name] = live.clone(), _mark(live)
+        for name in self._copies:
+            self._settle(name)
+        fresh = {name: self._due(name, changes) for name in self._copies}
         # All is computed; what follows only copies.
         if self._draft is None:
-            self._write_live(fresh)
-        else:
-            for name in fresh.keys() - self._draft.keys():
-                self._shadow(name)
-            untouched = self._draft.keys() - fresh.keys()
-            self._draft |= fresh | {name: self._sites[name].weight.detach() for name in untouched}
+            self._write_live(fresh, changes)
+            return
+        for name in fresh.keys() - self._draft.keys():
+            self._shadow(name)
+        self._draft |= fresh
+        self._drafted = changes
 
-    def _write_live(self, fresh: Mapping[str, Tensor]) -> None:
-        for name in fresh.keys() - self._copies.keys():
-            self._copies[name] = self._sites[name].weight.detach().clone()
+    def _write_live(self, fresh: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> None:
         with self._changing():
             _wait_for_devices(fresh.values())
+            self._marks = {}  # where this is broken off, what is there now is nobody else's
             for name, weight in fresh.items():
                 self._sites[name].weight.copy_(weight)
             _wait_for_devices(fresh.values())
+            torch.clear_autocast_cache()  # else a caller's autocast goes on with the weights as they were
+            self._written = dict(changes)
+            self._marks = {name: _mark(self._sites[name].weight) for name in self._copies}
+
+    def _due(self, name: str, changes: Mapping[str, Tensor]) -> Tensor:
+        """The weight that a module is to have."""
+        base = self._copies[name]
+        if name not in changes:
+            return base
+        added = self._sites[name].stored(changes[name]).to(base.device)
+        wide = torch.promote_types(base.dtype, added.dtype)
+        return (base.to(wide) + added.to(wide)).to(base.dtype)
+
+    def _settle(self, name: str) -> bool:
+        """Take into the copy what somebody else did to the weight since it was written; False for nothing."""
+        live, kept = self._sites[name].weight.detach(), self._copies[name]
+        moved = live.dtype != kept.dtype or live.device != kept.device
+        if moved:
+            self._copies[name] = kept.to(live)
+        mark, before = _mark(live), self._marks.get(name)
+        if before is None or torch.equal(mark, before.to(live)):
+            return moved
+        wide = torch.promote_types(live.dtype, torch.float32)
+        done = live.to(wide) - self._due(name, self._written).to(wide)
+        self._copies[name] = (self._copies[name].to(wide) + done).to(live.dtype)
+        self._marks[name] = mark  # a draft leaves the weight itself as it is
+        self._norms.pop(name, None)
+        return True
 
     @contextmanager
     def drafting(self) -> Iterator[Callable[[], None]]:
@@ -87,11 +120,14 @@ class Pristine:
             What writes the weights as they were written last, for all threads; uncalled, they stay.
         """
         draft = self._draft = {}
+        self._drafted = self._written
 
         @torch.no_grad()
         def publish() -> None:
             self._draft = None
-            self._write_live(draft)
+            moved = [name for name in draft if self._settle(name)]
+            fresh = draft | {name: self._due(name, self._drafted) for name in moved}
+            self._write_live(fresh, self._drafted)
 
         try:
             yield publish
@@ -122,6 +158,7 @@ class Pristine:
         """Forget the copies: the weights as they are now are the model's own."""
         self._copies.clear()
         self._norms.clear()
+        self._written, self._marks = {}, {}
 
     def norm(self, name: str) -> float:
         """Frobenius norm of the original weight; of one that is quantised or not in memory, the norm of what
@@ -149,6 +186,12 @@ def _wait_for_devices(weights: Iterable[Tensor]) -> None:
     """A GPU goes on computing when a forward has ended, on a stream of its own perhaps."""
     for device in {weight.device for weight in weights if weight.device.type == "cuda"}:
         torch.cuda.synchronize(device)
+
+
+def _mark(weight: Tensor) -> Tensor:
+    """Copies of elements spread over a weight; whatever is done to it shows in some of them."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // _MARKS)].clone()
 
 
 @torch.no_grad()

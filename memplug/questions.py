@@ -68,7 +68,7 @@ class Lexicon:
         """[W] float32 weights of tokens."""
         same = torch.tensor(ids)[:, None] == self.counted[None].cpu()
         known = (same * self.weights[None].cpu()).sum(1)
-        return torch.where(same.any(1), known, torch.tensor(self.unseen))
+        return torch.where(same.any(1), known, torch.tensor(self.unseen, dtype=torch.float32))
 
 
 def rarity(*corpora: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, float]:

@@ -8,7 +8,6 @@ logits, positions and the caller's cache keep their length. Nothing here knows a
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from .attending import KeepsCache, check_attention, checkpointing, turn_of, whole_cache
 from .hooks import Hook, OwnHooks, resume, skipping_below
-from .layers import Anatomy, UnsupportedModelError, input_device, text_config
+from .kept import Kept
+from .layers import Anatomy, UnsupportedModelError, evaluating, input_device, taken, text_config
 from .prefix import KV, Extension, Prefix, PrefixedCache, causal
 
 __all__ = ["Recall"]
+
+_TURNS_KEPT = 64  # positions at which rows begin
 
 
 class Recall:
@@ -45,18 +46,12 @@ class Recall:
                 f"recall needs attn_implementation 'sdpa' or 'eager', the model has {implementation!r}; "
                 "call model.set_attn_implementation('sdpa') before attaching"
             )
-        # Layers of another kind among those with attention are named before one runs.
-        kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-        other = sorted({kind for kind in kinds[layer:] if "attention" not in kind or "linear" in kind})
-        if other:
-            raise UnsupportedModelError(
-                f"{type(model).__name__}: among its layers from {layer} on are {', '.join(other)}, "
-                "which keep no keys and values that a recalled prefix could join; choose a model whose "
-                "layers all have attention"
-            )
+        self._turns: Kept[int, list[tuple[Tensor | None, Tensor | None]]] = Kept(_TURNS_KEPT)
+        self._keeps = KeepsCache()
+        check_attention(model, anatomy, layer)  # names what is lacking before a layer runs
         with torch.no_grad():
             width = anatomy.width
-            self.project(torch.zeros(1, 1, width), torch.zeros(1, dtype=torch.long))
+            self.project(torch.zeros(1, 1, width, dtype=torch.float32), torch.zeros(1, dtype=torch.long))
 
     def hooks(self, decide: Callable[[], Prefix | None], current: Callable[[], Prefix | None]) -> list[Hook]:
         """Hooks on the layers from ``layer`` on.
@@ -75,7 +70,11 @@ class Recall:
 
             return Hook(self._anatomy.layers[index], "before", before)
 
-        return [make(index) for index in range(self.layer, len(self._anatomy.layers))]
+        def after(layer: nn.Module, *_: Any) -> None:
+            self._keeps.end(layer)
+
+        upper = range(self.layer, len(self._anatomy.layers))
+        return [*map(make, upper), *(Hook(self._anatomy.layers[index], "finally", after) for index in upper)]
 
     @property
     def _forced(self) -> Prefix | None:
@@ -113,17 +112,16 @@ class Recall:
         Args:
             values: [N,b,D] float, inputs of layer ``layer``.
             first: [N] position id of the first real token of the row that will read the prefix; the
-                values stand at the b positions before it. Where positions are not rotary they do not
-                matter past the embedding, and are kept from going below 0.
+                values stand at the b positions before it. Where layers are handed no rotary tables there
+                may be none below 0 (positions are learned, or looked up in a table): all stand at the
+                first token's own, so that they are as far from the row's tokens wherever it begins.
 
         Raises:
             UnsupportedModelError: a layer does not keep keys and values of its own for each token.
         """
         anatomy, count, length = self._anatomy, values.shape[0], values.shape[1]
         device = input_device(self._model)
-        positions = first.to(device)[:, None] - length + torch.arange(length, device=device)
-        if not anatomy.rotary:
-            positions = positions.clamp(min=0)
+        positions = self._positions(first.to(device)[:, None], length)
 
         def replace(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             bound = anatomy.bind(args, kwargs)
@@ -131,21 +129,25 @@ class Recall:
             del bound[name]
             return (values.to(device=hidden.device, dtype=hidden.dtype),), bound
 
-        cache = DynamicCache(config=text_config(self._model))
-        # A layer's window must not drop vectors from its prefix.
-        sliding = DynamicSlidingWindowLayer
-        cache.layers = [DynamicLayer() if isinstance(layer, sliding) else layer for layer in cache.layers]
+        cache = whole_cache(self._model)  # a layer's window must not drop vectors from its prefix
         given = {
             "input_ids": torch.zeros(count, length, dtype=torch.long, device=device),
             "attention_mask": torch.ones(count, length, dtype=torch.long, device=device),
             "position_ids": positions,
         }
-        if "position_ids" not in inspect.signature(type(anatomy.decoder).forward).parameters:
-            del given["position_ids"]
         hook = Hook(anatomy.layers[self.layer], "before", replace)
-        with self.forced(None), skipping_below(anatomy, self.layer), OwnHooks([hook]):
-            anatomy.decoder(**given, past_key_values=cache, use_cache=True)
+        # Dropout would change them, and gradient checkpointing takes the cache away.
+        below, plain = skipping_below(anatomy, self.layer), evaluating(self._model)
+        with self.forced(None), plain, below, OwnHooks([hook]):
+            given = taken(anatomy.decoder, given | {"use_cache": True})
+            anatomy.decoder(**given, past_key_values=cache)
         return self._read(cache, length)
+
+    def _positions(self, first: Tensor, length: int) -> Tensor:
+        """Position ids [N,b] of values in front of rows that begin at ``first`` [N,1]."""
+        if not self._anatomy.rotary:
+            return first.expand(-1, length)
+        return first - length + torch.arange(length, device=first.device)
 
     def _read(self, cache: Any, length: int) -> KV:
         pairs: KV = []
@@ -161,12 +163,36 @@ class Recall:
             pairs.append((keys, layer.values))  # type: ignore[union-attr]
         return pairs
 
+    @torch.no_grad()
+    def turned(self, kv: KV, first: int) -> KV:
+        """Keys and values ``kv`` of a row that begins at position id 0, for one that begins at ``first``.
+
+        Rotary positions turn a key by a matrix that depends on its position alone (latent attention keeps
+        what is turned beside it). It is found from a few random values; where nothing is turned, or in
+        another way, all is given back as it is.
+        """
+        if not first:
+            return kv
+        width = max(tensor.shape[-1] for pair in kv for tensor in pair)
+        turns = self._turns.get(first, lambda: self._turning(first, width))
+        return [
+            (_turned(keys, one), _turned(values, other))
+            for (keys, values), (one, other) in zip(kv, turns, strict=True)
+        ]
+
+    def _turning(self, first: int, width: int) -> list[tuple[Tensor | None, Tensor | None]]:
+        draw = torch.Generator().manual_seed(0)
+        values = torch.randn(2 * width, 1, self._anatomy.width, generator=draw, dtype=torch.float32)
+        zero = torch.zeros(len(values), dtype=torch.long)
+        pairs = zip(self.project(values, zero), self.project(values, zero + first), strict=True)
+        return [(turn_of(old[0], new[0]), turn_of(old[1], new[1])) for old, new in pairs]
+
     def _inject(self, index: int, prefix: Prefix, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         anatomy = self._anatomy
         bound = anatomy.bind(args, kwargs)
         name, hidden = next(iter(bound.items()))
         del bound[name]
-        cache = bound.get(anatomy.cache_arg)
+        cache = self._cache_of(index, bound)
         queries = hidden.shape[1]
         columns = queries if cache is None else cache.get_mask_sizes(queries, index)[0]
         mask = bound.get(anatomy.mask_arg)
@@ -179,6 +205,18 @@ class Recall:
         bound[anatomy.cache_arg] = PrefixedCache(cache, prefix.kv[index - self.layer], extend)
         return (hidden,), bound
 
+    def _cache_of(self, index: int, bound: dict[str, Any]) -> Any:
+        """The caller's cache; none under gradient checkpointing, which is told to leave the prefix."""
+        layer = self._anatomy.layers[index]
+        if checkpointing(layer):
+            self._keeps.begin(layer)
+            return None
+        return bound.get(self._anatomy.cache_arg)
+
     @property
     def _eager(self) -> bool:
         return getattr(text_config(self._model), "_attn_implementation", "eager") == "eager"
+
+
+def _turned(states: Tensor, turn: Tensor | None) -> Tensor:
+    return states if turn is None else (states.float() @ turn.to(states.device)).to(states.dtype)

@@ -19,7 +19,10 @@ class TopKSampler(LogitsProcessor):
     """
 
     def __init__(self, seeds: Sequence[int], steps: int, top_k: int) -> None:
-        draws = [torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        draws = [
+            torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+            for seed in seeds
+        ]
         self._draws, self._top_k, self._step = torch.stack(draws), top_k, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The linear modules that weight edits may change, found by rule in any decoder.
 
 A layer's MLP is found by what it does: the last linear of the layer that maps back to the model's width, and
-the linears beside it that read that width. ``nn.Linear`` and GPT-2's ``Conv1D`` are both read as
+the linears beside it that read that width; where experts are fused into one tensor, it is the attention's
+last. ``nn.Linear`` and GPT-2's ``Conv1D`` are both read as
 ``y = x W`` with W [d_k,d_v], whichever way round they store it.
 """
 
@@ -10,13 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .layers import Anatomy, UnsupportedModelError, fraction
 
-__all__ = ["Range", "Site", "find_sites"]
+__all__ = ["Range", "Site", "find_sites", "linears_of"]
 
 Range = tuple[str, float, float]
 """Which linear of the MLP ("gate", "up", "down"), and the layers from one share of the depth to another."""
@@ -110,27 +112,55 @@ def find_sites(
     return tuple(sorted(sites, key=lambda site: site.layer))
 
 
+def linears_of(module: nn.Module) -> dict[str, nn.Module]:
+    """The linears inside a module by name; of one that an adapter (peft's) wraps, the base linear alone.
+
+    An adapter's own linears come and go with it, and may be merged into the base's weight.
+    """
+    wrapped = [f"{name}." for name, m in module.named_modules() if isinstance(_base(m), nn.Module)]
+    return {
+        name: m
+        for name, m in module.named_modules()
+        if shape(m) is not None
+        and _base(m) is None
+        and all(
+            not name.startswith(front) or name.removeprefix(front).split(".")[0] == "base_layer"
+            for front in wrapped
+        )
+    }
+
+
+def _base(module: nn.Module) -> Any:
+    return getattr(module, "base_layer", None)
+
+
 def _by_rule(anatomy: Anatomy, index: int, which: str) -> Site:
     layer, prefix = anatomy.layers[index], anatomy.names[index]
-    linears = {name: m for name, m in layer.named_modules() if shape(m) is not None}
+    linears = linears_of(layer)
     down = [name for name, m in linears.items() if shape(m)[1] == anatomy.width]  # type: ignore[index]
     for name in reversed(down):
-        parent = name.rpartition(".")[0]
-        beside = [n for n in linears if n.rpartition(".")[0] == parent and n != name]
+        parent = _parent(name)
+        beside = [n for n in linears if _parent(n) == parent and n != name]
         inputs = [n for n in beside if shape(linears[n])[0] == anatomy.width]  # type: ignore[index]
         # Three are an attention's queries, keys and values; one that fuses them comes before the MLP.
         if 1 <= len(inputs) <= 2:
             chosen = {"gate": inputs[0], "up": inputs[-1], "down": name}[which]
             return _site(f"{prefix}.{chosen}", linears[chosen], index)
+    if down:  # the MLP's experts are fused into one tensor; what every token passes is the attention's output
+        return _site(f"{prefix}.{down[-1]}", linears[down[-1]], index)
     raise UnsupportedModelError(
-        f"layer {index} ({type(layer).__name__}) has no linear modules that read and write the model's width "
+        f"layer {index} ({type(layer).__name__}) has no linear module that writes the model's width "
         f"{anatomy.width} (experts fused into one tensor cannot be edited); name the modules to edit with "
         "modules=(...)"
     )
 
 
+def _parent(name: str) -> str:
+    return name.removesuffix(".base_layer").rpartition(".")[0]
+
+
 def _named(model: nn.Module, anatomy: Anatomy, name: str) -> Site:
-    modules = {n: m for n, m in model.named_modules() if shape(m) is not None}
+    modules = linears_of(model)
     for index, prefix in enumerate(anatomy.names):
         if name in modules and name.startswith(f"{prefix}."):
             return _site(name, modules[name], index)

@@ -91,10 +91,12 @@ class Text:
 
     @property
     def eos_ids(self) -> list[int]:
-        """The ids at which the model stops by itself."""
+        """The ids at which the model stops by itself; one that it has no embedding for is never said."""
         eos = getattr(self.model.generation_config, "eos_token_id", None)
         eos = self.tokenizer.eos_token_id if eos is None else eos
-        return [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
+        named = [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
+        known = self.model.get_input_embeddings().weight.shape[0]
+        return [int(token) for token in named if 0 <= int(token) < known]
 
     @property
     def pad_id(self) -> int:

@@ -209,7 +209,7 @@ def attach_llp(model: Any, tokenizer: Any, scope: str = "row", **config: Any) ->
 _TWO_LAYERS = {"edit_layers": (2, 3), "query_layer": 1, "steps": 200}
 OVERRIDES: dict[tuple[str, str], dict[str, Any]] = {
     # Norms after the MLP bound what one edited layer can do.
-    ("elder", family): _TWO_LAYERS
-    for family in ("gemma2", "olmo2", "glm4")
+    **{("elder", family): _TWO_LAYERS for family in ("gemma2", "olmo2", "glm4")},
+    ("llp-answer", "nemotron"): {"value_steps": 180},  # its loss falls slowly and steadily
 }
 """What a method is given beyond that on some families."""

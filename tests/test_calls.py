@@ -12,7 +12,8 @@ from families import build
 from torch import Tensor
 from transformers import DynamicCache
 
-from memplug.calls import CallTracker, held_by, hold
+from memplug.calls import CallTracker
+from memplug.holding import held_by, hold
 from memplug.hooks import Hook, HookSet
 from memplug.layers import dissect
 

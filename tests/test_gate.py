@@ -14,6 +14,7 @@ from families import attach_llp
 from plug_facts import BORN, FOUNDED, logits
 from test_contract import Trace
 
+from memplug.attending import KeepsCache
 from memplug.gate import Gate
 from memplug.hooks import Hook, HookSet, OwnHooks, skipping_below
 from memplug.layers import dissect, evaluating
@@ -211,3 +212,47 @@ def test_a_second_detach_goes_on_with_one_that_was_broken_off(model, tokenizer, 
     plug.detach()
     trace.check(model)
     plug.detach()
+
+
+def test_what_a_probing_forward_sees_is_of_its_own_thread(model):
+    model, others = copy.deepcopy(model), []
+    alone = dissect(model)
+
+    def run():
+        with torch.no_grad():
+            others.append(model(input_ids=torch.arange(3, 13).view(2, 5)).logits)
+
+    run()
+    me = threading.get_ident()
+
+    def meanwhile(*_):
+        if threading.get_ident() == me:
+            beside(run).join(30)
+
+    handle = model.model.layers[0].register_forward_pre_hook(meanwhile)
+    handle_before = model.model.layers[0].self_attn.register_forward_pre_hook(meanwhile)
+    beside_another = dissect(model)
+    handle.remove()
+    handle_before.remove()
+    assert len(others) > 3
+    assert all(torch.equal(logits, others[0]) for logits in others)
+    for name in ("width", "runs", "returns", "rotary", "masked_is_true"):
+        assert getattr(beside_another, name) == getattr(alone, name)
+
+
+def test_a_layer_keeps_its_cache_on_the_threads_that_asked(model):
+    layer, keeps, seen = copy.deepcopy(model.model.layers[0]), KeepsCache(), []
+
+    def other():
+        seen.append(bool(layer._can_checkpoint_with_cache))
+        keeps.end(layer)  # of a forward that had nothing in front
+        keeps.begin(layer)
+        seen.append(bool(layer._can_checkpoint_with_cache))
+        keeps.end(layer)
+
+    keeps.begin(layer)
+    beside(other).join(30)
+    assert seen == [False, True]
+    assert layer._can_checkpoint_with_cache
+    keeps.end(layer)
+    assert "_can_checkpoint_with_cache" not in vars(layer)

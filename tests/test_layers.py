@@ -64,7 +64,11 @@ def test_masks_in_which_true_closes_are_noticed(llama):
         mask = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
         return args, {**kwargs, "attention_mask": ~mask}
 
+    def read(_m, args, kwargs):
+        return args, {**kwargs, "attention_mask": ~kwargs["attention_mask"]}
+
     model.model.layers[0].register_forward_pre_hook(invert, with_kwargs=True)
+    model.model.layers[0].self_attn.register_forward_pre_hook(read, with_kwargs=True)
     assert dissect(model).masked_is_true
 
 
@@ -200,5 +204,5 @@ def test_layers_that_hand_on_more_than_a_state_a_token_are_refused():
     }  # fmt: skip
     config = AutoConfig.for_model("gemma3n_text", **settings)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with pytest.raises(UnsupportedModelError, match="4 dimensions, not a state for each token"):
+    with pytest.raises(UnsupportedModelError, match=r"shape \(2, 1, 3, 32\).*, not one for each token"):
         dissect(model)

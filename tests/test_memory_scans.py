@@ -6,6 +6,7 @@ import copy
 import importlib.metadata
 import math
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -277,6 +278,7 @@ class NearestByTorch(FaissScan):
 
     def __init__(self):
         self.bits, self.asked, self.crowded = None, 0, 0
+        self._one = threading.Lock()
 
     def _nearest(self, queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return (queries.float() @ keys.float().T).topk(count)

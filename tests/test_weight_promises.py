@@ -215,14 +215,19 @@ def test_the_embedded_model_answers_as_edited(method: str) -> None:
     assert answer() == before
 
 
-def test_modules_that_are_named_need_no_rule() -> None:
-    """Where the MLPs have no plain linears, others can still be named."""
+def test_where_mlps_have_no_linears_the_attentions_last_is_edited() -> None:
     model, tokenizer = world.load()
     names = [name for name, _ in model.named_modules() if name.endswith("o_proj")][:4]
     for layer in model.model.layers:
         layer.mlp = _Opaque(layer.mlp)
+    with memplug.attach(model, tokenizer, "ultraedit") as plug:
+        assert all(site.name.endswith("self_attn.o_proj") for site in plug.method.sites)
+    for layer in model.model.layers:
+        layer.self_attn = _Opaque(layer.self_attn)
     with pytest.raises(UnsupportedModelError, match="modules="):
         memplug.attach(model, tokenizer, "ultraedit")
+    for layer in model.model.layers:
+        layer.self_attn = layer.self_attn._inner[0]
     with memplug.attach(model, tokenizer, "ultraedit", modules=names) as plug:
         assert [site.name for site in plug.method.sites] == names
 
@@ -234,6 +239,5 @@ class _Opaque(torch.nn.Module):
         super().__init__()
         self._inner = [inner]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self._inner[0](x)
-        return found
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._inner[0](*args, **kwargs)

@@ -84,7 +84,7 @@ class FaissScan:
     def _nearest(self, queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Products (N, count) float32 and rows (N, count) int64 of the keys most like each query."""
         faiss, device = self.faiss, keys.device
-        cosine = torch.empty(len(queries), count, device=device)
+        cosine = torch.empty(len(queries), count, device=device, dtype=torch.float32)
         slot = torch.empty(len(queries), count, device=device, dtype=torch.int64)
         call = faiss.GpuDistanceParams()
         call.metric, call.k, call.dims = faiss.METRIC_INNER_PRODUCT, count, queries.shape[1]

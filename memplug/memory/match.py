@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,12 @@ class Matcher:
         self._suited: tuple[SmallScan | None] | None = None
         self._size = 0  # of the record when the scan was chosen
         self._syncing = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_syncing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _syncing=threading.Lock())  # a copy has a lock of its own
 
     @property
     def nbytes(self) -> int:

@@ -144,8 +144,8 @@ class ProductScan:
         self.dtype = quickest_format(device, dim) if dtype is None else dtype
         self.copies = self.dtype != torch.float16
         self.table = torch.zeros(n_layers, 0, dim if self.copies else 0, dtype=self.dtype, device=device)
-        self.scale = torch.zeros(n_layers, 0, device=device)
-        self.error = torch.zeros(n_layers, 0, device=device)
+        self.scale = torch.zeros(n_layers, 0, device=device, dtype=torch.float32)
+        self.error = torch.zeros(n_layers, 0, device=device, dtype=torch.float32)
         self.worst = 0.0  # largest error of a key so far
         self.slack = 2.0**-11 + dim * 2.0**-22
         if self.dtype == torch.int8:

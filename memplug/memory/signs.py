@@ -115,7 +115,7 @@ class SignScan:
         self.projection = torch.empty(n_layers, bits, dim, dtype=dtype)
         for layer in range(n_layers):
             generator = torch.Generator().manual_seed(seed * n_layers + layer)
-            self.projection[layer] = torch.randn(bits, dim, generator=generator)
+            self.projection[layer] = torch.randn(bits, dim, generator=generator, dtype=torch.float32)
         self.codes = np.zeros((n_layers, 0, bits // 8), np.uint8)
         self._radius: dict[float, int] = {}
 

@@ -89,6 +89,7 @@ def read_answers(host: Host, layer: int, pairs: Sequence[Pair]) -> Answers:
         for t in range(pair.start, len(pair.ids))
     ]
     row, at_, target, weight = (torch.tensor(column, device=device) for column in zip(*points, strict=True))
+    weight = weight.float()  # where the caller's default is another
     end = torch.tensor([pair.start - 1 for pair in pairs], device=device)
     return Answers(host, layer, batch, torch.cat(hidden), end, row, at_, target, weight)
 

@@ -5,7 +5,6 @@ Methods never register hooks and never write weights themselves: they say which 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ..calls import CallTracker
 from ..chat import Prompt
 from ..edits import Case, Edit, EditTable
 from ..hooks import Hook
-from ..layers import Anatomy
+from ..layers import Anatomy, taken
 from ..text import Batch, Text
 
 __all__ = ["ChangesWeights", "Fits", "Host", "Method", "State"]
@@ -41,10 +40,8 @@ class Host:
 
     def forward(self, module: Any, batch: Batch) -> Any:
         """Run the model or its decoder on right-padded rows counted from position 0, without a cache."""
-        given = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
-        if "position_ids" in inspect.signature(type(module).forward).parameters:
-            given["position_ids"] = batch.positions
-        return module(**given)
+        given = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
+        return module(**taken(module, given | {"use_cache": False}))
 
 
 class State(NamedTuple):

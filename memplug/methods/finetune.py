@@ -109,7 +109,9 @@ class FineTune(LedgerMethod):
         changes, units = [], []
         for site in self.sites:
             where = site.device
-            changes.append(torch.zeros(site.d_k, site.d_v, device=where, requires_grad=True))
+            changes.append(
+                torch.zeros(site.d_k, site.d_v, device=where, requires_grad=True, dtype=torch.float32)
+            )
             units.append(float(self.ledger.pristine.norm(site.name)) / (site.d_k * site.d_v) ** 0.5)
         units = units if config.relative else [1.0] * len(units)
         groups = [

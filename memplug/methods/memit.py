@@ -86,7 +86,9 @@ class MEMIT(LocateMethod):
 
     def _metric(self, site: Site, moments: Tensor) -> Tensor:
         config, exact = self.config, moments.double()
-        exact = exact + config.floor * exact.diagonal().mean() * torch.eye(site.d_k, device=exact.device)
+        exact = exact + config.floor * exact.diagonal().mean() * torch.eye(
+            site.d_k, device=exact.device, dtype=torch.float32
+        )
         weight = config.covariance_weight * (site.d_k / _WIDTH if config.units == "relative" else 1.0)
         lower, info = torch.linalg.cholesky_ex(weight * exact)
         if bool(info):

@@ -58,7 +58,9 @@ def draw_spread(
 
 def hot(picks: Tensor, n: int) -> Tensor:
     """[...,k] indices of experts -> [...,N] float32 with ones at them."""
-    return torch.zeros(*picks.shape[:-1], n, device=picks.device).scatter_(-1, picks, 1.0)
+    return torch.zeros(*picks.shape[:-1], n, device=picks.device, dtype=torch.float32).scatter_(
+        -1, picks, 1.0
+    )
 
 
 def pack(picks: Tensor, n: int) -> np.ndarray:

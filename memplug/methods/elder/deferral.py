@@ -75,7 +75,7 @@ class Deferral:
         self.width, self.n, self.epsilon, self.block = width, n, epsilon, block
         self.threshold: float | None = None
         self.numbers: list[int] = []
-        self.queries = torch.zeros(0, width, device=device)
+        self.queries = torch.zeros(0, width, device=device, dtype=torch.float32)
         self.codes = np.zeros((0, 0), np.uint8)
         self.on = np.zeros(0, bool)
         self.blocks: dict[int, Tensor] = {}

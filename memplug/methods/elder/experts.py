@@ -88,15 +88,15 @@ class Experts:
 
         def uniform(shape: tuple[int, ...], bound: float, device: torch.device) -> Tensor:
             if device.type == "meta":
-                return torch.empty(shape, device=device)
-            return ((torch.rand(shape, generator=draw) * 2 - 1) * bound).to(device)
+                return torch.empty(shape, device=device, dtype=torch.float32)
+            return ((torch.rand(shape, generator=draw, dtype=torch.float32) * 2 - 1) * bound).to(device)
 
         for place in self.places:
             bound = (rank if init == "published" else place.fan_in) ** -0.5
             self.down.append(
                 uniform((n, place.fan_in, rank), bound, place.device).transpose(1, 2).contiguous()
             )
-            self.up.append(torch.zeros(n, rank, place.fan_out, device=place.device))
+            self.up.append(torch.zeros(n, rank, place.fan_out, device=place.device, dtype=torch.float32))
         self._together = self._stack()
         first = self.places[0].device
         self.gates = uniform((len(self.places), n, query), query**-0.5, first)
@@ -224,7 +224,9 @@ def mix_rows(x: Tensor, down: Tensor, up: Tensor, picks: Tensor, weights: Tensor
         [B,T,o] float32.
     """
     if len(down) <= _DENSE * picks.shape[1]:
-        every = torch.zeros(len(picks), len(down), device=weights.device).scatter(-1, picks, weights)
+        every = torch.zeros(len(picks), len(down), device=weights.device, dtype=torch.float32).scatter(
+            -1, picks, weights
+        )
         return mix(x, down, up, every)
     return _mixer(down, up, picks, weights)(x)
 

@@ -87,7 +87,7 @@ class Knowledge:
     ) -> None:
         self._config, self._places, self._site = config, tuple(places), site
         self.subjects, self.width = subjects, site.width * (1 if subjects is None else 2)
-        self.center = torch.zeros(site.width, device=site.device)
+        self.center = torch.zeros(site.width, device=site.device, dtype=torch.float32)
         self.version = self.next = 0
         self.clear()
 

@@ -204,7 +204,11 @@ class Learner:
                 if needed
                 else []
             )
-            queries, tokens, owner = [torch.zeros(0, self._site.width, device=device)], [], []
+            queries, tokens, owner = (
+                [torch.zeros(0, self._site.width, device=device, dtype=torch.float32)],
+                [],
+                [],
+            )
             for at in range(0, len(texts), 64):
                 batch = text.batch([text.encode(piece) for piece in texts[at : at + 64]])
                 seen, _ = observe(self._host, self._site, None, batch)

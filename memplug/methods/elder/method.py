@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...calls import Call, hold
+from ...attending import check_recomputed
+from ...calls import Call
 from ...chat import Prompt, question
 from ...edits import Edit, EditTable
+from ...holding import check_holds, hold
 from ...hooks import Hook
 from ...text import Batch
 from ...think import think_hooks
@@ -70,6 +72,7 @@ class ELDER:
     def __init__(self, host: Host, config: ELDERConfig) -> None:
         self.config = config.resolve(len(host.anatomy.layers))
         self._host, self._continuing = host, Continuing()
+        check_holds(host.model, host.anatomy)
         self._places = tuple(find_places(host.model, host.anatomy, self.config.edit_layers or ()))
         layer = self.config.query_layer or 0
         self._site = find_site(host.model, host.anatomy, layer, self.config.query)
@@ -105,6 +108,7 @@ class ELDER:
                 call = tracker.current
                 if call is None or not isinstance(call.scratch, Routed):
                     return None
+                check_recomputed(anatomy.layers[self._places[index].layer])
                 return call.scratch.apply(self.known.experts, index, args[0], output)
 
             return Hook(self._places[index].module, "after", after)

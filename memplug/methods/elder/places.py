@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...hooks import Hook, OwnHooks
-from ...layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device
+from ...layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device, taken
+from ...sites import linears_of
 
 __all__ = ["Place", "Site", "find_places", "find_site"]
 
@@ -91,12 +92,13 @@ def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> li
     found: dict[int, list[Place]] = {layer: [] for layer in layers}
     hooks = []
     for layer in layers:
-        for name, module in anatomy.layers[layer].named_modules():
+        for name, module in linears_of(anatomy.layers[layer]).items():
             if isinstance(module, nn.Linear | Conv1D):
                 hooks.append(Hook(module, "after", _recorder(found[layer], layer, name)))
     ids = torch.arange(_TOKENS, device=input_device(model))[None]
     with evaluating(model), OwnHooks(hooks):
-        anatomy.decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        anatomy.decoder(**taken(anatomy.decoder, given))
     places = []
     for layer in layers:
         fitting = [place for place in found[layer] if place.fan_out == anatomy.width]

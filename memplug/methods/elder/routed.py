@@ -92,5 +92,7 @@ class Routed:
 def _dense(experts: Experts, index: int, x: Tensor, rows: Tensor, routing: Routing) -> Tensor:
     """With one token a row and many rows, all experts cost less than each row's own copy of its few."""
     picks, weights = (part[index][rows.to(part.device)] for part in routing)
-    spread = torch.zeros(len(rows), experts.n, device=weights.device).scatter_(-1, picks, weights)
+    spread = torch.zeros(len(rows), experts.n, device=weights.device, dtype=torch.float32).scatter_(
+        -1, picks, weights
+    )
     return experts.mix(index, x, spread)

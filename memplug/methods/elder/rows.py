@@ -80,7 +80,7 @@ def observe(host: Host, site: Site, first: int | None, batch: Batch) -> tuple[Te
             raise StopForward
 
     def stop(_m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden.append(args[0] if args else kwargs["hidden_states"])
+        hidden.append(host.anatomy.entering(args, kwargs))
         raise StopForward
 
     hooks = [site.hook(host.anatomy, look)]
@@ -132,7 +132,7 @@ def observe_rows(host: Host, site: Site, first: int, pairs: Sequence[Pair]) -> R
         queries.new_zeros(0),
         torch.tensor(flat, device=device),
         torch.tensor(target, device=device),
-        torch.tensor(weight, device=device),
+        torch.tensor(weight, dtype=torch.float32, device=device),
     )
 
 

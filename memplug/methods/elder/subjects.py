@@ -91,14 +91,21 @@ class Subjects:
 
     def marks(self, names: Sequence[str | None], width: int, device: torch.device) -> Tensor:
         """[B,width] float32, a random unit vector for each subject, made from its name; zero for None."""
-        rows = [self._mark(name, width) if name is not None else torch.zeros(width) for name in names]
+        rows = [
+            self._mark(name, width) if name is not None else torch.zeros(width, dtype=torch.float32)
+            for name in names
+        ]
+        if not rows:
+            return torch.zeros(0, width, dtype=torch.float32, device=device)
         return (torch.stack(rows) if len(rows) > 1 else rows[0][None]).to(device)
 
     def _mark(self, name: str, width: int) -> Tensor:
         mark = self._marks.get(name)
         if mark is None:
             draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            mark = torch.nn.functional.normalize(torch.randn(width, generator=draw), dim=0)
+            mark = torch.nn.functional.normalize(
+                torch.randn(width, generator=draw, dtype=torch.float32), dim=0
+            )
             if name in self.keys:
                 self._marks[name] = mark
         return mark

@@ -63,7 +63,9 @@ def _forward(
     with evaluating(host.model), OwnHooks([after(index) for index in range(len(experts.places))]):
         out = resume(host.model, host.anatomy, first, rows.hidden, run, rows.flat)
     nll = -out.float().log_softmax(-1).gather(-1, rows.target[:, None])[:, 0]
-    return torch.zeros(len(rows), device=nll.device).index_add(0, rows.owner, nll * rows.weight)
+    return torch.zeros(len(rows), device=nll.device, dtype=torch.float32).index_add(
+        0, rows.owner, nll * rows.weight
+    )
 
 
 def train_batch(

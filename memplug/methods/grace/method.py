@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...calls import Call, hold
+from ...attending import check_recomputed
+from ...calls import Call
 from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, many, names, number, numbered_from, shaped
 from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
+from ...holding import check_holds, hold
 from ...hooks import Hook
 from ...nearest import Nearest
 from ...text import Pair
@@ -50,6 +52,7 @@ class GRACE:
     def __init__(self, host: Host, config: GRACEConfig) -> None:
         self.config = config.resolve(len(host.anatomy.layers))
         self._host, self._continuing = host, Continuing()
+        check_holds(host.model, host.anatomy)
         layer = self.config.layer or 0
         (self._place,) = find_places(host.model, host.anatomy, [layer])
         read = layer - 1 if self.config.key == "hidden" else layer
@@ -85,7 +88,10 @@ class GRACE:
                 return None
             begins = self._held(call) is None
             coded = self._decide(call)
-            return None if coded is None else coded.apply(call, output, self.config.replace, begins)
+            if coded is None:
+                return None
+            check_recomputed(self._host.anatomy.layers[self._place.layer])
+            return coded.apply(call, output, self.config.replace, begins)
 
         return [self._site.hook(self._host.anatomy, look), Hook(self._place.module, "after", after)]
 
@@ -116,7 +122,7 @@ class GRACE:
         """The entry [B] of each row, -1 for none, and their values [B,D]."""
         near = self._index.search(query[:, :-1])
         which = torch.full((len(query),), -1)
-        values = torch.zeros(len(query), self._place.fan_out)
+        values = torch.zeros(len(query), self._place.fan_out, dtype=torch.float32)
         for row, (found, distance) in enumerate(zip(near.number[:, 0], near.measure[:, 0], strict=True)):
             entry = self._at.get(int(found))
             if entry is not None and distance <= entry.radius:
@@ -225,7 +231,7 @@ class GRACE:
             states = read_states(self._host, self._site, batch)
             end = (batch.mask.sum(1) - 1).to(states.device)
             keys.append(states[torch.arange(len(end), device=states.device), end].float().cpu())
-        return torch.cat(keys) if keys else torch.zeros(0, self._site.width)
+        return torch.cat(keys) if keys else torch.zeros(0, self._site.width, dtype=torch.float32)
 
     def _pair(self, edit: Edit) -> Pair:
         return self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
@@ -254,7 +260,9 @@ class GRACE:
         records = [keyed for keyed, _ in self.records.values()]
         width = self._site.width
         tensors = {
-            "keys": torch.stack([keyed.key for keyed in records]) if records else torch.zeros(0, width)
+            "keys": torch.stack([keyed.key for keyed in records])
+            if records
+            else torch.zeros(0, width, dtype=torch.float32)
         }
         values = list(self._values.items())
         if values:
@@ -278,7 +286,7 @@ class GRACE:
         if len(set(shared)) < len(shared) or not all(numbers.keys() >= set(ids) for ids in shared):
             raise ValueError("a value is there twice, or is that of an edit that is not there")
         keys = shaped(tensors, "keys", (len(numbers), self._site.width), torch.float32)
-        values = torch.zeros(0, self._place.fan_out)
+        values = torch.zeros(0, self._place.fan_out, dtype=torch.float32)
         if shared:
             values = shaped(tensors, "values", (len(shared), self._place.fan_out), torch.float32)
         records = {

@@ -74,7 +74,9 @@ def _train(host: Host, config: GRACEConfig, place: Place, jobs: Sequence[Sequenc
         begin = outputs[first]
     else:
         draw = torch.Generator().manual_seed(config.seed)
-        begin = torch.rand(len(jobs), outputs.shape[1], generator=draw).to(outputs.device)
+        begin = torch.rand(len(jobs), outputs.shape[1], generator=draw, dtype=torch.float32).to(
+            outputs.device
+        )
     unit = outputs.square().mean(-1).sqrt().median() if config.relative_lr else 1.0
     moved = torch.zeros_like(begin, requires_grad=True)
     optimizer = torch.optim.Adam([moved], lr=config.lr)

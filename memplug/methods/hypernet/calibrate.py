@@ -111,6 +111,8 @@ def answered(host: Host, pairs: Sequence[Pair], micro_batch: int = 256) -> Tenso
         at = flat_rows(rows, batch.ids.shape[1], batch.ids.device)
         with predicting(host, at.flat):
             logits = host.forward(host.model, batch).logits[0]
-        right = (logits.argmax(-1) == at.target) / at.size
-        found.append(torch.zeros(len(rows), device=right.device).index_add(0, at.row, right))
+        right = (logits.argmax(-1) == at.target).float() / at.size
+        found.append(
+            torch.zeros(len(rows), device=right.device, dtype=torch.float32).index_add(0, at.row, right)
+        )
     return torch.cat(found)

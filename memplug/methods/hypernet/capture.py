@@ -127,7 +127,7 @@ def _capture(
         return Hook(site.module, "after", after)
 
     def keep(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        below.append((args[0] if args else kwargs["hidden_states"]).detach())
+        below.append(host.anatomy.entering(args, kwargs).detach())
 
     answers = flat_rows([pairs[i] for i in part], width, batch.ids.device)
     with evaluating(host.model), frozen(host.model), torch.enable_grad():
@@ -164,7 +164,7 @@ def _capture(
         tuple(rows(g, s.d_v) for g, s in zip(slopes, sites, strict=True)),
         names[owner],
         (below[0],),
-        torch.ones(len(part), device=losses.device).scatter_reduce(
+        torch.ones(len(part), device=losses.device, dtype=torch.float32).scatter_reduce(
             0, answers.row, (-losses.detach()).exp().float(), "amin"
         ),
     )

@@ -84,7 +84,7 @@ class Pace:
 
     def __init__(self, count: int, growth: float) -> None:
         self.growth, self.size = growth, 1.0
-        self._known = torch.full((count,), torch.nan)
+        self._known = torch.full((count,), torch.nan, dtype=torch.float32)
 
     def look(self, known: Tensor, edits: Tensor, adapt: bool) -> None:
         """Take note of how probable answers are before a step.

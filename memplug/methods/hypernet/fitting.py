@@ -225,7 +225,7 @@ class Trajectory:
 
     def _norm(self, leaves: dict[str, Factors]) -> Tensor:
         """Squared norm of the step's changes, or of all changes since the base model."""
-        found = torch.zeros(())
+        found = torch.zeros((), dtype=torch.float32)
         for name, (a, b) in leaves.items():
             found = found + factor_norm(a, b).square().cpu()
             if self.config.norm_of == "drift" and name in self.total:
@@ -254,7 +254,9 @@ class Trajectory:
             return None
         mask = torch.ones_like(choice.scores)
         if self.config.baseline == "random":  # type: ignore[attr-defined]
-            order = torch.rand(len(mask), generator=self.draw).argsort()[: int(choice.mask.detach().sum())]
+            order = torch.rand(len(mask), generator=self.draw, dtype=torch.float32).argsort()[
+                : int(choice.mask.detach().sum())
+            ]
             mask = torch.zeros_like(mask).index_fill(0, order.to(mask.device), 1.0)
         other = made._replace(choice=choice._replace(mask=mask)).factors(self.editor.sites)
         plain = {n: (a.detach(), b.detach()) for n, (a, b) in other.items()}

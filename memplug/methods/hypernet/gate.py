@@ -55,8 +55,8 @@ class Gate(nn.Module):
             torch.random.default_generator.manual_seed(config.seed + 77)  # the GPUs' go on as they were
             self.encoders = nn.ModuleList(nn.Linear(d_k + d_v, config.hidden) for d_k, d_v in shapes)
             self.head = nn.Linear(config.hidden * count, count)
-        self.scale = nn.Parameter(torch.ones(count, config.hidden))
-        self.shift = nn.Parameter(torch.zeros(count, config.hidden))
+        self.scale = nn.Parameter(torch.ones(count, config.hidden, dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros(count, config.hidden, dtype=torch.float32))
         self.normalise = nn.ModuleList(Normaliser(d_k, d_v, config.std_floor) for d_k, d_v in shapes)
 
     def observe(self, features: Features) -> None:
@@ -87,7 +87,9 @@ class Gate(nn.Module):
             scores = torch.stack([g.norm() for g in features.slopes])
         elif how == "random":
             seed = zlib.crc32(features.keys[0].cpu().contiguous().numpy().tobytes()) + self.config.seed
-            scores = torch.rand(len(scores), generator=torch.Generator().manual_seed(seed)).to(scores)
+            scores = torch.rand(
+                len(scores), generator=torch.Generator().manual_seed(seed), dtype=torch.float32
+            ).to(scores)
         elif how == "static":
             scores = torch.arange(len(scores)).to(scores)
         if how != "learned":
@@ -99,7 +101,9 @@ class Gate(nn.Module):
 
     def _sampled(self, scores: Tensor, draw: torch.Generator) -> Choice:
         """Gumbel-top-k: k modules in order, without replacement, with the Plackett-Luce probability."""
-        uniform = torch.rand(len(scores), generator=draw).clamp(1e-9, 1 - 1e-9).to(scores)
+        uniform = (
+            torch.rand(len(scores), generator=draw, dtype=torch.float32).clamp(1e-9, 1 - 1e-9).to(scores)
+        )
         order = (scores.detach() - (-uniform.log()).log()).topk(self.k).indices
         left = torch.ones_like(scores, dtype=torch.bool)
         log_prob = scores.new_zeros(())

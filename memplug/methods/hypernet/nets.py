@@ -141,13 +141,17 @@ class EditNet(nn.Module):
         self.normalise = Normaliser(d_k, d_v, floor, limit)
         draw = torch.Generator().manual_seed(seed)
         unit = 1.0 if published else width**-0.5
-        self.down = nn.Parameter(torch.randn(n_blocks, width, rank, generator=draw) * unit)
-        self.up = nn.Parameter(torch.zeros(n_blocks, rank, width))
-        self.bias = nn.Parameter(torch.zeros(n_blocks, width))
-        self.scale = nn.Parameter(torch.ones(n_blocks, n_modules, width))
-        self.shift = nn.Parameter(torch.zeros(n_blocks, n_modules, width))
-        self.step = nn.Parameter(torch.full((n_modules,), inner_lr if published else math.log(inner_lr)))
-        self.log_ridge = nn.Parameter(torch.full((n_modules,), math.log(ridge)))
+        self.down = nn.Parameter(
+            torch.randn(n_blocks, width, rank, generator=draw, dtype=torch.float32) * unit
+        )
+        self.up = nn.Parameter(torch.zeros(n_blocks, rank, width, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(n_blocks, width, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.ones(n_blocks, n_modules, width, dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros(n_blocks, n_modules, width, dtype=torch.float32))
+        self.step = nn.Parameter(
+            torch.full((n_modules,), inner_lr if published else math.log(inner_lr), dtype=torch.float32)
+        )
+        self.log_ridge = nn.Parameter(torch.full((n_modules,), math.log(ridge), dtype=torch.float32))
 
     def set_step(self, inner_lr: float) -> None:
         """Start from another step size."""

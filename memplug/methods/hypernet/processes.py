@@ -38,7 +38,7 @@ class Processes:
         fine = fine and all(bool(torch.isfinite(grad).all()) for grad in grads)
         if self.count == 1:
             return fine
-        flag = torch.tensor([0.0 if fine else 1.0], device=grads[0].device)
+        flag = torch.tensor([0.0 if fine else 1.0], dtype=torch.float32, device=grads[0].device)
         flat = torch.cat([*[grad.flatten() for grad in grads], flag])
         distributed.all_reduce(flat)
         at = 0

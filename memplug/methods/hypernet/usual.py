@@ -41,8 +41,8 @@ class Usual(nn.Module):
         super().__init__()
         self.protect = protect
         rank = min(rank, d_k)
-        self.register_buffer("axes", torch.zeros(d_k, rank))
-        self.register_buffer("held", torch.zeros(rank))
+        self.register_buffer("axes", torch.zeros(d_k, rank, dtype=torch.float32))
+        self.register_buffer("held", torch.zeros(rank, dtype=torch.float32))
 
     def study(self, inputs: Tensor) -> None:
         """Take the metric from ``inputs`` [n,d_k] of the base model."""

@@ -13,7 +13,7 @@ from ...calls import Call
 from ...chat import Prompt
 from ...contexts import sample_prefixes
 from ...hooks import capture_input
-from ...layers import evaluating
+from ...layers import evaluating, taken
 from ..base import Host
 from .config import ICLConfig
 
@@ -57,7 +57,11 @@ class Embedder:
             c, text = self._config, self._host.text
             with self._host.tracker.off():
                 samples = sample_prefixes(text, c.heldout, c.heldout_tokens, c.sample_top_k, c.seed)
-            self.center = self._read(samples).mean(0) if samples else torch.zeros(self._host.anatomy.width)
+            self.center = (
+                self._read(samples).mean(0)
+                if samples
+                else torch.zeros(self._host.anatomy.width, dtype=torch.float32)
+            )
         return self._centered(self._read(texts))
 
     @torch.no_grad()
@@ -74,11 +78,10 @@ class Embedder:
     def _states(self, given: dict[str, Any], positions: Tensor) -> Tensor:
         """Float32 [B,T,D]: the layer's output."""
         anatomy, layer = self._host.anatomy, self._config.layer or 0
-        if "position_ids" in self._signature.parameters:
-            given["position_ids"] = positions
+        given = taken(anatomy.decoder, given | {"position_ids": positions, "use_cache": False})
 
         def run() -> Any:
-            return anatomy.decoder(**given, use_cache=False)
+            return anatomy.decoder(**given)
 
         with self._host.tracker.off(), evaluating(self._host.model):
             if layer + 1 < len(anatomy.layers):

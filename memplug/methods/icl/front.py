@@ -103,6 +103,11 @@ class Reader(Recall):
             values = capture_input(self._anatomy, 0, run)
         return self.project(values, torch.tensor([begin + length]))
 
+    def _positions(self, first: Tensor, length: int) -> Tensor:
+        # A text's tokens follow each other, and where positions are counted on they begin at the row's own.
+        positions = first - length + torch.arange(length, device=first.device)
+        return positions if self._anatomy.rotary else positions.clamp(min=0)
+
     def moved(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], past: int, real: Tensor, by: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -140,14 +145,19 @@ class Reader(Recall):
         alone = entering()
         by_mask = entering(position_ids=torch.tensor([[0, 0, 1]], device=device))
         by_column = entering(position_ids=torch.tensor([[0, 1, 2]], device=device))
-        return torch.equal(alone, by_mask) and not torch.equal(alone, by_column)
+        if not (torch.equal(alone, by_mask) or torch.equal(alone, by_column)):
+            raise UnsupportedModelError(
+                f"{type(self._model).__name__} counts positions in a way of its own where none are given, so "
+                "those behind a note cannot be counted on; choose another method"
+            )
+        return not torch.equal(alone, by_column)
 
     def _inject(self, index: int, prefix: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         anatomy = self._anatomy
         bound = anatomy.bind(args, kwargs)
         name, hidden = next(iter(bound.items()))
         del bound[name]
-        cache = bound.get(anatomy.cache_arg)
+        cache = self._cache_of(index, bound)
         queries = hidden.shape[1]
         columns, offset = (queries, 0) if cache is None else cache.get_mask_sizes(queries, index)
         mask = bound.get(anatomy.mask_arg)

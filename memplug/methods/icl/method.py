@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calls import Call, hold
+from ...calls import Call
 from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, names, numbered_from, shaped
 from ...edits import Edit, EditTable
+from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
 from ...layers import evaluating, text_config
@@ -246,7 +247,11 @@ class ICL:
         """Embeddings; notes follow from the edits."""
         width = self._index.width
         embeddings = [embedding for _, _, embedding in self.records.values()]
-        tensors = {"embeddings": torch.stack(embeddings) if embeddings else torch.zeros(0, width)}
+        tensors = {
+            "embeddings": torch.stack(embeddings)
+            if embeddings
+            else torch.zeros(0, width, dtype=torch.float32)
+        }
         if self._embedder.center is not None:
             tensors["center"] = self._embedder.center
         meta = {

@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...calibration import Calibration
-from ...calls import hold
 from ...chat import Prompt
 from ...checked import check_rest
 from ...edits import Edit, EditTable
+from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
 from ...layers import evaluating
@@ -139,10 +139,12 @@ class AnsweringLLP(LLP):
         heard, spoken = self._listener.listen(self._calibration, call, self._longest)
         if call.cache is not None:
             hold(call.cache, heard)
-        call.scratch = self._spoken(spoken, call.start)
+        call.scratch = self._spoken(spoken, call.start, heard.first)
         return call.scratch
 
-    def _spoken(self, spoken: Sequence[Sequence[tuple[Speaking, ...]]], start: Tensor) -> Prefix | None:
+    def _spoken(
+        self, spoken: Sequence[Sequence[tuple[Speaking, ...]]], start: Tensor, first: Sequence[int]
+    ) -> Prefix | None:
         """The prefix in which each row has its edits side by side, open where they speak.
 
         What a row has read may go on with an edit that was switched off or deleted since.
@@ -163,7 +165,10 @@ class AnsweringLLP(LLP):
                     if one.edit in self._on:
                         begin = edits.index(one.edit) * length
                         seen[b, t, begin : begin + length] = True
-        named = [[self._kv_of_edit(id) for id in edits] for edits in rows]
+        named = [
+            [self._recall.turned(self._kv_of_edit(id), at) for id in edits]
+            for edits, at in zip(rows, first, strict=True)
+        ]
         model = next(kv for row in named for kv in row)
         kv: KV = []
         for layer, pair in enumerate(model):
@@ -190,7 +195,7 @@ class AnsweringLLP(LLP):
 
     def _shape(self) -> Layout:
         if self._layout is None:
-            blank = torch.zeros(1, self.config.n_values, self._host.anatomy.width)
+            blank = torch.zeros(1, self.config.n_values, self._host.anatomy.width, dtype=torch.float32)
             with torch.no_grad(), self._host.tracker.off():
                 self._layout = Layout.of(self._recall.project(blank, torch.zeros(1, dtype=torch.long)))
         return self._layout

@@ -156,9 +156,13 @@ def _relations(host: Host, made: Calibration, relation: int, rate: float) -> Cal
             pairs = itertools.combinations(some, 2)
             likenesses += [likeness(made.lexicon, text.embed, one, other) for one, other in pairs]
         others = others or [*asked[0][: len(PLAIN)], *asked[1][len(PLAIN) :]]
-    plain, chat = (torch.tensor(some or found[0]).quantile(1 - rate).item() for some in found)
-    same = torch.tensor([*found[0], *found[1]]).quantile(1 - _SAME).item()
+    plain, chat = (_quantile(some or found[0], 1 - rate) for some in found)
+    same = _quantile([*found[0], *found[1]], 1 - _SAME)
     return replace(made, relation=(plain, chat), same=same, others=tuple(others))
+
+
+def _quantile(numbers: Sequence[float], share: float) -> float:
+    return float(torch.tensor(numbers, dtype=torch.float32).quantile(share))
 
 
 @torch.no_grad()

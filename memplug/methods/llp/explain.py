@@ -187,7 +187,7 @@ class _Maker(NamedTuple):
         cosines = torch.einsum("rtd,rsd->rts", F.normalize(self.states, dim=-1), span)
         cosines[:, ~self.valid] = torch.nan
         length = span.shape[1]
-        heat = torch.full(cosines.shape[:2], torch.nan)
+        heat = torch.full(cosines.shape[:2], torch.nan, dtype=torch.float32)
         for t in range(length - 1, cosines.shape[1]):
             window = cosines[:, t - length + 1 : t + 1].diagonal(dim1=1, dim2=2)
             heat[:, t] = window.amin(-1)

@@ -128,7 +128,7 @@ class Learner:
             )
             for other in self._calibration.others
         ]
-        return torch.tensor(scores)
+        return torch.tensor(scores, dtype=torch.float32)
 
     def _units(self, index: int, states: Tensor, begins: Tensor | None = None) -> Tensor:
         return self._calibration.apply(index, states.to(self._calibration.mean.device), begins)

@@ -6,18 +6,19 @@ import math
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...calls import hold
+from ...attending import lowest_layer
 from ...chat import Prompt
 from ...checked import check_rest, whole
 from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
+from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
 from ...memory import KeyMemory
@@ -52,6 +53,12 @@ class LLP:
 
     def __init__(self, host: Host, config: LLPConfig) -> None:
         self.config = config.resolve(len(host.anatomy.layers))
+        lowest = lowest_layer(host.model, host.anatomy)
+        if config.recall_layer is None and (self.config.recall_layer or 0) < lowest < len(
+            host.anatomy.layers
+        ):
+            # In a hybrid of several kinds of layers, above the last that has no attention.
+            self.config = replace(config, recall_layer=lowest).resolve(len(host.anatomy.layers))
         self._layers = self.config.think_layers or ()
         self._host = host
         self._recall = Recall(host.model, host.anatomy, self.config.recall_layer or 0)

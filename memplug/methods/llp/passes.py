@@ -9,7 +9,6 @@ Letters: N rows, P tokens before the last one of a prompt, T tokens from it on, 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from ...attending import whole_cache
 from ...hooks import Hook, OwnHooks
-from ...layers import UnsupportedModelError, text_config
+from ...layers import UnsupportedModelError, taken
 from ...prefix import Prefix
 from ...recall import Recall
 from ..base import Host
@@ -69,17 +69,18 @@ class Chunk:
 
     def logits(self, host: Host, recall: Recall, prefix: Prefix | None, row: Tensor, at: Tensor) -> Tensor:
         """[Q,V] at tokens ``at`` [Q] (from ``start`` on) of rows ``row`` [Q], with ``prefix`` recalled."""
-        cache = DynamicCache()
+        cache = whole_cache(host.model)
         before = self.mask.shape[1] - self.ids.shape[1]
         blank = torch.zeros(len(self.ids), 1, before, 1, dtype=self.hidden.dtype, device=self.hidden.device)
         for index in range(recall.layer):
-            cache.update(blank, blank, index)
+            if type(cache.layers[index]) is DynamicLayer:
+                cache.update(blank, blank, index)
         for offset, (keys, values) in enumerate(self.past):
             cache.update(keys, values, recall.layer + offset)
 
         def run() -> Any:
             given = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
-            return host.model(**_taken(host.model, given), past_key_values=cache, use_cache=True)
+            return host.model(**taken(host.model, given), past_key_values=cache, use_cache=True)
 
         return recall.resume(self.hidden, run, prefix, row * self.ids.shape[1] + at)
 
@@ -97,9 +98,14 @@ def run_lines(
     Returns:
         The lines in chunks, and the states: for each layer and line [len(places[line]),D].
     """
-    states: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(lines) for layer in layers}
+    states: dict[int, list[Tensor]] = {
+        layer: [torch.empty(0, dtype=torch.float32)] * len(lines) for layer in layers
+    }
     chunks: list[Chunk] = []
-    for front, group in _groups(lines, places):
+    # A front's keys and values can be taken over by many rows; the states of other kinds of layers cannot.
+    alike = all(type(layer) is DynamicLayer for layer in whole_cache(host.model).layers)
+    groups = _groups(lines, places) if alike else [((), list(range(len(lines))))]
+    for front, group in groups:
         base = _front(host, front)
         group = sorted(group, key=lambda i: (lines[i].start, len(lines[i].ids)))
         for at in range(0, len(group), _ROWS):
@@ -133,23 +139,10 @@ def _groups(
 def _front(host: Host, front: tuple[int, ...]) -> DynamicCache | None:
     if not front:
         return None
-    cache = _cache(host)
+    cache = whole_cache(host.model)
     ids = torch.tensor([front], device=host.text.device)
     host.anatomy.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
     return cache
-
-
-def _cache(host: Host) -> DynamicCache:
-    """A cache that keeps every token, also where layers have a window."""
-    cache = DynamicCache(config=text_config(host.model))
-    plain = [layer if type(layer) is DynamicLayer else DynamicLayer() for layer in cache.layers]
-    cache.layers = plain
-    return cache
-
-
-def _taken(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-    names = inspect.signature(type(module).forward).parameters
-    return {name: value for name, value in given.items() if name in names}
 
 
 @torch.no_grad()
@@ -165,7 +158,7 @@ def _run(
 ) -> Chunk:
     anatomy, device = host.anatomy, host.text.device
     batch = host.text.batch([lines[i].ids[shared:] for i in part])
-    cache = _cache(host)
+    cache = whole_cache(host.model)
     if base is not None:
         for index, layer in enumerate(base.layers):
             shape = (len(part), -1, -1, -1)
@@ -184,7 +177,7 @@ def _run(
 
     with OwnHooks([after(index) for index in {*states, recall.layer - 1}]):
         given = {"input_ids": batch.ids, "attention_mask": mask, "position_ids": positions}
-        anatomy.decoder(**_taken(anatomy.decoder, given), past_key_values=cache, use_cache=True)
+        anatomy.decoder(**taken(anatomy.decoder, given), past_key_values=cache, use_cache=True)
     for row, i in enumerate(part):
         at = [place - shared for place in places[i]]
         for layer, kept in states.items():

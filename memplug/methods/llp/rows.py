@@ -100,6 +100,7 @@ def build_rows(
     device = batch.ids.device
     hidden = capture_input(host.anatomy, recall.layer, lambda: host.forward(host.anatomy.decoder, batch))
     row_, at, target, weight = (torch.tensor(column, device=device) for column in zip(*points, strict=True))
+    weight = weight.float()  # where the caller's default is another
     rows = Rows(batch, hidden, torch.tensor(owner, device=device), row_, at, target, weight, hidden[:0])
     return _with_base(host, recall, jobs, rows)
 
@@ -147,7 +148,7 @@ def _with_base(host: Host, recall: Recall, jobs: Sequence[Job], rows: Rows) -> R
     keep[kl] = ~asks
     # Where the base model is sure it states something; elsewhere any continuation would do.
     sure = base.max(-1).values.exp() * ~asks
-    total = torch.zeros(len(jobs), device=base.device).index_add(0, owner, sure)
+    total = torch.zeros(len(jobs), device=base.device, dtype=torch.float32).index_add(0, owner, sure)
     weight = rows.weight.clone()
     weight[kl] = sure / total.clamp(min=1e-12)[owner]
     return replace(

@@ -170,7 +170,7 @@ class _Teacher:
         """The gradient, and of each edit the loss of its worst prompt and the divergence elsewhere."""
         count, device = len(self.edits), self.initial.device
         gradient = torch.zeros_like(self.initial)
-        worst, other = torch.zeros(count), torch.zeros(count)
+        worst, other = torch.zeros(count, dtype=torch.float32), torch.zeros(count, dtype=torch.float32)
         for part, base in zip(self.parts, self.base, strict=True):
             if not bool(alive[part.edit.cpu()].any()):
                 continue
@@ -195,7 +195,7 @@ class _Teacher:
                 gradient += step
             owner = part.edit[part.row].cpu()
             shown, on = loss.detach().cpu(), asked.cpu()
-            line = torch.zeros(len(part.edit)).scatter_reduce(
+            line = torch.zeros(len(part.edit), dtype=torch.float32).scatter_reduce(
                 0, part.row.cpu()[on], shown[on], "mean", include_self=False
             )
             worst = worst.scatter_reduce(0, part.edit.cpu(), line, "amax")
@@ -203,8 +203,8 @@ class _Teacher:
         return (gradient.to(device) if scale is not None else None), worst, other
 
     def _part(self, chunk: Chunk, lessons: Sequence[tuple[int, Lesson]]) -> _Part:
-        asking = torch.zeros(len(self.edits))
-        other = torch.zeros(len(self.edits))
+        asking = torch.zeros(len(self.edits), dtype=torch.float32)
+        other = torch.zeros(len(self.edits), dtype=torch.float32)
         for e, lesson in lessons:
             (asking if lesson.asks else other)[e] += 1
         row, at, target, weight = [], [], [], []
@@ -221,7 +221,14 @@ class _Teacher:
         device = chunk.ids.device
         edit = torch.tensor([lessons[i][0] for i in chunk.lines], device=device)
         places = torch.tensor([row, at, target], device=device)
-        return _Part(chunk, places[0], places[1], places[2], torch.tensor(weight, device=device), edit)
+        return _Part(
+            chunk,
+            places[0],
+            places[1],
+            places[2],
+            torch.tensor(weight, dtype=torch.float32, device=device),
+            edit,
+        )
 
     @torch.no_grad()
     def _base(self, part: _Part) -> Tensor | None:

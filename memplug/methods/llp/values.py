@@ -128,7 +128,7 @@ class _Trainer:
         """
         count = len(self.jobs)
         if not self.config.relative_lr:
-            return torch.ones(count, 1, 1, device=self.rows.hidden.device)
+            return torch.ones(count, 1, 1, device=self.rows.hidden.device, dtype=torch.float32)
         rms = self.rows.hidden.float().square().mean(-1).sqrt()
         real = self.rows.batch.mask.bool()
         units = [rms[self.rows.job == j][real[self.rows.job == j]].median() for j in range(count)]
@@ -161,8 +161,10 @@ class _Trainer:
         logp = logits.float().log_softmax(-1)
         kl, owner = target < 0, place[rows.job[row]]
         nll = -logp.gather(-1, target.clamp(min=0)[:, None])[:, 0]
-        loss = torch.zeros(count, device=device).index_add(0, owner[~kl], (nll * weight)[~kl])
-        diverged = torch.zeros(count, device=device)
+        loss = torch.zeros(count, device=device, dtype=torch.float32).index_add(
+            0, owner[~kl], (nll * weight)[~kl]
+        )
+        diverged = torch.zeros(count, device=device, dtype=torch.float32)
         if bool(kl.any()):
             base = rows.base[point[rows.target < 0]]
             divergence = F.kl_div(logp[kl], base, reduction="none", log_target=True).sum(-1)
@@ -178,10 +180,12 @@ class _Trainer:
 
 def _worst(nll: Tensor, weight: Tensor, row: Tensor, job: Tensor, place: Tensor, count: int) -> Tensor:
     """[count]: the largest mean loss of an answer row, per job."""
-    total = torch.zeros(len(job), device=nll.device).index_add(0, row, nll * weight)
-    share = torch.zeros(len(job), device=nll.device).index_add(0, row, weight)
+    total = torch.zeros(len(job), device=nll.device, dtype=torch.float32).index_add(0, row, nll * weight)
+    share = torch.zeros(len(job), device=nll.device, dtype=torch.float32).index_add(0, row, weight)
     mean = total / share.clamp(min=1e-12)
-    return torch.zeros(count, device=nll.device).scatter_reduce(0, place[job[row]], mean[row], "amax")
+    return torch.zeros(count, device=nll.device, dtype=torch.float32).scatter_reduce(
+        0, place[job[row]], mean[row], "amax"
+    )
 
 
 def _split(items: list[Tensor], sizes: Sequence[int]) -> Iterator[list[Tensor]]:

@@ -125,6 +125,8 @@ def answered(host: Host, adapter: Adapter, pairs: Sequence[Pair]) -> list[tuple[
             rows = torch.arange(len(part), device=answers.end.device)
             logits, points = answers.logits(rows)
             wrong = (logits.argmax(-1) != answers.target[points]).float()
-            missed = torch.zeros(len(part), device=wrong.device).index_add(0, answers.row[points], wrong)
+            missed = torch.zeros(len(part), device=wrong.device, dtype=torch.float32).index_add(
+                0, answers.row[points], wrong
+            )
             found += list(zip((missed == 0).tolist(), answers.losses(rows).tolist(), strict=True))
     return found
