@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-__all__ = ["Place", "Written", "inside", "names", "place_of", "same_text", "writings"]
+__all__ = ["Place", "Written", "inside", "names", "place_of", "placed", "same_text", "writings"]
 
 
 class Place(NamedTuple):
@@ -51,6 +51,18 @@ def place_of(text: str, name: str, start: int = 0) -> Place | None:
             if found is not None:
                 return found
     return None
+
+
+def placed(text: str, name: str, start: int = 0) -> Place:
+    """As `place_of`, of a text that names it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = place_of(text, name, start)
+    if found is None:
+        raise ValueError(f"{name!r} is not named in {text[:60]!r}")
+    return found
 
 
 def names(text: str, name: str) -> bool:

@@ -21,6 +21,7 @@ from ...edits import Edit, EditTable
 from ...hooks import Hook
 from ...kept import Kept
 from ...memory import KeyMemory
+from ...naming import Written, writings
 from ...prefix import KV, Prefix
 from ...recall import Recall
 from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
@@ -255,11 +256,8 @@ class LLP:
         config = self.config
         with self._host.tracker.off():
             prefixes = self._contexts()
-            contexts = [
-                contexts_of(draft.subject, next(iter(draft.edits.values())).question, prefixes, config)
-                for draft in drafts
-            ]
-            states = subject_states(self._host, [draft.subject for draft in drafts], contexts, config)
+            contexts = [contexts_of(next(iter(draft.edits.values())), prefixes, config) for draft in drafts]
+            states = subject_states(self._host, contexts, config)
         stored = self.memory.ids()
         if len(stored) > config.negatives:
             stored = random.Random(config.seed + len(stored)).sample(stored, config.negatives)
@@ -271,11 +269,14 @@ class LLP:
         return keys
 
     def _complete(self, keys: dict[str, list[Tensor]], drafts: Mapping[str, Entry]) -> None:
-        """Add a key to ``keys`` wherever a subject would not be recognised in a new edit's own prompt."""
-        named: list[tuple[str, str]] = []
+        """Add a key to ``keys`` wherever a subject would not be recognised in a new edit's own prompt, or
+        behind some mark."""
+        named: list[tuple[str, Written]] = []
         for subject, draft in drafts.items():
             known = self.entries[subject].edits if subject in self.entries else {}
-            named += [(subject, edit.question) for id, edit in draft.edits.items() if id not in known]
+            fresh = [edit for id, edit in draft.edits.items() if id not in known]
+            named += [(subject, Written(edit.question, *edit.place)) for edit in fresh]
+            named += [] if known else [(subject, one) for one in writings(subject)]
         if not named or not self.config.bare_prompt:  # the published keys are those of sampled contexts alone
             return
         have = {s: [*map(self.memory.get, drafts[s].keys), *keys.get(s, ())] for s, _ in named}
