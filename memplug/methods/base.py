@@ -74,8 +74,8 @@ class Method(Protocol):
     ) -> Collection[str] | None:
         """Learn ``edits`` (with ids) in place of ``replaced``; on any error nothing has changed.
 
-        Gives back the ids of those that it has warned of (`warn_unlearned`), where it knows before anything has
-        changed that they were not learned. `Plug` asks for the others.
+        Gives back the ids of those that it has warned of (`warn_unlearned`), where it knows that they did not
+        take before anything has changed. `Plug` asks for the others.
         """
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> Any:
