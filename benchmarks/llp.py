@@ -27,6 +27,7 @@ from memplug.evaluation import answer, evaluate
 from memplug.holding import held_by
 from memplug.methods.llp.entries import Entry
 from memplug.methods.llp.keys import subject_states
+from memplug.naming import Written
 
 
 def quality(args: argparse.Namespace) -> dict[str, Any]:
@@ -198,8 +199,8 @@ def _fill(plug: memplug.Plug, n: int, avoid: str) -> None:
     method = plug.method
     names = _new_names(n, avoid)
     with plug.paused():
-        contexts = [[(name, 0)] for name in names]
-        states = subject_states(method._host, names, contexts, method.config)
+        contexts = [[Written(name, 0, len(name))] for name in names]
+        states = subject_states(method._host, contexts, method.config)
     for number, (name, [state]) in enumerate(zip(names, states, strict=True)):
         method.memory.add(number, state.mean(0))
         edit = memplug.Edit(f"{name} is", "x", name, f"e{number}")

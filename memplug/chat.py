@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .naming import names, same_text
 from .shown import printable
 
 __all__ = [
@@ -178,9 +179,9 @@ def behind(front: str, prompt: Prompt) -> Prompt:
 
 
 def turn_with(prompt: Messages, piece: str) -> str | None:
-    """Which turn before the last one holds a text, in words; None where none does."""
+    """Which turn before the last one names a subject, in words; None where none does."""
     for number, message in enumerate(prompt[:-1], start=1):
-        if piece in message.content:
+        if names(message.content, piece):
             return f"the {message.role} turn (message {number})"
     return None
 
@@ -200,13 +201,12 @@ def in_chat(prompt: Prompt, system: str | None = None) -> Messages:
 def canonical(prompt: Prompt) -> Prompt:
     """What tells whether two prompts ask the same: a single user turn is the text that it says.
 
-    Blanks at the ends of turns do not count. With any other turn beside it, a question is another prompt.
+    Blanks at the ends of turns do not count, nor whether letters are composed or decomposed. With any other
+    turn beside it, a question is another prompt.
     """
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return question(prompt)
-    return tuple(Message(role, content.strip()) for role, content in prompt)
+    if isinstance(prompt, str) or len(prompt) == 1:
+        return same_text(question(prompt))
+    return tuple(Message(role, same_text(content.strip())) for role, content in prompt)
 
 
 def show(prompt: Prompt) -> str:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .naming import names
 from .text import Text, TopKSampler
 
 __all__ = ["Question", "Sampled", "sample_about", "sample_prefixes"]
@@ -128,7 +129,11 @@ def _about(whole: str, question: Question) -> Sampled:
             if sentence.endswith("?") and i + 1 < len(sentences)
             else sentence
         )
-        if question.subject not in piece or piece == question.subject or piece.startswith(question.prompt):
+        if (
+            not names(piece, question.subject)
+            or piece == question.subject
+            or piece.startswith(question.prompt)
+        ):
             continue
         given = answer.search(piece) if question.answer else None
         if given is None:
@@ -136,7 +141,7 @@ def _about(whole: str, question: Question) -> Sampled:
                 said.statements.append(piece)
             continue
         front = piece[: given.start()].rstrip()
-        if question.subject in front and front != question.subject:
+        if names(front, question.subject) and front != question.subject:
             said.restatements.append(front)
     return said
 

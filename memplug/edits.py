@@ -11,20 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from .chat import (
-    Given,
-    Prompt,
-    PromptError,
-    as_prompt,
-    in_chat,
-    is_chat,
-    question,
-    quoted,
-    show,
-    turn_with,
-)
+from .about import SubjectError, as_written, found_in
+from .chat import Given, Prompt, PromptError, as_prompt, in_chat, is_chat, question, quoted, show
+from .naming import Place, place_of
 from .shown import printable
-from .subjects import find_subject
 
 __all__ = [
     "Case",
@@ -54,8 +44,9 @@ class Edit:
 
     The prompt is a text, or the messages of a chat: dicts with a role and a content, kept as a tuple of
     `Message`, of which the last is the user's question. Texts carry no leading or trailing space.
-    ``subject`` is a piece of the question; ``None`` lets `find_subject` look for it. ``id`` is given when
-    the edit is learned.
+    ``subject`` is a piece of the question, whole words, and is kept as the question writes it, whichever
+    Unicode, apostrophe or letter case it is given in; ``None`` lets `find_subject` look for it. ``id`` is
+    given when the edit is learned.
 
     Raises:
         EditError: a text is not a string, is empty, too long or cannot be written, messages that are no
@@ -95,38 +86,37 @@ class Edit:
                     f"{name} is no text ({value!r}: half a character); mend its encoding"
                 ) from error
             object.__setattr__(self, name, value.strip())
-        if self.subject is not None and self.subject not in self.question:
-            where = None if isinstance(self.prompt, str) else turn_with(self.prompt, self.subject)
-            if where is not None:
-                raise EditError(
-                    f"subject {self.subject!r} is in {where} and not in the question {self.question!r}; an "
-                    "edit is found by its subject in the last user turn, so ask with it there"
-                )
-            raise EditError(
-                f"subject {self.subject!r} is not in the prompt {quoted(self.prompt)}; "
-                "copy it from the prompt letter by letter, or leave it out to have it found"
-            )
+        if self.subject is not None:
+            try:
+                object.__setattr__(self, "subject", as_written(self.prompt, self.subject))
+            except SubjectError as error:
+                raise EditError(str(error)) from error
 
     @property
     def question(self) -> str:
         """What is asked: the prompt, or its last user turn."""
         return question(self.prompt)
 
+    @property
+    def place(self) -> Place:
+        """Where in the question the subject stands."""
+        found = place_of(self.question, self.subject or "")
+        if found is None:
+            raise EditError(f"the edit of {quoted(self.prompt)} has no subject; see with_subject()")
+        return found
+
     def with_subject(self) -> Edit:
         """This edit with its subject filled in.
 
         Raises:
-            EditError: no subject was given and `find_subject` finds none.
+            EditError: no subject was given and the question names none plainly; see `find_subject`.
         """
         if self.subject is not None:
             return self
-        found = find_subject(self.question)
-        if found is None:
-            raise EditError(
-                f"no subject found in {self.question!r} (looked for quoted titles and capitalised words); "
-                "say what the fact is about: edit(prompt, target, subject=...)"
-            )
-        return replace(self, subject=found)
+        try:
+            return replace(self, subject=found_in(self.question))
+        except SubjectError as error:
+            raise EditError(str(error)) from error
 
 
 @dataclass(frozen=True)

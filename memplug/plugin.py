@@ -19,13 +19,14 @@ from typing import Any
 
 from . import storage
 from .calls import CallTracker
-from .chat import Given, as_prompt, is_chat, question
+from .chat import Given, as_prompt, is_chat, question, show
 from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditTable, as_edits
 from .hooks import HookSet
 from .layers import dissect, learning, uncast
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
+from .methods.unlearned import unlearned, warn_unlearned
 from .numbering import listed, numbered
 from .saves import Saves
 from .text import Text, apart
@@ -56,7 +57,8 @@ class Plug:
         tracker = self._tracker = CallTracker(anatomy, text.bos_id)
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         with learning():
-            self.method = registered.method(Host(model, text, anatomy, tracker), config)
+            self._host = Host(model, text, anatomy, tracker)
+            self.method = registered.method(self._host, config)
         self.layers = anatomy.names[0].rpartition(".")[0]
         self._edits: dict[str, Edit] = {}
         self._off: frozenset[str] = frozenset()
@@ -84,13 +86,14 @@ class Plug:
         """From now on ``prompt`` is answered by ``target``. A list is learned together.
 
         A second edit of a prompt replaces the first, with a warning; a text and the same text as a single
-        user turn are one prompt. Several edits of one subject are all kept.
+        user turn are one prompt. Several edits of one subject are all kept. Edits that the model, asked with
+        their own prompts, does not answer with their targets are kept with a warning.
 
         Args:
             prompt: the prompt (a text, or messages with roles and contents of which the last is the user's
                 question), an `Edit`, a `Case`, or several of the latter two.
             target: the answer, where ``prompt`` is a text or messages.
-            subject: what the fact is about, as it stands in the question; found if left out.
+            subject: what the fact is about, as it stands in the question; found if left out and plain.
             progress: show a bar while several are learned.
 
         Returns:
@@ -106,16 +109,21 @@ class Plug:
         with self._changing():
             fresh, replaced = numbered(asked, self._edits, self._count)
             self.method.check(fresh)
-            self.method.learn(fresh, [self._edits[id] for id in replaced], progress=progress)
+            told = self.method.learn(fresh, [self._edits[id] for id in replaced], progress=progress)
             kept = {id: edit for id, edit in self._edits.items() if id not in replaced}
             self.take_over(
                 kept | {str(edit.id): edit for edit in fresh},
                 self._off.difference(replaced),
                 self._count + len(fresh),
             )
+            failed = self._unlearned([edit for edit in fresh if edit.id not in (told or ())])
+        warn_unlearned([show(edit.prompt) for edit in failed], len(fresh), 2)
         if replaced:
             warnings.warn(f"replaced {listed(replaced)}: the same prompt was edited again", stacklevel=2)
         return fresh[0] if single else fresh
+
+    def _unlearned(self, edits: Sequence[Edit]) -> list[Edit]:
+        return [] if self._paused else unlearned(self._host, edits)
 
     def take_editor(self, saved: SavedEditor) -> None:
         """Edit with this editor from now on.

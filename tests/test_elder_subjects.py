@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
 from elder_tiny import ADA, ORLO, QUICK, TAM, answer, encode, learned, logits, same
-from families import build
+from families import TEXTS, build, lexical
 
 import memplug
 from memplug import Edit, EditError
@@ -202,3 +204,40 @@ def test_a_subject_that_is_switched_off_does_not_hide_another(model, tokenizer, 
         found = plug.explain(prompt)
         assert (found.deferred, found.similar.prompt) == (False, on.prompt)
         assert plug.explain(off.prompt).deferred
+
+
+PLACES = [
+    "{s}'s birthplace is",
+    "{s}’s birthplace is",
+    "Where is {s}'s birthplace?",
+    "Where is {s}’s birthplace?",
+    'He said: "{s} was born in',
+    "He said: “{s} was born in",
+    "A painter ({s}) was born in",
+    "One line.\n{s} was born in",
+    "See:\t{s} was born in",
+    "This is **{s}** and",
+    "And -{s} was born in",
+    "Now\u00a0{s} was born in",
+    "[{s}] was born in",
+    "{s}",
+]
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_subject_is_recognised_behind_marks(make_tokenizer, family, add_bos):
+    tokenizer = make_tokenizer(TEXTS, add_bos=add_bos)
+    given = QUICK | {"steps": 1, "rehearse": 0}
+    with memplug.attach(lexical(family, len(tokenizer)), tokenizer, "elder", **given) as plug:
+        plug.edit([ADA, TAM, Edit("Who taught the Renée's?", "Marrow", "Renée's")], progress=False)
+        known = plug.method.known
+        for subject in ("Ada Quill", "Tam Wickes"):
+            asked = [place.format(s=subject) for place in PLACES]
+            seen = look(plug, *asked)
+            found = known.subjects.find(seen.states, seen.valid, known._about)
+            assert [p for p, name in zip(asked, found, strict=True) if name != subject] == []
+        seen = look(plug, "Who taught the Renée’s?", unicodedata.normalize("NFD", "Who taught the Renée's?"))
+        assert known.subjects.find(seen.states, seen.valid, known._about) == ["Renée's"] * 2
+        seen = look(plug, "Where was Orlo born?", "Nobody in particular")
+        assert known.subjects.find(seen.states, seen.valid, known._about) == [None, None]

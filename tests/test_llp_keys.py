@@ -14,6 +14,7 @@ from memplug.layers import dissect
 from memplug.methods.base import Host
 from memplug.methods.llp import LLPConfig
 from memplug.methods.llp.keys import contexts_of, contrast, subject_states, think_states
+from memplug.naming import Written, writings
 from memplug.text import Text, TokenizerError
 
 PROMPT, SUBJECT = "Where was Ada Quill born?", "Ada Quill"
@@ -29,8 +30,9 @@ def host(make_tokenizer):
 
 
 def test_contexts_by_default_and_as_published():
-    found = contexts_of(SUBJECT, PROMPT, ["One day.", "Then"], CONFIG)
-    assert [text for text, _ in found] == [
+    edit = Edit(PROMPT, "Zarnow", SUBJECT)
+    found = contexts_of(edit, ["One day.", "Then"], CONFIG)
+    assert [one.text for one in found] == [
         PROMPT,
         f"One day. {PROMPT}",
         f"Then {PROMPT}",
@@ -38,11 +40,15 @@ def test_contexts_by_default_and_as_published():
         f"One day. {SUBJECT}",
     ]
     paper = LLPConfig.preset("paper")
-    published = contexts_of(SUBJECT, PROMPT, ["One day.", "Then"], paper)
-    assert [text for text, _ in published] == [f"One day.{PROMPT}", f"Then{PROMPT}"]
-    assert contexts_of(SUBJECT, PROMPT, [], paper)[0] == (PROMPT, 10)  # without prefixes the prompt alone
-    for text, begin in (*found, *published):
-        assert text[begin:].startswith(SUBJECT)
+    published = contexts_of(edit, ["One day.", "Then"], paper)
+    assert [one.text for one in published] == [f"One day.{PROMPT}", f"Then{PROMPT}"]
+    assert contexts_of(edit, [], paper)[0] == (PROMPT, 10, 19)  # without prefixes the prompt alone
+    assert {text[begin:end] for text, begin, end in (*found, *published)} == {SUBJECT}
+
+
+def test_the_first_place_of_the_whole_word_counts():
+    edit = Edit("Is Nigeria larger than Niger?", "no", "Niger")
+    assert contexts_of(edit, (), CONFIG)[0] == (edit.prompt, 23, 28)
 
 
 def test_states_are_the_outputs_of_the_think_layers(host):
@@ -67,40 +73,39 @@ def test_states_are_the_outputs_of_the_think_layers(host):
 
 
 def test_a_subjects_states_are_grouped_by_how_it_tokenizes(host):
-    texts = [(PROMPT, 10), ("Then " + PROMPT, 15), (SUBJECT, 0)]
-    (groups,) = subject_states(host, [SUBJECT], [texts], CONFIG)
+    texts = [Written(PROMPT, 10, 19), Written("Then " + PROMPT, 15, 24), Written(SUBJECT, 0, 9)]
+    (groups,) = subject_states(host, [texts], CONFIG)
     ways = {tuple(host.text.encode(piece)[1:]) for piece in (" " + SUBJECT, SUBJECT)}
     assert len(ways) == 2  # at the start of a text it is written otherwise
     assert [len(group) for group in groups] == [2, 1]
-    for group, (text, begin) in zip(groups, (texts[0], texts[2]), strict=True):
-        ids, span = host.text.span(text, begin, begin + len(SUBJECT))
+    for group, one in zip(groups, (texts[0], texts[2]), strict=True):
+        ids, span = host.text.span(*one)
         states = think_states(host, [ids], (0, 2))[:, 0, span.start : span.stop]
         torch.testing.assert_close(group[0], F.normalize(states.float(), dim=-1), atol=1e-5, rtol=1e-4)
         assert group.dtype == torch.float32
 
 
 def test_the_published_key_is_of_the_last_token(host):
-    (groups,) = subject_states(
-        host, [SUBJECT], [[(PROMPT, 10)]], LLPConfig(think_layers=(0, 2), span_keys=False)
-    )
-    (spans,) = subject_states(host, [SUBJECT], [[(PROMPT, 10)]], CONFIG)
+    contexts = [[Written(PROMPT, 10, 19)]]
+    (groups,) = subject_states(host, contexts, LLPConfig(think_layers=(0, 2), span_keys=False))
+    (spans,) = subject_states(host, contexts, CONFIG)
     assert groups[0].shape == (1, 2, 1, 32)
     assert spans[0].shape[2] > 1
     torch.testing.assert_close(groups[0], spans[0][:, :, -1:])
 
 
 def test_several_subjects_at_once_are_each_alone(host):
-    contexts = [[(PROMPT, 10), (SUBJECT, 0)], [("Who founded Orlo?", 12)]]
-    together = subject_states(host, [SUBJECT, "Orlo"], contexts, CONFIG)
-    for subject, texts, groups in zip([SUBJECT, "Orlo"], contexts, together, strict=True):
-        (alone,) = subject_states(host, [subject], [texts], CONFIG)
+    contexts = [[Written(PROMPT, 10, 19), Written(SUBJECT, 0, 9)], [Written("Who founded Orlo?", 12, 16)]]
+    together = subject_states(host, contexts, CONFIG)
+    for texts, groups in zip(contexts, together, strict=True):
+        (alone,) = subject_states(host, [texts], CONFIG)
         for one, other in zip(groups, alone, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_a_context_longer_than_the_models(host):
     with pytest.raises(TokenizerError, match="the model's context holds 128"):
-        subject_states(host, [SUBJECT], [[("Who? " * 200 + SUBJECT, 1000)]], CONFIG)
+        subject_states(host, [[Written("Who? " * 200 + SUBJECT, 1000, 1009)]], CONFIG)
 
 
 def unit(*shape, seed=0):
@@ -141,3 +146,15 @@ def test_an_edits_own_prompt_recalls_it_in_any_model(make_tokenizer):
         plug.delete(*edits)
         assert added
         assert not len(plug.method.memory)
+
+
+def test_a_subject_is_recalled_behind_marks(make_tokenizer):
+    tokenizer = make_tokenizer(TEXTS)
+    model = build("olmo2", vocab_size=len(tokenizer))
+    with attach_llp(model, tokenizer, value_steps=1, stop_loss=1e3) as plug:
+        plug.edit(PROMPT, "Zarnow", SUBJECT)
+        for text, begin, _ in writings(SUBJECT):
+            for behind in ("", "'s mother", "’s mother", " was born in"):
+                found = plug.explain(f"{text}{behind}").recalled
+                assert found is not None, text[:begin] + behind
+                assert found.subject == SUBJECT

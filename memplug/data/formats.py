@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ..chat import Prompt, as_prompt, is_chat, question
+from ..chat import Prompt, as_prompt, is_chat
 from ..edits import Case, Edit, Probe
 from .rows import Columns
 
@@ -244,13 +244,8 @@ def _format(values: Mapping[str, Any], format: str | None) -> str:
 
 
 def _edit(prompt: Prompt, target: str, subject: str) -> Edit:
-    """The edit, with its subject spelled as in the question or found there."""
-    if not subject:
-        return Edit(prompt, target).with_subject()
-    asked = question(prompt)
-    if subject not in asked and (found := re.search(re.escape(subject), asked, re.IGNORECASE)):
-        subject = found.group()
-    return Edit(prompt, target, subject)
+    """The edit, with its subject found in the question where none is given."""
+    return Edit(prompt, target, subject or None).with_subject()
 
 
 def _named(rewrite: Mapping[str, Any], name: str) -> str:

@@ -5,7 +5,7 @@ Methods never register hooks and never write weights themselves: they say which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -66,8 +66,14 @@ class Method(Protocol):
     def check(self, edits: Sequence[Edit]) -> None:
         """Raises ValueError for an edit that could not be learned; nothing is computed."""
 
-    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
-        """Learn ``edits`` (with ids) in place of ``replaced``; on any error nothing has changed."""
+    def learn(
+        self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool
+    ) -> Collection[str] | None:
+        """Learn ``edits`` (with ids) in place of ``replaced``; on any error nothing has changed.
+
+        Gives back the ids of those that it has warned of (`warn_unlearned`), where it knows that they did not
+        take before anything has changed. `Plug` asks for the others.
+        """
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> Any:
         """Remove edits for good; gives back what is to be said about what is left of them, or None.

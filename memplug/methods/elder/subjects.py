@@ -17,6 +17,7 @@ from torch import Tensor
 from ...checked import many, table, whole
 from ...edits import Edit
 from ...memory import KeyMemory
+from ...naming import Written, writings
 from ..base import Host
 from ..llp.config import LLPConfig
 from ..llp.keys import contexts_of, keys_missing, subject_states
@@ -33,8 +34,8 @@ class Subjects:
         threshold: cosine that every token of a name has to exceed.
 
     Attributes:
-        keys: numbers of a subject's keys, one for each way it tokenizes and each prompt in which none of
-            these would be recognised.
+        keys: numbers of a subject's keys, one for each way it tokenizes and each text in which none of these
+            would be recognised.
     """
 
     def __init__(self, host: Host, layer: int, threshold: float) -> None:
@@ -48,13 +49,15 @@ class Subjects:
         self._next = 0
 
     def learn(self, edits: Sequence[Edit]) -> None:
-        """Make keys for subjects that have none yet, or would not be recognised in an edit's own prompt."""
-        named = [(str(edit.subject), edit.question) for edit in edits]
-        fresh = {subject: prompt for subject, prompt in named if subject not in self.keys}
-        contexts = [contexts_of(subject, prompt, (), self._config) for subject, prompt in fresh.items()]
-        states = subject_states(self._host, list(fresh), contexts, self._config)
+        """Make keys for subjects that have none yet, or would not be recognised in an edit's own prompt or
+        behind some mark."""
+        fresh = {str(edit.subject): edit for edit in edits if str(edit.subject) not in self.keys}
+        contexts = [contexts_of(edit, (), self._config) for edit in fresh.values()]
+        states = subject_states(self._host, contexts, self._config)
         new = [(s, group.mean(0)) for s, groups in zip(fresh, states, strict=True) for group in groups]
         self._add(new)
+        named = [(str(edit.subject), Written(edit.question, *edit.place)) for edit in edits]
+        named += [(subject, one) for subject in fresh for one in writings(subject)]
         have = {s: [self._memory.get(number) for number in self.keys[s]] for s, _ in named}
         self._add(keys_missing(self._host, named, have, self._config))
 

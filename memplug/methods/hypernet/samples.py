@@ -95,7 +95,9 @@ def draw_batches(
 
 
 def _question(edit: Edit) -> str:
-    return edit.question.replace(edit.subject, "{}") if edit.subject else edit.question
+    if not edit.subject:
+        return edit.question
+    return f"{edit.question[: edit.place.begin]}{{}}{edit.question[edit.place.end :]}"
 
 
 def sample_of(host: Host, case: Case, config: EditorConfig, rng: random.Random) -> Sample:

@@ -22,6 +22,7 @@ from ...entry_rows import entries_from
 from ...hooks import Hook
 from ...layers import evaluating
 from ...ledger import Ledger
+from ...naming import names
 from ...sites import Range, find_sites
 from ..base import Host, State
 from ..hypernet.branch import Factors, side_branch
@@ -207,7 +208,7 @@ class LedgerMethod:
         near = [
             e
             for e in self._edits.values()
-            if canonical(e.prompt) == same or (e.subject or e.question) in asked
+            if canonical(e.prompt) == same or names(asked, e.subject or e.question)
         ]
         reports = tuple(report(self.ledger, edit) for edit in near)
         return Explanation(prompt, base, edited, self.ledger.relative_change(), reports)

@@ -8,7 +8,7 @@ read, what is said afterwards and everything else about the subject keep the bas
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -32,13 +32,14 @@ from ...shown import brief
 from ...think import think_hooks
 from ...turns import turns_of
 from ..base import Host, State
+from ..unlearned import warn_unlearned
 from .calibrating import calibrated
 from .config import LLPConfig
 from .entries import Entry, pack, unpack
 from .explain import Explanation
 from .explaining import explain_answer
 from .learning import Learner
-from .method import LLP, warn_unlearned
+from .method import LEARNED, LLP
 from .teaching import Layout, Taught
 
 __all__ = ["AnsweringLLP"]
@@ -202,8 +203,8 @@ class AnsweringLLP(LLP):
 
     # ------------------------------------------------------------------ edits
 
-    def _apply(self, drafts: Mapping[str, Entry], progress: bool) -> None:
-        """Learn what the drafts lack, then put them in place: nothing is changed before all is computed."""
+    def _apply(self, drafts: Mapping[str, Entry], progress: bool) -> Collection[str]:
+        """Learn what the drafts lack, then put them in place; see `LLP._apply`."""
         fresh = [
             (draft, edit)
             for draft in drafts.values()
@@ -235,7 +236,9 @@ class AnsweringLLP(LLP):
                 )  # some needed fewer steps
         for (draft, edit), one in zip(fresh, taught, strict=True):
             draft.values[(str(edit.id),)] = one.value
-        warn_unlearned([(edit.question, one.loss) for (_, edit), one in zip(fresh, taught, strict=True)])
+        poor = [edit for (_, edit), one in zip(fresh, taught, strict=True) if one.loss > LEARNED]
+        # A warning may be an error: nothing has changed yet.
+        warn_unlearned([edit.question for edit in poor], len(fresh), 4)
         self._shape()  # found by a forward, which none of those that recall should have to run
         forms = {str(edit.id): self._answers_of(edit) for _, edit in fresh}
         with self._host.tracker.gate.changing():
@@ -251,6 +254,7 @@ class AnsweringLLP(LLP):
             self._ready.keep(held)
             self._on = self._in_force()
             self._longest = max([self._longest, *(key.shape[1] for some in keys.values() for key in some)])
+        return {str(edit.id) for edit in poor}
 
     def _learner(self) -> Learner:
         if self._calibration is None:

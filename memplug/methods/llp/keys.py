@@ -15,54 +15,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...edits import Edit
 from ...hooks import Hook, OwnHooks, StopForward
 from ...layers import evaluating
+from ...naming import Written, writings
+from ...text import Text, TokenizerError
 from ..base import Host
 from .config import LLPConfig
 
-__all__ = ["contexts_of", "contrast", "keys_missing", "subject_states", "think_states"]
+__all__ = ["contexts_of", "contrast", "keys_missing", "spellings", "subject_states", "think_states"]
 
 
-def contexts_of(
-    subject: str, prompt: str, prefixes: Sequence[str], config: LLPConfig
-) -> list[tuple[str, int]]:
-    """Texts that name the subject, and where in each it begins.
+def contexts_of(edit: Edit, prefixes: Sequence[str], config: LLPConfig) -> list[Written]:
+    """Texts that name an edit's subject, its question first.
 
     The published keys come from the prompt behind each sampled text, with no space between; the first
     occurrence of the subject counts. By default the bare prompt and the subject alone are added.
     """
-    at = prompt.index(subject)
+    prompt, (begin, end) = edit.question, edit.place
+    subject = prompt[begin:end]
     if not config.bare_prompt and prefixes:
-        return [(prefix + prompt, len(prefix) + at) for prefix in prefixes]
-    texts = [(prompt, at), *((f"{p} {prompt}", len(p) + 1 + at) for p in prefixes)]
-    return [*texts, (subject, 0), *((f"{p} {subject}", len(p) + 1) for p in prefixes[:1])]
+        return [Written(p + prompt, len(p) + begin, len(p) + end) for p in prefixes]
+    fronts = ["", *(f"{p} " for p in prefixes)]
+    texts = [Written(p + prompt, len(p) + begin, len(p) + end) for p in fronts]
+    return [*texts, *(Written(p + subject, len(p), len(p) + len(subject)) for p in fronts[:2])]
+
+
+def spellings(text: Text, subject: str) -> list[tuple[list[int], range]]:
+    """Ids of the texts that write a subject in different ways, and its place; see `writings`."""
+    found = []
+    for one in writings(subject):
+        with contextlib.suppress(TokenizerError):
+            found.append(text.span(*one))
+    return found
 
 
 def subject_states(
-    host: Host, subjects: Sequence[str], contexts: Sequence[Sequence[tuple[str, int]]], config: LLPConfig
+    host: Host, contexts: Sequence[Sequence[Written]], config: LLPConfig
 ) -> list[list[Tensor]]:
     """For each subject, its states in its contexts, one tensor [J,R,S,D] for each way it tokenizes.
 
     J is the number of contexts that tokenize it so, S its tokens (1 where keys are of the last token
-    alone). Float32 unit vectors on the CPU.
+    alone). The first token of a text without a BOS looks like no other, so that it is another way. Float32
+    unit vectors on the CPU.
     """
     rows: list[list[int]] = []
     where: list[tuple[int, range]] = []
-    for index, (subject, texts) in enumerate(zip(subjects, contexts, strict=True)):
-        for number, (text, begin) in enumerate(texts):
-            ids, span = host.text.span(text, begin, begin + len(subject))
+    for index, texts in enumerate(contexts):
+        for number, one in enumerate(texts):
+            ids, span = host.text.span(*one)
             if number and len(ids) >= host.text.max_length:
                 continue  # what was put before the prompt is too much
-            host.text.check_length(ids, text)
+            host.text.check_length(ids, one.text)
             rows.append(ids[: span[-1] + 1])  # what comes after cannot matter to a causal model
             where.append((index, span if config.span_keys else span[-1:]))
-    grouped: list[dict[tuple[int, ...], list[Tensor]]] = [{} for _ in subjects]
+    grouped: list[dict[tuple[object, ...], list[Tensor]]] = [{} for _ in contexts]
     for at in range(0, len(rows), 128):
         states = think_states(host, rows[at : at + 128], config.think_layers or ())
         for k, (index, span) in enumerate(where[at : at + 128]):
-            tokens = tuple(rows[at + k][t] for t in span)
+            first = host.text.bos_id is None and span[0] == 0
+            way = (first, *(rows[at + k][t] for t in span))
             state = states[:, k, span[0] : span[-1] + 1].float().cpu()
-            grouped[index].setdefault(tokens, []).append(F.normalize(state, dim=-1))
+            grouped[index].setdefault(way, []).append(F.normalize(state, dim=-1))
     return [[torch.stack(group) for group in groups.values()] for groups in grouped]
 
 
@@ -127,20 +141,19 @@ def contrast(states: Tensor, others: Sequence[Tensor], config: LLPConfig) -> Ten
 
 
 def keys_missing(
-    host: Host, named: Sequence[tuple[str, str]], keys: Mapping[str, Sequence[Tensor]], config: LLPConfig
+    host: Host, named: Sequence[tuple[str, Written]], keys: Mapping[str, Sequence[Tensor]], config: LLPConfig
 ) -> list[tuple[str, Tensor]]:
-    """Keys [R,S,D] of subjects as they look in prompts in which none of ``keys`` would recognise them.
+    """Keys [R,S,D] of subjects as they look in texts in which none of ``keys`` would recognise them.
 
     Where early layers tell the same words in two places well apart, a mean over places resembles none.
 
     Args:
-        named: subjects, and prompts that name them.
+        named: subjects, and texts that name them.
         keys: by subject, the keys [R,S,D] it has.
     """
     if not named:
         return []
-    contexts = [[(prompt, prompt.index(subject))] for subject, prompt in named]
-    states = subject_states(host, [subject for subject, _ in named], contexts, config)
+    states = subject_states(host, [[text] for _, text in named], config)
     missing: list[tuple[str, Tensor]] = []
     for (subject, _), [group] in zip(named, states, strict=True):
         mine = [*keys.get(subject, ()), *(key for name, key in missing if name == subject)]

@@ -20,8 +20,8 @@ from ..base import Host
 from .calibrating import question_of
 from .config import LLPConfig
 from .entries import Entry
-from .keys import contrast, think_states
-from .lessons import Lesson, lessons_of, other_lessons, spellings, statements_of
+from .keys import contrast, spellings, think_states
+from .lessons import Lesson, lessons_of, other_lessons, statements_of
 from .passes import Chunk, States, run_lines
 from .teaching import Taught, teach
 

@@ -6,7 +6,6 @@ turn and in a second turn. Other statements and questions about its subject are 
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ...chat import Message, Messages, Prompt, behind, in_chat, question
 from ...edits import Edit
+from ...naming import place_of, placed
 from ...text import Text, TokenizerError
 from .config import LLPConfig
 from .passes import Line
@@ -25,21 +25,9 @@ __all__ = [
     "lessons_of",
     "other_lessons",
     "other_lines",
-    "spellings",
     "statements_of",
 ]
 
-_BEFORE = (
-    "",
-    "The name ",
-    'He said: "',
-    "Look (",
-    "One line.\n",
-    "See:\t",
-    "This is **",
-    "And -",
-    "Now\u00a0",
-)
 _BACK = 2  # tokens before the end of a neutral statement at which nothing may change either
 _ASKED = 64  # questions that are asked together
 _SENTENCE = 20  # tokens of the model's own answer
@@ -114,16 +102,6 @@ def other_lessons(text: Text, config: LLPConfig, edit: Edit, similar: Tensor, sa
     return [one for one in lessons if one is not None]
 
 
-def spellings(text: Text, subject: str) -> list[tuple[list[int], range]]:
-    """Ids of texts that write a subject at their beginning, behind marks or with a capital, and its place."""
-    found = []
-    for form in dict.fromkeys((subject, subject[:1].upper() + subject[1:])):
-        for front in _BEFORE if form == subject else ("", "The word "):
-            with contextlib.suppress(TokenizerError):
-                found.append(text.span(f"{front}{form}", len(front), len(front) + len(form)))
-    return found
-
-
 def statements_of(text: Text, edits: Sequence[Edit]) -> list[str | None]:
     """For each edit the beginning of a sentence that gives the answer next, or None.
 
@@ -144,15 +122,15 @@ def statements_of(text: Text, edits: Sequence[Edit]) -> list[str | None]:
 def _beginning(said: str, edit: Edit) -> str | None:
     subject = str(edit.subject)
     sentence = said.split("\n")[0]
-    place = sentence.find(subject)
-    if place < 0:
+    place = place_of(sentence, subject)
+    if place is None:
         return None
     known = set(re.findall(r"\w+", edit.question.lower()))
-    for word in re.finditer(r"\w+", sentence[place + len(subject) :]):
+    for word in re.finditer(r"\w+", sentence[place.end :]):
         text = word.group()
         if (text[0].isupper() or text[0].isdigit()) and text.lower() not in known:
-            front = sentence[: place + len(subject) + word.start()].rstrip(" \"'“‘(")
-            return front if len(front) > place + len(subject) else None
+            front = sentence[: place.end + word.start()].rstrip(" \"'“‘(")
+            return front if len(front) > place.end else None
     return None
 
 
@@ -166,8 +144,7 @@ def _begun(text: Text, prompt: Messages, statement: str, edit: Edit, config: LLP
     last = len(begun.ids) - 1
     if whole.ids[: last + 1] != begun.ids or len(whole.ids) > text.max_length:
         return None
-    at = edit.question.index(str(edit.subject))
-    _, span = text.asked_span(prompt, at, at + len(str(edit.subject)))
+    _, span = text.asked_span(prompt, *edit.place)
     return Lesson(Line(tuple(whole.ids), last), span, range(0), True, False)
 
 
@@ -202,8 +179,7 @@ def other_lines(text: Text, subject: str, prompts: Sequence[Prompt]) -> list[tup
     found = []
     for prompt in prompts:
         asked = question(prompt)
-        begin = asked.index(subject)
-        ids, span = text.asked_span(prompt, begin, begin + len(subject))
+        ids, span = text.asked_span(prompt, *placed(asked, subject))
         words = text.asked_span(prompt, 0, len(asked))[1]
         found.append((Line(tuple(ids), len(ids) - 1), span, words, not isinstance(prompt, str)))
     return found
@@ -219,15 +195,14 @@ def _fitting(text: Text, config: LLPConfig, prompt: Prompt, edit: Edit, target: 
 
 def _lesson(text: Text, config: LLPConfig, prompt: Prompt, edit: Edit, target: str | None) -> Lesson:
     asked = question(prompt)
-    subject = str(edit.subject)
     begin = asked.index(edit.question) if edit.question in asked else 0
-    begin = asked.index(subject, begin)
+    place = placed(asked, str(edit.subject), begin)
     if target is None:
         ids, start = text.encode(prompt), None
     else:
         pair = text.pair(prompt, target, stop=config.train_stop)
         ids, start = pair.ids, pair.start
-    span = text.asked_span(prompt, begin, begin + len(subject))[1]
+    span = text.asked_span(prompt, *place)[1]
     asking = (asked.index(edit.question), len(edit.question)) if edit.question in asked else (0, len(asked))
     words = text.asked_span(prompt, asking[0], sum(asking))[1]
     if len(ids) > text.max_length:

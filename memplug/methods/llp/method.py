@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,10 +21,12 @@ from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
 from ...memory import KeyMemory
+from ...naming import Written, writings
 from ...prefix import KV, Prefix
 from ...recall import Recall
 from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
 from ..base import Host, State
+from ..unlearned import warn_unlearned
 from .config import LLPConfig
 from .entries import Entry, changed, check_keys, pack, unpack
 from .explain import Explanation, explain
@@ -33,9 +34,10 @@ from .jobs import jobs_for
 from .keys import contexts_of, contrast, keys_missing, subject_states
 from .values import Learned, train_values
 
-__all__ = ["LLP", "warn_unlearned"]
+__all__ = ["LEARNED", "LLP"]
 
-_LEARNED = 1.0  # nats a token; above, the answer is likelier not to come
+LEARNED = 1.0
+"""Nats a token; above, the answer is likelier not to come."""
 _PREFIXES_KEPT = 1024  # recalled entries whose keys and values per layer stay at hand
 
 
@@ -149,7 +151,7 @@ class LLP:
         for edit in edits:
             self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
 
-    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
+    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> Collection[str]:
         """Train keys and values; several edits of one subject share both, as published."""
         gone = {edit.id for edit in replaced}
         drafts = self._without(gone)
@@ -157,7 +159,7 @@ class LLP:
             subject = str(edit.subject)
             draft = drafts.get(subject) or self.entries.get(subject) or Entry(subject, {})
             drafts[subject] = changed(draft, {**draft.edits, str(edit.id): edit}, draft.off)
-        self._apply(drafts, progress)
+        return self._apply(drafts, progress)
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
         """Drop keys and values; where a subject keeps other edits, its value is trained anew from these."""
@@ -181,8 +183,12 @@ class LLP:
                 drafts[subject] = changed(entry, edits, entry.off - gone)
         return drafts
 
-    def _apply(self, drafts: Mapping[str, Entry], progress: bool) -> None:
-        """Train what the drafts lack, then put them in place: nothing is changed before all is computed."""
+    def _apply(self, drafts: Mapping[str, Entry], progress: bool) -> Collection[str]:
+        """Train what the drafts lack, then put them in place: nothing is changed before all is computed.
+
+        Returns:
+            The ids of edits that it has warned of.
+        """
         lacking = [draft for draft in drafts.values() if draft.on and draft.on not in draft.values]
         learned = self._train(lacking, progress)
         for draft, result in zip(lacking, learned, strict=True):
@@ -190,13 +196,14 @@ class LLP:
         fresh = [draft for draft in drafts.values() if draft.edits and not draft.keys]
         keys = self._keys(fresh)
         self._complete(keys, drafts)
-        warn_unlearned(
-            [(d.subject, r.loss) for d, r in zip(lacking, learned, strict=True)]
-        )  # a warning may be an error: nothing has changed yet
+        poor = [draft for draft, one in zip(lacking, learned, strict=True) if one.loss > LEARNED]
+        # A warning may be an error: nothing has changed yet.
+        warn_unlearned([draft.subject for draft in poor], len(lacking), 4)
         with self._host.tracker.gate.changing():
             numbers = self._add(keys)
             for draft in drafts.values():
                 self._put(draft, draft.keys + numbers.get(draft.subject, ()))
+        return {id for draft in poor for id in draft.on}
 
     def _add(self, keys: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, ...]]:
         """Store new keys, all or none, and say under which numbers."""
@@ -262,11 +269,8 @@ class LLP:
         config = self.config
         with self._host.tracker.off():
             prefixes = self._contexts()
-            contexts = [
-                contexts_of(draft.subject, next(iter(draft.edits.values())).question, prefixes, config)
-                for draft in drafts
-            ]
-            states = subject_states(self._host, [draft.subject for draft in drafts], contexts, config)
+            contexts = [contexts_of(next(iter(draft.edits.values())), prefixes, config) for draft in drafts]
+            states = subject_states(self._host, contexts, config)
         stored = self.memory.ids()
         if len(stored) > config.negatives:
             stored = random.Random(config.seed + len(stored)).sample(stored, config.negatives)
@@ -278,11 +282,14 @@ class LLP:
         return keys
 
     def _complete(self, keys: dict[str, list[Tensor]], drafts: Mapping[str, Entry]) -> None:
-        """Add a key to ``keys`` wherever a subject would not be recognised in a new edit's own prompt."""
-        named: list[tuple[str, str]] = []
+        """Add a key to ``keys`` wherever a subject would not be recognised in a new edit's own prompt, or
+        behind some mark."""
+        named: list[tuple[str, Written]] = []
         for subject, draft in drafts.items():
             known = self.entries[subject].edits if subject in self.entries else {}
-            named += [(subject, edit.question) for id, edit in draft.edits.items() if id not in known]
+            fresh = [edit for id, edit in draft.edits.items() if id not in known]
+            named += [(subject, Written(edit.question, *edit.place)) for edit in fresh]
+            named += [] if known else [(subject, one) for one in writings(subject)]
         if not named or not self.config.bare_prompt:  # the published keys are those of sampled contexts alone
             return
         have = {s: [*map(self.memory.get, drafts[s].keys), *keys.get(s, ())] for s, _ in named}
@@ -332,16 +339,3 @@ class LLP:
         self.entries = entries
         self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
         self._next, self._stamp = coming, len(entries)
-
-
-def warn_unlearned(learned: Sequence[tuple[str, float]]) -> None:
-    """Warn of names whose last loss says that the model will not answer as edited."""
-    poor = [name for name, loss in learned if loss > _LEARNED]
-    if poor:
-        names = ", ".join(map(repr, poor[:3]))
-        warnings.warn(
-            f"{len(poor)} of {len(learned)} were not learned well (loss above {_LEARNED}: {names}"
-            f"{', ...' if len(poor) > 3 else ''}); the model may not answer as edited; "
-            "raise value_steps, or see if the prompts suit the model",
-            stacklevel=5,
-        )

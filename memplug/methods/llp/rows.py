@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...edits import Edit
 from ...hooks import capture_input
+from ...naming import placed
 from ...prefix import Prefix
 from ...recall import Recall
 from ...text import Batch, Pair, TokenizerError
@@ -123,8 +124,7 @@ def _fitting(host: Host, prompt: str, target: str, stop: bool = False) -> Pair |
 
 def _after_subject(host: Host, statement: str, subject: str) -> tuple[list[int], range]:
     """Ids of a statement, and the positions from the subject's last token to the end."""
-    begin = statement.index(subject)
-    ids, span = host.text.span(statement, begin, begin + len(subject))
+    ids, span = host.text.span(statement, *placed(statement, subject))
     return ids, range(span[-1], len(ids))
 
 

@@ -54,7 +54,7 @@ def subject_rows(text: Text, edits: Sequence[Edit], prefixes: Sequence[str]) -> 
         subject = str(edit.subject)
         for front in ("", *prefixes):
             whole = behind(front, edit.prompt)
-            begin = len(question(whole)) - len(edit.question) + edit.question.index(subject)
+            begin = len(question(whole)) - len(edit.question) + edit.place.begin
             ids, span = text.asked_span(whole, begin, begin + len(subject))
             if not front or len(ids) < text.max_length:
                 text.check_length(ids, whole)

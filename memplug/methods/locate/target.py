@@ -73,7 +73,7 @@ def _rows(host: Host, edits: Sequence[Edit], prefixes: Sequence[str], stop: bool
             if front and len(text.encode(prompt)) + 64 >= text.max_length:
                 continue
             pair = text.pair(prompt, edit.target, stop=stop)
-            begin = len(question(prompt)) - len(edit.question) + edit.question.index(subject)
+            begin = len(question(prompt)) - len(edit.question) + edit.place.begin
             _, span = text.asked_span(prompt, begin, begin + len(subject), edit.target)
             rows.append(_Row(pair.ids, span[-1], index, pair.start))
         ids, span = text.span(f"{subject} is a", 0, len(subject))
