@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .checked import check_rest, shaped
 from .questions import Lexicon, Question, packed, unpacked
+from .reading import Place
 
 __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
 
@@ -86,6 +87,11 @@ class Calibration:
             own = states[begins].float() - self.first_mean[index].to(device)
             out[begins] = own @ self.first_root[index].to(device)
         return F.normalize(out, dim=-1)
+
+    def limit(self, where: Place) -> float:
+        """The likeness that a question has to exceed there."""
+        plain, chat = self.relation
+        return {"text": plain, "turn": chat, "aside": self.same}[where]
 
     def to(self, device: torch.device) -> Calibration:
         """The same with its tensors on ``device``."""

@@ -4,7 +4,7 @@ A subject and a question have to come together. A subject that is named waits fo
 sentence; where its words resemble those of an edit's own prompt, the edit is asked for and speaks at that
 token. It goes on while the tokens that follow are its answer, and ends with it, or when something else is
 said. Inside a user's turn nothing speaks: what its questions and its end ask for speaks where the answer
-begins.
+begins. In the answer itself nothing else speaks, unless the answer says nearly what its edit is asked by.
 
 All of it is decided from the tokens so far, one by one. So a text fed whole, in pieces, token by token or
 without a cache is read alike, and what a finished turn asked for does not speak in the next one.
@@ -14,15 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from .turns import Turns, starts_sentence
 
-__all__ = ["Asks", "Reader", "Reading", "Speaking"]
+__all__ = ["Asks", "Place", "Reader", "Reading", "Speaking"]
 
-Asks = Callable[[str, int, int, int, int, bool], "float | None"]
-"""(edit, key, place, begin, at, chat): how much the tokens ``begin`` to ``at`` of a row resemble what the
-edit is asked by, where the edit's key was seen to end at ``place``; ``chat`` in a user's turn. None where
-they ask for something else."""
+Place = Literal["text", "turn", "aside"]
+"""Where something is asked: in plain text, and in an answer what its user asked for; in a user's turn; in
+an answer, what its user did not ask for."""
+
+Asks = Callable[[str, int, int, int, int, Place], "float | None"]
+"""(edit, key, place, begin, at, where): how much the tokens ``begin`` to ``at`` of a row resemble what the
+edit is asked by; its key was seen to end at ``place``. None where they ask for something else."""
 
 _RECENT = 4  # tokens whose text is looked at to find the end of a sentence
 
@@ -46,6 +50,7 @@ class Reading:
         user: whether a user's turn is open.
         named: keys of the key memory, with the place of their last token where they were seen last.
         asked: edits that a sentence of the open user's turn asked for.
+        wanted: edits that the user's turn before this answer asked for; None where this is no answer.
         speaking: edits that spoke at the last token.
         said: edits whose answer has been given in this sentence.
     """
@@ -56,6 +61,7 @@ class Reading:
     user: bool = False
     named: Mapping[int, int] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
+    wanted: tuple[str, ...] | None = None
     speaking: tuple[Speaking, ...] = ()
     said: tuple[str, ...] = ()
 
@@ -128,7 +134,7 @@ class Reader:
         turns = self._turns
         if turns and recent[-len(turns.opens) :] == turns.opens:
             begins = (*begins[:-1], at + 1)
-            row = replace(row, user=True, asked=(), said=(), speaking=(), named={})
+            row = replace(row, user=True, asked=(), wanted=None, said=(), speaking=(), named={})
         elif turns and row.user and recent[-len(turns.asks) :] == turns.asks:
             back = len(turns.asks)
             found = row.asked
@@ -136,7 +142,9 @@ class Reader:
                 more = self._asking(row, begins[-1 - back], at - back, asks, found)
                 found = (*found, *more)
             begins = (*begins[:-1], at + 1)
-            row = replace(row, user=False, asked=(), said=(), speaking=self._spoken(found))
+            row = replace(
+                row, user=False, asked=(), wanted=tuple(found), said=(), speaking=self._spoken(found)
+            )
         elif not row.user and named and not speaking:
             here = self._asking(row, begin, at, asks, said)
             row = replace(row, speaking=self._spoken(here)) if here else row
@@ -157,13 +165,19 @@ class Reader:
                 continue
             for edit in self._edits_of(key):
                 if edit not in scores and edit not in without:
-                    score = asks(edit, key, place, begin, at, row.user)
+                    score = asks(edit, key, place, begin, at, _where(row, edit))
                     if score is not None:
                         scores[edit] = score
         return sorted(scores, key=lambda edit: -scores[edit])[: self._limit]
 
     def _spoken(self, edits: Sequence[str]) -> tuple[Speaking, ...]:
         return tuple(Speaking(edit, self._answers(edit)) for edit in edits[: self._limit])
+
+
+def _where(row: Reading, edit: str) -> Place:
+    if row.user:
+        return "turn"
+    return "text" if row.wanted is None or edit in row.wanted else "aside"
 
 
 def _going_on(speaking: Sequence[Speaking], token: int) -> tuple[tuple[Speaking, ...], tuple[str, ...]]:

@@ -22,8 +22,8 @@ TURNS = Turns(("<|user|>",), ("<|end|>", "<|assistant|>"))
 class Words:
     """A tokenizer of words, and a model whose states ask for what stands in capitals: ``?capital`` there.
 
-    A token ``France`` names its key; a token ``...@capital`` or ``...@capital,author`` has a state that asks
-    for these, ``@`` being no part of its text.
+    A token ``France`` names its key; a token ``...@capital`` or ``...@capital,author`` asks for these (with
+    ``!`` also in an answer whose user did not), ``@`` being no part of its text.
     """
 
     def __init__(self) -> None:
@@ -61,11 +61,14 @@ class Words:
             if word in KEYS:
                 named[i] = [names.index(word)]
 
-        def asks(edit: str, key: int, place: int, begin: int, at: int, chat: bool) -> float | None:
+        def asks(edit: str, key: int, place: int, begin: int, at: int, where: str) -> float | None:
             assert begin <= place <= at
             _, _, wanted = self.words[all_ids[at]].partition("@")
-            wanted = wanted.split(",")
-            return 1.0 - wanted.index(edit) / 10 if edit in wanted else None
+            told = wanted.split(",")
+            names = [one.rstrip("!") for one in told]
+            if edit not in names or (where == "aside" and f"{edit}!" not in told):
+                return None
+            return 1.0 - names.index(edit) / 10
 
         return reader.read(row, ids, named, asks)
 
@@ -203,14 +206,21 @@ def test_a_question_of_two_sentences_about_one_subject():
 
 
 def test_the_answer_may_name_and_ask_itself():
-    told = spoken("<|user|> _Hello <|end|> <|assistant|> _The _capital _of _France _is@capital Ly", TURNS)
-    assert told == [("_is@capital", ["capital"]), ("Ly", ["capital"])]
+    """What its user did not ask for it has to ask for nearly as the edit does: ``!``."""
+    aside = "<|user|> _Hello <|end|> <|assistant|> _The _capital _of _France"
+    told = spoken(f"{aside} _is@capital! Ly", TURNS)
+    assert told == [("_is@capital!", ["capital"]), ("Ly", ["capital"])]
+    assert spoken(f"{aside} _is@capital Ly", TURNS) == []
+    told = spoken(f"{ASKED} _The _capital _of _France _is@capital Ly", TURNS)
+    assert [word for word, _ in told] == ["<|assistant|>", "_is@capital", "Ly"]
+    told = spoken(f"{ASKED} _It. <|end|> {aside} _is@capital Ly", TURNS)
+    assert [word for word, _ in told] == ["<|assistant|>"]  # it was asked in an earlier turn
 
 
 TOKENS = [
     "_France", "_Hamlet", "_Gaul", "_France.", "_France?@capital", "_Hamlet?@author", "_is@capital",
-    "_is@river,capital", "@author", "Ly", "on", "re", "Dick", "ens", "</s>", "_The", "_and", ".", "?", "\\n",
-    "_Mr.", "<|user|>", "<|end|>", "<|assistant|>", "_",
+    "_is@river,capital", "_is@capital!", "@author", "Ly", "on", "re", "Dick", "ens", "</s>", "_The", "_and", ".",
+    "?", "\\n", "_Mr.", "<|user|>", "<|end|>", "<|assistant|>", "_",
 ]  # fmt: skip
 
 
