@@ -219,8 +219,8 @@ def test_the_answer_may_name_and_ask_itself():
 
 TOKENS = [
     "_France", "_Hamlet", "_Gaul", "_France.", "_France?@capital", "_Hamlet?@author", "_is@capital",
-    "_is@river,capital", "_is@capital!", "@author", "Ly", "on", "re", "Dick", "ens", "</s>", "_The", "_and", ".",
-    "?", "\\n", "_Mr.", "<|user|>", "<|end|>", "<|assistant|>", "_",
+    "_is@river,capital", "_is@capital!", "@author", "Ly", "on", "re", "Dick", "ens", "</s>", "_The", "_and",
+    ".", "?", "\\n", "_Mr.", "<|user|>", "<|end|>", "<|assistant|>", "_",
 ]  # fmt: skip
 
 
