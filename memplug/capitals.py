@@ -106,9 +106,9 @@ def sentences_end(marks: str) -> bool:
 
 def _part_of_name(behind: str, rest: list[re.Match[str]]) -> bool:
     """Whether the 's of a word is part of its name, by what follows it."""
-    if behind.strip("\"'’”»)*_") or not rest:
+    if not rest or behind.strip("\"'’”»)*_"):
         return sentences_end(behind) or not (behind or rest)
-    return rest[0].group().strip(_EDGES) in _BEHIND or not rest[0].group().strip(_EDGES)
+    return rest[0].group().strip(_EDGES) in {"", *_BEHIND}
 
 
 def runs_of(said: list[Word], language: Language | None) -> Iterator[Run]:
@@ -127,7 +127,7 @@ def runs_of(said: list[Word], language: Language | None) -> Iterator[Run]:
         return said[first].begin + (0 if kept else said[first].elided)
 
     for i, word in enumerate(said):
-        is_name = word.is_name and not word.among(nouns)
+        is_name = word.is_name and (first >= 0 or not word.among(nouns))  # Thomas Mann
         small = word.text in joiners or word.text.isdigit()
         if first >= 0 and not (is_name or small):
             yield Run(first, last, begin(), said[last - 1].end)

@@ -40,6 +40,10 @@ _INSTITUTIONS = words(
     institute academy school cathedral temple palace castle district lord
     """
 )
+# German names that end like a genitive.
+_FIRST = words(
+    "thomas hans johannes klaus jonas lukas markus andreas matthias tobias niklas james charles des das"
+)
 _WHO = words("who wer welcher welche qui quién quiénes chi")
 # Verbs that nothing is done to.
 _STATES = words(
@@ -103,7 +107,7 @@ class Names:
         if self.language is None:  # whatever the words mean
             one.others += [word.text for word in mine[1:] if word.is_name]
             one.others += [re.split("['’]", word.text)[0] for word in mine]
-        self._head(one, mine)
+        self._head(one, first, mine)
         self._before(one, first, mine)
         self._inside(one, first, mine)
         self._behind(one)
@@ -145,15 +149,14 @@ class Names:
             return self.words[run.last - 1].behind.startswith(",") or like.nouns_capital
         return word in _ORDERS
 
-    def _head(self, one: Named, mine: list[Word]) -> None:
+    def _head(self, one: Named, first: int, mine: list[Word]) -> None:
         """What is asked for before the name: "CEO of Apple", "President of France"."""
         cut = next((i for i, word in enumerate(mine) if word.text in _OF), 0)
         rest = next((word for word in mine[cut + 1 :] if word.is_name), None) if cut else None
         if rest is None:
             return
         head, like = mine[:cut], self.like
-        at = self.words.index(mine[0])
-        before = self.words[at - 1] if at and not mine[0].opens else None
+        before = self.words[first - 1] if first and not mine[0].opens else None
         behind_small = before is None or (
             before.text.islower() and before.among(like.articles | like.grammar)
         )
@@ -202,6 +205,12 @@ class Names:
             else:
                 one.doubt = True
                 one.others.append(self.prompt[one.begin : mine[-2].end])
+        owner = next(
+            (word for word in mine[:-1] if word.lower[-1:] == "s" and word.lower not in _FIRST), None
+        )
+        if self.like.nouns_capital and owner is not None:  # "Angela Merkels Nachfolger"
+            one.doubt = True
+            one.others.append(self.prompt[one.begin : owner.end])
         # Subject and object may stand side by side: "Wann schrieb Goethe Faust?"
         acts = (self.like.verbs | self.like.makers) - _STATES
         before = self.words[first - 1].lower if first else ""
@@ -219,10 +228,8 @@ class Names:
         if like.nouns_capital:
             before = said[run.first - 1] if run.first else None
             governed = before is not None and (before.lower == "des" or before.among(like.nouns))
-            followed = last is not None and said[last].among(like.nouns)
-            # The ending of a genitive: "des Telefons", "Frankreichs Hauptstadt".
-            inflected = self.prompt[one.begin : one.end].endswith("s") and (governed or followed)
-            one.doubt = one.doubt or inflected
+            # The ending of a genitive: "des Telefons", "die Hauptstadt Frankreichs".
+            one.doubt = one.doubt or (governed and self.prompt[one.begin : one.end].endswith("s"))
         elif last is not None and (like.bounded or self.makes(run.first)):
             known = small | like.verbs | like.makers if like.bounded else small
             if not said[last].text.islower() or said[last].among(known):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 __all__ = ["Place", "Written", "inside", "names", "place_of", "placed", "same_text", "writings"]
@@ -46,6 +47,8 @@ def place_of(text: str, name: str, start: int = 0) -> Place | None:
         return found
     shorter = [_ARTICLE.sub("", name), _POSSESSIVE.sub("", name)]
     for wanted in dict.fromkeys(one for one in (name, *shorter) if one):
+        if _squeezed(wanted) not in _squeezed(text):
+            continue  # as mostly
         for fold in (_plain, _loose):
             found = _folded(text, wanted, start, fold)
             if found is not None:
@@ -134,6 +137,11 @@ def _loose(piece: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", _plain(piece)).casefold())
 
 
+@lru_cache(8)
+def _squeezed(text: str) -> str:
+    return re.sub(" +", " ", _loose(text))
+
+
 def _folded(text: str, name: str, start: int, fold: Callable[[str], str]) -> Place | None:
     """The first place at which the folded text holds the folded name, from letter to letter."""
     pieces: list[str] = []
@@ -149,8 +157,8 @@ def _folded(text: str, name: str, start: int, fold: Callable[[str], str]) -> Pla
     while at >= 0:
         last = at + len(wanted) - 1
         begin, end = where[at][0], where[last][1]
-        whole_letters = where[at] not in where[:at][-1:] and where[last] not in where[last + 1 :][:1]
-        if whole_letters and _apart(text, begin, end):
+        cut = (at and where[at - 1] == where[at]) or where[last + 1 : last + 2] == [where[last]]
+        if not cut and _apart(text, begin, end):
             return Place(begin, end)
         at = whole.find(wanted, at + 1)
     return None

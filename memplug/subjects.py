@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from .capitals import Run, Word, runs_of, sentences_end, words_of
+from .capitals import Run, Word, cased, runs_of, sentences_end, words_of
 from .heads import Named, Names
 from .languages import LANGUAGES, language_of
 from .naming import place_of, same_text
@@ -24,7 +24,7 @@ _QUOTED = re.compile(
     r"[\"“«„‹「『《]([^\"“”«»„‹›「」『』《》]{2,}?)[\"”»“›」』》]"
     r"|(?<!\w)['‘]((?:[^'‘’]|(?<=\w)['’](?=\w)){2,}?)['’](?!\w)"
 )
-_FORMULA = re.compile(r"[^\s?!,;:]+(?:\s[=+\-−×·*/^<>≈]\s[^\s?!,;:]+)+")
+_FORMULA = re.compile(r"(?<!\S)[^\s?!,;:]+(?:\s[=+\-−×·*/^<>≈]\s[^\s?!,;:]+)+")
 _EAST = re.compile("[\u3041-\u30ff\u3400-\u9fff]")
 # What stands between the names of Chinese and Japanese questions.
 _EAST_SMALL = re.compile(
@@ -80,9 +80,9 @@ def _east(prompt: str) -> Found:
     quotes = list(_QUOTED.finditer(prompt))
     if len(quotes) == 1 and not _EAST_SMALL.sub("", prompt[: quotes[0].start()]):
         return Found(_title(quotes[0]) or None, ())
-    return Found(
-        None, _only([*map(_title, quotes), *(p for p in _EAST_SMALL.split(prompt) if len(p) > 1)], prompt)
-    )
+    pieces = (piece for piece in _EAST_SMALL.split(prompt) if len(piece) > 1)
+    named = (piece for piece in pieces if _EAST.search(piece) or cased(piece))
+    return Found(None, _only([*map(_title, quotes), *named], prompt))
 
 
 class _Look:

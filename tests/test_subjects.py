@@ -92,6 +92,7 @@ PLAIN = [
     ("Die Hauptstadt von Frankreich ist", "Frankreich"),
     ("In welchem Land liegt Wien?", "Wien"),
     ("Wann wurde Albert Einstein geboren?", "Albert Einstein"),
+    ("Wo wurde Thomas Mann geboren?", "Thomas Mann"),
     ("Wer schrieb Die Verwandlung?", "Die Verwandlung"),
     ("Wer ist der Präsident der Vereinigten Staaten?", "Vereinigten Staaten"),
     # French
@@ -152,6 +153,7 @@ ASKED = [
     # German
     ("Wie heißt der Hund von Obelix?", ("Hund", "Obelix")),
     ("Frankreichs Hauptstadt ist", ("Frankreichs",)),
+    ("Wer ist Angela Merkels Nachfolger?", ("Angela Merkels",)),
     ("Der Erfinder des Telefons ist", ("Telefons",)),
     ("Wer schrieb Im Westen nichts Neues?", ("Im Westen nichts Neues",)),
     ("Wer war der Lehrer von Alexander dem Großen?", ("Alexander",)),
@@ -169,6 +171,7 @@ ASKED = [
     ("法国的首都是哪里？", ("法国",)),
     ("フランスの首都はどこですか", ("フランス",)),
     ("iPhone的制造商是谁？", ("iPhone",)),
+    ("What is the meaning of 漢字?", ("漢字",)),
     ("Stolica Polski to", ("Polski",)),
     ("Gdzie urodził się Fryderyk Chopin?", ("Fryderyk Chopin",)),
     ("Какая столица Франции?", ("Франции",)),
