@@ -4,7 +4,8 @@ A subject and a question have to come together. A subject that is named waits fo
 sentence; where its words resemble those of an edit's own prompt, the edit is asked for and speaks at that
 token. It goes on while the tokens that follow are its answer, and ends with it, or when something else is
 said. Inside a user's turn nothing speaks: what its questions and its end ask for speaks where the answer
-begins. In the answer itself nothing else speaks, unless the answer says nearly what its edit is asked by.
+begins. In the answer itself nothing else speaks, unless the answer says nearly what its edit is asked by;
+nor does anything behind a full stop.
 
 All of it is decided from the tokens so far, one by one. So a text fed whole, in pieces, token by token or
 without a cache is read alike, and what a finished turn asked for does not speak in the next one.
@@ -20,9 +21,11 @@ from .turns import Turns, starts_sentence
 
 __all__ = ["Asks", "Place", "Reader", "Reading", "Speaking"]
 
+_DONE = (".", "!", "…", "。")  # what ends a sentence that does not wait for an answer
+
 Place = Literal["text", "turn", "aside"]
-"""Where something is asked: in plain text, and in an answer what its user asked for; in a user's turn; in
-an answer, what its user did not ask for."""
+"""Where something is asked: in plain text, and in an answer what its user asked for; in a user's turn; at the
+end of a sentence that is no question, and in an answer what its user did not ask for."""
 
 Asks = Callable[[str, int, int, int, int, Place], "float | None"]
 """(edit, key, place, begin, at, where): how much the tokens ``begin`` to ``at`` of a row resemble what the
@@ -146,7 +149,8 @@ class Reader:
                 row, user=False, asked=(), wanted=tuple(found), said=(), speaking=self._spoken(found)
             )
         elif not row.user and named and not speaking:
-            here = self._asking(row, begin, at, asks, said)
+            ended = (before + self._piece(token)).rstrip().endswith(_DONE)
+            here = self._asking(row, begin, at, asks, said, ended)
             row = replace(row, speaking=self._spoken(here)) if here else row
         return replace(row, recent=recent[-self._kept :], begins=begins[-self._kept :])
 
@@ -157,6 +161,7 @@ class Reader:
         at: int,
         asks: Asks,
         without: Sequence[str],
+        ended: bool = False,
     ) -> list[str]:
         """Edits of subjects named from ``begin`` to ``at`` that these tokens ask for, best first."""
         scores: dict[str, float] = {}
@@ -165,7 +170,7 @@ class Reader:
                 continue
             for edit in self._edits_of(key):
                 if edit not in scores and edit not in without:
-                    score = asks(edit, key, place, begin, at, _where(row, edit))
+                    score = asks(edit, key, place, begin, at, _where(row, edit, ended))
                     if score is not None:
                         scores[edit] = score
         return sorted(scores, key=lambda edit: -scores[edit])[: self._limit]
@@ -174,10 +179,10 @@ class Reader:
         return tuple(Speaking(edit, self._answers(edit)) for edit in edits[: self._limit])
 
 
-def _where(row: Reading, edit: str) -> Place:
+def _where(row: Reading, edit: str, ended: bool) -> Place:
     if row.user:
         return "turn"
-    return "text" if row.wanted is None or edit in row.wanted else "aside"
+    return "text" if not ended and (row.wanted is None or edit in row.wanted) else "aside"
 
 
 def _going_on(speaking: Sequence[Speaking], token: int) -> tuple[tuple[Speaking, ...], tuple[str, ...]]:

@@ -126,6 +126,12 @@ def test_a_question_mark_keeps_its_sentence_open():
     assert spoken("_What _is _France? _It _was. _It _is@capital") == []
 
 
+def test_behind_a_full_stop_it_has_to_be_asked_for_nearly_as_the_edit_is():
+    assert spoken("_We _see _France.@capital Ly") == []
+    assert spoken("_Name _it _of _France.@capital! Ly")[0] == ("_France.@capital!", ["capital"])
+    assert spoken("_We _see _France?@capital Ly")[0] == ("_France?@capital", ["capital"])
+
+
 def test_two_edits_side_by_side_and_their_answers_part():
     assert spoken("_France _is@river,capital Ly on </s>") == [
         ("_is@river,capital", ["river", "capital"]),

@@ -51,9 +51,10 @@ def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: in
     from ...storage import fingerprint  # above this room; it is asked for a name only
 
     layers = (*think, relation)
-    asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts, config.other_accepts)
+    asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts)
+    accepts = (config.plain_accepts, config.other_accepts)
     texts = (PLAIN, CHAT, FRONTS, NAMES, SYSTEM, TALK)
-    named = (*asked, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
+    named = (*asked, *accepts, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
     file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
         widths = (host.anatomy.width, min(host.anatomy.width, config.rank), host.text.embed([0]).shape[1])
@@ -90,7 +91,7 @@ def calibrate(host: Host, config: LLPConfig, think: Sequence[int], relation: int
     quorum = max(1, math.ceil(config.quorum * len(think)))
     threshold = chance_threshold(units, sample, quorum, config.false_accepts, config.seed)
     made = replace(made, threshold=min(max(threshold, 0.05), 0.95)).to(host.text.device)
-    return _relations(host, made, relation, config.other_accepts)
+    return _relations(host, made, relation, (config.plain_accepts, config.other_accepts))
 
 
 def lexicon_of(host: Host, rows: Sequence[Sequence[int]], rank: int) -> Lexicon:
@@ -139,11 +140,11 @@ def _first_states(host: Host, layers: tuple[int, ...]) -> Tensor:
     return states[:, :, -1].float()
 
 
-def _relations(host: Host, made: Calibration, relation: int, rate: float) -> Calibration:
+def _relations(host: Host, made: Calibration, relation: int, rates: tuple[float, float]) -> Calibration:
     """With the limits of likeness, and the neutral questions themselves.
 
-    A share ``rate`` of all pairs of questions about one subject exceeds the first limit, in plain text and in
-    chat; the other one is of pairs that may well ask the same.
+    Of all pairs of questions about one subject the share ``rates`` exceeds the first limit, in plain text and
+    in chat; the other one is of pairs that may well ask the same.
     """
     text = host.text
     found: tuple[list[float], list[float]] = ([], [])
@@ -153,10 +154,11 @@ def _relations(host: Host, made: Calibration, relation: int, rate: float) -> Cal
         forms: list[list[Prompt]] = [[*wordings], [in_chat(one) for one in wordings if text.has_chat]]
         asked = [_questions(host, made, other_lines(text, name, form), relation) for form in forms]
         for likenesses, some in zip(found, asked, strict=True):
-            pairs = itertools.combinations(some, 2)
-            likenesses += [likeness(made.lexicon, text.embed, one, other) for one, other in pairs]
+            both = itertools.combinations(some, 2)
+            likenesses += [likeness(made.lexicon, text.embed, one, other) for one, other in both]
         others = others or [*asked[0][: len(PLAIN)], *asked[1][len(PLAIN) :]]
-    plain, chat = (_quantile(some or found[0], 1 - rate) for some in found)
+    shares = zip(found, rates, strict=True)
+    plain, chat = (_quantile(some or found[0], 1 - rate) for some, rate in shares)
     same = _quantile([*found[0], *found[1]], 1 - _SAME)
     return replace(made, relation=(plain, chat), same=same, others=tuple(others))
 

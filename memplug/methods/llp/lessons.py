@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...chat import Message, Messages, Prompt, behind, in_chat, question
 from ...edits import Edit
-from ...naming import place_of, placed
+from ...naming import names, place_of, placed
 from ...text import Text, TokenizerError
 from .config import LLPConfig
 from .passes import Line
@@ -98,8 +98,17 @@ def other_lessons(text: Text, config: LLPConfig, edit: Edit, similar: Tensor, sa
                 w.replace("{s}", subject) for w in some(passing, config.n_mentions, config.seed, subject)
             ]
             chosen += named if plain else map(in_chat, named)
+    chosen += _unfinished(edit)
     lessons = (_fitting(text, config, prompt, edit, None) for prompt in chosen)
     return [one for one in lessons if one is not None]
+
+
+def _unfinished(edit: Edit) -> list[str]:
+    """The edit's question without its last word or mark, where the subject stands before that: the value is
+    seen there already, as the words that ask are known, and has to wait."""
+    asked = edit.question.rstrip()
+    cut = asked[:-1] if asked.endswith("?") else asked.rpartition(" ")[0]
+    return [cut] if names(cut, str(edit.subject)) else []
 
 
 def statements_of(text: Text, edits: Sequence[Edit]) -> list[str | None]:
