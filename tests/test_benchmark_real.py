@@ -33,6 +33,13 @@ def test_there_are_enough_facts_each_with_everything_that_is_asked():
     assert sum(fact.prompt.endswith("?") for fact in facts) >= 5
 
 
+def test_constants_are_chosen_on_other_facts():
+    mine, theirs = own("tuning"), own()
+    assert len({fact.id for fact in mine}) == len(mine) == 16
+    assert not {fact.subject for fact in mine} & {fact.subject for fact in theirs}
+    assert not {fact.prompt for fact in mine} & {p for fact in theirs for p in prompts_about(fact)}
+
+
 def test_every_prompt_names_its_subject_and_no_other_edited_one():
     facts = own()
     for fact in facts:

@@ -3,7 +3,8 @@
 ``own.jsonl`` has one fact a line. Of every fact there is a false answer of the right type; three other ways
 to ask (a question, a statement to complete, a sentence that asks in passing); three other facts about the
 subject; two facts of the same kind about subjects that no edit names; and six texts that name the subject
-and ask something else entirely.
+and ask something else entirely. ``own-tuning.jsonl`` has the same of other facts, from which constants are
+chosen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from memplug.edits import Edit
 
@@ -19,7 +20,7 @@ from .asking import Turns, chat
 
 __all__ = ["Fact", "Known", "in_conversation", "own"]
 
-OWN = Path(__file__).parent / "own.jsonl"
+_OWN = {"table": "own.jsonl", "tuning": "own-tuning.jsonl"}
 
 _SYSTEM = "You answer questions truthfully and in one short sentence."
 _EARLIER = (
@@ -77,9 +78,10 @@ class Fact:
         return next((text for text in (self.prompt, *self.rephrases) if text.endswith("?")), self.prompt)
 
 
-def own() -> list[Fact]:
-    """The facts of ``own.jsonl``, in their order."""
-    return [_fact(json.loads(line)) for line in OWN.read_text().splitlines()]
+def own(part: Literal["table", "tuning"] = "table") -> list[Fact]:
+    """The facts of ``own.jsonl``, or the fewer ones of ``own-tuning.jsonl`` on which constants are chosen."""
+    lines = (Path(__file__).parent / _OWN[part]).read_text().splitlines()
+    return [_fact(json.loads(line)) for line in lines]
 
 
 def in_conversation(fact: Fact) -> dict[str, Turns]:

@@ -70,7 +70,7 @@ def choose(name: str, folder: Path | None, edits: int, seed: int, part: sets.Par
         ValueError: the facts are rows of public sets and no folder was given.
     """
     if name == "own":
-        found = own()
+        found = own(part)
     elif folder is None:
         raise ValueError(f"--facts {name} are rows of public sets; give the folder they lie in with --data")
     else:
@@ -229,7 +229,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--facts", choices=FACTS, default="own")
     parser.add_argument(
-        "--part", choices=["table", "tuning"], default="table", help="which rows of public sets"
+        "--part",
+        choices=["table", "tuning"],
+        default="table",
+        help="facts for tables, or those on which constants are chosen",
     )
     parser.add_argument("--data", type=Path, help="folder of the public sets")
     parser.add_argument(
