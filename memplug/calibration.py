@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .checked import check_rest, shaped
 from .questions import Lexicon, Question, packed, unpacked
-from .reading import Place
+from .reading import Kind
 
 __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
 
@@ -88,10 +88,10 @@ class Calibration:
             out[begins] = own @ self.first_root[index].to(device)
         return F.normalize(out, dim=-1)
 
-    def limit(self, where: Place) -> float:
-        """The likeness that a question has to exceed there."""
-        plain, chat = self.relation
-        return {"text": plain, "turn": chat, "aside": self.same}[where]
+    def limit(self, chat: bool, kind: Kind) -> float:
+        """The likeness that what is said has to exceed, see `reading.Kind`."""
+        told = (max(self.relation) + self.same) / 2
+        return {"open": self.relation[chat], "told": told, "aside": self.same}[kind]
 
     def to(self, device: torch.device) -> Calibration:
         """The same with its tensors on ``device``."""

@@ -22,7 +22,7 @@ from .calibration import Calibration
 from .calls import Call
 from .memory import KeyMemory
 from .questions import Question, likeness
-from .reading import Asks, Place, Reader, Reading, Speaking
+from .reading import Asks, Kind, Reader, Reading, Speaking
 
 _SENTENCE = 64  # most tokens of a sentence that are looked at to see what it asks
 
@@ -231,14 +231,16 @@ class Listener:
     ) -> Asks:
         """What a row asks for, of which the tokens from ``base`` on are known."""
 
-        def score(edit: str, key: int, place: int, begin: int, at: int, where: Place) -> float | None:
+        def score(
+            edit: str, key: int, place: int, begin: int, at: int, chat: bool, kind: Kind
+        ) -> float | None:
             subject = range(place - self.memory.get(key).shape[1] + 1, place + 1)
             words = [t for t in range(max(begin, base), at + 1) if t not in subject]
-            question = self._question(words, base, ids, states, calibration, where == "turn")
+            question = self._question(words, base, ids, states, calibration, chat)
             value = self._likeness(edit, question, calibration)
             if met is not None:
                 met[edit] = max(value, met.get(edit, value))
-            return value if value > calibration.limit(where) else None
+            return value if value > calibration.limit(chat, kind) else None
 
         return score
 

@@ -4,8 +4,8 @@ A subject and a question have to come together. A subject that is named waits fo
 sentence; where its words resemble those of an edit's own prompt, the edit is asked for and speaks at that
 token. It goes on while the tokens that follow are its answer, and ends with it, or when something else is
 said. Inside a user's turn nothing speaks: what its questions and its end ask for speaks where the answer
-begins. In the answer itself nothing else speaks, unless the answer says nearly what its edit is asked by;
-nor does anything behind a full stop.
+begins. In the answer itself nothing else speaks, nor behind a full stop, unless what is said there is close
+to what the edit is asked by.
 
 All of it is decided from the tokens so far, one by one. So a text fed whole, in pieces, token by token or
 without a cache is read alike, and what a finished turn asked for does not speak in the next one.
@@ -19,17 +19,18 @@ from typing import Literal
 
 from .turns import Turns, starts_sentence
 
-__all__ = ["Asks", "Place", "Reader", "Reading", "Speaking"]
+__all__ = ["Asks", "Kind", "Reader", "Reading", "Speaking"]
 
 _DONE = (".", "!", "…", "。")  # what ends a sentence that does not wait for an answer
 
-Place = Literal["text", "turn", "aside"]
-"""Where something is asked: in plain text, and in an answer what its user asked for; in a user's turn; at the
-end of a sentence that is no question, and in an answer what its user did not ask for."""
+Kind = Literal["open", "told", "aside"]
+"""What may ask: a question or a statement to be completed; a sentence that has ended and is no question; a
+sentence in an answer that says what its user did not ask for. Each has to be closer to an edit's question."""
 
-Asks = Callable[[str, int, int, int, int, Place], "float | None"]
-"""(edit, key, place, begin, at, where): how much the tokens ``begin`` to ``at`` of a row resemble what the
-edit is asked by; its key was seen to end at ``place``. None where they ask for something else."""
+Asks = Callable[[str, int, int, int, int, bool, Kind], "float | None"]
+"""(edit, key, place, begin, at, chat, kind): how much the tokens ``begin`` to ``at`` of a row resemble what
+the edit is asked by; its key was seen to end at ``place``; ``chat`` in a user's turn. None where they ask for
+something else."""
 
 _RECENT = 4  # tokens whose text is looked at to find the end of a sentence
 
@@ -142,15 +143,15 @@ class Reader:
             back = len(turns.asks)
             found = row.asked
             if named and len(begins) > back:
-                more = self._asking(row, begins[-1 - back], at - back, asks, found)
+                ended = self._ended(recent[:-back])
+                more = self._asking(row, begins[-1 - back], at - back, asks, found, ended)
                 found = (*found, *more)
             begins = (*begins[:-1], at + 1)
             row = replace(
                 row, user=False, asked=(), wanted=tuple(found), said=(), speaking=self._spoken(found)
             )
         elif not row.user and named and not speaking:
-            ended = (before + self._piece(token)).rstrip().endswith(_DONE)
-            here = self._asking(row, begin, at, asks, said, ended)
+            here = self._asking(row, begin, at, asks, said, self._ended(recent))
             row = replace(row, speaking=self._spoken(here)) if here else row
         return replace(row, recent=recent[-self._kept :], begins=begins[-self._kept :])
 
@@ -170,19 +171,18 @@ class Reader:
                 continue
             for edit in self._edits_of(key):
                 if edit not in scores and edit not in without:
-                    score = asks(edit, key, place, begin, at, _where(row, edit, ended))
+                    aside = row.wanted is not None and edit not in row.wanted
+                    kind: Kind = "aside" if aside else "told" if ended else "open"
+                    score = asks(edit, key, place, begin, at, row.user, kind)
                     if score is not None:
                         scores[edit] = score
         return sorted(scores, key=lambda edit: -scores[edit])[: self._limit]
 
+    def _ended(self, ids: Sequence[int]) -> bool:
+        return "".join(map(self._piece, ids[-_RECENT:])).rstrip().endswith(_DONE)
+
     def _spoken(self, edits: Sequence[str]) -> tuple[Speaking, ...]:
         return tuple(Speaking(edit, self._answers(edit)) for edit in edits[: self._limit])
-
-
-def _where(row: Reading, edit: str, ended: bool) -> Place:
-    if row.user:
-        return "turn"
-    return "text" if not ended and (row.wanted is None or edit in row.wanted) else "aside"
 
 
 def _going_on(speaking: Sequence[Speaking], token: int) -> tuple[tuple[Speaking, ...], tuple[str, ...]]:

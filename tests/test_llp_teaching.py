@@ -228,7 +228,7 @@ def test_no_steps_give_the_initial_value(tokenizer):
     lessons = lessons_for(host, EDITS[:1], others=False)
     lines = [one.line for _, one in lessons]
     chunks, _ = run_lines(host, recall, lines, [[0]] * len(lines), (1,))
-    config = LLPConfig(**{**_fields(CONFIG), "value_steps": 0})
+    config = LLPConfig(**{**_fields(CONFIG), "value_steps": 0, "products": "model"})
     host.model.requires_grad_(False)
     (got,) = teach(host, recall, config, EDITS[:1], lessons, chunks)
     ids = torch.tensor([host.text.pair(EDITS[0].question, "Zarnow").ids])

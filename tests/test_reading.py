@@ -61,12 +61,12 @@ class Words:
             if word in KEYS:
                 named[i] = [names.index(word)]
 
-        def asks(edit: str, key: int, place: int, begin: int, at: int, where: str) -> float | None:
+        def asks(edit: str, key: int, place: int, begin: int, at: int, chat: bool, kind: str) -> float | None:
             assert begin <= place <= at
             _, _, wanted = self.words[all_ids[at]].partition("@")
             told = wanted.split(",")
             names = [one.rstrip("!") for one in told]
-            if edit not in names or (where == "aside" and f"{edit}!" not in told):
+            if edit not in names or (kind != "open" and f"{edit}!" not in told):
                 return None
             return 1.0 - names.index(edit) / 10
 
@@ -191,8 +191,9 @@ def test_an_inner_sentence_of_a_turn_is_answered():
 def test_of_a_turns_inner_sentences_questions_alone_ask():
     told = spoken("<|user|> _I _love _France.@capital _Be _brief. <|end|> <|assistant|>", TURNS)
     assert told == []
-    told = spoken("<|user|> _Name _it _for _France.@capital <|end|> <|assistant|>", TURNS)
-    assert told == [("<|assistant|>", ["capital"])]  # the end of the turn does, whatever it is
+    told = spoken("<|user|> _Name _it _for _France.@capital! <|end|> <|assistant|>", TURNS)
+    assert told == [("<|assistant|>", ["capital"])]  # at the end of the turn a sentence may, if it is close
+    assert spoken("<|user|> _I _live _in _France.@capital <|end|> <|assistant|>", TURNS) == []
 
 
 def test_a_finished_turn_asks_nothing_of_the_next():
