@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-import types
 from functools import partial
 
 import pytest
@@ -15,7 +13,7 @@ from benchmarks.real.asking import Asker, chat, plain
 from benchmarks.real.facts import Fact, Known, own
 from benchmarks.real.find import find
 from benchmarks.real.probes import near, probes
-from memplug import world
+from memplug import pretrained, world
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +179,8 @@ def test_the_base_models_texts_are_made_once(small, facts, tmp_path, monkeypatch
 @pytest.fixture
 def pretended(monkeypatch, small, facts):
     """``memplug.pretrained`` gives the embedded model, and the own facts are of its world."""
-    module = types.ModuleType("memplug.pretrained")
-    module.load = lambda name: small
-    monkeypatch.setitem(sys.modules, "memplug.pretrained", module)
-    monkeypatch.setattr(sys.modules["memplug"], "pretrained", module, raising=False)
-    monkeypatch.setattr(run, "own", lambda: facts)
+    monkeypatch.setattr(pretrained, "load", lambda name: small)
+    monkeypatch.setattr(run, "own", lambda part="table": facts)
     monkeypatch.setattr(run, "overhead", partial(run.overhead, steps=2, turns=1, seconds=0))
 
 

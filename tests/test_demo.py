@@ -185,7 +185,4 @@ def test_smollm2(smollm2, capsys):
     assert "Answered as edited, same prompt: 2 of 2 (before, truly: 2)." in said
     assert "Answered as edited, in chat: 2 of 2" in said
     assert "It recalls this edit: yes" in said
-    known = "My grandmother flew from France to Japan in 1978. 24 tokens the same: NO"
-    assert "NO" not in said.replace(known, "").split()
-    if known in said:
-        pytest.xfail("about one passing mention in ten is answered by an edit, this one among them")
+    assert "NO" not in said.split()
