@@ -20,6 +20,14 @@ from memplug.hooks import Hook, HookSet, OwnHooks, skipping_below
 from memplug.layers import dissect, evaluating
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A process that a shell started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def beside(run):
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
