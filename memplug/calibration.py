@@ -60,6 +60,7 @@ class Calibration:
         lexicon: of the tokens, by their embeddings.
         relation: likeness that a question has to exceed to be taken for an edit's, see `questions.likeness`:
             in plain text, and in a user's turn.
+        told: the same for a sentence that has ended and is no question.
         same: likeness from which on a question may well ask the same.
         others: neutral questions, their states those of the last layer.
     """
@@ -72,6 +73,7 @@ class Calibration:
     threshold: float
     lexicon: Lexicon
     relation: tuple[float, float]
+    told: float
     same: float
     others: tuple[Question, ...]
 
@@ -90,8 +92,7 @@ class Calibration:
 
     def limit(self, chat: bool, kind: Kind) -> float:
         """The likeness that what is said has to exceed, see `reading.Kind`."""
-        told = (max(self.relation) + self.same) / 2
-        return {"open": self.relation[chat], "told": told, "aside": self.same}[kind]
+        return {"open": self.relation[chat], "told": self.told, "aside": self.same}[kind]
 
     def to(self, device: torch.device) -> Calibration:
         """The same with its tensors on ``device``."""
@@ -102,7 +103,7 @@ class Calibration:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in it but the layers, for saving."""
-        lexicon, limits = self.lexicon, [self.threshold, *self.relation, self.same]
+        lexicon, limits = self.lexicon, [self.threshold, *self.relation, self.told, self.same]
         return {
             **{name: getattr(self, name).cpu() for name in _SPACES},
             **{f"lexicon.{name}": getattr(lexicon, name).cpu() for name in _LEXICON},
@@ -128,7 +129,7 @@ class Calibration:
                 shaped(tensors, name, (n, width, kept), wide) for name in ("root", "first_root")
             )
             lexicon = _lexicon(tensors, embedded, min(kept, embedded))
-            limits = shaped(tensors, "limits", (4,), torch.float64).tolist()
+            limits = shaped(tensors, "limits", (5,), torch.float64).tolist()
             others = tuple(unpacked(tensors, "others.", kept))
             words = (f"lexicon.{name}" for name in (*_LEXICON, "unseen"))
             rest = (name for name in tensors if name.startswith("others."))
@@ -138,9 +139,9 @@ class Calibration:
                 f"the saved calibration is damaged, or is for another model ({error}); this one has width "
                 f"{width} and {n} layers are compared"
             ) from error
-        threshold, plain, chat, same = limits
+        threshold, plain, chat, told, same = limits
         spaces = (mean, root, first_mean, first_root)
-        return Calibration(tuple(layers), *spaces, threshold, lexicon, (plain, chat), same, others)
+        return Calibration(tuple(layers), *spaces, threshold, lexicon, (plain, chat), told, same, others)
 
 
 def _lexicon(tensors: Mapping[str, Tensor], embedded: int, kept: int) -> Lexicon:

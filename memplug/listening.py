@@ -24,9 +24,9 @@ from .memory import KeyMemory
 from .questions import Question, likeness
 from .reading import Asks, Kind, Reader, Reading, Speaking
 
-_SENTENCE = 64  # most tokens of a sentence that are looked at to see what it asks
-
 __all__ = ["Heard", "Listener", "RowHeard"]
+
+_SENTENCE = 64  # most tokens of a sentence that are looked at to see what it asks
 
 
 @dataclass(frozen=True)
@@ -229,13 +229,14 @@ class Listener:
         calibration: Calibration,
         met: dict[str, float] | None,
     ) -> Asks:
-        """What a row asks for, of which the tokens from ``base`` on are known."""
+        """What a row asks for. Its tokens are known from ``base`` on: `_SENTENCE` up to each that may end a
+        question."""
 
         def score(
             edit: str, key: int, place: int, begin: int, at: int, chat: bool, kind: Kind
         ) -> float | None:
             subject = range(place - self.memory.get(key).shape[1] + 1, place + 1)
-            words = [t for t in range(max(begin, base), at + 1) if t not in subject]
+            words = [t for t in range(max(begin, at - _SENTENCE + 1), at + 1) if t not in subject]
             question = self._question(words, base, ids, states, calibration, chat)
             value = self._likeness(edit, question, calibration)
             if met is not None:

@@ -25,7 +25,7 @@ _DONE = (".", "!", "…", "。")  # what ends a sentence that does not wait for 
 
 Kind = Literal["open", "told", "aside"]
 """What may ask: a question or a statement to be completed; a sentence that has ended and is no question; a
-sentence in an answer that says what its user did not ask for. Each has to be closer to an edit's question."""
+sentence in an answer that says what its user did not ask for. See `Calibration.limit`."""
 
 Asks = Callable[[str, int, int, int, int, bool, Kind], "float | None"]
 """(edit, key, place, begin, at, chat, kind): how much the tokens ``begin`` to ``at`` of a row resemble what

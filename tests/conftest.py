@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from comparing import quick_toys, tiny
 from example_results import example
 from families import TEXTS, lexical
 from report_page import Page
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from weights_tiny import editor_maker, model_maker, plug_maker
 
 import memplug
+from benchmarks.every_model.tiny import tokenizer as trained
 from memplug.comparison.report.html import html
 
 torch.set_num_threads(1)
@@ -35,27 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``; its merges come from the texts."""
-
-    def make(texts: Iterable[str], vocab_size: int = 400, *, add_bos: bool = True) -> PreTrainedTokenizerFast:
-        inner = Tokenizer(models.BPE())
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=["<pad>", "<s>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        inner.train_from_iterator(texts, trainer)
-        if add_bos:
-            inner.post_processor = processors.TemplateProcessing(
-                single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
-            )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-        )
-
-    return make
+    return partial(trained, padding_side="right")
 
 
 @pytest.fixture(scope="session")

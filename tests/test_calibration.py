@@ -75,7 +75,7 @@ def made(width=8, rank=5, layers=(1, 3)):
         Question((5,), states[2:], True),
     )
     spaces = (mean, root, first_mean, first_root)
-    return Calibration(layers, *spaces, 0.31, lexicon, (0.62, 0.71), 0.9, others)
+    return Calibration(layers, *spaces, 0.31, lexicon, (0.62, 0.71), 0.8, 0.9, others)
 
 
 def test_units_of_a_text_and_of_its_first_token():
@@ -109,7 +109,7 @@ def test_the_same_state_gives_the_same_bits_whatever_dtype_or_company():
 def test_what_is_saved_comes_back_to_the_bit():
     calibration = made()
     again = Calibration.of(calibration.tensors(), calibration.layers, 8, 5, 6)
-    assert (again.threshold, again.relation, again.same) == (0.31, (0.62, 0.71), 0.9)
+    assert (again.threshold, again.relation, again.told, again.same) == (0.31, (0.62, 0.71), 0.8, 0.9)
     assert (again.layers, again.lexicon.unseen) == ((1, 3), 3.0)
     assert [(q.ids, q.chat) for q in again.others] == [((3, 7), False), ((), True), ((5,), True)]
     for name, tensor in calibration.tensors().items():
@@ -200,3 +200,10 @@ def test_only_words_play_the_part_of_a_subject():
     assert chance_threshold(units, sample, 1, 1e-9, seed=0) == pytest.approx(0.8, abs=1e-6)
     marks = Sample(units, units, torch.tensor([0, 1, 2]), [".", "12", ","])  # no word at all: all do
     assert chance_threshold(units, marks, 1, 1e-9, seed=0) == 1.0
+
+
+def test_each_kind_has_its_limit():
+    calibration = made()
+    assert [calibration.limit(chat, "open") for chat in (False, True)] == [0.62, 0.71]
+    assert {calibration.limit(chat, "told") for chat in (False, True)} == {0.8}
+    assert {calibration.limit(chat, "aside") for chat in (False, True)} == {0.9}

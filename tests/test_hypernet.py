@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from families import build
 from hypernet_tiny import make_hosts, pairs_of, random_editor
 from torch.func import functional_call
+from weights_tiny import Opaque
 
 from memplug.calls import CallTracker
 from memplug.edits import EditError
@@ -88,23 +89,12 @@ def test_edits_are_not_spread_over_layers_that_cannot_be_edited(
     tokenizer = make_tokenizer(["a b"], 300)
     model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=8)
     model.model.layers[6].mlp = torch.nn.Identity()
-    model.model.layers[6].self_attn = _Opaque(model.model.layers[6].self_attn)
+    model.model.layers[6].self_attn = Opaque(model.model.layers[6].self_attn)
     host = Host(model, Text(model, tokenizer), anatomy := dissect(model), CallTracker(anatomy, None))
     found = find_sites(model, anatomy, spread(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 5 / 8)), 10**6))
     assert [site.layer for site in found] == [1, 2, 3, 3, 4, 5]
     with pytest.raises(UnsupportedModelError, match="layer 6"):
         spread(host, (("up", 6 / 8, 7 / 8),), 10**6)
-
-
-class _Opaque(torch.nn.Module):
-    """Runs a module of which nothing is found."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self._inner = [inner]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._inner[0](*args, **kwargs)
 
 
 def test_changes_beside_a_weight_stay_exact_under_autocast(make_host: Callable[..., Host]) -> None:

@@ -46,7 +46,7 @@ def calibration_of(first=None):
     mean, root = torch.zeros(3, 4), torch.eye(4).expand(3, 4, 4)
     own = mean if first is None else first.expand(3, 4)
     lexicon = Lexicon(NOTHING, torch.eye(4), torch.zeros(0).long(), torch.zeros(0), 1.0)
-    return Calibration((*THINK, RELATION), mean, root, own, root, 0.9, lexicon, (0.5, 0.5), 1.0, ())
+    return Calibration((*THINK, RELATION), mean, root, own, root, 0.9, lexicon, (0.5, 0.5), 1.0, 1.0, ())
 
 
 def call_of(*rows, asked=None, ids=None, past=0, held=None, real=None):
@@ -302,3 +302,17 @@ def test_places_need_the_quorum_at_one_token():
     assert span_places(states, valid, memory, 6) == [1, 4]
     states[1, 3] = NOTHING
     assert span_places(states, valid, memory, 6) == [1]
+
+
+@pytest.mark.parametrize("cut", [40, 75, 90])
+def test_a_long_sentence_in_pieces_as_in_one(cut):
+    """What asks stands further back than is kept between two forwards: it counts in neither."""
+    for far in (True, False):
+        listener = listener_of()
+        words = [NOTHING] * 90 + [A, NOTHING]
+        asks = [Q if far else NOTHING] + [NOTHING] * 90 + [NOTHING if far else Q]
+        want = listen(listener, call_of(words, asked=[asks]))[1][0]
+        held, said = listen(listener, call_of(words[:cut], asked=[asks[:cut]]))
+        call = call_of(words[cut:], asked=[asks[cut:]], past=cut, held=held)
+        assert said[0] + listen(listener, call)[1][0] == want
+        assert want[-1] == ([] if far else ["e5"])

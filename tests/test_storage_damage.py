@@ -11,7 +11,6 @@ import damage
 import pytest
 import torch
 from damage import BORN, FOUNDED, KINDS, WHO
-from families import TEXTS, lexical
 from test_contract import Trace, encode
 
 import memplug
@@ -22,25 +21,13 @@ TRIED = 25
 
 
 @pytest.fixture(scope="module")
-def tokenizer(make_tokenizer):
-    tokenizer = make_tokenizer(TEXTS)
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def base(tokenizer):
-    return lexical("llama", len(tokenizer))
-
-
-@pytest.fixture(scope="module")
-def saves(base, tokenizer, tmp_path_factory):
+def saves(model, tokenizer, tmp_path_factory):
     """The saved plug of a method with three edits, one of them off; made once."""
     folders = {}
 
     def get(kind):
         if kind not in folders:
-            folders[kind] = damage.made(kind, base, tokenizer, tmp_path_factory.mktemp(kind) / "facts")
+            folders[kind] = damage.made(kind, model, tokenizer, tmp_path_factory.mktemp(kind) / "facts")
         return folders[kind]
 
     return get
@@ -65,28 +52,28 @@ def told(plug):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_bytes_are_refused(kind, saves, base, tokenizer, tmp_path):
-    draw, trace = random.Random(kind), Trace(base)
-    with memplug.load(saves(kind), base, tokenizer) as plug:
+def test_damaged_bytes_are_refused(kind, saves, model, tokenizer, tmp_path):
+    draw, trace = random.Random(kind), Trace(model)
+    with memplug.load(saves(kind), model, tokenizer) as plug:
         tensors, rest = told(plug)
     for number in range(2 * TRIED):
         folder = shutil.copytree(saves(kind), tmp_path / "damaged")
         file = folder / "plug.json" if number % 2 else next(folder.glob("tensors-*"))
         damage.break_bytes(file, draw)
-        with contextlib.suppress(LoadError), memplug.load(folder, base, tokenizer) as plug:
+        with contextlib.suppress(LoadError), memplug.load(folder, model, tokenizer) as plug:
             now, other = told(plug)
             assert other == rest
             assert all(map(torch.equal, tensors, now))
         shutil.rmtree(folder)
-    trace.check(base)
+    trace.check(model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")
-def test_values_that_somebody_made_up_are_refused_or_harmless(kind, saves, base, tokenizer, tmp_path):
+def test_values_that_somebody_made_up_are_refused_or_harmless(kind, saves, model, tokenizer, tmp_path):
     """Under checksums of their own. What is loaded all the same answers, explains, is saved and edited."""
-    draw, trace, refused = random.Random(kind), Trace(base), 0
+    draw, trace, refused = random.Random(kind), Trace(model), 0
     for number in range(2 * TRIED):
         folder = shutil.copytree(saves(kind), tmp_path / "made up")
         values, tensors = damage.read(folder)
@@ -96,7 +83,7 @@ def test_values_that_somebody_made_up_are_refused_or_harmless(kind, saves, base,
             damage.break_tensors(tensors, draw)
         damage.write(folder, values, None if number % 2 else tensors)
         try:
-            plug = memplug.load(folder, base, tokenizer)
+            plug = memplug.load(folder, model, tokenizer)
         except (LoadError, memplug.UnsupportedModelError):
             refused += 1
         else:
@@ -108,7 +95,7 @@ def test_values_that_somebody_made_up_are_refused_or_harmless(kind, saves, base,
                     plug.delete(next(iter(plug.edits)))
                 told(plug)
         shutil.rmtree(folder)
-        trace.check(base)
+        trace.check(model)
     assert refused > TRIED
 
 
@@ -121,38 +108,40 @@ def test_values_that_somebody_made_up_are_refused_or_harmless(kind, saves, base,
         ("llp", "key.id", 99),
     ],
 )
-def test_numbers_out_of_range(kind, name, row, saves, base, tokenizer, tmp_path):
+def test_numbers_out_of_range(kind, name, row, saves, model, tokenizer, tmp_path):
     folder = shutil.copytree(saves(kind), tmp_path / "facts")
     values, tensors = damage.read(folder)
     tensor = next(tensor for key, tensor in tensors.items() if key.endswith(name))
     tensor[0] = row
     damage.write(folder, values, tensors)
-    refuse(folder, base, tokenizer, "the saved plug is damaged .*(belong to no edit|not those that are held)")
+    refuse(
+        folder, model, tokenizer, "the saved plug is damaged .*(belong to no edit|not those that are held)"
+    )
 
 
-def test_keys_of_no_edit(saves, base, tokenizer, tmp_path):
+def test_keys_of_no_edit(saves, model, tokenizer, tmp_path):
     """They loaded, and every forward raised."""
     folder = shutil.copytree(saves("llp"), tmp_path / "facts")
     values, _ = damage.read(folder)
     values["meta"]["entries"][0]["keys"] = [5]
     damage.write(folder, values)
-    refuse(folder, base, tokenizer, "the keys of the entries are not those that are held")
+    refuse(folder, model, tokenizer, "the keys of the entries are not those that are held")
 
 
-def refuse(folder, base, tokenizer, match):
-    trace = Trace(base)
+def refuse(folder, model, tokenizer, match):
+    trace = Trace(model)
     with pytest.raises(LoadError, match=match):
-        memplug.load(folder, base, tokenizer)
-    trace.check(base)
+        memplug.load(folder, model, tokenizer)
+    trace.check(model)
 
 
 # ---------------------------------------------------------------------- the manifest
 
 
-def test_one_flipped_bit_is_not_another_edit(folder, base, tokenizer):
+def test_one_flipped_bit_is_not_another_edit(folder, model, tokenizer):
     text = (folder / "plug.json").read_bytes()
     (folder / "plug.json").write_bytes(text.replace(b'"Zarnow"', b'"Zarnov"'))
-    for read in (peek, lambda path: memplug.load(path, base, tokenizer)):
+    for read in (peek, lambda path: memplug.load(path, model, tokenizer)):
         with pytest.raises(
             LoadError, match="plug.json is damaged .what it says is not what was saved: wrong SHA"
         ):
@@ -160,23 +149,23 @@ def test_one_flipped_bit_is_not_another_edit(folder, base, tokenizer):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_earlier_formats_are_read_without_a_checksum(version, folder, base, tokenizer):
+def test_earlier_formats_are_read_without_a_checksum(version, folder, model, tokenizer):
     values = json.loads((folder / "plug.json").read_text())
     del values["sha256"]
     (folder / "plug.json").write_text(json.dumps(values | {"format": version}))
-    with memplug.load(folder, base, tokenizer) as plug:
+    with memplug.load(folder, model, tokenizer) as plug:
         assert len(plug.edits) == 3
         plug.save(folder)
     assert json.loads((folder / "plug.json").read_text())["format"] == 3
     (folder / "plug.json").write_text(json.dumps(values))  # of this format, it has to have one
-    refuse(folder, base, tokenizer, "wrong SHA-256")
+    refuse(folder, model, tokenizer, "wrong SHA-256")
 
 
 @pytest.mark.parametrize("deep", [70, 100_000])
-def test_lists_in_lists(deep, folder, base, tokenizer):
+def test_lists_in_lists(deep, folder, model, tokenizer):
     for text in ("[" * deep + "]" * deep, '{"format": 3, "meta": ' + '{"a":' * deep + "1" + "}" * deep + "}"):
         (folder / "plug.json").write_text(text)
-        refuse(folder, base, tokenizer, "plug.json is damaged .lists stand in lists")
+        refuse(folder, model, tokenizer, "plug.json is damaged .lists stand in lists")
 
 
 @pytest.mark.parametrize(
@@ -191,10 +180,10 @@ def test_lists_in_lists(deep, folder, base, tokenizer):
         {"tensors": {"file": "../tensors-0000000000000000.safetensors", "sha256": "0" * 64}},
     ],
 )  # fmt: skip
-def test_kinds_of_values(change, folder, base, tokenizer):
+def test_kinds_of_values(change, folder, model, tokenizer):
     values, _ = damage.read(folder)
     damage.write(folder, values | change)
-    refuse(folder, base, tokenizer, "plug.json is damaged .*; take a copy that is whole")
+    refuse(folder, model, tokenizer, "plug.json is damaged .*; take a copy that is whole")
     with pytest.raises(LoadError, match="is damaged"):
         peek(folder)
 
@@ -209,8 +198,8 @@ def test_kinds_of_values(change, folder, base, tokenizer):
         ("center", 1),
     ],
 )
-def test_kinds_of_constants(constant, value, folder, base, tokenizer):
+def test_kinds_of_constants(constant, value, folder, model, tokenizer):
     values, _ = damage.read(folder)
     values["config"][constant] = value
     damage.write(folder, values)
-    refuse(folder, base, tokenizer, f"does not fit this memplug .*{constant}")
+    refuse(folder, model, tokenizer, f"does not fit this memplug .*{constant}")

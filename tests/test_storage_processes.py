@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from families import TEXTS, lexical
 from safetensors import SafetensorError
 from saver import QUICK, Saver
 
@@ -25,25 +24,15 @@ ROUNDS = 25
 
 
 @pytest.fixture(scope="module")
-def tokenizer(make_tokenizer):
-    return make_tokenizer(TEXTS)
-
-
-@pytest.fixture(scope="module")
-def base(tokenizer):
-    return lexical("llama", len(tokenizer))
-
-
-@pytest.fixture(scope="module")
-def start(base, tokenizer, tmp_path_factory):
+def start(model, tokenizer, tmp_path_factory):
     """The folder of the model; that of a plug with one edit."""
-    model, folder = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("plug") / "facts"
-    base.save_pretrained(model)
-    tokenizer.save_pretrained(model)
-    with memplug.attach(base, tokenizer, "icl", **QUICK) as plug:
+    home, folder = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("plug") / "facts"
+    model.save_pretrained(home)
+    tokenizer.save_pretrained(home)
+    with memplug.attach(model, tokenizer, "icl", **QUICK) as plug:
         plug.edit("Where was Ada Quill born?", "Zarnow", "Ada Quill")
         plug.save(folder)
-    return model, folder
+    return home, folder
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +48,8 @@ def savers(start):
 
 
 @pytest.fixture
-def plug(base, tokenizer, start):
-    with memplug.load(start[1], base, tokenizer) as plug:
+def plug(model, tokenizer, start):
+    with memplug.load(start[1], model, tokenizer) as plug:
         yield plug
 
 
@@ -75,17 +64,17 @@ def subjects(folder):
 
 
 @pytest.mark.slow
-def test_two_that_save_at_once_leave_one_of_the_two(savers, base, tokenizer, tmp_path):
+def test_two_that_save_at_once_leave_one_of_the_two(savers, model, tokenizer, tmp_path):
     for number in range(ROUNDS):
         folder = tmp_path / str(number)
         assert both(savers, f"save {folder}") == ["ok", "ok"]
         assert subjects(folder) in (["Tam"], ["Orlo"])
-        memplug.load(folder, base, tokenizer).detach()  # the tensors are there, too
+        memplug.load(folder, model, tokenizer).detach()  # the tensors are there, too
         assert len(list(folder.iterdir())) == 3
 
 
 @pytest.mark.slow
-def test_of_two_that_loaded_the_same_the_second_to_save_is_told(start, savers, base, tokenizer, tmp_path):
+def test_of_two_that_loaded_the_same_the_second_to_save_is_told(start, savers, model, tokenizer, tmp_path):
     for number in range(ROUNDS):
         folder = shutil.copytree(start[1], tmp_path / str(number))
         assert both(savers, f"load {folder}") == ["ok", "ok"]
@@ -96,7 +85,7 @@ def test_of_two_that_loaded_the_same_the_second_to_save_is_told(start, savers, b
         assert "was saved by another process or plug since this one was loaded" in done[told], done
         assert "load it again" in done[told]
         assert subjects(folder) == ["Ada Quill", ("Tam", "Orlo")[1 - told]]
-        memplug.load(folder, base, tokenizer).detach()
+        memplug.load(folder, model, tokenizer).detach()
         name = ("Tam", "Orlo")[told]
         assert [savers[told].do(line) for line in (f"load {folder}", f"edit {name}", f"save {folder}")] == [
             "ok"
@@ -105,7 +94,7 @@ def test_of_two_that_loaded_the_same_the_second_to_save_is_told(start, savers, b
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_leaves_a_whole_save_and_no_lock(start, base, tokenizer, tmp_path):
+def test_a_process_that_is_killed_leaves_a_whole_save_and_no_lock(start, model, tokenizer, tmp_path):
     folder, draw = shutil.copytree(start[1], tmp_path / "facts"), random.Random(0)
     for _ in range(4):
         saver = Saver(start[0])
@@ -115,22 +104,22 @@ def test_a_process_that_is_killed_leaves_a_whole_save_and_no_lock(start, base, t
             time.sleep(0.05 + 0.2 * draw.random())
         finally:
             saver.end()
-        with memplug.load(folder, base, tokenizer) as plug:
+        with memplug.load(folder, model, tokenizer) as plug:
             assert list(plug.edits) == ["e1"]
             plug.save(folder)
-        memplug.load(folder, base, tokenizer).detach()
+        memplug.load(folder, model, tokenizer).detach()
         assert len(list(folder.iterdir())) == 3
 
 
-def test_who_may_overwrite_what(base, tokenizer, start, tmp_path):
+def test_who_may_overwrite_what(model, tokenizer, start, tmp_path):
     folder, told = shutil.copytree(start[1], tmp_path / "facts"), "by another process or plug"
-    with memplug.load(folder, base, tokenizer) as plug:
+    with memplug.load(folder, model, tokenizer) as plug:
         plug.disable("e1")
         plug.save(folder)
         plug.save(folder)  # its own earlier save is in nobody's way
         plug.edit("Where was Tam Wickes born?", "Marrow", "Tam Wickes")
         plug.save(folder)
-    with memplug.load(start[1], base, tokenizer) as late:
+    with memplug.load(start[1], model, tokenizer) as late:
         with pytest.raises(SaveError, match=told):
             late.save(folder, overwrite=False)  # it never saw what is there
         late.saves.add(folder, "what was there before")
@@ -144,7 +133,7 @@ def test_who_may_overwrite_what(base, tokenizer, start, tmp_path):
         late.enable("e1")
         shutil.rmtree(folder)
         late.save(folder)  # one that is gone cannot be lost
-    with memplug.attach(base, tokenizer, "icl", **QUICK) as fresh:
+    with memplug.attach(model, tokenizer, "icl", **QUICK) as fresh:
         fresh.save(folder)  # as asked: it was not loaded from there
 
 
@@ -156,12 +145,12 @@ def test_waiting_has_an_end(tmp_path):
         pass
 
 
-def test_a_load_waits_for_no_lock(base, tokenizer, start):
+def test_a_load_waits_for_no_lock(model, tokenizer, start):
     with locked(start[1]):
-        memplug.load(start[1], base, tokenizer).detach()
+        memplug.load(start[1], model, tokenizer).detach()
 
 
-def test_a_load_that_a_save_overtakes_reads_again(base, tokenizer, plug, start, tmp_path, monkeypatch):
+def test_a_load_that_a_save_overtakes_reads_again(model, tokenizer, plug, start, tmp_path, monkeypatch):
     folder = shutil.copytree(start[1], tmp_path / "facts")
     plug.edit("Where was Tam Wickes born?", "Marrow", "Tam Wickes")
     original, left = storage._tensors, [2]
@@ -174,7 +163,7 @@ def test_a_load_that_a_save_overtakes_reads_again(base, tokenizer, plug, start, 
         return original(path, digest)
 
     monkeypatch.setattr(storage, "_tensors", overtaken)
-    saved = storage.read(folder, base)
+    saved = storage.read(folder, model)
     assert list(saved.said.edits) == ["e1", "e2"]
 
 
@@ -202,7 +191,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_and_changes_nothing(fault, plug, base, tokenizer, start, tmp_path, monkeypatch):
+def test_a_fault_is_told_and_changes_nothing(fault, plug, model, tokenizer, start, tmp_path, monkeypatch):
     folder = shutil.copytree(start[1], tmp_path / "facts")
     plug.edit("Where was Tam Wickes born?", "Marrow", "Tam Wickes")
     before, (where, error) = entries(folder), FAULTS[fault]
@@ -217,7 +206,7 @@ def test_a_fault_is_told_and_changes_nothing(fault, plug, base, tokenizer, start
     assert entries(folder) == before
     plug.save(folder)
     plug.detach()
-    with memplug.load(folder, base, tokenizer) as loaded:
+    with memplug.load(folder, model, tokenizer) as loaded:
         assert list(loaded.edits) == ["e1", "e2"]
 
 
@@ -286,7 +275,7 @@ def test_an_editor_that_cannot_be_written(tiny_plug, tmp_path, monkeypatch):
     assert (tmp_path / "editor").read_bytes() == before
 
 
-def test_a_manifest_that_may_not_be_read(base, tokenizer, start, tmp_path, monkeypatch):
+def test_a_manifest_that_may_not_be_read(model, tokenizer, start, tmp_path, monkeypatch):
     folder = shutil.copytree(start[1], tmp_path / "facts")
     original = os.open
 
@@ -297,4 +286,4 @@ def test_a_manifest_that_may_not_be_read(base, tokenizer, start, tmp_path, monke
 
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(LoadError, match="plug.json cannot be read .Permission denied"):
-        memplug.load(folder, base, tokenizer)
+        memplug.load(folder, model, tokenizer)

@@ -10,7 +10,7 @@ import sys
 
 import damage
 import pytest
-from families import TEXTS, lexical
+from families import TEXTS
 from test_contract import Trace
 
 import memplug
@@ -18,20 +18,10 @@ from memplug.storage import LoadError, peek
 
 
 @pytest.fixture(scope="module")
-def tokenizer(make_tokenizer):
-    return make_tokenizer(TEXTS)
-
-
-@pytest.fixture(scope="module")
-def base(tokenizer):
-    return lexical("llama", len(tokenizer))
-
-
-@pytest.fixture(scope="module")
-def made(base, tokenizer, tmp_path_factory):
+def made(model, tokenizer, tmp_path_factory):
     """Saved plugs of two methods, by name."""
     folder = tmp_path_factory.mktemp("made")
-    return {kind: damage.made(kind, base, tokenizer, folder / kind) for kind in ("icl", "memit")}
+    return {kind: damage.made(kind, model, tokenizer, folder / kind) for kind in ("icl", "memit")}
 
 
 @pytest.fixture
@@ -52,17 +42,17 @@ LINKS = {
 
 @pytest.mark.parametrize("kind", LINKS)
 @pytest.mark.parametrize("name", ["plug.json", "tensors"])
-def test_what_is_no_plain_file_is_not_read(name, kind, folder, base, tokenizer):
+def test_what_is_no_plain_file_is_not_read(name, kind, folder, model, tokenizer):
     (file,) = folder.glob(f"{name}*")
     shutil.copy(file, folder / "elsewhere")
     file.unlink()
     LINKS[kind](file)
-    trace = Trace(base)
+    trace = Trace(model)
     with pytest.raises(
         LoadError, match=f"is {' '.join(kind.split()[:2])}, not a plain file, and is not read"
     ):
-        memplug.load(folder, base, tokenizer)
-    trace.check(base)
+        memplug.load(folder, model, tokenizer)
+    trace.check(model)
     if name == "plug.json":
         with pytest.raises(LoadError, match="not a plain file"):
             peek(folder)
@@ -96,9 +86,9 @@ def with_paths(made, tmp_path):
     return folder
 
 
-def test_saved_paths_are_not_followed(with_paths, base, tokenizer, tmp_path):
+def test_saved_paths_are_not_followed(with_paths, model, tokenizer, tmp_path):
     with pytest.warns(UserWarning, match="was saved with (cache_dir|covariance)=.*, which is not looked at"):
-        plug = memplug.load(with_paths, base, tokenizer)
+        plug = memplug.load(with_paths, model, tokenizer)
     with plug:
         before = dict(plug.edits)
         with pytest.raises(memplug.EditError, match="not read unless you name it: load.*covariance="):
@@ -111,19 +101,19 @@ def test_saved_paths_are_not_followed(with_paths, base, tokenizer, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the plug in")
-def test_paths_that_are_given_again_are_followed(with_paths, base, tokenizer, tmp_path):
+def test_paths_that_are_given_again_are_followed(with_paths, model, tokenizer, tmp_path):
     given = {"cache_dir": str(tmp_path / "mine"), "covariance": str(tmp_path / "texts")}
-    with memplug.load(with_paths, base, tokenizer, **given) as plug:
+    with memplug.load(with_paths, model, tokenizer, **given) as plug:
         plug.edit("Where was Tam Wickes born?", "Marrow", "Tam Wickes")
     assert len(list((tmp_path / "mine").iterdir())) == 1
     assert not (tmp_path / "cache").exists()
-    with memplug.load(with_paths, base, tokenizer, covariance=None) as plug:
+    with memplug.load(with_paths, model, tokenizer, covariance=None) as plug:
         plug.edit("Where was Tam Wickes born?", "Marrow", "Tam Wickes")
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_path_for_which_there_is_no_use(made, base, tokenizer):
+def test_a_path_for_which_there_is_no_use(made, model, tokenizer):
     with pytest.raises(ValueError, match="cache_dir is no path of 'icl'; it has none"):
-        memplug.load(made["icl"], base, tokenizer, cache_dir="x")
+        memplug.load(made["icl"], model, tokenizer, cache_dir="x")
     with pytest.raises(ValueError, match="k is no path of 'memit'; it has covariance, cache_dir"):
-        memplug.load(made["memit"], base, tokenizer, k=1)
+        memplug.load(made["memit"], model, tokenizer, k=1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import TEXTS, build
+from weights_tiny import Opaque
 
 import memplug
 from memplug import world
@@ -219,25 +220,14 @@ def test_where_mlps_have_no_linears_the_attentions_last_is_edited() -> None:
     model, tokenizer = world.load()
     names = [name for name, _ in model.named_modules() if name.endswith("o_proj")][:4]
     for layer in model.model.layers:
-        layer.mlp = _Opaque(layer.mlp)
+        layer.mlp = Opaque(layer.mlp)
     with memplug.attach(model, tokenizer, "ultraedit") as plug:
         assert all(site.name.endswith("self_attn.o_proj") for site in plug.method.sites)
     for layer in model.model.layers:
-        layer.self_attn = _Opaque(layer.self_attn)
+        layer.self_attn = Opaque(layer.self_attn)
     with pytest.raises(UnsupportedModelError, match="modules="):
         memplug.attach(model, tokenizer, "ultraedit")
     for layer in model.model.layers:
         layer.self_attn = layer.self_attn._inner[0]
     with memplug.attach(model, tokenizer, "ultraedit", modules=names) as plug:
         assert [site.name for site in plug.method.sites] == names
-
-
-class _Opaque(torch.nn.Module):
-    """Computes as the module given, whose parts are not found."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self._inner = [inner]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._inner[0](*args, **kwargs)

@@ -213,8 +213,10 @@ def _upper(model: nn.Module) -> set[int]:
     return found
 
 
-def tokenizer(texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with its merges from ``texts``; pads on the left."""
+def tokenizer(
+    texts: Iterable[str], vocab_size: int = 400, *, add_bos: bool = True, padding_side: str = "left"
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``; its merges come from the texts."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -225,7 +227,12 @@ def tokenizer(texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTokenize
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    if add_bos:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left"
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side=padding_side,
     )

@@ -1,8 +1,8 @@
 """LLP as it edits by default: a value speaks where its edit is asked for, and nowhere else.
 
-Keys are compared in a calibrated space. The words of its own prompts tell asking
-for the fact from talking about its subject. The value stands in front of the answer alone, so that what is
-read, what is said afterwards and everything else about the subject keep the base model's states.
+Keys are compared in a calibrated space. The words of its own prompts tell asking for the fact from talking
+about its subject. The value stands in front of the answer alone, so that what is read, what is said
+afterwards and everything else about the subject keep the base model's states.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class AnsweringLLP(LLP):
     # ------------------------------------------------------------------ looking, saving
 
     def explain(self, prompt: Prompt) -> Explanation:
-        """Which subjects were found, by which layers; what the prompt's end asks for; what speaks."""
+        """Which subjects were found, by which layers; how much is asked like their edits; what speaks."""
         return explain_answer(
             self._host,
             self._listener,

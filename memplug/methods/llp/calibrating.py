@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...calibration import Calibration, Sample, chance_threshold, whitening
-from ...chat import Prompt, in_chat
+from ...chat import in_chat
 from ...contexts import sample_prefixes
 from ...pretrained import cache
 from ...questions import Lexicon, Question, likeness, rarity
@@ -26,18 +26,21 @@ from .config import LLPConfig
 from .keys import think_states
 from .lessons import other_lines
 from .passes import Line
-from .wordings import CHAT, FRONTS, NAMES, PLAIN, SYSTEM, TALK
+from .wordings import CHAT, FRONTS, MENTIONS, NAMES, PLAIN, REQUESTS, SYSTEM, TALK
 
 __all__ = ["calibrate", "calibrated", "question_of"]
 
-_FORMAT = 2  # of what is calibrated; another one is made anew
+_FORMAT = 3  # of what is calibrated; another one is made anew
 _LARGE = 50_000_000  # parameters from which on a calibration takes seconds
 _TEXTS = 24  # texts that the model itself samples
 _LENGTH = 96  # their tokens
 _BATCH = 16
 _FIRST = 512  # tokens that are tried as the first of a text
 _PART = 12  # tokens of a sampled text that count as a text of their own
-_SAME = 0.02  # share of the neutral questions about a subject that ask the same as another one
+_SAME = 0.02  # share of pairs of neutral questions about a subject that ask the same
+_PASSING = (
+    0.01  # share of pairs of a question and a passing mention that are more alike than `Calibration.told`
+)
 
 
 def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: int) -> Calibration:
@@ -53,7 +56,7 @@ def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: in
     layers = (*think, relation)
     asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts)
     accepts = (config.plain_accepts, config.other_accepts)
-    texts = (PLAIN, CHAT, FRONTS, NAMES, SYSTEM, TALK)
+    texts = (PLAIN, CHAT, FRONTS, MENTIONS, REQUESTS, NAMES, SYSTEM, TALK)
     named = (*asked, *accepts, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
     file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
@@ -76,17 +79,16 @@ def calibrate(host: Host, config: LLPConfig, think: Sequence[int], relation: int
     """
     layers = (*think, relation)
     texts = sample_prefixes(host.text, _TEXTS, _LENGTH, config.sample_top_k * 40, config.seed)
-    sample = _sample(host, layers, [host.text.encode(text) for text in (*texts, *_neutral())])
+    rows = [host.text.encode(text) for text in texts]
+    sample = _sample(host, layers, [*rows, *map(host.text.encode, _neutral())])
     rank = min(host.anatomy.width, config.rank)
     roots = [whitening(states, rank) for states in sample.states]
     first = [whitening(states, rank) for states in sample.first]
     mean, root, first_mean, first_root = (
         torch.stack([pair[i] for pair in part]) for part in (roots, first) for i in (0, 1)
     )
-    rows = [host.text.encode(text) for text in texts]
-    made = Calibration(
-        layers, mean, root, first_mean, first_root, 0.0, lexicon_of(host, rows, rank), (0.0, 0.0), 1.0, ()
-    )
+    spaces = (mean, root, first_mean, first_root)
+    made = Calibration(layers, *spaces, 0.0, _lexicon(host, rows, rank), (0.0, 0.0), 1.0, 1.0, ())
     units = torch.stack([made.apply(i, states[None])[0] for i, states in enumerate(sample.states[:-1])])
     quorum = max(1, math.ceil(config.quorum * len(think)))
     threshold = chance_threshold(units, sample, quorum, config.false_accepts, config.seed)
@@ -94,7 +96,7 @@ def calibrate(host: Host, config: LLPConfig, think: Sequence[int], relation: int
     return _relations(host, made, relation, (config.plain_accepts, config.other_accepts))
 
 
-def lexicon_of(host: Host, rows: Sequence[Sequence[int]], rank: int) -> Lexicon:
+def _lexicon(host: Host, rows: Sequence[Sequence[int]], rank: int) -> Lexicon:
     """What ordinary text ``rows`` and the neutral statements and questions say of tokens."""
     neutral = [host.text.encode(wording.replace("{s}", NAMES[0])) for wording in (*PLAIN, *CHAT)]
     parts = [row[at : at + _PART] for row in rows for at in range(0, len(row), _PART)]
@@ -143,24 +145,36 @@ def _first_states(host: Host, layers: tuple[int, ...]) -> Tensor:
 def _relations(host: Host, made: Calibration, relation: int, rates: tuple[float, float]) -> Calibration:
     """With the limits of likeness, and the neutral questions themselves.
 
-    Of all pairs of questions about one subject the share ``rates`` exceeds the first limit, in plain text and
-    in chat; the other one is of pairs that may well ask the same.
+    Of all pairs of questions about one subject the share ``rates`` exceeds the limit in plain text and the
+    one in chat, and the share `_SAME` may well ask the same. Of pairs of a question and a text that names its
+    subject in passing the share `_PASSING` exceeds the limit for sentences that are no questions.
     """
     text = host.text
     found: tuple[list[float], list[float]] = ([], [])
+    passing: list[float] = []
     others: list[Question] = []
+
+    def asked(name: str, wordings: Sequence[str], chat: bool) -> list[Question]:
+        texts = [wording.replace("{s}", name) for wording in wordings]
+        prompts = [*map(in_chat, texts)] if chat else texts
+        return _questions(host, made, other_lines(text, name, prompts), relation)
+
+    def alike(one: Question, other: Question) -> float:
+        return likeness(made.lexicon, text.embed, one, other)
+
     for name in NAMES[::4]:
-        wordings = [wording.replace("{s}", name) for wording in (*PLAIN, *CHAT)]
-        forms: list[list[Prompt]] = [[*wordings], [in_chat(one) for one in wordings if text.has_chat]]
-        asked = [_questions(host, made, other_lines(text, name, form), relation) for form in forms]
-        for likenesses, some in zip(found, asked, strict=True):
-            both = itertools.combinations(some, 2)
-            likenesses += [likeness(made.lexicon, text.embed, one, other) for one, other in both]
-        others = others or [*asked[0][: len(PLAIN)], *asked[1][len(PLAIN) :]]
-    shares = zip(found, rates, strict=True)
-    plain, chat = (_quantile(some or found[0], 1 - rate) for some, rate in shares)
-    same = _quantile([*found[0], *found[1]], 1 - _SAME)
-    return replace(made, relation=(plain, chat), same=same, others=tuple(others))
+        for chat in (False, True) if text.has_chat else (False,):
+            questions = asked(name, (*PLAIN, *CHAT), chat)
+            found[chat].extend(alike(*pair) for pair in itertools.combinations(questions, 2))
+            remarks = asked(name, REQUESTS if chat else MENTIONS, chat)
+            passing += [alike(*pair) for pair in itertools.product(questions, remarks)]
+            if name == NAMES[0]:
+                others += questions[len(PLAIN) :] if chat else questions[: len(PLAIN)]
+    plain, chat_limit = (
+        _quantile(some or found[0], 1 - rate) for some, rate in zip(found, rates, strict=True)
+    )
+    same, told = _quantile([*found[0], *found[1]], 1 - _SAME), _quantile(passing, 1 - _PASSING)
+    return replace(made, relation=(plain, chat_limit), told=told, same=same, others=tuple(others))
 
 
 def _quantile(numbers: Sequence[float], share: float) -> float:
