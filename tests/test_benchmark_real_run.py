@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from benchmarks.real import gate, measure, run, sets, tables, unrelated
+from benchmarks.real import alike, gate, measure, run, sets, tables, unrelated
 from benchmarks.real.asking import Asker, chat, plain
 from benchmarks.real.facts import Fact, Known, own
 from benchmarks.real.find import find
@@ -243,3 +243,25 @@ def test_gate_asks_a_method_what_each_prompt_recalls(pretended, data, tmp_path, 
     assert points[0]["rates"]["asked, plain"]["own"] > 0
     assert {"neighbours, plain", "mentions, chat", "unrelated, chat"} <= points[0]["rates"].keys()
     assert "| 4 | asked, chat |" in capsys.readouterr().out
+
+
+def test_shares_of_what_passes_by_hand():
+    """Rephrasings score .1 .1 .1 .6 .6 .7 .7 .7 .8 .8 .9 .9: a fifth of them at most .2, a tenth at most .1."""
+    score = dict(zip("abcdexyzm", (0.9, 0.9, 0.8, 0.7, 0.6, 0.7, 0.1, 0.1, 0.15), strict=True))
+    asked = {"r": list("abcde"), "s": list("xyz"), "passing mentions": ["m"]}
+    found = alike.shares([asked], lambda edit, one: score[one])
+    assert found == {
+        "80%": {"others": 0.75, "passing mentions": 0.0},  # a, b, c, d, e twice and x twice, of 16
+        "90%": {"others": 0.75, "passing mentions": 1.0},
+    }
+
+
+def test_every_wording_names_its_subject():
+    total = 0
+    for subject, texts in alike.groups():
+        assert len(texts) >= 8
+        for name, some in texts.items():
+            assert len(some) > alike.EDITS, name
+            assert all(subject in text for text in some)
+            total += len(some)
+    assert total == 1106 + 208

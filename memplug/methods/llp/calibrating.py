@@ -28,7 +28,7 @@ from .lessons import other_lines
 from .passes import Line
 from .wordings import CHAT, FRONTS, MENTIONS, NAMES, PLAIN, REQUESTS, SYSTEM, TALK
 
-__all__ = ["calibrate", "calibrated", "question_of"]
+__all__ = ["calibrate", "calibrated", "question_of", "questions_of"]
 
 _FORMAT = 3  # of what is calibrated; another one is made anew
 _LARGE = 50_000_000  # parameters from which on a calibration takes seconds
@@ -157,7 +157,7 @@ def _relations(host: Host, made: Calibration, relation: int, rates: tuple[float,
     def asked(name: str, wordings: Sequence[str], chat: bool) -> list[Question]:
         texts = [wording.replace("{s}", name) for wording in wordings]
         prompts = [*map(in_chat, texts)] if chat else texts
-        return _questions(host, made, other_lines(text, name, prompts), relation)
+        return questions_of(host, made, other_lines(text, name, prompts), relation)
 
     def alike(one: Question, other: Question) -> float:
         return likeness(made.lexicon, text.embed, one, other)
@@ -182,7 +182,7 @@ def _quantile(numbers: Sequence[float], share: float) -> float:
 
 
 @torch.no_grad()
-def _questions(
+def questions_of(
     host: Host, made: Calibration, lines: Sequence[tuple[Line, range, range, bool]], layer: int
 ) -> list[Question]:
     """The questions of lines, given each one's subject and words."""
