@@ -2,8 +2,8 @@
 
 A step of learning is bound by the products with frozen float32 weights. Each weight is rounded to bfloat16
 once and only the products are computed in it; norms, attention and what is learned stay in float32. Autocast
-rounds frozen weights again in every forward, which costs what its products save. The rounded weights take half
-of the room of those that they stand for, while values are learned.
+rounds frozen weights again in every forward, which costs what its products save. While values are learned
+the rounded weights take half of the room of those that they stand for.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def test_gate_asks_a_method_what_each_prompt_recalls(pretended, data, tmp_path, 
 
 
 def test_shares_of_what_passes_by_hand():
-    """Rephrasings score .1 .1 .1 .6 .6 .7 .7 .7 .8 .8 .9 .9: a fifth of them at most .2, a tenth at most .1."""
+    """Rephrasings score .1 .1 .1 .6 .6 .7 .7 .7 .8 .8 .9 .9: limits are .2 and .1."""
     score = dict(zip("abcdexyzm", (0.9, 0.9, 0.8, 0.7, 0.6, 0.7, 0.1, 0.1, 0.15), strict=True))
     asked = {"r": list("abcde"), "s": list("xyz"), "passing mentions": ["m"]}
     found = alike.shares([asked], lambda edit, one: score[one])
