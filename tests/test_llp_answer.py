@@ -15,6 +15,8 @@ from transformers import DynamicCache
 
 import memplug
 from memplug.chat import Message, in_chat
+from memplug.methods.llp.calibrating import calibrate
+from memplug.methods.llp.wordings import CHAT, PLAIN
 
 FIRST = "Ada Quill was born in"
 SHORT = {"value_steps": 40, "n_others": 1, "n_fronts": 1}
@@ -328,3 +330,25 @@ def test_explanations_where_a_subject_is_not_asked_about(plugged, monkeypatch):
         assert plugged.explain(BORN).reason == "no edit is in force"
     finally:
         plugged.enable(*plugged.edits)
+
+
+def test_limits_follow_the_shares_that_are_asked_for(model, tokenizer):
+    """Of each form its own: fewer other questions pass a higher limit."""
+    tokenizer = chatting(tokenizer, CHATML)
+
+    def limits(**given):
+        with attach(model, tokenizer, **given) as plug:
+            method = plug.method
+            made = calibrate(method._host, method.config, method._layers, method._relation)
+            return made
+
+    few = limits(plain_accepts=0.1, other_accepts=0.1)
+    plain, chat = limits(plain_accepts=0.6, other_accepts=0.1), limits(plain_accepts=0.1, other_accepts=0.6)
+    assert plain.relation[0] < few.relation[0]
+    assert plain.relation[1] == few.relation[1]
+    assert chat.relation[0] == few.relation[0]
+    assert chat.relation[1] < few.relation[1]
+    assert (plain.told, plain.same) == (few.told, few.same)
+    assert few.relation[0] < few.same
+    assert len(few.others) == len(PLAIN) + len(CHAT)
+    assert [one.chat for one in few.others] == [False] * len(PLAIN) + [True] * len(CHAT)

@@ -16,10 +16,11 @@ from memplug.edits import Edit, EditError
 from memplug.hooks import HookSet
 from memplug.layers import dissect
 from memplug.methods.base import Host
-from memplug.methods.llp import LLPConfig
-from memplug.methods.llp.lessons import Lesson
+from memplug.methods.llp import LLPConfig, teaching
+from memplug.methods.llp.lessons import Lesson, other_lessons
 from memplug.methods.llp.passes import Line, run_lines
 from memplug.methods.llp.teaching import Layout, _Teacher, teach
+from memplug.methods.llp.wordings import PLAIN
 from memplug.recall import Recall
 from memplug.text import Text
 
@@ -238,6 +239,43 @@ def test_no_steps_give_the_initial_value(tokenizer):
     want = Layout.of(kv).flat(kv)[0]
     assert torch.allclose(got.value.float(), want, rtol=2e-3, atol=1e-3)
     assert got.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "cut"),
+    [
+        ("The capital of France is", "France", ["The capital of France"]),
+        ("Who wrote Hamlet?", "Hamlet", ["Who wrote Hamlet"]),
+        ("He comes from France", "France", []),
+        ("The largest city of New York is ", "New York", ["The largest city of New York"]),
+    ],
+)
+def test_a_question_that_is_not_finished_is_among_what_stays(tokenizer, prompt, subject, cut):
+    text = Text(lexical("llama", len(tokenizer)), tokenizer)
+    edit = Edit(prompt, "Lyon", subject)
+    similar = torch.zeros(len(PLAIN))
+    none = LLPConfig(**{**_fields(CONFIG), "n_others": 0, "n_mentions": 0})
+    lines = [one.line.ids for one in other_lessons(text, none, edit, similar, 0.5)]
+    assert lines == [tuple(text.encode(one)) for one in cut]
+
+
+def test_products_are_rounded_where_that_is_fast_and_wanted(tokenizer, monkeypatch):
+    def values(fast, products):
+        monkeypatch.setattr(teaching, "has_reduced_products", lambda: fast)
+        host, recall = host_of(tokenizer)
+        lessons = lessons_for(host, EDITS[:1])
+        lines = [one.line for _, one in lessons]
+        chunks, _ = run_lines(host, recall, lines, [[0]] * len(lines), (1,))
+        host.model.requires_grad_(False)
+        config = LLPConfig(**{**_fields(CONFIG), "value_steps": 3, "products": products})
+        (taught,) = teach(host, recall, config, EDITS[:1], lessons, chunks)
+        return taught.value
+
+    exact = values(True, "model")
+    assert torch.equal(values(False, "fastest"), exact)
+    rounded = values(True, "fastest")
+    assert not torch.equal(rounded, exact)
+    assert float((rounded.float() - exact.float()).norm()) < 0.1 * float(exact.float().norm())
 
 
 def test_a_layout_puts_together_what_it_took_apart():

@@ -79,8 +79,8 @@ def other_lessons(text: Text, config: LLPConfig, edit: Edit, similar: Tensor, sa
     """What is said and asked about an edit's subject and is to be answered as before.
 
     Those neutral prompts that resemble the edit's own most, as these are the ones that it could be taken for;
-    not those that resemble it so much that they may well ask the same. And some that name the subject in
-    passing.
+    not those that resemble it so much that they may well ask the same. Some that name the subject in passing.
+    And the edit's own question while it is not finished.
 
     Args:
         similar: [M] likeness of each neutral prompt (`other_prompts`) to what asks for the edit.
