@@ -142,7 +142,7 @@ class Failure(Exception):
 @pytest.mark.parametrize(
     "where",
     [
-        "answering.calibrated",
+        "room.calibrated",
         "learning.lessons_of",
         "learning.run_lines",
         "learning.teach",
@@ -161,7 +161,7 @@ def test_a_failure_changes_nothing(model, tokenizer, monkeypatch, where, fresh):
             raise Failure
 
         monkeypatch.setattr(f"memplug.methods.llp.{where}", failing)
-        if where == "answering.calibrated" and not fresh:
+        if where == "room.calibrated" and not fresh:
             return  # it is done once
         with pytest.raises(Failure):
             plug.edit(BORN, "Zarnow", "Ada Quill")
@@ -317,7 +317,7 @@ def test_explanations(plugged, tokenizer):
 
 
 def test_explanations_where_a_subject_is_not_asked_about(plugged, monkeypatch):
-    calibration = plugged.method._calibration
+    calibration = plugged.method._room.calibration
     strict = type(calibration)(**{**vars(calibration), "relation": (2.0, 2.0)})
     monkeypatch.setattr(plugged.method, "_calibration", strict)
     told = plugged.explain(BORN)
@@ -339,7 +339,7 @@ def test_limits_follow_the_shares_that_are_asked_for(model, tokenizer):
     def limits(**given):
         with attach(model, tokenizer, **given) as plug:
             method = plug.method
-            made = calibrate(method._host, method.config, method._layers, method._relation)
+            made = calibrate(method._host, method.config, method._layers, method._room.relation)
             return made
 
     few = limits(plain_accepts=0.1, other_accepts=0.1)

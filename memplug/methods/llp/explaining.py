@@ -17,6 +17,7 @@ from ..base import Host
 from .entries import Entry
 from .explain import Candidate, Explanation, LayerVote
 from .keys import think_states
+from .room import Room
 
 __all__ = ["explain_answer"]
 
@@ -26,14 +27,13 @@ _NONE = -1.0  # where no window fits
 @torch.no_grad()
 def explain_answer(
     host: Host,
-    listener: Listener,
-    calibration: Calibration | None,
+    room: Room,
     entries: Mapping[str, Entry],
     owner: Mapping[int, str],
     prompt: Prompt,
-    longest: int,
 ) -> Explanation:
     """Read ``prompt`` without generating, and report on the subjects that it resembles most."""
+    listener, calibration = room.listener, room.calibration
     ids = host.text.encode(prompt)
     tokens = tuple(host.text.tokenizer.decode([i]) for i in ids)
     quorum = listener.memory.quorum
@@ -48,7 +48,7 @@ def explain_answer(
     kept = {layer: states[i].to(host.text.device) for i, layer in enumerate(calibration.layers)}
     call = Call(valid, torch.ones_like(valid), 0, zero, zero, states=kept, ids=torch.tensor([ids]))
     met: dict[str, float] = {}
-    _, spoken = listener.listen(calibration, call, longest, met)
+    _, spoken = listener.listen(calibration, call, room.longest, met)
     speaking = [one.edit for one in spoken[0][-1]]
     begins = torch.zeros(1, len(ids), dtype=torch.bool)
     begins[0, 0] = host.text.bos_id is None
