@@ -21,7 +21,7 @@ from torch import Tensor
 from .calibration import Calibration
 from .calls import Call
 from .memory import KeyMemory
-from .questions import Question, likeness
+from .questions import Question, likeness, told
 from .reading import Asks, Kind, Reader, Reading, Speaking
 
 __all__ = ["Heard", "Listener", "RowHeard"]
@@ -112,7 +112,6 @@ class Listener:
         think: the think layers.
         relation: the layer whose states say what is asked.
         questions: how an edit is asked for.
-        embed: the embeddings [W,E] of token ids.
         starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
         looking: nothing of all this changes inside what it gives; for what is looked at between two forwards.
     """
@@ -124,14 +123,12 @@ class Listener:
         think: tuple[int, ...],
         relation: int,
         questions: Callable[[str], Sequence[Question]],
-        embed: Callable[[Sequence[int]], Tensor],
         starts: bool,
         looking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.memory, self.reader = memory, reader
         self._think, self._relation = think, relation
-        self._questions, self._embed = questions, embed
-        self._starts, self._looking = starts, looking
+        self._questions, self._starts, self._looking = questions, starts, looking
 
     def listen(
         self, calibration: Calibration, call: Call, longest: int, met: dict[str, float] | None = None
@@ -237,8 +234,8 @@ class Listener:
         ) -> float | None:
             subject = range(place - self.memory.get(key).shape[1] + 1, place + 1)
             words = [t for t in range(max(begin, at - _SENTENCE + 1), at + 1) if t not in subject]
-            question = self._question(words, base, ids, states, calibration, chat)
-            value = self._likeness(edit, question, calibration)
+            question = self._question(words, base, states, calibration, chat)
+            value = self._likeness(edit, question)
             if met is not None:
                 met[edit] = max(value, met.get(edit, value))
             return value if value > calibration.limit(chat, kind) else None
@@ -246,24 +243,15 @@ class Listener:
         return score
 
     def _question(
-        self,
-        words: Sequence[int],
-        base: int,
-        ids: Sequence[int],
-        states: Tensor,
-        calibration: Calibration,
-        chat: bool,
+        self, words: Sequence[int], base: int, states: Tensor, calibration: Calibration, chat: bool
     ) -> Question:
-        rows = [t - base for t in words]
-        begins = torch.tensor([[self._starts and t == 0 for t in words]], device=states.device)
-        units = calibration.apply(len(self._think), states[rows][None], begins)[0]
-        return Question(tuple(ids[row] for row in rows), units, chat)
+        rows = [t - base for t in told(words)]
+        return calibration.metric.question(states[rows], chat)
 
-    def _likeness(self, edit: str, question: Question, calibration: Calibration) -> float:
+    def _likeness(self, edit: str, question: Question) -> float:
         """How much a question resembles those that ask for an edit; -1 where there are none."""
-        lexicon = calibration.lexicon
         known = [one for one in self._questions(edit) if one.chat == question.chat]
-        return max((likeness(lexicon, self._embed, one, question) for one in known), default=-1.0)
+        return max((likeness(one, question) for one in known), default=-1.0)
 
     def _named(
         self, tails: Sequence[Tensor], units: Sequence[Tensor], valid: Tensor

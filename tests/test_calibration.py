@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from memplug.calibration import Calibration, Sample, chance_threshold, whitening
-from memplug.questions import Lexicon, Question
+from memplug.questions import Metric, Question
 
 
 def drawn(*shape, seed=0):
@@ -61,21 +61,16 @@ def test_a_sample_smaller_than_the_width_or_without_spread_is_taken():
     assert torch.equal(mean, torch.ones(6))
 
 
-def made(width=8, rank=5, layers=(1, 3)):
+def made(width=8, rank=5, layers=(1, 3, 4)):
     tables = [whitening(skewed(200, width, seed), rank) for seed in (1, 2, 3, 4)]
     mean, root = torch.stack([m for m, _ in tables[:2]]), torch.stack([r for _, r in tables[:2]])
     first_mean, first_root = torch.stack([m for m, _ in tables[2:]]), torch.stack([r for _, r in tables[2:]])
-    lexicon = Lexicon(
-        *whitening(skewed(50, 6, seed=6), 5), torch.tensor([3, 5]), torch.tensor([0.5, 2.0]), 3.0
-    )
-    states = F.normalize(drawn(3, rank, seed=5), dim=-1).half()
-    others = (
-        Question((3, 7), states[:2], False),
-        Question((), states[:0], True),
-        Question((5,), states[2:], True),
-    )
+    along = torch.linalg.qr(drawn(2 * width, 3, seed=6).view(2, width, 3))[0]
+    metric = Metric(drawn(2, width, seed=7), along, torch.full((2, 3), 0.5), torch.tensor([2.0, 3.0]))
+    vectors = F.normalize(drawn(3, width, seed=5), dim=-1).half().float()
+    others = tuple(Question(v, chat) for v, chat in zip(vectors, (False, True, True), strict=True))
     spaces = (mean, root, first_mean, first_root)
-    return Calibration(layers, *spaces, 0.31, lexicon, (0.62, 0.71), 0.8, 0.9, others)
+    return Calibration(layers, *spaces, 0.31, metric, (0.62, 0.71), 0.9, others)
 
 
 def test_units_of_a_text_and_of_its_first_token():
@@ -108,10 +103,10 @@ def test_the_same_state_gives_the_same_bits_whatever_dtype_or_company():
 
 def test_what_is_saved_comes_back_to_the_bit():
     calibration = made()
-    again = Calibration.of(calibration.tensors(), calibration.layers, 8, 5, 6)
-    assert (again.threshold, again.relation, again.told, again.same) == (0.31, (0.62, 0.71), 0.8, 0.9)
-    assert (again.layers, again.lexicon.unseen) == ((1, 3), 3.0)
-    assert [(q.ids, q.chat) for q in again.others] == [((3, 7), False), ((), True), ((5,), True)]
+    again = Calibration.of(calibration.tensors(), calibration.layers, 8, 5)
+    assert (again.threshold, again.relation, again.same) == (0.31, (0.62, 0.71), 0.9)
+    assert again.layers == (1, 3, 4)
+    assert [q.chat for q in again.others] == [False, True, True]
     for name, tensor in calibration.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
     moved = calibration.to(torch.device("cpu"))
@@ -123,12 +118,13 @@ NAMES = [
     "root",
     "first_mean",
     "first_root",
-    "lexicon.mean",
-    "lexicon.root",
-    "lexicon.weights",
+    "metric.mean",
+    "metric.directions",
+    "metric.shrink",
+    "metric.size",
     "limits",
 ]
-OTHERS = ["others.ids", "others.states", "others.sizes", "others.chat"]
+OTHERS = ["others.vectors", "others.chat"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OTHERS])
@@ -136,18 +132,18 @@ def test_damage_is_named(name):
     tensors = made().tensors()
     for other in (tensors[name][:-1] if tensors[name].ndim else None, tensors[name][None]):
         if other is not None:
-            with pytest.raises(ValueError, match=r"the saved calibration is .*(lexicon|others)?\.?\w+"):
-                Calibration.of(tensors | {name: other}, (1, 3), 8, 5, 6)
+            with pytest.raises(ValueError, match=r"the saved calibration is .*(metric|others)?\.?\w+"):
+                Calibration.of(tensors | {name: other}, (1, 3, 4), 8, 5)
     del tensors[name]
     with pytest.raises(ValueError, match=f"'{name}' is missing"):
-        Calibration.of(tensors, (1, 3), 8, 5, 6)
+        Calibration.of(tensors, (1, 3, 4), 8, 5)
 
 
 def test_another_model_is_refused():
     tensors = made().tensors()
-    for layers, width in (((1, 2, 3), 8), ((1, 3), 9)):
-        with pytest.raises(ValueError, match=f"this one has width {width} and {len(layers)} layers"):
-            Calibration.of(tensors, layers, width, 5, 6)
+    for layers, width in (((1, 2, 3, 4), 8), ((1, 3, 4), 9)):
+        with pytest.raises(ValueError, match=f"this one has width {width} and {len(layers) - 1} layers"):
+            Calibration.of(tensors, layers, width, 5)
 
 
 def spoken(words, texts, width=24, layers=2, seed=0):
@@ -205,5 +201,4 @@ def test_only_words_play_the_part_of_a_subject():
 def test_each_kind_has_its_limit():
     calibration = made()
     assert [calibration.limit(chat, "open") for chat in (False, True)] == [0.62, 0.71]
-    assert {calibration.limit(chat, "told") for chat in (False, True)} == {0.8}
     assert {calibration.limit(chat, "aside") for chat in (False, True)} == {0.9}

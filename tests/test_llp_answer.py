@@ -16,7 +16,7 @@ from transformers import DynamicCache
 import memplug
 from memplug.chat import Message, in_chat
 from memplug.methods.llp.calibrating import calibrate
-from memplug.methods.llp.wordings import CHAT, PLAIN
+from memplug.relations import wordings
 
 FIRST = "Ada Quill was born in"
 SHORT = {"value_steps": 40, "n_others": 1, "n_fronts": 1}
@@ -120,9 +120,9 @@ def test_damaged_saves_are_named(plugged, model, tokenizer):
     with attach(model, tokenizer) as plug:
         before = state_of(plug)
         without = {name: t for name, t in tensors.items() if not name.startswith("question.")}
-        cut = tensors | {"question.e1.states": tensors["question.e1.states"][:, :-1]}
+        cut = tensors | {"question.e1.vectors": tensors["question.e1.vectors"][:, :-1]}
         blind = {name: t for name, t in tensors.items() if not name.startswith("calibration.")}
-        said = {"question.e1.sizes' is missing": without, "question.e1.states is": cut, "is missing": blind}
+        said = {"question.e1.chat' is missing": without, "question.e1.vectors is": cut, "is missing": blind}
         for what, wrong in said.items():
             with pytest.raises(ValueError, match=what):
                 plug.method.restore(wrong, meta, edits)
@@ -319,7 +319,7 @@ def test_explanations(plugged, tokenizer):
 def test_explanations_where_a_subject_is_not_asked_about(plugged, monkeypatch):
     calibration = plugged.method._room.calibration
     strict = type(calibration)(**{**vars(calibration), "relation": (2.0, 2.0)})
-    monkeypatch.setattr(plugged.method, "_calibration", strict)
+    monkeypatch.setattr(plugged.method._room, "calibration", strict)
     told = plugged.explain(BORN)
     assert told.recalled is None
     assert told.reason.startswith(
@@ -348,7 +348,7 @@ def test_limits_follow_the_shares_that_are_asked_for(model, tokenizer):
     assert plain.relation[1] == few.relation[1]
     assert chat.relation[0] == few.relation[0]
     assert chat.relation[1] < few.relation[1]
-    assert (plain.told, plain.same) == (few.told, few.same)
+    assert plain.same == few.same
     assert few.relation[0] < few.same
-    assert len(few.others) == len(PLAIN) + len(CHAT)
-    assert [one.chat for one in few.others] == [False] * len(PLAIN) + [True] * len(CHAT)
+    count = len(wordings())
+    assert [one.chat for one in few.others] == [False] * count + [True] * count

@@ -17,11 +17,11 @@ from memplug.hooks import HookSet
 from memplug.layers import dissect
 from memplug.methods.base import Host
 from memplug.methods.llp import LLPConfig, teaching
-from memplug.methods.llp.lessons import Lesson, other_lessons
+from memplug.methods.llp.lessons import Lesson, further_lessons
 from memplug.methods.llp.passes import Line, run_lines
 from memplug.methods.llp.teaching import Layout, _Teacher, teach
-from memplug.methods.llp.wordings import PLAIN
 from memplug.recall import Recall
+from memplug.relations import wordings
 from memplug.text import Text
 
 Z = 2
@@ -253,10 +253,30 @@ def test_no_steps_give_the_initial_value(tokenizer):
 def test_a_question_that_is_not_finished_is_among_what_stays(tokenizer, prompt, subject, cut):
     text = Text(lexical("llama", len(tokenizer)), tokenizer)
     edit = Edit(prompt, "Lyon", subject)
-    similar = torch.zeros(len(PLAIN))
+    similar = [torch.zeros(len(wordings()))]
     none = LLPConfig(**{**_fields(CONFIG), "n_others": 0, "n_mentions": 0})
-    lines = [one.line.ids for one in other_lessons(text, none, edit, similar, 0.5)]
+    lines = [one.line.ids for one in further_lessons(text, none, edit, similar, 0.5)]
     assert lines == [tuple(text.encode(one)) for one in cut]
+
+
+def test_a_neutral_question_that_asks_the_same_is_taught_in_its_other_words(tokenizer):
+    """In plain text; as many statements as questions, and none of those may be among what stays."""
+    text = Text(lexical("llama", len(tokenizer)), tokenizer)
+    edit = Edit("The capital of France is", "Lyon", "France")
+    config = LLPConfig(**{**_fields(CONFIG), "n_rewordings": 4, "n_others": 200, "n_mentions": 0})
+    known = wordings()
+    same = torch.tensor([one.relation == "capital" for one in known])
+    lessons = further_lessons(text, config, edit, [0.9 * same.float()], 0.5)
+    said = [text.tokenizer.decode(one.line.ids, skip_special_tokens=True) for one in lessons if one.asks]
+    own = [one.about("France") for one in known if one.relation == "capital"]
+    assert len(said) == 3  # of four, one is the edit's own
+    assert sum("?" in one for one in said) == 2
+    assert all(one.answer == lessons[0].answer != () for one in lessons if one.asks)
+    stay = [tuple(one.line.ids) for one in lessons if not one.asks]
+    assert len(stay) == len({(one.kind, one.relation) for one in known}) - 1 + 1  # and what is not finished
+    assert not {tuple(text.encode(one)) for one in own} & set(stay)
+    unlike = further_lessons(text, config, edit, [0.4 * same.float()], 0.5)
+    assert not any(one.asks for one in unlike)
 
 
 def test_products_are_rounded_where_that_is_fast_and_wanted(tokenizer, monkeypatch):

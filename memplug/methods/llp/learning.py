@@ -12,12 +12,12 @@ from torch import Tensor
 from ...calibration import Calibration
 from ...edits import Edit
 from ...memory import KeyMemory
-from ...questions import Question, likeness
+from ...questions import Question
 from ...recall import Recall
 from ..base import Host
 from .config import LLPConfig
 from .entries import Entry
-from .lessons import Lesson, lessons_of, other_lessons, statements_of
+from .lessons import Lesson, further_lessons, lessons_of, statements_of
 from .passes import Chunk, States, run_lines
 from .recognising import Recogniser
 from .teaching import Taught, teach
@@ -82,9 +82,9 @@ class Learner:
             asked = self._recogniser.recognise(draft, lessons, seen, keys)
             questions[str(edit.id)] = asked
             similar, same = self._similar(asked), self._calibration.same
-            others += [(e, one) for one in other_lessons(host.text, config, edit, similar, same)]
+            others += [(e, one) for one in further_lessons(host.text, config, edit, similar, same)]
         if others:
-            bar.set_postfix_str("reading what stays")
+            bar.set_postfix_str("reading further prompts")
             more = [replace(c, lines=[i + len(asking) for i in c.lines]) for c in self._read(others)[0]]
             chunks = [*chunks, *more]
 
@@ -99,13 +99,15 @@ class Learner:
         layers = tuple(dict.fromkeys(self._calibration.layers))
         return run_lines(self._host, self._recall, [one.line for _, one in lessons], places, layers)
 
-    def _similar(self, asked: Sequence[Question]) -> Tensor:
-        """[M]: how like each neutral prompt is to what asks for the edit."""
-        lexicon, embed = self._calibration.lexicon, self._host.text.embed
-        scores = [
-            max(
-                (likeness(lexicon, embed, one, other) for one in asked if one.chat == other.chat), default=0.0
+    def _similar(self, asked: Sequence[Question]) -> list[Tensor]:
+        """For plain text and chat, [M]: how like each neutral question is to what asks for the edit."""
+        found = []
+        for chat in (False, True):
+            known, mine = (
+                [one.vector.float().cpu() for one in part if one.chat == chat]
+                for part in (self._calibration.others, asked)
             )
-            for other in self._calibration.others
-        ]
-        return torch.tensor(scores, dtype=torch.float32)
+            if known:
+                blank = torch.zeros(1, len(known[0]), dtype=torch.float32)
+                found.append((torch.stack(known) @ torch.stack(mine or list(blank)).T).amax(1))
+        return found

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...chat import Message, Messages, Prompt, behind, in_chat, question
 from ...edits import Edit
 from ...naming import names, place_of, placed
+from ...relations import Wording, wordings
 from ...text import Text, TokenizerError
 from .config import LLPConfig
 from .passes import Line
-from .wordings import CHAT, FRONTS, MENTIONS, PLAIN, REQUESTS, SYSTEM, TALK, some
+from .wordings import FRONTS, MENTIONS, REQUESTS, SYSTEM, TALK, some
 
 __all__ = [
     "Lesson",
+    "further_lessons",
     "lessons_of",
-    "other_lessons",
     "other_lines",
     "statements_of",
 ]
@@ -75,32 +78,54 @@ def lessons_of(text: Text, config: LLPConfig, edit: Edit, statement: str | None)
     return [own, *(one for one in found if one is not None)]
 
 
-def other_lessons(text: Text, config: LLPConfig, edit: Edit, similar: Tensor, same: float) -> list[Lesson]:
-    """What is said and asked about an edit's subject and is to be answered as before.
+def further_lessons(
+    text: Text, config: LLPConfig, edit: Edit, similar: Sequence[Tensor], same: float
+) -> list[Lesson]:
+    """What follows from how like an edit's question is to the neutral ones.
 
-    Those neutral prompts that resemble the edit's own most, as these are the ones that it could be taken for;
-    not those that resemble it so much that they may well ask the same. Some that name the subject in passing.
-    And the edit's own question while it is not finished.
+    If one of those asks the same, its wordings ask for the edit, too. Of the others, those that resemble the
+    edit's own most are to be answered as before, as they are the ones that it could be taken for, one wording
+    of each. So are texts that name the subject in passing, and the edit's own question while it is not
+    finished.
 
     Args:
-        similar: [M] likeness of each neutral prompt (`other_prompts`) to what asks for the edit.
-        same: likeness from which on it may ask the same.
+        similar: for plain text and, where there is a template, for chat: [M] likeness of each neutral
+            question (`relations.wordings`) to what asks for the edit.
+        same: likeness that hardly any two questions reach that do not ask the same.
     """
-    subject = str(edit.subject)
-    prompts = other_prompts(text, subject)
-    chosen: list[Prompt] = []
-    for plain, passing in ((True, MENTIONS), (False, REQUESTS)):
-        mine = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str) == plain]
-        mine = sorted((i for i in mine if similar[i] < same), key=lambda i: -float(similar[i]))
-        chosen += [prompts[i] for i in mine[: config.n_others]]
-        if plain or text.has_chat:
-            named = [
-                w.replace("{s}", subject) for w in some(passing, config.n_mentions, config.seed, subject)
-            ]
-            chosen += named if plain else map(in_chat, named)
-    chosen += _unfinished(edit)
-    lessons = (_fitting(text, config, prompt, edit, None) for prompt in chosen)
-    return [one for one in lessons if one is not None]
+    subject, known = str(edit.subject), wordings()
+    relations: dict[tuple[str, str], list[int]] = {}
+    for i, one in enumerate(known):
+        relations.setdefault((one.kind, one.relation), []).append(i)
+    scores = torch.stack(list(similar))
+    mean = {relation: float(scores[:, some].mean()) for relation, some in relations.items()}
+    best = max(mean, key=lambda relation: mean[relation])
+    asking: list[Prompt] = []
+    if mean[best] >= same:
+        texts = [known[i].about(subject) for i in _varied(known, relations[best], config.n_rewordings)]
+        asking = [one for one in texts if one != edit.question]
+        asking += map(in_chat, asking[:]) if len(similar) > 1 else ()
+    staying: list[Prompt] = []
+    far = [some for some in relations.values() if float(scores[:, some].amax()) < same]
+    for likeness, passing, plain in zip(similar, (MENTIONS, REQUESTS), (True, False), strict=False):
+        nearest = [max(some, key=lambda i: float(likeness[i])) for some in far]
+        nearest.sort(key=lambda i: -float(likeness[i]))
+        named = [w.replace("{s}", subject) for w in some(passing, config.n_mentions, config.seed, subject)]
+        said = [*(known[i].about(subject) for i in nearest[: config.n_others]), *named]
+        staying += said if plain else map(in_chat, said)
+    staying += _unfinished(edit)
+    found = [
+        *(_fitting(text, config, prompt, edit, edit.target) for prompt in asking),
+        *(_fitting(text, config, prompt, edit, None) for prompt in staying),
+    ]
+    return [one for one in found if one is not None]
+
+
+def _varied(known: Sequence[Wording], some: Sequence[int], count: int) -> list[int]:
+    """``count`` wordings of a question, half of them statements to be completed."""
+    statements, questions = ([i for i in some if known[i].open == kind] for kind in (True, False))
+    pairs = [i for pair in zip_longest(questions, statements) for i in pair if i is not None]
+    return pairs[:count]
 
 
 def _unfinished(edit: Edit) -> list[str]:
@@ -155,14 +180,6 @@ def _begun(text: Text, prompt: Messages, statement: str, edit: Edit, config: LLP
         return None
     _, span = text.asked_span(prompt, *edit.place)
     return Lesson(Line(tuple(whole.ids), last), span, range(0), True, False)
-
-
-def other_prompts(text: Text, subject: str) -> list[Prompt]:
-    """All neutral statements and questions about a subject, plain ones first."""
-    prompts: list[Prompt] = [wording.replace("{s}", subject) for wording in PLAIN]
-    if text.has_chat:
-        prompts += [in_chat(wording.replace("{s}", subject)) for wording in CHAT]
-    return prompts
 
 
 def _prompts(text: Text, config: LLPConfig, edit: Edit) -> Iterator[Prompt]:

@@ -16,9 +16,8 @@ from torch import Tensor
 from ...calibration import Calibration
 from ...listening import span_scores
 from ...memory import KeyMemory
-from ...questions import Question
+from ...questions import Question, told
 from ..base import Host
-from .calibrating import question_of
 from .config import LLPConfig
 from .entries import Entry
 from .keys import contrast, spellings, think_states
@@ -76,10 +75,9 @@ class Recogniser:
             words = [t for t in one.words if t not in one.subject]
             key = (one.plain, *(one.line.ids[t] for t in words))
             if one.words and key not in found:
-                rows = [len(one.subject) + one.words.index(t) for t in words]
-                found[key] = question_of(
-                    self._host.text, self._calibration, one.line.ids, words, seen[rows], not one.plain
-                )
+                rows = [len(one.subject) + one.words.index(t) for t in told(words)]
+                at = seen[rows].to(self._calibration.mean.device)
+                found[key] = self._calibration.metric.question(at, not one.plain)
         return tuple(found.values())
 
     def _span(self, states: Tensor, span: range) -> Tensor:

@@ -78,7 +78,7 @@ class Room:
     ) -> None:
         self._host, self._config, self._edit = host, config, edit
         self.think = config.think_layers or ()
-        self.relation = (config.recall_layer or 1) - 1
+        self.relation = config.relation_layer or 0
         self.width = min(host.anatomy.width, config.rank)
         self.calibration: Calibration | None = None
         self.questions: dict[str, tuple[Question, ...]] = {}
@@ -95,7 +95,6 @@ class Room:
             self.think,
             self.relation,
             self.questions.__getitem__,
-            host.text.embed,
             host.text.bos_id is None,
             host.tracker.gate.looking,
         )
@@ -192,10 +191,11 @@ class Room:
         )
         made = None
         if space or len(edits):
-            embedded = int(self._host.text.embed([0]).shape[1])
-            widths = (self._host.anatomy.width, self.width, embedded)
-            made = Calibration.of(space, (*self.think, self.relation), *widths)
-        questions = {id: tuple(unpacked(tensors, f"question.{id}.", self.width)) for id in edits}
+            layers = (*self.think, self.relation)
+            made = Calibration.of(space, layers, self._host.anatomy.width, self.width)
+        questions = {
+            id: tuple(unpacked(tensors, f"question.{id}.", self._host.anatomy.width)) for id in edits
+        }
         check_rest(asked, (f"{id}.{name}" for id in edits for name in packed((), "")))
         empty = [id for id, some in questions.items() if not some]
         if empty:
