@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checked import check_rest, shaped
-from .questions import Metric, Question, packed, unpacked
+from .questions import Metric, Question, likeness
 from .reading import Kind
 
 __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
@@ -61,8 +61,9 @@ class Calibration:
             in plain text, and in a user's turn.
         same: likeness that hardly any two questions reach that do not ask the same; the limit for what is no
             question.
-        others: the neutral questions (`relations.wordings`): all in plain text, then, where there is a chat
-            template, all in chat.
+        neutral: [F,M,D] float32 unit vectors of the neutral questions (`relations.wordings`), in plain text
+            and, where there is a chat template, in chat.
+        labels: LongTensor [M], which of the R different questions each of them is.
     """
 
     layers: tuple[int, ...]
@@ -74,7 +75,8 @@ class Calibration:
     metric: Metric
     relation: tuple[float, float]
     same: float
-    others: tuple[Question, ...]
+    neutral: Tensor
+    labels: Tensor
 
     def apply(self, index: int, states: Tensor, begins: Tensor | None = None) -> Tensor:
         """Unit vectors [B,T,K] float32 of states [B,T,D] of layer ``layers[index]``.
@@ -93,6 +95,48 @@ class Calibration:
         """The likeness that what is said has to exceed, see `reading.Kind`."""
         return self.same if kind == "aside" else self.relation[chat]
 
+    def means(self, question: Question) -> Tensor:
+        """[R]: how like a question is to each of the neutral ones, the mean over their wordings."""
+        likeness = self._likenesses(question)
+        count = int(self.labels.max()) + 1
+        total = torch.zeros(count, dtype=torch.float32).index_add(0, self.labels, likeness)
+        return total / torch.bincount(self.labels, minlength=count)
+
+    def _likenesses(self, question: Question) -> Tensor:
+        return self.neutral[min(int(question.chat), len(self.neutral) - 1)] @ question.vector.float().cpu()
+
+    def matched(self, asked: Sequence[Question]) -> int | None:
+        """Which of the neutral questions asks the same as an edit; None if none does.
+
+        Args:
+            asked: in which words the edit is asked for.
+        """
+        if not asked:
+            return None
+        means = torch.stack([self.means(one) for one in asked]).mean(0)
+        best = int(means.argmax())
+        return best if float(means[best]) >= self.same else None
+
+    def likeness(self, asked: Sequence[Question], matched: int | None, question: Question) -> float:
+        """How much a question resembles those that ask for an edit; -1 where none does in this form.
+
+        The wordings of a neutral question that asks the same count as its own. What the question resembles
+        another neutral question more than these is taken off.
+
+        Args:
+            asked: in which words the edit is asked for.
+            matched: see `matched`.
+        """
+        own = [likeness(one, question) for one in asked if one.chat == question.chat]
+        if not own:
+            return -1.0
+        means = self.means(question)
+        nearest = mine = max(own)
+        if matched is not None:
+            nearest = max(nearest, float(self._likenesses(question)[self.labels == matched].max()))
+            mine = max(mine, float(means[matched]))
+        return nearest - max(0.0, float(means.max()) - mine)
+
     def to(self, device: torch.device) -> Calibration:
         """The same with its tensors on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in _SPACES}
@@ -104,7 +148,8 @@ class Calibration:
         return {
             **{name: getattr(self, name).cpu() for name in _SPACES},
             **self.metric.tensors("metric."),
-            **packed(self.others, "others."),
+            "neutral": self.neutral.half(),
+            "labels": self.labels,
             "limits": torch.tensor(limits, dtype=torch.float64),
         }
 
@@ -123,9 +168,15 @@ class Calibration:
             )
             learned = Metric.of(tensors, "metric.", width)
             limits = shaped(tensors, "limits", (4,), torch.float64).tolist()
-            others = tuple(unpacked(tensors, "others.", width))
-            rest = (*learned.tensors("metric."), *packed(others, "others."))
-            check_rest(tensors, (*_SPACES, *rest, "limits"))
+            labels = shaped(tensors, "labels", (None,), torch.int64)
+            neutral = shaped(tensors, "neutral", (None, len(labels), width), torch.float16).float()
+            if (
+                not len(labels)
+                or not len(neutral)
+                or not 0 <= int(labels.min()) <= int(labels.max()) < len(labels)
+            ):
+                raise ValueError("the tensor labels names questions that are not there")
+            check_rest(tensors, (*_SPACES, *learned.tensors("metric."), "neutral", "labels", "limits"))
         except ValueError as error:
             raise ValueError(
                 f"the saved calibration is damaged, or is for another model ({error}); this one has width "
@@ -133,7 +184,7 @@ class Calibration:
             ) from error
         threshold, plain, chat, same = limits
         spaces = (mean, root, first_mean, first_root)
-        return Calibration(tuple(layers), *spaces, threshold, learned, (plain, chat), same, others)
+        return Calibration(tuple(layers), *spaces, threshold, learned, (plain, chat), same, neutral, labels)
 
 
 def whitening(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from .calibration import Calibration
 from .calls import Call
 from .memory import KeyMemory
-from .questions import Question, likeness, told
+from .questions import Question, told
 from .reading import Asks, Kind, Reader, Reading, Speaking
 
 __all__ = ["Heard", "Listener", "RowHeard"]
@@ -111,7 +111,8 @@ class Listener:
         reader: reads tokens.
         think: the think layers.
         relation: the layer whose states say what is asked.
-        questions: how an edit is asked for.
+        questions: how an edit is asked for, and which neutral question asks the same, see
+            `Calibration.matched`.
         starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
         looking: nothing of all this changes inside what it gives; for what is looked at between two forwards.
     """
@@ -122,7 +123,7 @@ class Listener:
         reader: Reader,
         think: tuple[int, ...],
         relation: int,
-        questions: Callable[[str], Sequence[Question]],
+        questions: Callable[[str], tuple[Sequence[Question], int | None]],
         starts: bool,
         looking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -235,7 +236,7 @@ class Listener:
             subject = range(place - self.memory.get(key).shape[1] + 1, place + 1)
             words = [t for t in range(max(begin, at - _SENTENCE + 1), at + 1) if t not in subject]
             question = self._question(words, base, states, calibration, chat)
-            value = self._likeness(edit, question)
+            value = calibration.likeness(*self._questions(edit), question)
             if met is not None:
                 met[edit] = max(value, met.get(edit, value))
             return value if value > calibration.limit(chat, kind) else None
@@ -247,11 +248,6 @@ class Listener:
     ) -> Question:
         rows = [t - base for t in told(words)]
         return calibration.metric.question(states[rows], chat)
-
-    def _likeness(self, edit: str, question: Question) -> float:
-        """How much a question resembles those that ask for an edit; -1 where there are none."""
-        known = [one for one in self._questions(edit) if one.chat == question.chat]
-        return max((likeness(one, question) for one in known), default=-1.0)
 
     def _named(
         self, tails: Sequence[Tensor], units: Sequence[Tensor], valid: Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,9 +70,9 @@ def made(width=8, rank=5, layers=(1, 3, 4)):
     along = torch.linalg.qr(drawn(2 * width, 3, seed=6).view(2, width, 3))[0]
     metric = Metric(drawn(2, width, seed=7), along, torch.full((2, 3), 0.5), torch.tensor([2.0, 3.0]))
     vectors = F.normalize(drawn(3, width, seed=5), dim=-1).half().float()
-    others = tuple(Question(v, chat) for v, chat in zip(vectors, (False, True, True), strict=True))
+    neutral, labels = vectors.expand(2, 3, width), torch.tensor([0, 0, 1])
     spaces = (mean, root, first_mean, first_root)
-    return Calibration(layers, *spaces, 0.31, metric, (0.62, 0.71), 0.9, others)
+    return Calibration(layers, *spaces, 0.31, metric, (0.62, 0.71), 0.9, neutral, labels)
 
 
 def test_units_of_a_text_and_of_its_first_token():
@@ -106,7 +108,6 @@ def test_what_is_saved_comes_back_to_the_bit():
     again = Calibration.of(calibration.tensors(), calibration.layers, 8, 5)
     assert (again.threshold, again.relation, again.same) == (0.31, (0.62, 0.71), 0.9)
     assert again.layers == (1, 3, 4)
-    assert [q.chat for q in again.others] == [False, True, True]
     for name, tensor in calibration.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
     moved = calibration.to(torch.device("cpu"))
@@ -124,15 +125,15 @@ NAMES = [
     "metric.size",
     "limits",
 ]
-OTHERS = ["others.vectors", "others.chat"]
+OTHERS = ["neutral", "labels"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_damage_is_named(name):
     tensors = made().tensors()
-    for other in (tensors[name][:-1] if tensors[name].ndim else None, tensors[name][None]):
+    for other in (tensors[name][..., :-1] if tensors[name].ndim else None, tensors[name][None]):
         if other is not None:
-            with pytest.raises(ValueError, match=r"the saved calibration is .*(metric|others)?\.?\w+"):
+            with pytest.raises(ValueError, match=r"the saved calibration is .*(metric)?\.?\w+"):
                 Calibration.of(tensors | {name: other}, (1, 3, 4), 8, 5)
     del tensors[name]
     with pytest.raises(ValueError, match=f"'{name}' is missing"):
@@ -202,3 +203,27 @@ def test_each_kind_has_its_limit():
     calibration = made()
     assert [calibration.limit(chat, "open") for chat in (False, True)] == [0.62, 0.71]
     assert {calibration.limit(chat, "aside") for chat in (False, True)} == {0.9}
+
+
+def test_what_resembles_another_question_more_is_asked_for_less():
+    """Three questions along the axes, two wordings each; an edit asks for the first."""
+    axes = torch.eye(4)
+    neutral = torch.stack([axes[i // 2] for i in range(6)]).expand(2, 6, 4)
+    calibration = replace(made(), neutral=neutral, labels=torch.tensor([0, 0, 1, 1, 2, 2]), same=0.6)
+    own = (Question(F.normalize(axes[0] + 0.5 * axes[3], dim=0), False),)
+
+    def like(*parts):
+        return Question(F.normalize(sum(w * axes[i] for i, w in parts), dim=0), False)
+
+    assert calibration.matched(own) == 0
+    assert calibration.matched((like((3, 1.0)),)) is None
+    assert calibration.matched(()) is None
+    asked = like((0, 0.8), (3, 0.6))
+    cosine = float(own[0].vector @ asked.vector)
+    assert calibration.likeness(own, None, asked) == pytest.approx(cosine, abs=1e-6)
+    near = like((0, 1.0))  # a wording of what the edit asks is nearer than its own prompt
+    assert calibration.likeness(own, 0, near) == pytest.approx(1.0, abs=1e-6)
+    assert calibration.likeness(own, None, near) < 0.9
+    both = like((0, 0.6), (1, 0.8))
+    assert calibration.likeness(own, 0, both) == pytest.approx(0.6 - (0.8 - 0.6), abs=1e-6)
+    assert calibration.likeness(own, 0, both._replace(chat=True)) == -1.0  # it is not asked for in chat

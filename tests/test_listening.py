@@ -33,7 +33,7 @@ def listener_of(turns=None, starts=False):
         lambda token: PIECES.get(token, ""), turns, lambda key: [f"e{key}"], lambda edit: ((LY, ON),), 4
     )
     asked = [Question(state, chat) for state in (A, Q) for chat in (False, True)]
-    questions = {"e5": asked[2:], "e6": asked}
+    questions = {"e5": (asked[2:], None), "e6": (asked, None)}
     return Listener(memory, reader, THINK, RELATION, questions.__getitem__, starts)
 
 
@@ -42,7 +42,19 @@ def calibration_of(first=None):
     mean, root = torch.zeros(2, 4), torch.eye(4).expand(2, 4, 4)
     own = mean if first is None else first.expand(2, 4)
     metric = Metric(torch.zeros(2, 4), torch.zeros(2, 4, 0), torch.zeros(2, 0), torch.full((2,), 1e9))
-    return Calibration((*THINK, RELATION), mean, root, own, root, 0.9, metric, (0.5, 0.5), 1.0, ())
+    return Calibration(
+        (*THINK, RELATION),
+        mean,
+        root,
+        own,
+        root,
+        0.9,
+        metric,
+        (0.5, 0.5),
+        1.0,
+        torch.zeros(1, 1, 4),
+        torch.zeros(1).long(),
+    )
 
 
 def call_of(*rows, asked=None, ids=None, past=0, held=None, real=None):

@@ -53,9 +53,8 @@ def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: in
 
     layers = (*think, relation)
     asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts)
-    accepts = (config.plain_accepts, config.other_accepts)
     texts = (wordings(), FRONTS, NAMES, SYSTEM, TALK)
-    named = (*asked, *accepts, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
+    named = (*asked, config.other_accepts, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
     file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
         widths = (host.anatomy.width, min(host.anatomy.width, config.rank))
@@ -87,12 +86,12 @@ def calibrate(host: Host, config: LLPConfig, think: Sequence[int], relation: int
     )
     spaces = (mean, root, first_mean, first_root)
     blank = Metric(*(torch.zeros(0) for _ in range(4)))
-    made = Calibration(layers, *spaces, 0.0, blank, (0.0, 0.0), 1.0, ())
+    made = Calibration(layers, *spaces, 0.0, blank, (0.0, 0.0), 1.0, torch.zeros(0), torch.zeros(0))
     units = torch.stack([made.apply(i, states[None])[0] for i, states in enumerate(sample.states)])
     quorum = max(1, math.ceil(config.quorum * len(think)))
     threshold = chance_threshold(units, sample, quorum, config.false_accepts, config.seed)
     made = replace(made, threshold=min(max(threshold, 0.05), 0.95)).to(host.text.device)
-    return _relations(host, made, relation, (config.plain_accepts, config.other_accepts))
+    return _relations(host, made, relation, config.other_accepts)
 
 
 def _neutral() -> list[str]:
@@ -131,12 +130,11 @@ def _first_states(host: Host, layers: tuple[int, ...]) -> Tensor:
     return states[:, :, -1].float()
 
 
-def _relations(host: Host, made: Calibration, relation: int, rates: tuple[float, float]) -> Calibration:
+def _relations(host: Host, made: Calibration, relation: int, rate: float) -> Calibration:
     """With the metric of questions, the limits of likeness, and the neutral questions themselves.
 
-    Of the pairs of questions about subjects of one kind that ask different things, the share ``rates``
-    exceeds the limit in plain text and the one in chat, and the share `_SAME` is as alike as if they asked
-    the same.
+    Of the pairs of questions about subjects of one kind that ask different things, the share ``rate`` exceeds
+    the limit, in plain text and in chat, and the share `_SAME` is as alike as if they asked the same.
     """
     text, known = host.text, wordings()
     labels = [(one.kind, one.relation) for one in known]
@@ -152,13 +150,14 @@ def _relations(host: Host, made: Calibration, relation: int, rates: tuple[float,
     apart = torch.tensor([[a[0] == b[0] and a[1] != b[1] for b in labels] for a in labels])
     vectors = [torch.stack([one.vector for one in some]).cpu() for some in asked]
     others = [(some @ some.T)[apart] for some in vectors]
-    plain, in_turn = (float(others[-i].quantile(1 - rate)) for i, rate in enumerate(rates))
+    plain, in_turn = (float(some.quantile(1 - rate)) for some in (others[0], others[-1]))
     return replace(
         made,
         metric=learned,
         relation=(plain, in_turn),
         same=float(torch.cat(others).quantile(1 - _SAME)),
-        others=tuple(one for some in asked for one in some),
+        neutral=torch.stack(vectors).half().float(),
+        labels=torch.tensor([[*dict.fromkeys(labels)].index(one) for one in labels]),
     )
 
 

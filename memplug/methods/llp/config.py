@@ -36,11 +36,9 @@ class LLPConfig:
     false_accepts: float = 1e-4
     """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
     threshold of calibrated keys follows from it (scope "answer")."""
-    other_accepts: float = 0.03
-    """Share of other questions about a subject that are taken for the edit's own in a chat, and are left to
-    the value (scope "answer")."""
-    plain_accepts: float = 0.03
-    """The same in plain text, which may ask at every token of a sentence (scope "answer")."""
+    other_accepts: float = 0.02
+    """Share of questions that are as like another one about the same kind of subject as one has to be to be
+    taken for an edit's own (scope "answer")."""
     rank: int = 512
     """Most dimensions of calibrated states (scope "answer")."""
     n_fronts: int = 2
@@ -194,7 +192,6 @@ _CHOICES = {
 _RANGES = (
     ("false_accepts", 1e-9, 1.0),
     ("other_accepts", 0.0, 1.0),
-    ("plain_accepts", 0.0, 1.0),
     ("rank", 2, 1 << 16),
     ("n_fronts", 0, 6),
     ("n_rewordings", 0, 16),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...calibration import Calibration
@@ -81,8 +80,7 @@ class Learner:
             seen = {layer: [some[i] for i in mine] for layer, some in states.layers.items()}
             asked = self._recogniser.recognise(draft, lessons, seen, keys)
             questions[str(edit.id)] = asked
-            similar, same = self._similar(asked), self._calibration.same
-            others += [(e, one) for one in further_lessons(host.text, config, edit, similar, same)]
+            others += [(e, one) for one in further_lessons(host.text, config, edit, asked, self._calibration)]
         if others:
             bar.set_postfix_str("reading further prompts")
             more = [replace(c, lines=[i + len(asking) for i in c.lines]) for c in self._read(others)[0]]
@@ -98,16 +96,3 @@ class Learner:
         places = [[*lesson.subject, *lesson.words] for _, lesson in lessons]
         layers = tuple(dict.fromkeys(self._calibration.layers))
         return run_lines(self._host, self._recall, [one.line for _, one in lessons], places, layers)
-
-    def _similar(self, asked: Sequence[Question]) -> list[Tensor]:
-        """For plain text and chat, [M]: how like each neutral question is to what asks for the edit."""
-        found = []
-        for chat in (False, True):
-            known, mine = (
-                [one.vector.float().cpu() for one in part if one.chat == chat]
-                for part in (self._calibration.others, asked)
-            )
-            if known:
-                blank = torch.zeros(1, len(known[0]), dtype=torch.float32)
-                found.append((torch.stack(known) @ torch.stack(mine or list(blank)).T).amax(1))
-        return found

@@ -12,11 +12,12 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from ...calibration import Calibration
 from ...chat import Message, Messages, Prompt, behind, in_chat, question
 from ...edits import Edit
 from ...naming import names, place_of, placed
+from ...questions import Question
 from ...relations import Wording, wordings
 from ...text import Text, TokenizerError
 from .config import LLPConfig
@@ -79,7 +80,7 @@ def lessons_of(text: Text, config: LLPConfig, edit: Edit, statement: str | None)
 
 
 def further_lessons(
-    text: Text, config: LLPConfig, edit: Edit, similar: Sequence[Tensor], same: float
+    text: Text, config: LLPConfig, edit: Edit, asked: Sequence[Question], calibration: Calibration
 ) -> list[Lesson]:
     """What follows from how like an edit's question is to the neutral ones.
 
@@ -89,29 +90,28 @@ def further_lessons(
     finished.
 
     Args:
-        similar: for plain text and, where there is a template, for chat: [M] likeness of each neutral
-            question (`relations.wordings`) to what asks for the edit.
-        same: likeness that hardly any two questions reach that do not ask the same.
+        asked: in which words the edit is asked for.
     """
     subject, known = str(edit.subject), wordings()
-    relations: dict[tuple[str, str], list[int]] = {}
-    for i, one in enumerate(known):
-        relations.setdefault((one.kind, one.relation), []).append(i)
-    scores = torch.stack(list(similar))
-    mean = {relation: float(scores[:, some].mean()) for relation, some in relations.items()}
-    best = max(mean, key=lambda relation: mean[relation])
+    matched, labels = calibration.matched(asked), calibration.labels.tolist()
     asking: list[Prompt] = []
-    if mean[best] >= same:
-        texts = [known[i].about(subject) for i in _varied(known, relations[best], config.n_rewordings)]
-        asking = [one for one in texts if one != edit.question]
-        asking += map(in_chat, asking[:]) if len(similar) > 1 else ()
+    if matched is not None:
+        mine = [one for one, label in zip(known, labels, strict=True) if label == matched]
+        asking = [one.about(subject) for one in _varied(mine, config.n_rewordings)]
+        asking = [one for one in asking if one != edit.question]
+        asking += map(in_chat, asking[:]) if text.has_chat else ()
     staying: list[Prompt] = []
-    far = [some for some in relations.values() if float(scores[:, some].amax()) < same]
-    for likeness, passing, plain in zip(similar, (MENTIONS, REQUESTS), (True, False), strict=False):
-        nearest = [max(some, key=lambda i: float(likeness[i])) for some in far]
-        nearest.sort(key=lambda i: -float(likeness[i]))
+    similar = _similar(asked, calibration)
+    close = {
+        label for scores in similar for label, s in zip(labels, scores, strict=True) if s >= calibration.same
+    }
+    for scores, passing, plain in zip(similar, (MENTIONS, REQUESTS), (True, False), strict=False):
+        nearest: dict[int, str] = {}
+        for i in sorted(range(len(known)), key=lambda i: -scores[i]):
+            if labels[i] not in close:
+                nearest.setdefault(labels[i], known[i].about(subject))
         named = [w.replace("{s}", subject) for w in some(passing, config.n_mentions, config.seed, subject)]
-        said = [*(known[i].about(subject) for i in nearest[: config.n_others]), *named]
+        said = [*list(nearest.values())[: config.n_others], *named]
         staying += said if plain else map(in_chat, said)
     staying += _unfinished(edit)
     found = [
@@ -121,11 +121,20 @@ def further_lessons(
     return [one for one in found if one is not None]
 
 
-def _varied(known: Sequence[Wording], some: Sequence[int], count: int) -> list[int]:
-    """``count`` wordings of a question, half of them statements to be completed."""
-    statements, questions = ([i for i in some if known[i].open == kind] for kind in (True, False))
-    pairs = [i for pair in zip_longest(questions, statements) for i in pair if i is not None]
-    return pairs[:count]
+def _similar(asked: Sequence[Question], calibration: Calibration) -> list[list[float]]:
+    """In plain text and in chat, how like each neutral question is to what asks for the edit."""
+    found = []
+    for chat, neutral in enumerate(calibration.neutral):
+        mine = [neutral @ one.vector.float().cpu() for one in asked if one.chat == bool(chat)]
+        found.append(torch.stack(mine or [torch.zeros(len(neutral))]).amax(0).tolist())
+    return found
+
+
+def _varied(known: Sequence[Wording], count: int) -> list[Wording]:
+    """``count`` of some wordings, half of them statements to be completed."""
+    statements, questions = ([one for one in known if one.open == kind] for kind in (True, False))
+    pairs = zip_longest(questions, statements)
+    return [one for pair in pairs for one in pair if one is not None][:count]
 
 
 def _unfinished(edit: Edit) -> list[str]:

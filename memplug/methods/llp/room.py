@@ -83,6 +83,7 @@ class Room:
         self.calibration: Calibration | None = None
         self.questions: dict[str, tuple[Question, ...]] = {}
         self._forms: dict[str, tuple[tuple[int, ...], ...]] = {}
+        self._matched: dict[str, int | None] = {}
         self.longest = 1
         """Tokens of the longest subject."""
         self._pieces: dict[int, str] = {-1: ""}
@@ -94,7 +95,7 @@ class Room:
             reader,
             self.think,
             self.relation,
-            self.questions.__getitem__,
+            self._asked,
             host.text.bos_id is None,
             host.tracker.gate.looking,
         )
@@ -105,6 +106,12 @@ class Room:
             piece = self._host.text.tokenizer.decode([token], clean_up_tokenization_spaces=False)
             self._pieces[token] = piece
         return piece
+
+    def _asked(self, id: str) -> tuple[Sequence[Question], int | None]:
+        asked = self.questions[id]
+        if id not in self._matched and self.calibration is not None:
+            self._matched[id] = self.calibration.matched(asked)
+        return asked, self._matched.get(id)
 
     def _answers(self, id: str) -> tuple[tuple[int, ...], ...]:
         found = self._forms.get(id)
@@ -162,7 +169,7 @@ class Room:
         """
         self.questions.update(asking.questions)
         self._forms.update(asking.forms)
-        tables: tuple[dict[str, object], ...] = (self.questions, self._forms)  # type: ignore[assignment]
+        tables: tuple[dict[str, object], ...] = (self.questions, self._forms, self._matched)  # type: ignore[assignment]
         for table in tables:
             for id in table.keys() - held:
                 del table[id]
@@ -206,6 +213,7 @@ class Room:
         """Put what `read` gave in place, inside `Gate.changing`; ``memory`` holds the saved keys already."""
         self.calibration = None if saved.calibration is None else saved.calibration.to(self._host.text.device)
         self.questions.clear()
+        self._matched.clear()
         self.questions.update(saved.questions)
         self.longest = max((memory.get(n).shape[1] for n in memory.ids()), default=1)
         self._forms.clear()
