@@ -115,7 +115,7 @@ class Calibration:
             return None
         means = torch.stack([self.means(one) for one in asked]).mean(0)
         best = int(means.argmax())
-        return best if float(means[best]) >= self.same else None
+        return best if float(means[best]) > min(self.relation) else None
 
     def likeness(self, asked: Sequence[Question], matched: int | None, question: Question) -> float:
         """How much a question resembles those that ask for an edit; -1 where none does in this form.

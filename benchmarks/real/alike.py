@@ -15,6 +15,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,10 +24,11 @@ from torch import Tensor
 
 import memplug
 from memplug import pretrained
+from memplug.calibration import Calibration
 from memplug.chat import in_chat
 from memplug.methods.llp.calibrating import _DIRECTIONS, states_of
 from memplug.methods.llp.lessons import other_lines
-from memplug.questions import Metric, metric
+from memplug.questions import Question, likeness, metric
 from memplug.relations import Wording, wordings
 
 from ..common import machine, table
@@ -34,6 +36,8 @@ from ..common import machine, table
 RELATIONS = Path(__file__).parent / "relations.json"
 EDITS = 2
 _PASSING = "passing mentions"
+
+Score = Callable[[Question], Callable[[Question], float]]
 
 SHARED = (
     *("birthplace", "place of death", "mother tongue", "occupation", "instrument", "nationality", "religion"),
@@ -84,21 +88,18 @@ def groups() -> Iterator[tuple[str, dict[str, list[str]]]]:
             yield subject, {name: [w.format(s=subject) for w in some] for name, some in wordings.items()}
 
 
-def shares(asked: Sequence[dict[str, list[Tensor]]]) -> dict[str, dict[str, float]]:
-    """By the share of rephrasings that pass: those of other questions and of passing mentions that do.
-
-    Args:
-        asked: by subject, a unit vector for each text, by what it asks.
-    """
+def shares(asked: Sequence[dict[str, list[Question]]], score: Score) -> dict[str, dict[str, float]]:
+    """By the share of rephrasings that pass: those of other questions and of passing mentions that do."""
     found = defaultdict[str, list[float]](list)
     for relations in asked:
         for name, own in relations.items():
             if name == _PASSING:
                 continue
             for edit in own[:EDITS]:
-                for other, vectors in relations.items():
+                against = score(edit)
+                for other, questions in relations.items():
                     kind = "rephrasings" if other == name else _PASSING if other == _PASSING else "others"
-                    found[kind] += [float(edit @ one) for one in vectors if one is not edit]
+                    found[kind] += [against(one) for one in questions if one is not edit]
     scores = {kind: torch.tensor(values) for kind, values in found.items()}
     limits = {share: scores["rephrasings"].quantile(1 - share) for share in (0.8, 0.9)}
     return {
@@ -109,11 +110,28 @@ def shares(asked: Sequence[dict[str, list[Tensor]]]) -> dict[str, dict[str, floa
     }
 
 
-def left_out(known: Sequence[Wording], states: Sequence[Tensor], chat: bool) -> Metric:
-    """The metric that those neutral questions teach that ask nothing which is asked here."""
+def _alone(edit: Question) -> Callable[[Question], float]:
+    return lambda one: likeness(edit, one)
+
+
+def _beside(made: Calibration) -> Score:
+    """With the neutral questions: those that ask the same, and those that a question resembles more."""
+
+    def score(edit: Question) -> Callable[[Question], float]:
+        matched = made.matched((edit,))
+        return lambda one: made.likeness((edit,), matched, one)
+
+    return score
+
+
+def _without(known: Sequence[Wording], states: Sequence[Tensor], made: Calibration) -> Calibration:
+    """A calibration of those neutral questions that ask nothing which is asked here."""
     kept = [i for i, one in enumerate(known) if one.relation not in SHARED]
-    some = [states[i] for i in kept]
-    return metric([some, some], [(known[i].kind, known[i].relation) for i in kept], _DIRECTIONS)
+    labels = [(known[i].kind, known[i].relation) for i in kept]
+    learned = metric([[states[i] for i in kept]] * 2, labels, _DIRECTIONS)
+    neutral = torch.stack([learned.question(states[i], False).vector for i in kept])
+    numbers = torch.tensor([[*dict.fromkeys(labels)].index(one) for one in labels])
+    return replace(made, metric=learned, neutral=neutral[None], labels=numbers)
 
 
 def main() -> None:
@@ -133,26 +151,33 @@ def main() -> None:
 
         for form in ("plain", "chat"):
             chat = form == "chat"
-            apart = left_out(known, read([(one.name, one.about(one.name)) for one in known], chat), chat)
-            ways: dict[str, Callable[[Tensor], Tensor]] = {
-                "last word": lambda states, m=made.metric, i=int(chat): F.normalize(
-                    states[-1] - m.mean[i], dim=0
-                ),
-                "mean of words": lambda states, m=made.metric, i=int(chat): F.normalize(
-                    (states - m.mean[i]).mean(0), dim=0
-                ),
-                "metric, without these questions": lambda states, m=apart, c=chat: (
-                    m.question(states, c).vector
-                ),
-                "metric": lambda states, m=made.metric, c=chat: m.question(states, c).vector,
+            neutral = read([(one.name, one.about(one.name)) for one in known], chat)
+            fewer = _without(known, neutral, made)
+            mean = made.metric.mean[int(chat)]
+
+            def last(states: Tensor, chat: bool, mean: Tensor = mean) -> Question:
+                return Question(F.normalize(states[-1] - mean, dim=0), chat)
+
+            def words(states: Tensor, chat: bool, mean: Tensor = mean) -> Question:
+                return Question(F.normalize((states - mean).mean(0), dim=0), chat)
+
+            ways: dict[str, tuple[Callable[[Tensor, bool], Question], Score]] = {
+                "the last word": (last, _alone),
+                "the mean of words": (words, _alone),
+                "the metric, learned without these questions": (fewer.metric.question, _alone),
+                "the metric and neutral questions, without these": (fewer.metric.question, _beside(fewer)),
+                "the metric": (made.metric.question, _alone),
+                "the metric and neutral questions": (made.metric.question, _beside(made)),
             }
             found = []
             for subject, texts in groups():
                 given = iter(read([(subject, text) for some in texts.values() for text in some], chat))
                 found.append({name: [next(given) for _ in some] for name, some in texts.items()})
             results[form] = {
-                name: shares([{r: [way(one) for one in some] for r, some in by.items()} for by in found])
-                for name, way in ways.items()
+                name: shares(
+                    [{r: [ask(one, chat) for one in some] for r, some in by.items()} for by in found], score
+                )
+                for name, (ask, score) in ways.items()
             }
     written = {"machine": machine(), "settings": {"model": args.model}, "results": results}
     args.out.write_text(json.dumps(written, indent=1) + "\n")
