@@ -100,7 +100,7 @@ class LLPConfig:
     """Most sampled sentences that state the old answer, trained to state the new one (published: none)."""
     statement_tokens: int = 16
     """Longest continuation they are cut from, in tokens."""
-    statement_weight: float = 1.0
+    statement_weight: float = 0.5
     """Weight of the KL divergence to the base model on these statements."""
     mean_key: bool = True
     """A key is the mean over its contexts (as equation 8 says; the published code takes the last)."""
