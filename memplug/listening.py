@@ -1,8 +1,8 @@
 """Listening: from the hidden states of one forward to the edits that speak at each of its tokens.
 
-Think layers say which subjects are named and where they end. The words of a sentence, and their states
-in the layer below the recall layer, say what it asks for. What a row has read (`Reading`), its last tokens
-and some of their states stay with its cache.
+Think layers say which subjects are named and where they end. The states of a sentence's words in the
+relation layer say what it asks for. What a row has read (`Reading`), its last tokens and some of their states
+stay with its cache.
 
 Letters: R think layers, B rows, T tokens, K width of calibrated states, S tokens of a subject.
 """

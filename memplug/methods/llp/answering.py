@@ -1,6 +1,6 @@
 """LLP as it edits by default: a value speaks where its edit is asked for, and nowhere else.
 
-Keys are compared in a calibrated space. The words of its own prompts tell asking for the fact from talking
+Keys are compared in a calibrated space. A learned metric of questions tells asking for the fact from talking
 about its subject. The value stands in front of the answer alone, so that what is read, what is said
 afterwards and everything else about the subject keep the base model's states.
 """
