@@ -249,7 +249,7 @@ def test_shares_of_what_passes_by_hand():
     """Rephrasings score .1 .1 .1 .6 .6 .7 .7 .7 .8 .8 .9 .9: limits are .2 and .1."""
     score = dict(zip("abcdexyzm", (0.9, 0.9, 0.8, 0.7, 0.6, 0.7, 0.1, 0.1, 0.15), strict=True))
     asked = {"r": list("abcde"), "s": list("xyz"), "passing mentions": ["m"]}
-    found = alike.shares([asked], lambda edit, one: score[one])
+    found = alike.shares([asked], lambda _edit: score.__getitem__)
     assert found == {
         "80%": {"others": 0.75, "passing mentions": 0.0},  # a, b, c, d, e twice and x twice, of 16
         "90%": {"others": 0.75, "passing mentions": 1.0},

@@ -288,7 +288,7 @@ def test_a_neutral_question_that_asks_the_same_is_taught_in_its_other_words(toke
     stay = [tuple(one.line.ids) for one in lessons if not one.asks]
     assert len(stay) == len({(one.kind, one.relation) for one in known}) - 1 + 1  # and what is not finished
     assert not {tuple(text.encode(one)) for one in own} & set(stay)
-    unlike = further_lessons(text, config, edit, *asked_like(0.4))
+    unlike = further_lessons(text, config, edit, *asked_like(0.2))
     assert not any(one.asks for one in unlike)
 
 
