@@ -61,6 +61,9 @@ class Explanation:
         recalled: the subject that is recalled, or None.
         runner_up: the next best subject, or the best where none is recalled; None without edits.
         reason: one sentence on the decision.
+        likeness: how much what is asked resembles the edits of the subject that is recalled, or of the next
+            best; None where nothing is asked about it.
+        limits: what that has to exceed, in plain text and in a chat; None without edits.
     """
 
     prompt: Prompt
@@ -70,6 +73,8 @@ class Explanation:
     recalled: Candidate | None
     runner_up: Candidate | None
     reason: str
+    likeness: float | None = None
+    limits: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         lines = [f"{quoted(self.prompt)}: {self.reason}"]
@@ -87,6 +92,16 @@ class Explanation:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def scored(self) -> str:
+        """The same, with the likeness of what is asked and what it has to exceed."""
+        if self.likeness is None or self.limits is None:
+            return str(self)
+        plain, chat = self.limits
+        return (
+            f"{self}\n  asked for: likeness {self.likeness:.3f}, to be exceeded: {plain:.3f} in plain text, "
+            f"{chat:.3f} in chat"
+        )
 
 
 @torch.no_grad()

@@ -61,7 +61,10 @@ def explain_answer(
         recalled = recalled._replace(edits=edits)
     other = next((one for one in best if recalled is None or one.subject != recalled.subject), None)
     reason = _reason(recalled, other, quorum, calibration, _asked(met, other or recalled))
-    return Explanation(prompt, tokens, quorum, calibration.threshold, recalled, other, reason)
+    likeness, limits = _asked(met, recalled or other), calibration.relation
+    return Explanation(
+        prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits
+    )
 
 
 def _rank(candidate: Candidate) -> tuple[int, float]:

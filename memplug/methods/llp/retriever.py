@@ -129,9 +129,13 @@ class Retriever(Held):
         numbers = self._add(prepared.keys)
         for draft in prepared.drafts.values():
             self._put(draft, draft.keys + numbers.get(draft.subject, ()))
-        held = {id for entry in self.entries.values() for id in entry.edits}
-        self.room.take(prepared.asking, prepared.keys, held)
+        self.room.take(prepared.asking, prepared.keys, self.held)
         self.on = self._in_force()
+
+    @property
+    def held(self) -> set[str]:
+        """Ids of all edits, in force or not."""
+        return {id for entry in self.entries.values() for id in entry.edits}
 
     def _in_force(self) -> frozenset[str]:
         return frozenset(id for entry in self.entries.values() for id in entry.on)
