@@ -27,6 +27,6 @@ class Explanation:
 
     def __str__(self) -> str:
         what = f"read after {self.notes!r}" if self.notes else "answered by the base model"
-        return f"{quoted(self.found.prompt)}: {what}\n{self.found.scored()}"
+        return f"{quoted(self.found.prompt)}: {what}\n{self.found}"
 
     __repr__ = __str__

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...calls import Call
-from ...chat import Prompt, question
+from ...chat import Prompt
 from ...edits import Edit, EditTable
 from ...holding import hold
 from ...hooks import Hook
@@ -326,8 +326,7 @@ class ICL:
         Raises:
             ValueError: the prompt is empty.
         """
-        if not question(prompt).strip():
-            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        found = self._finder.explain(prompt)
         ids = self._host.text.encode(prompt)
         read: tuple[str, ...] = ()
         chat = self._inside(prompt)
@@ -337,7 +336,7 @@ class ICL:
             (read,) = self._asked({"input_ids": tokens}, tokens, torch.ones_like(tokens).bool(), end)
             read = self._fitting(read, chat, self._host.text.max_length - len(ids))
         notes = self._notes.write(self._edits(read), chat) if read else ""
-        return Explanation(self._finder.explain(prompt), tuple(self._edits(read)), notes)
+        return Explanation(found, tuple(self._edits(read)), notes)
 
     def state(self) -> State:
         """What edits are recognised by; notes follow from them."""

@@ -18,7 +18,7 @@ from ..base import Host
 from .config import LLPConfig
 from .keys import think_states
 
-__all__ = ["Candidate", "Explanation", "LayerVote", "explain"]
+__all__ = ["Candidate", "Explanation", "LayerVote", "Scored", "explain"]
 
 
 class LayerVote(NamedTuple):
@@ -93,15 +93,21 @@ class Explanation:
 
     __repr__ = __str__
 
-    def scored(self) -> str:
-        """The same, with the likeness of what is asked and what it has to exceed."""
+
+class Scored(Explanation):
+    """An explanation whose text also tells the likeness of what is asked, and what it has to exceed."""
+
+    def __str__(self) -> str:
+        told = super().__str__()
         if self.likeness is None or self.limits is None:
-            return str(self)
+            return told
         plain, chat = self.limits
         return (
-            f"{self}\n  asked for: likeness {self.likeness:.3f}, to be exceeded: {plain:.3f} in plain text, "
+            f"{told}\n  asked for: likeness {self.likeness:.3f}, to be exceeded: {plain:.3f} in plain text, "
             f"{chat:.3f} in chat"
         )
+
+    __repr__ = __str__
 
 
 @torch.no_grad()
