@@ -28,7 +28,7 @@ from ..continuing import unflat
 from ..elder.places import find_places
 from ..llp.config import LLPConfig
 from ..llp.explain import Explanation
-from ..llp.retriever import PARTS, Prepared, Retriever
+from ..llp.retriever import OTHERS, PARTS, Prepared, Retriever
 from .config import GRACEConfig
 from .values import train_values
 
@@ -55,13 +55,7 @@ class AskedGRACE:
         check_holds(host.model, host.anatomy)
         layer = self.config.layer or 0
         (self._place,) = find_places(host.model, host.anatomy, [layer])
-        found = LLPConfig(
-            false_accepts=config.false_accepts,
-            other_accepts=config.other_accepts,
-            plain_accepts=config.plain_accepts,
-            most_recalled=1,
-            train_stop=config.train_stop,
-        )
+        found = LLPConfig(other_accepts=OTHERS, most_recalled=1, train_stop=config.train_stop)
         if (found.resolve(depth).recall_layer or 0) > layer:  # what is asked has to be known below the layer
             found = replace(found, recall_layer=layer)
         self._finder = Retriever(host, found)

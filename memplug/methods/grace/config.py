@@ -25,12 +25,6 @@ class GRACEConfig:
     scope: Literal["asked", "radius"] = "asked"
     """Where a value takes effect: at the tokens that answer what its edit is asked by, as LLP's retrieval
     tells it; or (published) in a text whose prompt ends within a radius of the edit's key."""
-    false_accepts: float = 1e-4
-    """See `LLPConfig` (scope "asked")."""
-    other_accepts: float = 0.2
-    """See `LLPConfig` (scope "asked")."""
-    plain_accepts: float = 0.2
-    """See `LLPConfig` (scope "asked")."""
     layer: int | None = None
     """Layer whose MLP output is replaced. None: at `depth`. In the last layer a value of the prompt's tokens
     could say one token only."""
@@ -104,9 +98,6 @@ _CHOICES = {
 _RANGES = (
     ("depth", 0.0, 1.0),
     ("epsilon", 0.0, 1e9),
-    ("false_accepts", 1e-9, 1.0),
-    ("other_accepts", 0.0, 1.0),
-    ("plain_accepts", 0.0, 1.0),
     ("lr", 1e-9, 1e3),
     ("steps", 1, 1 << 20),
     ("stop_loss", 0.0, 1e3),

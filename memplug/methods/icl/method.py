@@ -22,7 +22,7 @@ from ..base import Host, State
 from ..continuing import Continuing
 from ..llp.config import LLPConfig
 from ..llp.keys import outputs_of
-from ..llp.retriever import Prepared, Retriever
+from ..llp.retriever import OTHERS, Prepared, Retriever
 from .config import ICLConfig
 from .explain import Explanation
 from .front import Front, Reader
@@ -69,7 +69,7 @@ class ICL:
         self.config = config
         self._host, self._continuing = host, Continuing()
         self._reader = Reader(host.model, host.anatomy)
-        self._finder = Retriever(host, LLPConfig(most_recalled=config.k))
+        self._finder = Retriever(host, LLPConfig(other_accepts=OTHERS, most_recalled=config.k))
         self._arguments = list(inspect.signature(type(host.anatomy.decoder).forward).parameters)[1:]
         self._notes = Notes(host.text, config, self._finder.room.turns)
         self._kv: Kept[tuple[tuple[int, ...], int, int], KV] = Kept(_READ)

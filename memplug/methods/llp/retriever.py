@@ -29,7 +29,14 @@ from .lessons import Lesson, lessons_of, statements_of
 from .recognising import Recogniser
 from .room import Asking, Room, Saved
 
-__all__ = ["PARTS", "Prepared", "Restored", "Retriever"]
+__all__ = ["OTHERS", "PARTS", "Prepared", "Restored", "Retriever"]
+
+OTHERS = 0.28
+"""`LLPConfig.other_accepts` of methods whose edits, once found, leave no other question alone.
+
+In chat, on SmolLM2, 87 % of the rephrasings of 10 tuning facts and 45 % of the other questions about their
+subjects pass; with 0.6 it would be 100 and 90 %, with 0.14 it would be 53 and 30 %.
+"""
 
 _BATCH = 32  # prompts read together
 
