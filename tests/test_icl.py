@@ -337,7 +337,8 @@ def test_a_second_turn_on_the_same_cache_reads_a_note_of_its_own(base, tokenizer
 def test_a_template_that_marks_no_turns_reads_its_notes_in_front(base, tokenizer):
     bare = chatting(tokenizer, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with attach(base, bare) as plug:
-        plug.edit(ASKED, "Zarnow")
+        with pytest.warns(UserWarning, match="in front of all turns.*the chat template marks no turns"):
+            plug.edit(ASKED, "Zarnow")
         assert plug.explain(ASKED).notes.startswith("New fact: ")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,7 @@ from ...chat import Prompt
 from ...edits import Edit, EditTable
 from ...holding import hold
 from ...hooks import Hook
-from ...kept import Kept
-from ...layers import evaluating, taken, text_config
-from ...prefix import KV
+from ...layers import taken, text_config
 from ..base import Host, State
 from ..continuing import Continuing
 from ..llp.config import LLPConfig
@@ -25,22 +24,14 @@ from ..llp.keys import outputs_of
 from ..llp.retriever import OTHERS, Prepared, Retriever
 from .config import ICLConfig
 from .explain import Explanation
-from .front import Front, Reader
-from .fronted import Fronted, Note, Seen
+from .front import Reader
+from .fronted import Fronted
 from .notes import Notes
+from .placing import Placer
 
 __all__ = ["ICL"]
 
-_READ = 64  # notes whose keys and values per layer stay at hand
 _TOKENS = ("input_ids", "inputs_embeds")
-
-
-class _Row(NamedTuple):
-    """Notes of one row: keys and values [1,H,b,w] per layer; see `Seen`."""
-
-    kv: KV
-    place: list[int]
-    shift: list[int]
 
 
 class ICL:
@@ -72,7 +63,7 @@ class ICL:
         self._finder = Retriever(host, LLPConfig(other_accepts=OTHERS, most_recalled=config.k))
         self._arguments = list(inspect.signature(type(host.anatomy.decoder).forward).parameters)[1:]
         self._notes = Notes(host.text, config, self._finder.room.turns)
-        self._kv: Kept[tuple[tuple[int, ...], int, int], KV] = Kept(_READ)
+        self._placer = Placer(host, self._reader, self._notes, self._finder.edit)
 
     @property
     def active(self) -> bool:
@@ -141,25 +132,28 @@ class ICL:
             call.ids,
             call.real,
         )
-        return self._with(empty, found)
+        return self._placer.add(empty, found)
 
     def _later(self, held: Fronted, call: Call) -> Fronted:
-        """What rows have read that were decided before: see the class."""
+        """What rows have read that were decided before, and read now: see the class."""
+        on = self._finder.on
+        if any(id not in on for notes in held.notes for note in notes for id in note.edits):
+            left = [
+                [note._replace(edits=tuple(id for id in note.edits if id in on)) for note in notes]
+                for notes in held.notes
+            ]
+            kept = [tuple(note for note in notes if note.edits) for notes in left]
+            held = self._placer.fronted(held, kept)
         again = self._again(held, call)
-        if any(again) and held.ids is not None:
-            end = held.real.long().cumsum(1).argmax(1)
-            found = self._asked({"input_ids": held.ids}, held.ids, held.real, end)
-            found = [ids if anew else () for ids, anew in zip(found, again, strict=True)]
-            if any(found):
-                before = replace(held, ids=held.ids[:, : call.past], real=held.real[:, : call.past])
-                return self._with(replace(held, before=before, length=held.real.shape[1]), found)
-        if all(id in self._finder.on for notes in held.notes for note in notes for id in note.edits):
+        if held.ids is None or not any(again):
             return held
-        left = [
-            [note._replace(edits=tuple(id for id in note.edits if id in self._finder.on)) for note in notes]
-            for notes in held.notes
-        ]
-        return self._fronted(held, [tuple(note for note in notes if note.edits) for notes in left])
+        end = held.real.long().cumsum(1).argmax(1)
+        found = self._asked({"input_ids": held.ids}, held.ids, held.real, end)
+        found = [ids if anew else () for ids, anew in zip(found, again, strict=True)]
+        if not any(found):
+            return held
+        before = replace(held, ids=held.ids[:, : call.past], real=held.real[:, : call.past])
+        return self._placer.add(replace(held, before=before, length=held.real.shape[1]), found)
 
     def _again(self, held: Fronted, call: Call) -> list[bool]:
         """Which rows the new tokens decide anew."""
@@ -205,89 +199,6 @@ class ICL:
         asked = self._finder.asked(call)
         return [row[at] for row, at in zip(asked, end.tolist(), strict=True)]
 
-    def _with(self, held: Fronted, edits: Sequence[tuple[str, ...]]) -> Fronted:
-        """``held`` with more notes, those on ``edits``, as far as they leave a row some room."""
-        rows = [[]] * len(held) if held.ids is None else held.ids.tolist()
-        size = held.real.sum(1).tolist()
-        notes = []
-        for b, (ids, row) in enumerate(zip(edits, rows, strict=True)):
-            turn = self._notes.turn(row)
-            inside = turn is not None and self._reader.inserts
-            room = self._host.text.max_length - size[b] - sum(map(self._size, held.notes[b]))
-            ids = self._fitting(ids, inside, room)
-            place = turn if turn is not None and inside else int(held.begin[b] + held.bos[b])
-            notes.append((*held.notes[b], *([Note(ids, place, inside)] if ids else [])))
-        return self._fronted(held, notes)
-
-    def _size(self, note: Note) -> int:
-        return len(self._notes.ids(self._edits(note.edits), note.inside))
-
-    def _fronted(self, held: Fronted, notes: Sequence[tuple[Note, ...]]) -> Fronted:
-        """``held`` with these notes in the place of its own."""
-        rows = [self._row(held, b, some) if some else None for b, some in enumerate(notes)]
-        full = [row for row in rows if row is not None]
-        if not full:
-            return replace(held, notes=tuple(notes), seen=None)
-        longest, device = max(len(row.place) for row in full), held.begin.device
-        columns = torch.zeros(3, len(rows), longest, dtype=torch.long)
-        for b, row in enumerate(rows):
-            if row is not None:
-                columns[:, b, longest - len(row.place) :] = torch.tensor(
-                    [[1] * len(row.place), row.place, row.shift]
-                )
-        open_, place, shift = columns.to(device)
-        kv = Front.stack([None if row is None else row.kv for row in rows])
-        return replace(held, notes=tuple(notes), seen=Seen(kv, open_.bool(), place, shift))
-
-    def _row(self, held: Fronted, b: int, notes: Sequence[Note]) -> _Row:
-        """The notes of row ``b``, side by side."""
-        first, parts = int(held.first[b]), []
-        head: list[int] = []
-        column = 0
-        for note in notes:
-            ids = self._notes.ids(self._edits(note.edits), note.inside)
-            if note.inside and held.ids is not None:
-                real = held.real[b, column : note.place]
-                head += [*held.ids[b, column : note.place][real].tolist(), *ids]
-                column = note.place
-                parts.append(
-                    _Row(self._kv_of(head, first, len(ids)), [note.place] * len(ids), [1] * len(ids))
-                )
-                continue
-            bos = bool(held.bos[b])
-            ids = [*([self._host.text.bos_id] if bos else []), *ids]  # type: ignore[list-item]
-            on = self._reader.counts_on
-            kv = self._kv_of(ids, first if on else first + int(bos) - len(ids), len(ids))
-            shift = [int(on and not (bos and i == 0)) for i in range(len(ids))]
-            parts.append(_Row(kv, [note.place] * len(ids), shift))
-        kv = [
-            (torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2))
-            for layer in zip(*(part.kv for part in parts), strict=True)
-        ]
-        return _Row(kv, [p for part in parts for p in part.place], [p for part in parts for p in part.shift])
-
-    def _fitting(self, ids: tuple[str, ...], chat: bool, room: int) -> tuple[str, ...]:
-        """The best of ``ids`` whose notes leave the row some room."""
-        while ids and len(self._notes.ids(self._edits(ids), chat)) >= room:
-            ids = ids[:-1]
-        return ids
-
-    def _kv_of(self, ids: Sequence[int], begin: int, kept: int) -> KV:
-        """Keys and values per layer of the last ``kept`` of some tokens at the positions from ``begin`` on;
-        computed alone, so that their bits depend on nothing else."""
-
-        @torch.no_grad()
-        def read() -> KV:
-            with self._host.tracker.off(), evaluating(self._host.model):
-                kv = self._reader.read(ids, begin)
-            return [(k[:, :, -kept:], v[:, :, -kept:]) for k, v in kv]
-
-        return self._kv.get((tuple(ids), begin, kept), read)
-
-    def _edits(self, ids: Sequence[str]) -> list[Edit]:
-        """The best one last, as that is where a model looks first."""
-        return [self._finder.edit(id) for id in reversed(ids)]
-
     # ------------------------------------------------------------------ edits
 
     def check(self, edits: Sequence[Edit]) -> None:
@@ -299,11 +210,18 @@ class ICL:
 
     def _inside(self, prompt: Prompt) -> bool:
         """Whether notes stand inside a prompt, in its user's turn."""
-        return self._reader.inserts and bool(self._notes.opens) and not isinstance(prompt, str)
+        return self._placer.inserts and not isinstance(prompt, str)
 
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """Learn by what each edit is recognised; the notes follow from the edits."""
-        self._put(self._finder.prepare(edits, replaced))
+        prepared = self._finder.prepare(edits, replaced)
+        if self._host.text.has_chat and not self._placer.inserts:
+            warnings.warn(  # a warning may be an error: nothing has changed yet
+                "in a chat the notes are read in front of all turns, where models follow them less than in the "
+                "user's turn: the chat template marks no turns, or the model takes no positions",
+                stacklevel=3,
+            )
+        self._put(prepared)
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
         """Drop notes, and what edits are recognised by."""
@@ -316,7 +234,7 @@ class ICL:
     def _put(self, prepared: Prepared) -> None:
         with self._host.tracker.gate.changing():
             self._finder.put(prepared)
-            self._kv.clear()
+            self._placer.clear()
 
     # ------------------------------------------------------------------ looking, saving
 
@@ -334,9 +252,9 @@ class ICL:
             tokens = torch.tensor([ids], device=self._host.text.device)
             end = torch.tensor([len(ids) - 1])
             (read,) = self._asked({"input_ids": tokens}, tokens, torch.ones_like(tokens).bool(), end)
-            read = self._fitting(read, chat, self._host.text.max_length - len(ids))
-        notes = self._notes.write(self._edits(read), chat) if read else ""
-        return Explanation(found, tuple(self._edits(read)), notes)
+            read = self._placer.fitting(read, chat, self._host.text.max_length - len(ids))
+        notes = self._notes.write(self._placer.edits(read), chat) if read else ""
+        return Explanation(found, tuple(self._placer.edits(read)), notes)
 
     def state(self) -> State:
         """What edits are recognised by; notes follow from them."""
@@ -348,4 +266,4 @@ class ICL:
         restored = self._finder.read(tensors, meta, edits)
         with self._host.tracker.gate.changing():
             self._finder.take_over(restored)
-            self._kv.clear()
+            self._placer.clear()
