@@ -217,8 +217,8 @@ class ICL:
         prepared = self._finder.prepare(edits, replaced)
         if self._host.text.has_chat and not self._placer.inserts:
             warnings.warn(  # a warning may be an error: nothing has changed yet
-                "in a chat the notes are read in front of all turns, where models follow them less than in the "
-                "user's turn: the chat template marks no turns, or the model takes no positions",
+                "in a chat the notes are read in front of all turns, where models follow them less than in "
+                "the user's turn: the chat template marks no turns, or the model takes no positions",
                 stacklevel=3,
             )
         self._put(prepared)
