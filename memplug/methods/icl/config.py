@@ -15,7 +15,7 @@ __all__ = ["ICLConfig"]
 class ICLConfig:
     """Retrieval of edits into the prompt, by LLP's room (`LLPConfig` has its constants).
 
-    Wordings are the best of thirty on SmolLM2 (``benchmarks/results/real-notes.json``).
+    Wordings are the best of 38 on SmolLM2 (``benchmarks/results/real-retrieval.json``).
 
     Raises:
         ValueError: a constant out of its range, or a template that leaves out the prompt or the target.
