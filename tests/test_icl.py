@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from chats import BRACKETS, CHATML, chatting
-from families import FAMILIES, TEXTS, build
+from families import FAMILIES, TEXTS, build, lexical
 from test_contract import Trace, answers, encode
 
 import memplug
@@ -118,7 +118,8 @@ def test_drafts_of_another_model_or_of_the_first_layers(base, tokenizer):
         assert answers(model, tokenizer, PROMPT, assistant_early_exit=2) == greedy
 
 
-def test_right_padding_and_rows_without_a_bos(base, tokenizer):
+def test_right_padding_and_rows_without_a_bos(tokenizer):
+    base = lexical("llama", len(tokenizer))  # others see other words where the BOS is missing
     with attach(base, tokenizer) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
         ids = tokenizer(PROMPT)["input_ids"]
