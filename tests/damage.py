@@ -24,6 +24,7 @@ KINDS = {
     "llp-answer": METHODS["llp-answer"] | {"value_steps": 5},
     "elder": METHODS["elder"] | {"steps": 5, "heldout": 4},
     "grace": METHODS["grace"] | {"steps": 2},
+    "grace-asked": METHODS["grace-asked"] | {"steps": 2},
     "icl": QUICK,
     "lora": {},
     "finetune": {"steps": 2},

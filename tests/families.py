@@ -171,12 +171,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "heldout": 16,
     },
     "grace": {
+        "scope": "radius",
         "layer": 2,
         "replace": "all",
+        "train_stop": True,
         "epsilon": 0.03,
         "steps": 300,
         "stop_loss": 0.2,
     },
+    "grace-asked": {"layer": 2, "steps": 300, "stop_loss": 0.1, "train_stop": True},
     "ultraedit": {},
     "mend": _FITTED | {"inner_lr": 0.1},
     **dict.fromkeys(("malmen", "rledit", "hiedit", "smedit"), _FITTED | {"inner_lr": 0.01}),
@@ -187,6 +190,7 @@ METHODS: dict[str, dict[str, Any]] = {
 _BOTH_WAYS_ROUND = ("llama", "gpt2")
 ONLY = {
     "grace": ("llama", "mixtral", "qwen2"),
+    "grace-asked": ("llama", "mixtral", "qwen2"),
     "ultraedit": ("llama", "gpt2", "gemma2", "bloom", "falcon", "phi3"),
     **dict.fromkeys(("mend", "malmen", "rledit", "hiedit", "smedit"), _BOTH_WAYS_ROUND),
 }
