@@ -115,6 +115,10 @@ class Listener:
         embed: the embeddings [W,E] of token ids.
         starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
         looking: nothing of all this changes inside what it gives; for what is looked at between two forwards.
+
+    Attributes:
+        agrees: (edit, key, question) for a question that is alike enough: whether it does ask for the edit; a
+            method's own condition, or None.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class Listener:
         self._think, self._relation = think, relation
         self._questions, self._embed = questions, embed
         self._starts, self._looking = starts, looking
+        self.agrees: Callable[[str, int, Question], bool] | None = None
 
     def listen(
         self, calibration: Calibration, call: Call, longest: int, met: dict[str, float] | None = None
@@ -241,7 +246,9 @@ class Listener:
             value = self._likeness(edit, question, calibration)
             if met is not None:
                 met[edit] = max(value, met.get(edit, value))
-            return value if value > calibration.limit(chat, kind) else None
+            if value <= calibration.limit(chat, kind):
+                return None
+            return value if self.agrees is None or self.agrees(edit, key, question) else None
 
         return score
 
