@@ -16,6 +16,7 @@ from memplug.methods.elder.experts import Experts, mix, mix_rows, parameter_coun
 from memplug.methods.elder.places import Place
 from memplug.methods.elder.routed import Used
 
+
 def places(count: int, p: int, o: int, device: str = "cpu") -> list[Place]:
     return [Place(i, "linear", nn.Linear(p, o, device=device), p, o) for i in range(count)]
 

@@ -85,10 +85,13 @@ class AnswerScope:
         return self.room.hooks()
 
     def decide(self, call: Call) -> Used | None:
-        """The experts in use at each token of a forward; of several edits, those of the one most asked for."""
+        """The experts in use at each token; of several edits, those of the one that is asked for most."""
         asked, known = self.retriever.asked(call), self._known()
         spoken = [
-            (b * len(row) + t, edits[0]) for b, row in enumerate(asked) for t, edits in enumerate(row) if edits
+            (b * len(row) + t, edits[0])
+            for b, row in enumerate(asked)
+            for t, edits in enumerate(row)
+            if edits
         ]
         if not spoken:
             return None
@@ -126,14 +129,16 @@ class AnswerScope:
 
     def read(
         self, coming: Coming, edits: Sequence[Edit], bar: Any
-    ) -> tuple[list[tuple[int, Lesson]], list[Chunk | Whole]]:
+    ) -> tuple[list[tuple[int, Lesson]], Sequence[Chunk | Whole]]:
         """Lessons of edits, with their numbers, and their rows; ``coming`` learns what they are known by."""
         calibration = self.room.calibrate()
-        learner = Learner(self._host, self.upper, self._elder.retrieval, self.retriever.memory, calibration, self._run)
+        learner = Learner(
+            self._host, self.upper, self._elder.retrieval, self.retriever.memory, calibration, self._run
+        )
         part = [(coming.drafts[str(edit.subject)], edit) for edit in edits]
         return learner.read(part, coming.keys, coming.questions, bar)
 
-    def again(self, edits: Sequence[Edit]) -> tuple[list[tuple[int, Lesson]], list[Chunk | Whole]]:
+    def again(self, edits: Sequence[Edit]) -> tuple[list[tuple[int, Lesson]], Sequence[Chunk | Whole]]:
         """Lessons of edits that were learned before, in plain text and in chat, and their rows."""
         found = [
             (e, lesson)
@@ -142,7 +147,9 @@ class AnswerScope:
         ]
         if not found:
             return [], []
-        return found, self._run(self._host, self.upper, [one.line for _, one in found], [()] * len(found), ())[0]
+        return found, self._run(
+            self._host, self.upper, [one.line for _, one in found], [()] * len(found), ()
+        )[0]
 
     def queries(self, coming: Coming, edits: Sequence[Edit]) -> list[list[Tensor]]:
         """For each edit the queries [q] of the questions that ask for it, that of its own prompt first."""

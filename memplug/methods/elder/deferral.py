@@ -69,7 +69,9 @@ def blocked(query: Tensor, gone: Sequence[Tensor], held: Sequence[Tensor]) -> Te
         return torch.zeros(len(query), dtype=torch.bool, device=query.device)
 
     def near(others: Sequence[Tensor]) -> Tensor:
-        return (F.normalize(query, dim=-1) @ F.normalize(torch.stack(list(others)).to(query), dim=-1).T).amax(1)
+        return (F.normalize(query, dim=-1) @ F.normalize(torch.stack(list(others)).to(query), dim=-1).T).amax(
+            1
+        )
 
     close = near(gone)
     return (close > _BLOCK) & (close > near(held) + _NOISE) if held else close > _BLOCK

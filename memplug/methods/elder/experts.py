@@ -136,7 +136,7 @@ class Experts:
         return Routing(picks, logits.softmax(-1).gather(-1, picks))
 
     def mix(self, index: int, x: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
-        """What ``picks`` [B,k] of linear ``index`` make of x [B,T,p], weighted by ``weights`` [B,k]: [B,T,o]."""
+        """[B,T,o]: what ``picks`` [B,k] of linear ``index`` make of x [B,T,p], times ``weights`` [B,k]."""
         return mix_rows(x, self.down[index], self.up[index], picks, weights)
 
 

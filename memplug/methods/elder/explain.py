@@ -97,7 +97,9 @@ class Explanation:
         elif nearest is None:
             reason = "deferred to the base model; no edit is in force"
         else:
-            reason = f"deferred to the base model; the nearest code is {distance} bits away ({epsilon} or more)"
+            reason = (
+                f"deferred to the base model; the nearest code is {distance} bits away ({epsilon} or more)"
+            )
         return Explanation(prompt, not scope, uses, nearest, distance, epsilon, reason)
 
 

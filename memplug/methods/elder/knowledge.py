@@ -136,9 +136,7 @@ class Knowledge:
         if self.blocks:
             tensors["blocks"] = torch.stack([query.cpu() for query in self.blocks.values()])
         meta = {
-            "records": [
-                {"id": str(r.edit.id), "allocation": r.allocation, "on": r.on} for r in records
-            ],
+            "records": [{"id": str(r.edit.id), "allocation": r.allocation, "on": r.on} for r in records],
             "blocks": list(self.blocks),
             "learned": self.learned,
             "config": asdict(self._config),
@@ -173,9 +171,7 @@ class Knowledge:
             for id, item, query, picked in zip(ids, items, queries, picks.to(device), strict=True)
         }
         whole(meta["learned"], "the edits ever learned")
-        return Saved(
-            experts, records, {id: q.to(device) for id, q in zip(blocked, blocks, strict=True)}
-        )
+        return Saved(experts, records, {id: q.to(device) for id, q in zip(blocked, blocks, strict=True)})
 
     def restore(self, saved: Saved, meta: Mapping[str, Any]) -> None:
         """Become what was saved."""

@@ -28,7 +28,7 @@ __all__ = ["Learner"]
 _LOOK = 32  # edits looked at together
 _PASSES = 3
 
-Rows = tuple[list[tuple[int, Lesson]], list["Chunk | Whole"]]
+Rows = tuple[list[tuple[int, Lesson]], Sequence["Chunk | Whole"]]
 """Lessons with the number of their edit, and chunks that hold them by their place."""
 
 
@@ -81,10 +81,15 @@ class Learner:
         for e, (edit, allocation) in enumerate(zip(edits, given, strict=True)):
             known.records[str(edit.id)] = Record(edit, allocation, own[e], trained.picks[:, e])
         every_so_often = self._config.rehearse
-        if every_so_often and known.learned // every_so_often > (known.learned - len(edits)) // every_so_often:
+        if (
+            every_so_often
+            and known.learned // every_so_often > (known.learned - len(edits)) // every_so_often
+        ):
             self._rehearse(known, known.on())
 
-    def _read(self, edits: Sequence[Edit], coming: Coming | None, bar: Any) -> tuple[Rows, list[list[Tensor]]]:
+    def _read(
+        self, edits: Sequence[Edit], coming: Coming | None, bar: Any
+    ) -> tuple[Rows, list[list[Tensor]]]:
         """Rows of new edits, and the queries that ask for each, its own prompt's first."""
         scope = self._scope
         if isinstance(scope, RowScope):
@@ -127,7 +132,9 @@ class Learner:
                 looked = train(
                     self._host, self._scope.upper, known.experts, replace(self._config, steps=0), batch
                 )
-                lost += [r for r, loss in zip(part, looked.worst, strict=True) if loss > self._config.stop_loss]
+                lost += [
+                    r for r, loss in zip(part, looked.worst, strict=True) if loss > self._config.stop_loss
+                ]
             if not lost:
                 return
             size = 2 * self._config.batch_size
@@ -152,7 +159,9 @@ class Learner:
         shared = (codes @ mine.T).sum(1).sort(descending=True, stable=True).indices
         return [on[i] for i in shared[:count].tolist()]
 
-    def _allocate(self, known: Knowledge, edits: Sequence[Edit], queries: Sequence[Tensor]) -> list[Allocation]:
+    def _allocate(
+        self, known: Knowledge, edits: Sequence[Edit], queries: Sequence[Tensor]
+    ) -> list[Allocation]:
         """The experts of each edit; edits with the same subject and target are rephrasings of one fact."""
         c, linears = self._config, known.experts.gates.shape[0]
         facts = {(r.edit.subject, r.edit.target): r.allocation for r in known.records.values()}

@@ -103,9 +103,7 @@ def train(
 
 
 class _Trainer:
-    def __init__(
-        self, host: Host, upper: Upper, experts: Experts, config: ELDERConfig, batch: Batch
-    ) -> None:
+    def __init__(self, host: Host, upper: Upper, experts: Experts, config: ELDERConfig, batch: Batch) -> None:
         self.host, self.upper, self.experts, self.config, self.batch = host, upper, experts, config, batch
         self.count = len(batch.query)
         self.parts = [self._part(chunk) for chunk in batch.chunks]
@@ -143,9 +141,7 @@ class _Trainer:
             tensor.copy_(trained.detach())
         return Trained(picks, worst, other)
 
-    def _pass(
-        self, logits: Tensor, picks: Tensor, last: bool
-    ) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    def _pass(self, logits: Tensor, picks: Tensor, last: bool) -> tuple[list[Tensor | None], Tensor, Tensor]:
         """Gradients, and of each edit the loss of its worst lesson and the divergence elsewhere."""
         scale = self.scaler.scale
         total: list[Tensor | None] = [None] * len(self.adam.tensors)

@@ -85,9 +85,7 @@ def run_whole(
 
 
 @torch.no_grad()
-def _observe(
-    host: Host, first: int, batch: Batch, layers: Sequence[int]
-) -> tuple[Tensor, dict[int, Tensor]]:
+def _observe(host: Host, first: int, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
     """Inputs [B,T,D] of layer ``first``, and the outputs of ``layers`` below it."""
     anatomy, seen, hidden = host.anatomy, dict[int, Tensor](), list[Tensor]()
 

@@ -107,9 +107,7 @@ def teach(
         return _Teacher(host, recall, config, edits, lessons, chunks).run(advance)
 
 
-def products(
-    host: Host, layer: int, which: Literal["fastest", "model"]
-) -> AbstractContextManager[None]:
+def products(host: Host, layer: int, which: Literal["fastest", "model"]) -> AbstractContextManager[None]:
     """How products with weights from ``layer`` on are computed while values are learned, see `LLPConfig`."""
     if which == "model" or not has_reduced_products():
         return nullcontext()
