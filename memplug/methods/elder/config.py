@@ -34,8 +34,8 @@ class ELDERConfig:
     """N, LoRAs an edited linear (published: 4)."""
     top_k: int = 4
     """k, LoRAs that an edit uses in each (published: 2)."""
-    rank: int = 4
-    """r of a LoRA (published: 8)."""
+    rank: int = 8
+    """r of a LoRA."""
     init: Literal["input", "published"] = "input"
     """Bound of A's uniform start: 1/sqrt(in-features) as LoRA has it, or 1/sqrt(rank) (published code)."""
     gain: float = 4.0
@@ -47,7 +47,7 @@ class ELDERConfig:
     """Loss on the routers: towards the edit's experts (published), load balancing, or none."""
     guide_weight: float = 1e-2
     """Its weight, lambda."""
-    lr: float = 0.06
+    lr: float = 0.25
     """Adam's step for the LoRAs (published: 1e-4, absolute)."""
     relative_lr: bool = True
     """Take that step in units of 1/sqrt(in-features), where LoRA's A starts (published: absolute)."""
@@ -55,7 +55,7 @@ class ELDERConfig:
     """Adam's step for the routers, absolute; 0 leaves them as they start. None: as for the LoRAs."""
     batch_size: int = 16
     """Edits trained together (published: 4)."""
-    steps: int = 30
+    steps: int = 24
     """Most steps a batch (published: 50)."""
     stop_loss: float = 0.1
     """A batch ends early when each of its lessons is below this loss (published: never)..."""
@@ -178,7 +178,6 @@ PAPER: dict[str, Any] = {
     "n_layers": 6,
     "n_experts": 4,
     "top_k": 2,
-    "rank": 8,
     "init": "published",
     "allocation": "random",
     "guide": "guided",
