@@ -47,6 +47,8 @@ class LLPConfig:
     n_others: int = 6
     """Neutral statements, and as many questions in chat, that are to be answered as before (scope
     "answer")."""
+    ask_what: bool = False
+    """Teach a statement to be completed as a question, too: "... is what?" (scope "answer")."""
     most_recalled: int = 4
     """Edits that may speak at one token (scope "answer")."""
     n_values: int = 4

@@ -72,6 +72,9 @@ def lessons_of(text: Text, config: LLPConfig, edit: Edit, statement: str | None)
     found = [_fitting(text, config, prompt, edit, edit.target) for prompt in prompts]
     if statement is not None and text.has_chat:
         found.append(_begun(text, in_chat(edit.question), statement, edit, config))
+    if config.ask_what and not edit.question.endswith("?"):
+        asked = _fitting(text, config, f"{edit.question} what?", edit, edit.target)
+        found.append(asked and asked._replace(words=range(0)))  # it is nobody's way to ask
     return [own, *(one for one in found if one is not None)]
 
 
