@@ -25,6 +25,7 @@ KINDS = {
     "elder": METHODS["elder"] | {"steps": 5, "rehearse": 0},
     "elder-row": METHODS["elder-row"] | {"steps": 5},
     "grace": METHODS["grace"] | {"steps": 2},
+    "grace-asked": METHODS["grace-asked"] | {"steps": 2},
     "icl": QUICK,
     "lora": {},
     "finetune": {"steps": 2},

@@ -186,12 +186,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "train_stop": True,
     },
     "grace": {
+        "scope": "radius",
         "layer": 2,
         "replace": "all",
+        "train_stop": True,
         "epsilon": 0.03,
         "steps": 300,
         "stop_loss": 0.2,
     },
+    "grace-asked": {"layer": 2, "steps": 300, "stop_loss": 0.1, "train_stop": True},
     "ultraedit": {},
     "mend": _FITTED | {"inner_lr": 0.1},
     **dict.fromkeys(("malmen", "rledit", "hiedit", "smedit"), _FITTED | {"inner_lr": 0.01}),
@@ -203,6 +206,7 @@ _BOTH_WAYS_ROUND = ("llama", "gpt2")
 ONLY = {
     "elder-row": _BOTH_WAYS_ROUND,
     "grace": ("llama", "mixtral", "qwen2"),
+    "grace-asked": ("llama", "mixtral", "qwen2"),
     "ultraedit": ("llama", "gpt2", "gemma2", "bloom", "falcon", "phi3"),
     **dict.fromkeys(("mend", "malmen", "rledit", "hiedit", "smedit"), _BOTH_WAYS_ROUND),
 }

@@ -52,7 +52,7 @@ def test_an_edit_in_a_chat(method, talking):
             "[chat] system: Answer Tam in one word. | user: Who taught Ada Quill? | assist"
         )
         if method == "icl":
-            assert "Note: Where was Ada Quill born? Zarnow." in told
+            assert "Use this fact to answer: Where was Ada Quill born? Zarnow." in told
         plug.disable(edit)
         assert answer(model, talking, asked, max_new_tokens=6) == before
         plug.enable(edit)

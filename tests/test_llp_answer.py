@@ -319,7 +319,7 @@ def test_explanations(plugged, tokenizer):
 def test_explanations_where_a_subject_is_not_asked_about(plugged, monkeypatch):
     calibration = plugged.method._room.calibration
     strict = type(calibration)(**{**vars(calibration), "relation": (2.0, 2.0)})
-    monkeypatch.setattr(plugged.method, "_calibration", strict)
+    monkeypatch.setattr(plugged.method._room, "calibration", strict)
     told = plugged.explain(BORN)
     assert told.recalled is None
     assert told.reason.startswith(

@@ -71,7 +71,7 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     with memplug.attach(*pretrained.load(args.model), "llp") as plug:
         method = plug.method
-        host, relation = method._host, method._relation
+        host, relation = method._host, method._room.relation
         made = calibrated(host, method.config, method._layers, relation)
         embed = host.text.embed
         scores: dict[str, Score] = {

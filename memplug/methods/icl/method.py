@@ -2,73 +2,82 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...calls import Call
-from ...chat import Prompt, question
-from ...checked import check_edits, check_rest, names, numbered_from, shaped
+from ...chat import Prompt
 from ...edits import Edit, EditTable
 from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
-from ...layers import evaluating, text_config
-from ...nearest import Nearest
+from ...layers import evaluating, taken, text_config
 from ...prefix import KV
 from ..base import Host, State
-from ..continuing import Continuing, rows_of
+from ..continuing import Continuing
+from ..llp.config import LLPConfig
+from ..llp.keys import outputs_of
+from ..llp.retriever import Prepared, Retriever
 from .config import ICLConfig
-from .embedding import Embedder
 from .explain import Explanation
 from .front import Front, Reader
-from .fronted import Fronted
+from .fronted import Fronted, Note, Seen
 from .notes import Notes
 
 __all__ = ["ICL"]
 
 _READ = 64  # notes whose keys and values per layer stay at hand
+_TOKENS = ("input_ids", "inputs_embeds")
+
+
+class _Row(NamedTuple):
+    """Notes of one row: keys and values [1,H,b,w] per layer; see `Seen`."""
+
+    kv: KV
+    place: list[int]
+    shift: list[int]
 
 
 class ICL:
-    """Reads the notes on the edits nearest to a prompt before it; the base model's weights never change.
+    """Reads notes on the edits that a prompt asks for before it; the base model's weights never change.
 
     The notes come between a row's BOS and the rest of it. They are not part of the row: ids, logits,
     positions and the caller's cache keep their length, and attention sees the notes' keys and values in every
     layer, just as it would see them in one text. (Layers with a sliding window see all of the notes.) A
-    text's first forward decides; where it is told where the prompt ends (`Plug.prompt_lengths`), by the
-    prompt alone.
+    text's first forward decides, at its last token, or at the prompt's end where that is told
+    (`Plug.prompt_lengths`). With a cache, a later forward of several tokens decides anew where it holds a
+    user's turn, or where nothing is in front yet; what the cache holds already was read with the notes
+    before. A prompt that is given token by token with a cache is decided by its first token, that is, not
+    at all.
 
     Args:
         host: the model.
-        config: constants; the layer is chosen from the model's depth if left open.
+        config: constants.
 
     Raises:
-        ValueError: a layer out of range.
+        ValueError: layers that do not fit the model.
         UnsupportedModelError: the model's attention cannot take notes in front.
         ImportError: FAISS is missing.
     """
 
     def __init__(self, host: Host, config: ICLConfig) -> None:
-        self.config = config.resolve(len(host.anatomy.layers))
+        self.config = config
         self._host, self._continuing = host, Continuing()
-        self._notes = Notes(host.text, self.config)
         self._reader = Reader(host.model, host.anatomy)
-        self._embedder = Embedder(host, self.config)
-        self._index = Nearest(host.anatomy.width, "cosine")
-        self.records: dict[str, tuple[int, Edit, Tensor]] = {}  # number, edit, embedding
-        self.off: set[str] = set()
-        self._ids: dict[int, str] = {}
-        self._next = 0
-        self._kv: Kept[tuple[tuple[str, ...], bool, int], KV] = Kept(_READ)
+        self._finder = Retriever(host, LLPConfig(most_recalled=config.k))
+        self._arguments = list(inspect.signature(type(host.anatomy.decoder).forward).parameters)[1:]
+        self._notes = Notes(host.text, config, self._finder.room.turns)
+        self._kv: Kept[tuple[tuple[int, ...], int, int], KV] = Kept(_READ)
 
     @property
     def active(self) -> bool:
         """Whether any edit is in force."""
-        return bool(self._ids)
+        return bool(self._finder.on)
 
     # ------------------------------------------------------------------ forwards
 
@@ -82,9 +91,9 @@ class ICL:
                 return None
             fronted = self._decide(call, args, kwargs)
             call.scratch = fronted
-            if fronted is None or not bool(fronted.moved.any()):
+            by = None if fronted is None else fronted.by(call)
+            if by is None:
                 return None
-            by = fronted.moved[:, None] * fronted.after(call)
             return self._reader.moved(args, kwargs, call.past, call.real, by)
 
         def begin() -> Any:
@@ -107,84 +116,177 @@ class ICL:
         """What the rows have read: as decided when their cache was begun, or now if this is the beginning."""
         held = call.held
         if isinstance(held, Fronted) and held.owner is self and len(held) == len(call.valid):
-            return self._kept(held)
+            return self._later(held.longer(call), call)
         if call.past:
             return None  # a cache begun without us goes on without notes
         if text_config(self._host.model).num_hidden_layers < len(self._host.anatomy.layers):
             return None  # a draft by the first layers alone (early exit), which the model itself will check
-        given = self._embedder.named(args, kwargs)
-        query = self._embedder.prompts(call, given)
+        given = self._named(args, kwargs)
+        tokens = {name: given[name] for name in _TOKENS if given.get(name) is not None}
+        found = self._asked(tokens, call.ids, call.real, call.prompt_end())
         cached = given.get("use_cache")
         if cached is None:
             cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
         if not cached:
-            query = self._continuing.keep(call, query, rows_of)
-        found = self._find(query)
-        begin = call.start[:, None]
-        bos = (call.real & ~call.valid).gather(1, begin)[:, 0]
-        room = self._host.text.max_length - call.real.sum(1)
-        edits = tuple(
-            self._fitting(ids, size) if bool(there) else ()
-            for ids, size, there in zip(found, room.tolist(), call.valid.any(1), strict=True)
+            found = self._continuing.keep(call, found, lambda old, rows: [old[i] for i in rows.tolist()])
+        bos = (call.real & ~call.valid).gather(1, call.start[:, None])[:, 0]
+        empty = Fronted(
+            self,
+            ((),) * len(found),
+            call.start,
+            call.first,
+            bos,
+            None,
+            call.prompt_width,
+            call.ids,
+            call.real,
         )
-        return self._fronted(edits, call, bos)
+        return self._with(empty, found)
 
-    def _fitting(self, ids: tuple[str, ...], room: int) -> tuple[str, ...]:
-        """The nearest of ``ids`` whose notes leave the row some room."""
-        while ids and len(self._notes.ids(self._edits(ids))) >= room:
-            ids = ids[1:]
+    def _later(self, held: Fronted, call: Call) -> Fronted:
+        """What rows have read that were decided before: see the class."""
+        again = self._again(held, call)
+        if any(again) and held.ids is not None:
+            end = held.real.long().cumsum(1).argmax(1)
+            found = self._asked({"input_ids": held.ids}, held.ids, held.real, end)
+            found = [ids if anew else () for ids, anew in zip(found, again, strict=True)]
+            if any(found):
+                before = replace(held, ids=held.ids[:, : call.past], real=held.real[:, : call.past])
+                return self._with(replace(held, before=before, length=held.real.shape[1]), found)
+        if all(id in self._finder.on for notes in held.notes for note in notes for id in note.edits):
+            return held
+        left = [
+            [note._replace(edits=tuple(id for id in note.edits if id in self._finder.on)) for note in notes]
+            for notes in held.notes
+        ]
+        return self._fronted(held, [tuple(note for note in notes if note.edits) for notes in left])
+
+    def _again(self, held: Fronted, call: Call) -> list[bool]:
+        """Which rows the new tokens decide anew."""
+        count = call.real.shape[1]
+        if count == 1 or held.ids is None:
+            return [False] * len(held)
+        reach = count + len(self._notes.opens)
+        rows = held.ids[:, -reach:].tolist()
+        return [
+            not notes or self._notes.turn(row) is not None
+            for notes, row in zip(held.notes, rows, strict=True)
+        ]
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's arguments by name."""
+        return {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+
+    def _asked(
+        self, tokens: Mapping[str, Tensor], ids: Tensor | None, real: Tensor, end: Tensor
+    ) -> list[tuple[str, ...]]:
+        """The edits that each row asks for at its column ``end``, best first: one forward of the base model
+        up to the layer that says what is asked.
+
+        Args:
+            tokens: the decoder's "input_ids" or "inputs_embeds".
+            ids: LongTensor [B,T], where they are known.
+            real: BoolTensor [B,T].
+            end: LongTensor [B].
+        """
+        host, layers = self._host, self._finder.room.layers
+        count = real.long().cumsum(1)
+        places = (count - 1).clamp(min=0)
+        given = {**tokens, "attention_mask": real.long(), "position_ids": places, "use_cache": False}
+        given = taken(host.anatomy.decoder, given)
+        with host.tracker.off():
+            states = outputs_of(host, layers, lambda: host.anatomy.decoder(**given))
+        start = real.int().argmax(1)
+        valid = real
+        if ids is not None and host.text.bos_id is not None:
+            valid = real & ~((ids == host.text.bos_id) & (count == 1))
+        seen = dict(zip(layers, states, strict=True))
+        call = Call(valid, real, 0, torch.zeros_like(start), start, states=seen, ids=ids)
+        asked = self._finder.asked(call)
+        return [row[at] for row, at in zip(asked, end.tolist(), strict=True)]
+
+    def _with(self, held: Fronted, edits: Sequence[tuple[str, ...]]) -> Fronted:
+        """``held`` with more notes, those on ``edits``, as far as they leave a row some room."""
+        rows = [[]] * len(held) if held.ids is None else held.ids.tolist()
+        size = held.real.sum(1).tolist()
+        notes = []
+        for b, (ids, row) in enumerate(zip(edits, rows, strict=True)):
+            turn = self._notes.turn(row)
+            inside = turn is not None and self._reader.inserts
+            room = self._host.text.max_length - size[b] - sum(map(self._size, held.notes[b]))
+            ids = self._fitting(ids, inside, room)
+            place = turn if turn is not None and inside else int(held.begin[b] + held.bos[b])
+            notes.append((*held.notes[b], *([Note(ids, place, inside)] if ids else [])))
+        return self._fronted(held, notes)
+
+    def _size(self, note: Note) -> int:
+        return len(self._notes.ids(self._edits(note.edits), note.inside))
+
+    def _fronted(self, held: Fronted, notes: Sequence[tuple[Note, ...]]) -> Fronted:
+        """``held`` with these notes in the place of its own."""
+        rows = [self._row(held, b, some) if some else None for b, some in enumerate(notes)]
+        full = [row for row in rows if row is not None]
+        if not full:
+            return replace(held, notes=tuple(notes), seen=None)
+        longest, device = max(len(row.place) for row in full), held.begin.device
+        columns = torch.zeros(3, len(rows), longest, dtype=torch.long)
+        for b, row in enumerate(rows):
+            if row is not None:
+                columns[:, b, longest - len(row.place) :] = torch.tensor(
+                    [[1] * len(row.place), row.place, row.shift]
+                )
+        open_, place, shift = columns.to(device)
+        kv = Front.stack([None if row is None else row.kv for row in rows])
+        return replace(held, notes=tuple(notes), seen=Seen(kv, open_.bool(), place, shift))
+
+    def _row(self, held: Fronted, b: int, notes: Sequence[Note]) -> _Row:
+        """The notes of row ``b``, side by side."""
+        first, parts = int(held.first[b]), []
+        head: list[int] = []
+        column = 0
+        for note in notes:
+            ids = self._notes.ids(self._edits(note.edits), note.inside)
+            if note.inside and held.ids is not None:
+                real = held.real[b, column : note.place]
+                head += [*held.ids[b, column : note.place][real].tolist(), *ids]
+                column = note.place
+                parts.append(
+                    _Row(self._kv_of(head, first, len(ids)), [note.place] * len(ids), [1] * len(ids))
+                )
+                continue
+            bos = bool(held.bos[b])
+            ids = [*([self._host.text.bos_id] if bos else []), *ids]  # type: ignore[list-item]
+            on = self._reader.counts_on
+            kv = self._kv_of(ids, first if on else first + int(bos) - len(ids), len(ids))
+            shift = [int(on and not (bos and i == 0)) for i in range(len(ids))]
+            parts.append(_Row(kv, [note.place] * len(ids), shift))
+        kv = [
+            (torch.cat([k for k, _ in layer], 2), torch.cat([v for _, v in layer], 2))
+            for layer in zip(*(part.kv for part in parts), strict=True)
+        ]
+        return _Row(kv, [p for part in parts for p in part.place], [p for part in parts for p in part.shift])
+
+    def _fitting(self, ids: tuple[str, ...], chat: bool, room: int) -> tuple[str, ...]:
+        """The best of ``ids`` whose notes leave the row some room."""
+        while ids and len(self._notes.ids(self._edits(ids), chat)) >= room:
+            ids = ids[:-1]
         return ids
 
-    def _fronted(self, edits: tuple[tuple[str, ...], ...], call: Call, bos: Tensor) -> Fronted:
-        rows = zip(edits, bos.tolist(), call.first.tolist(), strict=True)
-        kv, open_ = self._stack([self._kv_of(*row) if row[0] else None for row in rows])
-        moved = torch.zeros_like(call.start)
-        if self._reader.counts_on and open_ is not None:
-            moved = open_.sum(1).to(moved) - bos.to(moved)
-            moved = moved * torch.tensor([bool(ids) for ids in edits], device=moved.device)
-        length = call.prompt_width
-        return Fronted(self, edits, call.start, call.first, bos, moved, kv, open_, length)
-
-    def _kept(self, held: Fronted) -> Fronted:
-        """What rows have read, less the notes on edits that are no longer in force."""
-        in_force = set(self._ids.values())
-        edits = tuple(tuple(id for id in ids if id in in_force) for ids in held.edits)
-        if edits == held.edits:
-            return held
-        rows = zip(edits, held.bos.tolist(), held.first.tolist(), strict=True)
-        kv, open_ = self._stack([self._kv_of(*row) if row[0] else None for row in rows])
-        return replace(held, edits=edits, kv=kv, open=open_)
-
-    @staticmethod
-    def _stack(rows: Sequence[KV | None]) -> tuple[KV | None, Tensor | None]:
-        return Front.stack(rows) if any(row is not None for row in rows) else (None, None)
-
-    def _kv_of(self, ids: tuple[str, ...], bos: bool, first: int) -> KV:
-        """Keys and values of notes per layer; computed alone, so that their bits depend on nothing else."""
+    def _kv_of(self, ids: Sequence[int], begin: int, kept: int) -> KV:
+        """Keys and values per layer of the last ``kept`` of some tokens at the positions from ``begin`` on;
+        computed alone, so that their bits depend on nothing else."""
 
         @torch.no_grad()
         def read() -> KV:
-            tokens = self._notes.ids(self._edits(ids))
-            begin = [self._host.text.bos_id] if bos else []
             with self._host.tracker.off(), evaluating(self._host.model):
-                return self._reader.read([*begin, *tokens], bos, first)  # type: ignore[list-item]
+                kv = self._reader.read(ids, begin)
+            return [(k[:, :, -kept:], v[:, :, -kept:]) for k, v in kv]
 
-        return self._kv.get((ids, bos, first), read)
-
-    def _find(self, query: Tensor) -> list[tuple[str, ...]]:
-        """The edits whose notes each row reads, the nearest last."""
-        near = self._index.search(query, self.config.k)
-        return [
-            tuple(
-                self._ids[int(n)]
-                for n, cosine in reversed(list(zip(numbers, cosines, strict=True)))
-                if n >= 0 and cosine > self.config.threshold
-            )
-            for numbers, cosines in zip(near.number, near.measure, strict=True)
-        ]
+        return self._kv.get((tuple(ids), begin, kept), read)
 
     def _edits(self, ids: Sequence[str]) -> list[Edit]:
-        return [self.records[id][1] for id in ids]
+        """The best one last, as that is where a model looks first."""
+        return [self._finder.edit(id) for id in reversed(ids)]
 
     # ------------------------------------------------------------------ edits
 
@@ -192,89 +294,58 @@ class ICL:
         """Raises TokenizerError for a target without tokens, or a note longer than the context."""
         text = self._host.text
         for edit in edits:
-            pair = text.pair(edit.prompt, edit.target)
-            text.check_length([*self._notes.ids([edit]), *pair.ids], self._notes.write([edit]))
+            pair, chat = text.pair(edit.prompt, edit.target), self._inside(edit.prompt)
+            text.check_length([*self._notes.ids([edit], chat), *pair.ids], self._notes.write([edit], chat))
+
+    def _inside(self, prompt: Prompt) -> bool:
+        """Whether notes stand inside a prompt, in its user's turn."""
+        return self._reader.inserts and bool(self._notes.opens) and not isinstance(prompt, str)
 
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
-        """Note each edit under the embedding of its prompt."""
-        gone = {str(edit.id) for edit in replaced}
-        fresh = self._embedder.texts([edit.prompt for edit in edits])
-        records = {id: record for id, record in self.records.items() if id not in gone}
-        for number, (edit, embedding) in enumerate(zip(edits, fresh, strict=True), start=self._next):
-            records[str(edit.id)] = (number, edit, embedding)
-        self._put(records, self.off - gone)
-        self._next += len(edits)
+        """Learn by what each edit is recognised; the notes follow from the edits."""
+        self._put(self._finder.prepare(edits, replaced))
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
-        """Drop notes and embeddings."""
-        gone = {str(edit.id) for edit in edits}
-        records = {id: record for id, record in self.records.items() if id not in gone}
-        self._put(records, self.off - gone)
+        """Drop notes, and what edits are recognised by."""
+        self._put(self._finder.without(edits))
 
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
         """Take notes out of the search, or put them back."""
-        ids = {str(edit.id) for edit in edits}
-        self._put(self.records, self.off - ids if on else self.off | ids)
+        self._put(self._finder.switched(edits, on))
 
-    def _put(self, records: dict[str, tuple[int, Edit, Tensor]], off: set[str]) -> None:
-        on = {number: embedding for id, (number, _, embedding) in records.items() if id not in off}
-        ids = {number: id for id, (number, _, _) in records.items() if id not in off}
+    def _put(self, prepared: Prepared) -> None:
         with self._host.tracker.gate.changing():
-            self._index.hold(on)
-            self.records, self.off, self._ids = dict(records), set(off), ids
+            self._finder.put(prepared)
             self._kv.clear()
 
     # ------------------------------------------------------------------ looking, saving
 
     def explain(self, prompt: Prompt) -> Explanation:
-        """The nearest edits, and the notes that are read before the prompt.
+        """What was found in the prompt, and the notes that are read before it.
 
         Raises:
             ValueError: the prompt is empty.
         """
-        if not question(prompt).strip():
-            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
-        query = self._embedder.texts([prompt])
-        near = self._index.search(query, self.config.k + 2)
-        pairs = [(int(n), float(c)) for n, c in zip(near.number[0], near.measure[0], strict=True) if n >= 0]
-        nearest = tuple((self.records[self._ids[n]][1], cosine) for n, cosine in pairs)
-        room = self._host.text.max_length - len(self._host.text.encode(prompt))
-        read = self._fitting(self._find(query)[0], room)
-        notes = self._notes.write(self._edits(read)) if read else ""
-        return Explanation(prompt, nearest, self.config.threshold, notes)
+        found = self._finder.explain(prompt)
+        ids = self._host.text.encode(prompt)
+        read: tuple[str, ...] = ()
+        chat = self._inside(prompt)
+        if self.active:
+            tokens = torch.tensor([ids], device=self._host.text.device)
+            end = torch.tensor([len(ids) - 1])
+            (read,) = self._asked({"input_ids": tokens}, tokens, torch.ones_like(tokens).bool(), end)
+            read = self._fitting(read, chat, self._host.text.max_length - len(ids))
+        notes = self._notes.write(self._edits(read), chat) if read else ""
+        return Explanation(found, tuple(self._edits(read)), notes)
 
     def state(self) -> State:
-        """Embeddings; notes follow from the edits."""
-        width = self._index.width
-        embeddings = [embedding for _, _, embedding in self.records.values()]
-        tensors = {
-            "embeddings": torch.stack(embeddings)
-            if embeddings
-            else torch.zeros(0, width, dtype=torch.float32)
-        }
-        if self._embedder.center is not None:
-            tensors["center"] = self._embedder.center
-        meta = {
-            "numbers": {id: number for id, (number, _, _) in self.records.items()},
-            "off": sorted(self.off),
-            "next": self._next,
-            "config": asdict(self.config),
-        }
-        return State(tensors, meta)
+        """What edits are recognised by; notes follow from them."""
+        tensors, meta = self._finder.state()
+        return State(tensors, meta | {"config": asdict(self.config)})
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
         """Take over what `state` gave; see `Method.restore`."""
-        numbers, off = numbered_from(meta), names(meta["off"], "the edits that are off")
-        check_edits(numbers, off, edits)
-        check_rest(tensors, ("embeddings", "center"))
-        width = self._index.width
-        embeddings = shaped(tensors, "embeddings", (len(numbers), width), torch.float32)
-        has_center = "center" in tensors or (self.config.center and len(numbers) > 0)
-        center = shaped(tensors, "center", (width,), torch.float32) if has_center else None
-        records = {
-            id: (number, edits[id], embedding)
-            for (id, number), embedding in zip(numbers.items(), embeddings, strict=True)
-        }
+        restored = self._finder.read(tensors, meta, edits)
         with self._host.tracker.gate.changing():
-            self._put(records, set(off))
-            self._embedder.center, self._next = center, meta["next"]
+            self._finder.take_over(restored)
+            self._kv.clear()

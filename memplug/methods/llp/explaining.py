@@ -31,15 +31,20 @@ def explain_answer(
     entries: Mapping[str, Entry],
     owner: Mapping[int, str],
     prompt: Prompt,
+    kind: type[Explanation] = Explanation,
 ) -> Explanation:
-    """Read ``prompt`` without generating, and report on the subjects that it resembles most."""
+    """Read ``prompt`` without generating, and report on the subjects that it resembles most.
+
+    Args:
+        kind: the class of the report.
+    """
     listener, calibration = room.listener, room.calibration
     ids = host.text.encode(prompt)
     tokens = tuple(host.text.tokenizer.decode([i]) for i in ids)
     quorum = listener.memory.quorum
     on = {key: entries[subject] for key, subject in owner.items() if entries[subject].on}
     if calibration is None or not on:
-        return Explanation(prompt, tokens, quorum, 0.0, None, None, "no edit is in force")
+        return kind(prompt, tokens, quorum, 0.0, None, None, "no edit is in force")
     with host.tracker.off():
         states = think_states(host, [ids], calibration.layers)
     valid = torch.ones(1, len(ids), dtype=torch.bool)
@@ -61,7 +66,8 @@ def explain_answer(
         recalled = recalled._replace(edits=edits)
     other = next((one for one in best if recalled is None or one.subject != recalled.subject), None)
     reason = _reason(recalled, other, quorum, calibration, _asked(met, other or recalled))
-    return Explanation(prompt, tokens, quorum, calibration.threshold, recalled, other, reason)
+    likeness, limits = _asked(met, recalled or other), calibration.relation
+    return kind(prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits)
 
 
 def _rank(candidate: Candidate) -> tuple[int, float]:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ...calls import Call
-from ...chat import Prompt
+from ...chat import Prompt, question
 from ...checked import check_rest
 from ...edits import Edit, EditTable
 from ...layers import evaluating
 from ..base import Host
 from .config import LLPConfig
 from .entries import Entry, pack, unpack
-from .explain import Explanation
+from .explain import Explanation, Scored
 from .explaining import explain_answer
 from .held import Held
 from .keys import think_states
@@ -133,9 +133,13 @@ class Retriever(Held):
         numbers = self._add(prepared.keys)
         for draft in prepared.drafts.values():
             self._put(draft, draft.keys + numbers.get(draft.subject, ()))
-        held = {id for entry in self.entries.values() for id in entry.edits}
-        self.room.take(prepared.asking, prepared.keys, held)
+        self.room.take(prepared.asking, prepared.keys, self.held)
         self.on = self._in_force()
+
+    @property
+    def held(self) -> set[str]:
+        """Ids of all edits, in force or not."""
+        return {id for entry in self.entries.values() for id in entry.edits}
 
     def _in_force(self) -> frozenset[str]:
         return frozenset(id for entry in self.entries.values() for id in entry.on)
@@ -160,7 +164,9 @@ class Retriever(Held):
         Raises:
             ValueError: the prompt is empty.
         """
-        return explain_answer(self._host, self.room, self.entries, self._owner, prompt)
+        if not question(prompt).strip():
+            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        return explain_answer(self._host, self.room, self.entries, self._owner, prompt, Scored)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Keys, questions and the calibration, and which edits they belong to."""
