@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from elder_tiny import ADA, ORLO, QUICK, ROW, TAM, answer, encode, learned, logits, same
@@ -32,6 +34,23 @@ def test_parameters_stay_as_many_and_their_start_follows_from_the_seed(plug, mod
         assert same(learned(again), start)
         again.edit([ADA, TAM, ORLO], progress=False)
         assert same(learned(again), first)
+
+
+def test_losses_in_training_are_those_of_a_plain_forward(plug, model):
+    plug.edit([ADA, TAM], progress=False)
+    method, host = plug.method, plug._host
+    with host.tracker.off():
+        batch = method._learner._batch(([], []), [], list(method.known.records.values()))
+        config = replace(method.config, steps=0, products="model")
+        got = training.train(host, method.scope.upper, method.known.experts, config, batch).worst
+    want = torch.zeros(2)
+    for e, lesson in batch.lessons:
+        ids, start = torch.tensor([lesson.line.ids]), lesson.line.start + 1
+        with plug.prompt_lengths([start]):
+            logp = logits(model, input_ids=ids)[0, start - 1 : -1].double().log_softmax(-1)
+        nll = -logp.gather(-1, ids[0, start:, None]).mean()
+        want[e] = max(want[e], nll)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
 
 
 def test_rephrasings_share_an_allocation_and_answers_do_not_group(plug):

@@ -141,7 +141,9 @@ class ELDERConfig:
     def retrieval(self) -> LLPConfig:
         """How edits are found with scope "answer", and what they are taught from."""
         names = ("train_stop", "n_others", "n_mentions", "other_accepts", "plain_accepts", "seed")
-        return LLPConfig(recall_layer=self.first, ask_what=True, **{name: getattr(self, name) for name in names})
+        return LLPConfig(
+            recall_layer=self.first, ask_what=True, **{name: getattr(self, name) for name in names}
+        )
 
 
 _CHOICES = {

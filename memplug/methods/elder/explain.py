@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...chat import Prompt, quoted
 from ...edits import Edit
 from ...shown import printable
-from ..llp.explain import Explanation as Found
+from ..llp.explain import Scored as Found
 from .experts import Routing
 from .places import Place
 
