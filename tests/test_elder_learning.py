@@ -40,7 +40,7 @@ def test_losses_in_training_are_those_of_a_plain_forward(plug, model):
     plug.edit([ADA, TAM], progress=False)
     method, host = plug.method, plug._host
     with host.tracker.off():
-        batch = method._learner._batch(([], []), [], list(method.known.records.values()))
+        batch = method._learner._batch(([], []), [], [], list(method.known.records.values()))
         config = replace(method.config, steps=0, products="model")
         got = training.train(host, method.scope.upper, method.known.experts, config, batch).worst
     want = torch.zeros(2)

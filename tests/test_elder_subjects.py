@@ -100,7 +100,7 @@ def test_what_holds_is_not_trained_again(plug):
     method, before = plug.method, learned(plug)
     with method._host.tracker.off():
         records = list(method.known.records.values())
-        method._learner.train(method.known, method._learner._batch(([], []), [], records))
+        method._learner.train(method.known, method._learner._batch(([], []), [], [], records))
     assert same(learned(plug), before)
 
 

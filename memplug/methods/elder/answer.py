@@ -157,7 +157,10 @@ class AnswerScope:
         for edit in edits:
             subject, id = str(edit.subject), str(edit.id)
             numbers = coming.drafts[subject].keys
-            key = self.retriever.memory.get(numbers[0]) if numbers else coming.keys[subject][0]
+            if numbers:
+                key = self.retriever.memory.get(numbers[0])
+            else:  # as it will be stored
+                key = F.normalize(coming.keys[subject][0].float(), dim=-1).half()
             found.append([self.query(key, question) for question in coming.questions[id]])
         return found
 

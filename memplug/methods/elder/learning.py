@@ -27,9 +27,12 @@ __all__ = ["Learner"]
 
 _LOOK = 32  # edits looked at together
 _PASSES = 3
+_LOST = 0.7  # nats a token; above, the answer is likelier not to come
 
 Rows = tuple[list[tuple[int, Lesson]], Sequence["Chunk | Whole"]]
 """Lessons with the number of their edit, and chunks that hold them by their place."""
+
+_NONE: Rows = [], []
 
 
 class Learner:
@@ -63,14 +66,9 @@ class Learner:
 
     def _learn_batch(self, known: Knowledge, edits: Sequence[Edit], coming: Coming | None, bar: Any) -> None:
         new, asked = self._read(edits, coming, bar)
-        own = [some[0] for some in asked]
-        given = self._allocate(known, edits, own)
+        given = self._allocate(known, edits, [some[0] for some in asked])
         old = self._endangered(known, given)
-        batch = self._batch(new, own, old)
-        if self._config.guide == "guided":
-            every = [query for some in asked for query in some]
-            goal = [one for one, some in zip(given, asked, strict=True) for _ in some]
-            batch = batch._replace(guide=self._guide(every, goal))
+        batch = self._batch(new, asked, given, old)
 
         def advance(how_far: str) -> None:
             bar.update(len(edits))
@@ -79,7 +77,7 @@ class Learner:
         trained = self.train(known, batch, advance)
         known.learned += len(edits)
         for e, (edit, allocation) in enumerate(zip(edits, given, strict=True)):
-            known.records[str(edit.id)] = Record(edit, allocation, own[e], trained.picks[:, e])
+            known.records[str(edit.id)] = Record(edit, allocation, asked[e][0], trained.picks[:, e])
         every_so_often = self._config.rehearse
         if (
             every_so_often
@@ -104,23 +102,30 @@ class Learner:
             return [], []
         return self._scope.rows(edits) if isinstance(self._scope, RowScope) else self._scope.again(edits)
 
-    def _batch(self, new: Rows, queries: Sequence[Tensor], old: Sequence[Record]) -> Batch:
-        """New edits first, then earlier ones."""
+    def _batch(
+        self,
+        new: Rows,
+        asked: Sequence[Sequence[Tensor]],
+        given: Sequence[Allocation],
+        old: Sequence[Record],
+    ) -> Batch:
+        """New edits, with the queries that ask for each and the experts it is given, and earlier ones."""
         (lessons, chunks), (more, rest) = new, self._again(old)
-        count = len(queries)
+        first, count = len(lessons), len(asked)
         lessons = [*lessons, *((count + e, lesson) for e, lesson in more)]
-        first = len(new[0])
         chunks = [*chunks, *(replace(c, lines=[first + i for i in c.lines]) for c in rest)]
-        return Batch(lessons, chunks, torch.stack([*queries, *(record.query for record in old)]))
+        own = torch.stack([*(some[0] for some in asked), *(record.query for record in old)])
+        if self._config.guide != "guided":
+            return Batch(lessons, chunks, own)
+        every = [(query, goal) for goal, some in zip(given, asked, strict=True) for query in some]
+        every += [(record.query, record.allocation) for record in old]
+        picks = torch.tensor([goal for _, goal in every], device=own.device)
+        goals = hot(picks, self._config.n_experts).transpose(0, 1)
+        return Batch(lessons, chunks, own, Guide(torch.stack([query for query, _ in every]), goals))
 
     def train(self, known: Knowledge, batch: Batch, advance: Any = lambda text: None) -> Trained:
         """`training.train` with what this learner has."""
         return train(self._host, self._scope.upper, known.experts, self._config, batch, advance)
-
-    def _guide(self, queries: Sequence[Tensor], allocations: Sequence[Allocation]) -> Guide:
-        query = torch.stack(list(queries))
-        picks = torch.tensor(list(allocations), device=query.device)
-        return Guide(query, hot(picks, self._config.n_experts).transpose(0, 1))
 
     def _rehearse(self, known: Knowledge, records: Sequence[Record]) -> None:
         """Look at these edits, and train those again that were lost, until none is."""
@@ -128,13 +133,11 @@ class Learner:
             lost = list[Record]()
             for at in range(0, len(records), _LOOK):
                 part = records[at : at + _LOOK]
-                batch = self._batch(([], []), [], part)
+                batch = self._batch(_NONE, [], [], part)
                 looked = train(
                     self._host, self._scope.upper, known.experts, replace(self._config, steps=0), batch
                 )
-                lost += [
-                    r for r, loss in zip(part, looked.worst, strict=True) if loss > self._config.stop_loss
-                ]
+                lost += [r for r, loss in zip(part, looked.worst, strict=True) if loss > _LOST]
             if not lost:
                 return
             size = 2 * self._config.batch_size
@@ -142,7 +145,7 @@ class Learner:
                 part = lost[at : at + size]
                 ids = {str(record.edit.id) for record in part}
                 old = self._endangered(known, [record.allocation for record in part], ids)
-                self.train(known, self._batch(([], []), [], [*part, *old]))
+                self.train(known, self._batch(_NONE, [], [], [*part, *old]))
 
     def _endangered(
         self, known: Knowledge, given: Sequence[Allocation], but: Collection[str] = ()

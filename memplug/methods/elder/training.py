@@ -105,7 +105,7 @@ def train(
 class _Trainer:
     def __init__(self, host: Host, upper: Upper, experts: Experts, config: ELDERConfig, batch: Batch) -> None:
         self.host, self.upper, self.experts, self.config, self.batch = host, upper, experts, config, batch
-        self.count = len(batch.query)
+        self.count, self.query = len(batch.query), batch.query.to(experts.gates.device)
         self.parts = [self._part(chunk) for chunk in batch.chunks]
         self.base = [self._base(part) for part in self.parts]
         self.active, self.scaler = Active(experts), GradientScale(host.model.dtype)
@@ -120,7 +120,7 @@ class _Trainer:
         config = self.config
         with torch.enable_grad():
             for step in range(config.steps + 1):
-                logits = scores(self.routers, self.batch.query)
+                logits = scores(self.routers, self.query)
                 picks = best(logits.detach(), config.top_k)
                 self.active.take_in(picks, self.adam)
                 last = step == config.steps
@@ -169,7 +169,7 @@ class _Trainer:
             )
             worst = worst.scatter_reduce(0, part.edit.cpu(), line, "amax")
             other = other.index_add(0, owner[~on], weighted.detach().cpu()[~on])
-        if self.moving and not last and self.config.guide != "none":
+        if self.moving and not last and (self.batch.guide or self.config.guide == "balance"):
             add(self.config.guide_weight * self._guide(logits))
         return total, worst, other
 
@@ -178,8 +178,10 @@ class _Trainer:
     ) -> tuple[Tensor, Tensor]:
         """[Q] losses at the places that count, and whether an answer is asked for there."""
 
+        owner = part.edit.to(picks.device)
+
         def after(index: int) -> Hook:
-            mine, how_much = picks[index][part.edit], weights[index][part.edit]
+            mine, how_much = picks[index][owner], weights[index][owner]
 
             def hook(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
                 x = unflat(args[0], len(part.edit))
@@ -236,5 +238,5 @@ class _Trainer:
             # Switch transformer, equation 4, for k experts a row: N sum_e f_e P_e in each linear.
             share = hot(best(logits.detach(), k), n).mean(1) / k
             return (n * share * logits.softmax(-1).mean(1)).sum()
-        query, goal = self.batch.guide
+        query, goal = (tensor.to(logits.device) for tensor in self.batch.guide)
         return -(scores(self.routers, query).log_softmax(-1) * goal).sum((0, 2)).mean()
