@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from elder_tiny import ADA, ORLO, QUICK, ROW, TAM, answer, encode, learned, logits, same
+from tqdm.auto import tqdm
 
 import memplug
 from memplug import Edit, EditError
 from memplug.methods.elder import training
+from memplug.methods.elder.whole import run_whole
+from memplug.methods.llp.passes import run_lines
 
 
 @pytest.fixture(params=[QUICK, ROW], ids=["answer", "row"])
@@ -51,6 +54,26 @@ def test_losses_in_training_are_those_of_a_plain_forward(plug, model):
         nll = -logp.gather(-1, ids[0, start:, None]).mean()
         want[e] = max(want[e], nll)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
+
+
+def test_rows_run_whole_give_the_same_losses(model, tokenizer):
+    """As in models whose layers keep more than keys and values."""
+    with memplug.attach(model, tokenizer, "elder", **QUICK | {"steps": 5, "rehearse": 0}) as plug:
+        plug.edit([ADA, TAM], progress=False)
+        method, found = plug.method, []
+        config = replace(method.config, steps=0, products="model")
+        for run in (run_lines, run_whole):
+            method.scope._run = run
+            with plug._host.tracker.off():
+                coming = method.scope.begin([ADA_LATER], ())
+                with tqdm(disable=True) as bar:
+                    lessons, chunks = method.scope.read(coming, [ADA_LATER], bar)
+                queries = torch.stack(method.scope.queries(coming, [ADA_LATER])[0][:1])
+                batch = training.Batch(lessons, chunks, queries)
+                looked = training.train(plug._host, method.scope.upper, method.known.experts, config, batch)
+            found.append(torch.stack([looked.worst, looked.other]))
+        assert float(found[0].min()) > 0
+        torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
 
 
 def test_rephrasings_share_an_allocation_and_answers_do_not_group(plug):
@@ -134,6 +157,7 @@ def test_a_failing_edit_changes_nothing(plug, model, tokenizer, monkeypatch, fai
     assert torch.equal(logits(model, **inputs), before)
 
 
+ADA_LATER = Edit("Who taught Ada Quill?", "Marrow", "Ada Quill", id="e9")
 ADA_AGAIN = Edit(ADA.prompt, "Marrow", ADA.subject)
 
 
