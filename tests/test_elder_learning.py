@@ -32,8 +32,9 @@ def test_parameters_stay_as_many_and_their_start_follows_from_the_seed(plug, mod
     assert plug.method.known.experts.count == count == sum(t.numel() for t in learned(plug))
     first = learned(plug)
     assert not same(first, start)
+    config = plug.method.config
     plug.detach()
-    with memplug.attach(model, tokenizer, "elder", **QUICK) as again:
+    with memplug.attach(model, tokenizer, config) as again:
         assert same(learned(again), start)
         again.edit([ADA, TAM, ORLO], progress=False)
         assert same(learned(again), first)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ...chat import Prompt, quoted
 from ...edits import Edit
 from ...shown import printable
-from ..llp.explain import Scored as Found
+from ..llp.explain import Explanation as Found
+from ..llp.explain import Scored
 from .experts import Routing
 from .places import Place
 
@@ -25,7 +26,7 @@ class Use(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answered(Found):
+class Answered(Scored):
     """What happens to the edits when the model reads a prompt, with scope "answer".
 
     Attributes:
