@@ -16,8 +16,8 @@ __all__ = ["PAPER", "ELDERConfig"]
 class ELDERConfig:
     """Mixture of LoRAs with guided routing and deferral.
 
-    Defaults are the best found on a real model of 135 M parameters (``benchmarks/README.md``); the published
-    value is named where it differs, and ``ELDERConfig.preset("paper")`` gives all of them.
+    Defaults were chosen on a real model of 135 M parameters (``benchmarks/results/real-elder.json``); the
+    published value is named where it differs, and ``ELDERConfig.preset("paper")`` gives all of them.
 
     Raises:
         ValueError: a constant out of its range.
@@ -52,7 +52,8 @@ class ELDERConfig:
     relative_lr: bool = True
     """Take that step in units of 1/sqrt(in-features), where LoRA's A starts (published: absolute)."""
     router_lr: float | None = 0.0
-    """Adam's step for the routers, absolute; 0 leaves them as they start. None: as for the LoRAs."""
+    """Adam's step for the routers, absolute; 0 leaves them as they start, and nothing guides them then. None:
+    as for the LoRAs (published)."""
     batch_size: int = 16
     """Edits trained together (published: 4)."""
     steps: int = 24
