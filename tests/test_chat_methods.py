@@ -60,7 +60,7 @@ def test_an_edit_in_a_chat(method, talking):
     assert answer(model, talking, asked, max_new_tokens=6) == before
 
 
-@pytest.mark.parametrize("method", ["memit", "elder"])
+@pytest.mark.parametrize("method", ["memit"])
 def test_a_prefix_stands_before_the_question(method, talking):
     """Methods that put sampled texts before a prompt put them into the user turn."""
     asked = []

@@ -34,7 +34,7 @@ from .explaining import explain_answer
 from .learning import Learner
 from .method import LEARNED, LLP
 from .room import Asking, Room
-from .teaching import Layout, Taught
+from .teaching import Layout, Taught, teach
 
 __all__ = ["AnsweringLLP"]
 
@@ -175,7 +175,14 @@ class AnsweringLLP(LLP):
                 self._room.calibrate()
             for at in range(0, len(fresh), self.config.batch_size):
                 part = fresh[at : at + self.config.batch_size]
-                taught += self._learner().learn(part, keys, questions, bar)
+                lessons, chunks = self._learner().read(part, keys, questions, bar)
+                edits = [edit for _, edit in part]
+
+                def advance(how_far: str, count: int = len(edits)) -> None:
+                    bar.update(count)
+                    bar.set_postfix_str(how_far)
+
+                taught += teach(self._host, self._recall, self.config, edits, lessons, chunks, advance)
                 bar.update(
                     (at + len(part)) * (self.config.value_steps + 1) - bar.n
                 )  # some needed fewer steps

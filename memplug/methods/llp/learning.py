@@ -1,4 +1,4 @@
-"""Learning edits: keys that recognise their subjects, questions that ask for them, and values."""
+"""What edits are learned from: keys that recognise their subjects, questions that ask for them, lessons."""
 
 from __future__ import annotations
 
@@ -12,56 +12,54 @@ from ...calibration import Calibration
 from ...edits import Edit
 from ...memory import KeyMemory
 from ...questions import Question
-from ...recall import Recall
 from ..base import Host
 from .config import LLPConfig
 from .entries import Entry
 from .lessons import Lesson, further_lessons, lessons_of, statements_of
-from .passes import Chunk, States, run_lines
+from .passes import Chunk, Run, States, Upper, run_lines
 from .recognising import Recogniser
-from .teaching import Taught, teach
 
 __all__ = ["Learner"]
 
 
 class Learner:
-    """Learns edits with one calibration.
+    """Reads the lessons of edits, with one calibration.
 
     Args:
-        host, recall, config: the method's.
+        host, config: the method's.
+        upper: runs the layers from the recall layer on.
         memory: the keys that are held already; nothing is added to it here.
         calibration: of the think layers and the relation layer, in this order.
+        run: runs lines through the base model.
     """
 
     def __init__(
         self,
         host: Host,
-        recall: Recall,
+        upper: Upper,
         config: LLPConfig,
         memory: KeyMemory,
         calibration: Calibration,
+        run: Run = run_lines,
     ) -> None:
-        self._host, self._recall, self._config = host, recall, config
+        self._host, self._upper, self._config, self._run = host, upper, config, run
         self._calibration = calibration
         self._recogniser = Recogniser(host, config, memory, calibration)
 
-    def learn(
+    def read(
         self,
         part: Sequence[tuple[Entry, Edit]],
         keys: dict[str, list[Tensor]],
         questions: dict[str, tuple[Question, ...]],
         bar: Any,
-    ) -> list[Taught]:
-        """Values of some edits.
+    ) -> tuple[list[tuple[int, Lesson]], list[Chunk]]:
+        """The lessons of some edits, each with the number of its edit, and their base model's states.
 
         Args:
             part: the edits, and the entries of their subjects.
             keys: by subject, keys [R,S,K] that are not in the memory yet; new ones are added here.
             questions: by edit, how it is asked for; added here.
             bar: shows how far it is.
-
-        Raises:
-            EditError: a loss is not finite.
         """
         host, config = self._host, self._config
         edits = [edit for _, edit in part]
@@ -85,14 +83,9 @@ class Learner:
             bar.set_postfix_str("reading further prompts")
             more = [replace(c, lines=[i + len(asking) for i in c.lines]) for c in self._read(others)[0]]
             chunks = [*chunks, *more]
-
-        def advance(how_far: str) -> None:
-            bar.update(len(edits))
-            bar.set_postfix_str(how_far)
-
-        return teach(host, self._recall, config, edits, [*asking, *others], chunks, advance)
+        return [*asking, *others], chunks
 
     def _read(self, lessons: Sequence[tuple[int, Lesson]]) -> tuple[list[Chunk], States]:
         places = [[*lesson.subject, *lesson.words] for _, lesson in lessons]
         layers = tuple(dict.fromkeys(self._calibration.layers))
-        return run_lines(self._host, self._recall, [one.line for _, one in lessons], places, layers)
+        return self._run(self._host, self._upper, [one.line for _, one in lessons], places, layers)

@@ -84,22 +84,22 @@ def further_lessons(
 ) -> list[Lesson]:
     """What follows from how like an edit's question is to the neutral ones.
 
-    If one of those asks the same, its wordings ask for the edit, too. Of the others, those that resemble the
-    edit's own most are to be answered as before, as they are the ones that it could be taken for, one wording
-    of each. So are texts that name the subject in passing, and the edit's own question while it is not
-    finished.
+    If one of those asks the same, its wordings ask for the edit, too; else a statement is put as a question.
+    Of the others, those that resemble the edit's own most are to be answered as before, as they are the ones
+    that it could be taken for, one wording of each. So are texts that name the subject in passing, and the
+    edit's own question while it is not finished.
 
     Args:
         asked: in which words the edit is asked for.
     """
     subject, known = str(edit.subject), wordings()
     matched, labels = calibration.matched(asked), calibration.labels.tolist()
-    asking: list[Prompt] = []
+    reworded = [] if edit.question.endswith("?") else [f"{edit.question} what?"]
     if matched is not None:
         mine = [one for one, label in zip(known, labels, strict=True) if label == matched]
-        asking = [one.about(subject) for one in _varied(mine, config.n_rewordings)]
-        asking = [one for one in asking if one != edit.question]
-        asking += map(in_chat, asking[:]) if text.has_chat else ()
+        reworded = [one.about(subject) for one in _varied(mine, config.n_rewordings)]
+    asking: list[Prompt] = [one for one in reworded[: config.n_rewordings] if one != edit.question]
+    asking += map(in_chat, asking[:]) if text.has_chat else ()
     staying: list[Prompt] = []
     similar = _similar(asked, calibration)
     close = {

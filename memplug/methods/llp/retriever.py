@@ -97,6 +97,10 @@ class Retriever(Held):
 
     # ------------------------------------------------------------------ edits
 
+    def drafts(self, edits: Sequence[Edit], replaced: Sequence[Edit]) -> dict[str, Entry]:
+        """The entries, by subject, that change when ``edits`` come in place of ``replaced``; none is yet."""
+        return self._with(edits, replaced)
+
     def prepare(self, edits: Sequence[Edit], replaced: Sequence[Edit]) -> Prepared:
         """What ``edits`` in place of ``replaced`` are recognised by; nothing is changed.
 
