@@ -309,9 +309,9 @@ def test_in_a_chat_the_note_stands_in_the_users_turn(family, template, tokenizer
         assert plug.explain(ASKED).notes.startswith("Use this fact to answer: ")
 
 
-def test_a_second_turn_on_the_same_cache_reads_a_note_of_its_own(base, tokenizer):
+def test_a_second_turn_on_the_same_cache_reads_a_note_of_its_own(tokenizer):
     """Both notes stand where they would in one text; taken back, the first one is left."""
-    talking = chatting(tokenizer, CHATML)
+    talking, base = chatting(tokenizer, CHATML), lexical("llama", len(tokenizer))
     with attach(base, talking) as plug, torch.no_grad():
         plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam Wickes")])
         plug.disable("e2")

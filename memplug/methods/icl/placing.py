@@ -55,9 +55,9 @@ class Placer:
 
     def add(self, held: Fronted, edits: Sequence[tuple[str, ...]]) -> Fronted:
         """``held`` with more notes, those on ``edits``, as far as they leave a row some room."""
-        rows = [[]] * len(held) if held.ids is None else held.ids.tolist()
+        rows: list[list[int]] = [[]] * len(held) if held.ids is None else held.ids.tolist()
         size = held.real.sum(1).tolist()
-        notes = []
+        notes: list[tuple[Note, ...]] = []
         for b, (ids, row) in enumerate(zip(edits, rows, strict=True)):
             turn = self._notes.turn(row)
             inside = turn is not None and self.inserts
@@ -89,7 +89,8 @@ class Placer:
 
     def _row(self, held: Fronted, b: int, notes: Sequence[Note]) -> _Row:
         """The notes of row ``b``, side by side."""
-        first, parts = int(held.first[b]), []
+        first = int(held.first[b])
+        parts: list[_Row] = []
         head: list[int] = []
         column = 0
         for note in notes:
