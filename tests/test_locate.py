@@ -15,7 +15,7 @@ import memplug
 from memplug.edits import EditError
 from memplug.methods.locate import covariance, target
 from memplug.methods.locate.covariance import moments_of
-from memplug.methods.locate.rows import look, mean_keys, subject_rows
+from memplug.methods.locate.rows import look, means, owners, subject_rows
 from memplug.methods.locate.target import find_targets
 from memplug.methods.memit import MEMITConfig
 from memplug.solve import SolveError, directed
@@ -70,8 +70,9 @@ def test_keys_are_means_of_what_the_module_reads_at_the_subjects_last_token(
     host, site, text = plug.method._host, plug.method.sites[1], plug.method._host.text
     prefixes = ["Who founded it?", "Tam"]
     rows = subject_rows(text, EDITS, prefixes)
-    keys = mean_keys(look(host, rows, site, site.layer, [], 4).inputs, rows, len(EDITS))
-    for edit, key in zip(EDITS, keys, strict=True):
+    keys = means(look(host, rows, site, site.layer, [], 4).inputs, rows)
+    assert owners(rows).tolist() == [0, 0, 1, 1, 2, 2]
+    for edit, alone, behind in zip(EDITS, keys[::2], keys[1::2], strict=True):
         seen = []
         for front in ("", *prefixes):
             whole = f"{front} {edit.prompt}".strip()
@@ -79,8 +80,8 @@ def test_keys_are_means_of_what_the_module_reads_at_the_subjects_last_token(
             ids = text.encode(until + edit.subject)
             assert text.encode(whole)[: len(ids)] == ids
             seen.append(read(plug.model, site.module, text.encode(whole))[len(ids) - 1])
-        want = seen[0] / 2 + (seen[1] + seen[2]) / 4
-        torch.testing.assert_close(key.double(), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.double(), seen[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(behind.double(), (seen[1] + seen[2]) / 2, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

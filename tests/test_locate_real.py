@@ -53,10 +53,10 @@ def dense(plug: Any, edits: list[Edit], keys: torch.Tensor) -> torch.Tensor:
     moment = moment + config.floor * moment.diagonal().mean() * torch.eye(len(moment))
     wanted = find_targets(method._host, 5, edits, [], config).state.double()
     now = torch.stack([states(plug, edit) for edit in edits])
-    left = wanted - now
-    if config.constraint == "equality":  # ROME, equation 2
-        direction = torch.linalg.solve(moment, keys[0])
-        return torch.outer(direction, left[0]) / (direction @ keys[0])
+    left = (wanted - now).repeat_interleave(2, 0)  # plain and in chat
+    if config.constraint == "equality":  # ROME, equation 2, for two keys
+        directions = torch.linalg.solve(moment, keys.T)
+        return directions @ torch.linalg.solve(keys @ directions, left)
     weight = config.covariance_weight * len(moment) / 16384
     return torch.linalg.solve(weight * moment + keys.T @ keys, keys.T @ left)
 
@@ -78,11 +78,9 @@ def test_a_change_is_the_closed_form_in_float64(smollm2: tuple[Any, Any], preset
         text = plug._text
         keys = []
         for edit in edits:
-            mine = []
             for form in text.forms(edit.prompt):
                 ids, span = text.asked_span(form, *edit.place)
-                mine.append(read(plug.model, ids)[span[-1]])
-            keys.append(torch.stack(mine).mean(0))
+                keys.append(read(plug.model, ids)[span[-1]])
         want = dense(plug, edits, torch.stack(keys))
         plug.edit(edits, progress=False)
         found = plug.method.ledger.change(LAYER).double()
@@ -92,7 +90,7 @@ def test_a_change_is_the_closed_form_in_float64(smollm2: tuple[Any, Any], preset
 
 
 def test_a_subject_that_begins_a_text_is_not_written_at_the_sink(smollm2: tuple[Any, Any]) -> None:
-    """The first token's states are nearly the same in all texts: what is written there changes all of them."""
+    """The first token's states are nearly the same in all texts: what is written there changes them all."""
     plug = memplug.attach(*smollm2, "memit")
     try:
         edits = [Edit("Microsoft was founded by", "Ada Lovelace", "Microsoft"), *EDITS]

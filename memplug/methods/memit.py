@@ -50,7 +50,8 @@ class MEMITConfig(LocateConfig):
         "lr": 0.5,
         "n_prefixes": 5,
         "relative_lr": False,
-        "train_stop": False,
+        "anchor": False,
+        "n_kept": 0,
         "covariance_texts": 100_000,
         "floor": 0.0,
         "earlier": False,
@@ -64,8 +65,6 @@ class MEMITConfig(LocateConfig):
             "constraint": "equality",
             "earlier": False,
             "weight_decay": 0.5,
-            "steps": 20,
-            "n_prefixes": 20,
         }
     }
 

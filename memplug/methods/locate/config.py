@@ -48,15 +48,18 @@ class LocateConfig(WeightConfig):
     anchor: bool = True
     """Keep the wanted state as long as the state was (norm anchoring, arXiv 2602.02543; published: no)."""
     kl_weight: float = 0.0625
-    """Weight of the divergence of what the model says after "<subject> is a"."""
-    n_prefixes: int = 3
-    """Sampled texts put before the prompt, beside the bare prompt (published: 5)."""
+    """Weight of the divergence of what the model says after "<subject> is a" and the like."""
+    n_kept: int = 4
+    """Further neutral texts about the subject that are to go on as before (published: none)."""
+    n_prefixes: int = 1
+    """Sampled texts put before the prompt, beside the prompt alone, plain and in the chat template (published:
+    5, and no template)."""
     prefix_tokens: int = 10
     """Longest of them, in tokens."""
     sample_top_k: int = 5
     """Top-k of that sampling."""
-    train_stop: bool = True
-    """The wanted state makes the answer end with the stop token (published: no)."""
+    train_stop: bool = False
+    """The wanted state makes the answer end with the stop token."""
     micro_batch: int = 192
     """Most rows in one forward pass."""
 
@@ -81,6 +84,7 @@ class LocateConfig(WeightConfig):
         ("weight_decay", 0, 1e6),
         ("kl_weight", 0, 1e6),
         ("n_prefixes", 0, 64),
+        ("n_kept", 0, 64),
         ("prefix_tokens", 1, 1 << 12),
         ("sample_top_k", 1, 1 << 20),
         ("micro_batch", 1, 1 << 20),
