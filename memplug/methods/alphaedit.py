@@ -39,6 +39,8 @@ class AlphaEditConfig(LocateConfig):
         "clamp": 0.75,
         "anchor": False,
         "n_kept": 0,
+        "kl_weight": 0.0625,
+        "steps": 25,
         "covariance_texts": 100_000,
         "units": "absolute",
         "threshold": 0.02,

@@ -52,6 +52,8 @@ class MEMITConfig(LocateConfig):
         "relative_lr": False,
         "anchor": False,
         "n_kept": 0,
+        "kl_weight": 0.0625,
+        "steps": 25,
         "covariance_texts": 100_000,
         "floor": 0.0,
         "earlier": False,

@@ -32,8 +32,8 @@ class LocateConfig(WeightConfig):
     """As in `WeightConfig`; on small models many edits outweigh few modules long before they do harm."""
 
     # The wanted state.
-    steps: int = 25
-    """Most Adam steps."""
+    steps: int = 20
+    """Most Adam steps (published: 25)."""
     lr: float = 0.1
     """Adam's step. Small steps end near the smallest state that answers as edited, which leaves most of what
     else is known of the subject (MEMIT: 0.5, AlphaEdit: 0.1, both absolute)."""
@@ -47,13 +47,14 @@ class LocateConfig(WeightConfig):
     """Weight of the squared length of what is added, over the state's."""
     anchor: bool = True
     """Keep the wanted state as long as the state was (norm anchoring, arXiv 2602.02543; published: no)."""
-    kl_weight: float = 0.0625
-    """Weight of the divergence of what the model says after "<subject> is a" and the like."""
+    kl_weight: float = 0.5
+    """Weight of the divergence of what the model says after "<subject> is a" and the like (published:
+    0.0625)."""
     n_kept: int = 4
     """Further neutral texts about the subject that are to go on as before (published: none)."""
     n_prefixes: int = 1
-    """Sampled texts put before the prompt, beside the prompt alone, plain and in the chat template (published:
-    5, and no template)."""
+    """Sampled texts put before the prompt, beside the prompt alone, plain and in the chat template
+    (published: 5, and no template)."""
     prefix_tokens: int = 10
     """Longest of them, in tokens."""
     sample_top_k: int = 5
