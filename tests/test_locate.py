@@ -170,9 +170,7 @@ def test_wanted_states_answer_as_edited_and_do_not_see_each_other(
     for index, edit in enumerate(EDITS):
         alone = find_targets(host, layer, [edit], ["Tam"], config)
         torch.testing.assert_close(alone.state[0], found.state[index], rtol=1e-2, atol=1e-2)
-        pairs = [
-            host.text.pair(f"{front} {edit.prompt}".strip(), edit.target, stop=True) for front in ("", "Tam")
-        ]
+        pairs = [host.text.pair(f"{front} {edit.prompt}".strip(), edit.target) for front in ("", "Tam")]
         literal = []
         for ids, begin in pairs:
             with torch.no_grad():
@@ -194,7 +192,9 @@ def test_what_is_said_of_the_subject_is_held(make_plug: Callable[..., Any]) -> N
     base = find_targets(host, layer, EDITS[:1], [], MEMITConfig(steps=0)).state
 
     def moved(weight: float) -> float:
-        config = MEMITConfig(steps=20, kl_weight=weight, stop_loss=0.0, weight_decay=0.0)
+        config = MEMITConfig(
+            steps=20, kl_weight=weight, stop_loss=0.0, weight_decay=0.0, n_kept=0, anchor=False
+        )
         added = (find_targets(host, layer, EDITS[:1], [], config).state - base)[0]
         ids, span = text.span("Ada Quill is a", 0, 9)
 

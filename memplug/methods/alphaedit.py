@@ -20,7 +20,7 @@ __all__ = ["AlphaEdit", "AlphaEditConfig"]
 class AlphaEditConfig(LocateConfig):
     """AlphaEdit (Fang et al., 2025); published for Llama-3's layers 4 to 8 of 32."""
 
-    threshold: float = 0.2
+    threshold: float = 0.05
     """Eigenvalues of the keys' second moment that count as none; in relative units, the largest share of all
     keys' squared length that those directions may hold together."""
     ridge: float = 0.2
