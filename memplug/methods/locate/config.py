@@ -16,8 +16,8 @@ __all__ = ["LocateConfig"]
 class LocateConfig(WeightConfig):
     """Where a fact is written, how the wanted state is found, and what the module's other keys look like.
 
-    Defaults were chosen on ten facts of a pretrained model of 135 million parameters; ``preset("paper")`` is as
-    published.
+    Defaults were chosen on ten facts of a pretrained model of 135 million parameters; ``preset("paper")`` is
+    as published.
 
     Raises:
         ValueError: a constant out of its range.
@@ -70,8 +70,8 @@ class LocateConfig(WeightConfig):
     """Text whose keys are to stay where they are: a file with one text a line, or texts. None: text that the
     base model wrote itself."""
     covariance_texts: int = 64
-    """Texts that it writes, and the most that are taken of a file (published: 100,000 of Wikipedia). Each counts
-    plain and, where there is a chat template, as a user turn."""
+    """Texts that it writes, and the most that are taken of a file (published: 100,000 of Wikipedia). Each
+    counts plain and, where there is a chat template, as a user turn."""
     covariance_length: int = 64
     """Longest of them, in tokens."""
     cache_dir: str | None = None
