@@ -78,7 +78,7 @@ def contexts(text: Text, edit: Edit, prefixes: Sequence[str]) -> list[Context]:
     """
     forms: list[Prompt] = text.forms(edit.prompt)
     found = [Context(form, int(not isinstance(form, str))) for form in forms]
-    found += [Context(behind(front, edit.question), 2) for front in prefixes]
+    found += [Context(behind(front, edit.prompt), 2) for front in prefixes]
     good, first = [], []
     for context in found:
         ids, at = subject_at(text, context.prompt, edit)
