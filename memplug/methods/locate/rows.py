@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from ...chat import Prompt, behind, in_chat, question, with_question
 from ...edits import Edit, EditError
 from ...hooks import Hook, OwnHooks, capture_input
+from ...relations import wordings
 from ...sites import Site
 from ...text import Text
 from ..base import Host
 from ..hypernet.capture import chunks
-from ..llp.wordings import CHAT, MENTIONS, PLAIN, REQUESTS, some
+from ..llp.wordings import MENTIONS, REQUESTS, some
 
 __all__ = [
     "Context",
@@ -79,7 +80,8 @@ def contexts(text: Text, edit: Edit, prefixes: Sequence[str]) -> list[Context]:
     forms: list[Prompt] = text.forms(edit.prompt)
     found = [Context(form, int(not isinstance(form, str))) for form in forms]
     found += [Context(behind(front, edit.prompt), 2) for front in prefixes]
-    good, first = [], []
+    good: list[Context] = []
+    first: list[Context] = []
     for context in found:
         ids, at = subject_at(text, context.prompt, edit)
         if context.prompt is edit.prompt:
@@ -116,12 +118,17 @@ def kept_rows(text: Text, edit: Edit, count: int, seed: int) -> list[tuple[list[
     """Ids and the subject's last token of "<subject> is a" (as published) and ``count`` other neutral texts,
     in turn statements, passing mentions and, where there is a chat template, questions and requests."""
     subject, prompts = str(edit.subject), list[Prompt](["{s} is a"])
-    kinds = (PLAIN, REQUESTS, MENTIONS, CHAT) if text.has_chat else (PLAIN, MENTIONS)
+    known = wordings()
+    statements, questions = ([one.text for one in known if one.open == kind] for kind in (True, False))
+    kinds: list[tuple[Sequence[str], bool]] = [(statements, False), (MENTIONS, False)]
+    if text.has_chat:
+        kinds = [(statements, False), (REQUESTS, True), (MENTIONS, False), (questions, True)]
     for n in range(count):
-        kind = kinds[n % len(kinds)]
-        wording = some(kind, count, seed, subject)[n // len(kinds)]
-        prompts.append(in_chat(wording) if kind in (CHAT, REQUESTS) else wording)
-    found = []
+        kind, chat = kinds[n % len(kinds)]
+        drawn = some(kind, count, seed, subject)
+        wording = drawn[n // len(kinds) % len(drawn)]
+        prompts.append(in_chat(wording) if chat else wording)
+    found: list[tuple[list[int], int]] = []
     for prompt in prompts:
         wording = question(prompt)
         begin = wording.index("{s}")
