@@ -16,7 +16,6 @@ from typing import Any
 
 from common import RESULTS, table
 from comparison_tables import COMPARISON_TABLES
-from elder_tables import TABLES as ELDER_TABLES
 from weights_tables import WEIGHT_TABLES
 
 README = Path(__file__).parent / "README.md"
@@ -144,7 +143,6 @@ TABLES: dict[str, Callable[[], str | None]] = WEIGHT_TABLES | {
     "key-memory": key_memory,
     "world": world,
     "zsre-model": zsre_model,
-    **ELDER_TABLES,
     **COMPARISON_TABLES,
 }
 
