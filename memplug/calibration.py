@@ -111,31 +111,34 @@ class Calibration:
         Args:
             asked: in which words the edit is asked for.
         """
-        if not asked:
+        means = [self.means(one) for one in asked if one.asks]
+        if not means:
             return None
-        means = torch.stack([self.means(one) for one in asked]).mean(0)
-        best = int(means.argmax())
-        return best if float(means[best]) > min(self.relation) else None
+        mean = torch.stack(means).mean(0)
+        best = int(mean.argmax())
+        return best if float(mean[best]) > min(self.relation) else None
 
     def likeness(self, asked: Sequence[Question], matched: int | None, question: Question) -> float:
         """How much a question resembles those that ask for an edit; -1 where none does in this form.
 
-        The wordings of a neutral question that asks the same count as its own. What the question resembles
-        another neutral question more than these is taken off.
+        The wordings of a neutral question that asks the same count as its own. What the question resembles more
+        than these is taken off: another neutral question, or the edit's own one while it is not finished.
 
         Args:
             asked: in which words the edit is asked for.
             matched: see `matched`.
         """
-        own = [likeness(one, question) for one in asked if one.chat == question.chat]
+        alike = [(likeness(one, question), one.asks) for one in asked if one.chat == question.chat]
+        own = [score for score, asks in alike if asks]
         if not own:
             return -1.0
         means = self.means(question)
+        rival = max([float(means.max()), *(score for score, asks in alike if not asks)])
         nearest = mine = max(own)
         if matched is not None:
             nearest = max(nearest, float(self._likenesses(question)[self.labels == matched].max()))
             mine = max(mine, float(means[matched]))
-        return nearest - max(0.0, float(means.max()) - mine)
+        return nearest - max(0.0, rival - mine)
 
     def to(self, device: torch.device) -> Calibration:
         """The same with its tensors on ``device``."""

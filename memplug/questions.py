@@ -34,10 +34,12 @@ class Question(NamedTuple):
     Attributes:
         vector: [D] float32 unit vector; zero where there are no words.
         chat: whether it is asked in a user's turn; states look different there.
+        asks: whether it asks already; else it is the beginning of a question that is not finished.
     """
 
     vector: Tensor
     chat: bool
+    asks: bool = True
 
 
 def told(words: Sequence[int]) -> list[int]:
@@ -151,7 +153,7 @@ def _within(
 
 
 def packed(questions: Sequence[Question], prefix: str) -> dict[str, Tensor]:
-    """As tensors, for saving: vectors [M,D] (float16) and whether each is in chat [M].
+    """As tensors, for saving: vectors [M,D] (float16), and whether each is in chat, and asks [M].
 
     Args:
         prefix: what the tensors' names begin with.
@@ -160,6 +162,7 @@ def packed(questions: Sequence[Question], prefix: str) -> dict[str, Tensor]:
     return {
         f"{prefix}vectors": torch.stack(vectors) if vectors else torch.zeros(0, 0).half(),
         f"{prefix}chat": torch.tensor([one.chat for one in questions], dtype=torch.bool),
+        f"{prefix}asks": torch.tensor([one.asks for one in questions], dtype=torch.bool),
     }
 
 
@@ -170,5 +173,6 @@ def unpacked(tensors: Mapping[str, Tensor], prefix: str, width: int) -> list[Que
         ValueError: a tensor is missing or does not fit.
     """
     chat = shaped(tensors, f"{prefix}chat", (None,), torch.bool).tolist()
+    asks = shaped(tensors, f"{prefix}asks", (len(chat),), torch.bool).tolist()
     vectors = shaped(tensors, f"{prefix}vectors", (len(chat), width if chat else None), torch.float16)
-    return [Question(vector.float(), form) for vector, form in zip(vectors, chat, strict=True)]
+    return [Question(vector.float(), *how) for vector, *how in zip(vectors, chat, asks, strict=True)]

@@ -227,3 +227,14 @@ def test_what_resembles_another_question_more_is_asked_for_less():
     both = like((0, 0.6), (1, 0.8))
     assert calibration.likeness(own, 0, both) == pytest.approx(0.6 - (0.8 - 0.6), abs=1e-6)
     assert calibration.likeness(own, 0, both._replace(chat=True)) == -1.0  # it is not asked for in chat
+
+
+def test_a_question_that_is_not_finished_is_not_yet_asked():
+    axes = torch.eye(4)
+    calibration = replace(made(), neutral=torch.zeros(1, 1, 4), labels=torch.tensor([0]))
+    begun = Question(axes[0], False, asks=False)
+    own = (Question(F.normalize(axes[0] + axes[1], dim=0), False), begun)
+    assert calibration.likeness(own, None, own[0]) == pytest.approx(1.0, abs=1e-6)
+    assert calibration.likeness(own, None, begun) == pytest.approx(2 * 0.5**0.5 - 1, abs=1e-6)
+    assert calibration.likeness((begun,), None, begun) == -1.0
+    assert calibration.matched((begun,)) is None

@@ -97,10 +97,10 @@ def test_the_first_token_of_a_text_says_nothing_where_there_is_another():
 
 
 def test_what_is_saved_comes_back_and_damage_is_named():
-    asked = [Question(F.normalize(words(1, seed)[0], dim=0), bool(seed % 2)) for seed in range(3)]
+    asked = [Question(F.normalize(words(1, seed)[0], dim=0), bool(seed % 2), seed != 2) for seed in range(3)]
     tensors = packed(asked, "q.")
     again = unpacked(tensors, "q.", 6)
-    assert [q.chat for q in again] == [q.chat for q in asked]
+    assert [(q.chat, q.asks) for q in again] == [(q.chat, q.asks) for q in asked]
     assert all(torch.equal(a.vector, b.vector.half().float()) for a, b in zip(again, asked, strict=True))
     assert unpacked(packed([], "q."), "q.", 6) == []
     for name in tensors:

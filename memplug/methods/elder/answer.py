@@ -157,7 +157,7 @@ class AnswerScope:
                 key = self.retriever.memory.get(numbers[0])
             else:  # as it will be stored
                 key = F.normalize(coming.keys[subject][0].float(), dim=-1).half()
-            found.append([self.query(key, question) for question in coming.questions[id]])
+            found.append([self.query(key, one) for one in coming.questions[id] if one.asks])
         return found
 
     def prepared(self, coming: Coming) -> Prepared:

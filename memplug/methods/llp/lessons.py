@@ -125,7 +125,7 @@ def _similar(asked: Sequence[Question], calibration: Calibration) -> list[list[f
     """In plain text and in chat, how like each neutral question is to what asks for the edit."""
     found = []
     for chat, neutral in enumerate(calibration.neutral):
-        mine = [neutral @ one.vector.float().cpu() for one in asked if one.chat == bool(chat)]
+        mine = [neutral @ one.vector.float().cpu() for one in asked if one.asks and one.chat == bool(chat)]
         found.append(torch.stack(mine or [torch.zeros(len(neutral))]).amax(0).tolist())
     return found
 

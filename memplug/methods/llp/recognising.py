@@ -78,7 +78,21 @@ class Recogniser:
                 rows = [len(one.subject) + one.words.index(t) for t in told(words)]
                 at = seen[rows].to(self._calibration.mean.device)
                 found[key] = self._calibration.metric.question(at, not one.plain)
-        return tuple(found.values())
+        plain = next((i for i, one in enumerate(lessons) if one.plain and one.words), None)
+        begun = [] if plain is None else self._unfinished(lessons[plain], states[plain])
+        return (*found.values(), *begun)
+
+    def _unfinished(self, own: Lesson, states: Tensor) -> list[Question]:
+        """The beginnings of an edit's prompt in plain text that name the subject already: there each token may
+        be the last one."""
+        found = []
+        for end in own.words[:-1]:
+            words = [t for t in own.words if t <= end and t not in own.subject]
+            if end >= own.subject[-1] and words:
+                rows = [len(own.subject) + own.words.index(t) for t in told(words)]
+                at = states[rows].to(self._calibration.mean.device)
+                found.append(self._calibration.metric.question(at, False)._replace(asks=False))
+        return found
 
     def _span(self, states: Tensor, span: range) -> Tensor:
         """[R,S,K], calibrated, of states [R,S,D] of the tokens ``span`` of a text."""
