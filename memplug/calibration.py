@@ -121,8 +121,8 @@ class Calibration:
     def likeness(self, asked: Sequence[Question], matched: int | None, question: Question) -> float:
         """How much a question resembles those that ask for an edit; -1 where none does in this form.
 
-        The wordings of a neutral question that asks the same count as its own. What the question resembles more
-        than these is taken off: another neutral question, or the edit's own one while it is not finished.
+        The wordings of a neutral question that asks the same count as its own. What the question resembles
+        more is taken off: another neutral question, or the edit's own one while it is not finished.
 
         Args:
             asked: in which words the edit is asked for.

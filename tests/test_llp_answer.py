@@ -144,8 +144,8 @@ class Failure(Exception):
     [
         "room.calibrated",
         "learning.lessons_of",
-        "learning.run_lines",
-        "learning.teach",
+        "learning.Learner._read",
+        "answering.teach",
         "answering.warn_unlearned",
     ],
 )

@@ -83,8 +83,8 @@ class Recogniser:
         return (*found.values(), *begun)
 
     def _unfinished(self, own: Lesson, states: Tensor) -> list[Question]:
-        """The beginnings of an edit's prompt in plain text that name the subject already: there each token may
-        be the last one."""
+        """The beginnings of an edit's prompt in plain text, where each token may be the last one; those that
+        name the subject already."""
         found = []
         for end in own.words[:-1]:
             words = [t for t in own.words if t <= end and t not in own.subject]
