@@ -7,15 +7,20 @@ the text, so that what is sampled for one edit does not depend on the others.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from .naming import names
+from .pretrained import cache, is_large
 from .text import Text, TopKSampler
 
-__all__ = ["Question", "Sampled", "sample_about", "sample_prefixes"]
+__all__ = ["Question", "Sampled", "ordinary_texts", "sample_about", "sample_prefixes"]
 
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n+")
 _PLAIN = (
@@ -57,10 +62,18 @@ def _seed(*parts: object) -> int:
 def sample_prefixes(text: Text, count: int, tokens: int, top_k: int, seed: int) -> list[str]:
     """``count`` pieces of running text of at most ``tokens`` tokens, sampled from the start of a text.
 
-    Of a model that says nothing there (it stops at once, or at blanks), pieces of a few plain sentences.
+    Of a model that says nothing there (it stops at once, or at blanks), pieces of a few plain sentences. What
+    a large model says is kept in the user's cache folder, by the model's fingerprint, since it takes it
+    minutes; a file that cannot be read or written costs time and nothing else.
     """
     if not count:
         return []
+    file = _file(text, count, tokens, top_k, seed) if is_large(text.model) else None
+    if file is not None:
+        with contextlib.suppress(OSError, ValueError):
+            kept = json.loads(file.read_text())
+            if isinstance(kept, list) and all(isinstance(piece, str) and piece for piece in kept) and kept:
+                return kept
     start = [text.bos_id if text.bos_id is not None else (text.eos_ids or [text.pad_id])[0]]
     sampler = TopKSampler([_seed(seed, "prefix", i) for i in range(count)], tokens, top_k)
     rows = text.generate([start] * count, tokens, choose=sampler)
@@ -68,7 +81,27 @@ def sample_prefixes(text: Text, count: int, tokens: int, top_k: int, seed: int) 
     pieces = [piece for piece in dict.fromkeys(texts) if piece]
     if not pieces:
         pieces = [text.decode(text.encode(sentence)[: tokens + 1]) for sentence in _PLAIN[:count]]
-    return [piece for piece in dict.fromkeys(pieces) if piece]
+    pieces = [piece for piece in dict.fromkeys(pieces) if piece]
+    if file is not None:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_name(f"{file.name}.{os.getpid()}")
+            part.write_text(json.dumps(pieces))
+            part.replace(file)
+    return pieces
+
+
+def ordinary_texts(text: Text, seed: int) -> list[str]:
+    """Running text of the model's own, for what is usual in it: some 4,000 tokens."""
+    return sample_prefixes(text, 64, 64, 200, seed)
+
+
+def _file(text: Text, *asked: int) -> Path:
+    """Where the samples of a model are kept."""
+    from .storage import fingerprint  # above this room; it is asked for a name only
+
+    named = (*asked, len(text.tokenizer), text.bos_id, tuple(text.eos_ids))
+    return cache() / "samples" / f"{fingerprint(text.model)}-{_seed(*named):08x}.json"
 
 
 def sample_about(

@@ -27,7 +27,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["NAMES", "PretrainedError", "cache", "load"]
+__all__ = ["NAMES", "PretrainedError", "cache", "is_large", "load"]
 
 _FORMAT = 1  # of the cached folder; another one is converted anew
 _SEAL = "whole.json"  # written last; says what the folder holds
@@ -108,6 +108,12 @@ def cache() -> Path:
         return Path(own).expanduser().absolute()
     shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (shared if shared.is_absolute() else Path.home() / ".cache") / "memplug"
+
+
+def is_large(model: Any) -> bool:
+    """Whether what is computed once from a model is worth keeping in `cache`: below 50 million parameters it
+    takes seconds."""
+    return sum(parameter.numel() for parameter in model.parameters()) >= 50_000_000
 
 
 def _source(name: str) -> _Source:

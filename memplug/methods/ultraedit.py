@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..chat import Prompt
+from ..edits import Edit
 from .hypernet.config import EditorConfig
 from .hypernet.method import WeightEditor
 
@@ -41,6 +44,9 @@ class UltraEdit(WeightEditor):
 
     name = "ultraedit"
     networks = False
+
+    def _forms(self, edit: Edit) -> Sequence[Prompt]:
+        return self._host.text.forms(edit.prompt)
 
     def _observes(self) -> bool:
         return bool(self.config.statistics == "stream")

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...contexts import sample_prefixes
-from ...hooks import OwnHooks
+from ...chat import in_chat
+from ...contexts import ordinary_texts, sample_prefixes
+from ...hooks import Hook, OwnHooks, capture_input
+from ...sites import Site
 from ...text import Pair
 from ..base import Host
 from .branch import side_branch
@@ -21,8 +25,11 @@ from .capture import capture, chunks, flat_rows, predicting
 from .editor import Editor
 from .nets import Change
 
-__all__ = ["answered", "find_step", "stand_ins", "usual_texts"]
+__all__ = ["answered", "find_step", "stand_ins", "usual_inputs", "usual_texts"]
 
+_PIECES = 32
+_LONGEST = 16  # tokens of a stand-in
+_ROWS = 16
 LADDER = tuple(1e-4 * 2.0**n for n in range(24))
 """Step sizes that are tried, from small to large."""
 
@@ -33,13 +40,46 @@ def usual_texts(host: Host, count: int, seed: int) -> list[Pair]:
     return [Pair(ids, 1) for ids in map(host.text.encode, texts) if len(ids) > 1]
 
 
+@torch.no_grad()
+def usual_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor]:
+    """[n,d_k] by module: what it reads on the base model's own text, plain and in the chat template.
+
+    Nothing is predicted there: logits of thousands of tokens would take many times the model's memory.
+    """
+    text, last = host.text, max(site.layer for site in sites)
+    pieces = ordinary_texts(text, seed)[:_PIECES]
+    rows = [text.encode(piece) for piece in pieces]
+    if text.has_chat:
+        rows += [text.encode(in_chat(piece)) for piece in pieces]
+    rows = sorted((row[: text.max_length - 1] for row in rows), key=len)
+    found: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    for part in chunks(range(len(rows)), _ROWS):
+        batch = text.batch([rows[i] for i in part])
+        real = batch.mask.bool().flatten()
+
+        def keep(site: Site, real: Tensor = real) -> Hook:
+            def before(_m: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+                inputs = args[0].detach().reshape(-1, site.d_k)
+                found[site.name].append(inputs[real.to(inputs.device)].float().to(text.device))
+
+            return Hook(site.module, "before", before)
+
+        run = partial(host.forward, host.anatomy.decoder, batch)
+        with OwnHooks(map(keep, sites)):
+            if last + 1 < len(host.anatomy.layers):
+                capture_input(host.anatomy, last + 1, run)
+            else:
+                run()
+    return [torch.cat(found[site.name]) for site in sites]
+
+
 def stand_ins(host: Host, count: int, seed: int) -> list[Pair]:
-    """``count`` pairs of a sampled text and one of the 2nd to 32nd likeliest next tokens."""
-    texts = sample_prefixes(host.text, count, 24, 20, seed)
+    """Up to ``count`` pairs of a sampled text and one of the 2nd to 32nd likeliest next tokens."""
+    texts = ordinary_texts(host.text, seed)[:count]
     rng = random.Random(f"stand-ins {seed}")
     ends, pairs = {host.text.pad_id, *host.text.eos_ids}, []
     for text in texts:
-        ids = host.text.encode(text)
+        ids = host.text.encode(text)[:_LONGEST]
         cut = rng.randint(min(2, len(ids)), len(ids))
         batch = host.text.batch([ids[:cut]])
         with torch.no_grad(), predicting(host, torch.tensor([cut - 1])):

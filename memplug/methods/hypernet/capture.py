@@ -41,6 +41,16 @@ class Features(NamedTuple):
     below: tuple[Tensor, ...] = ()
     known: Tensor | None = None
 
+    def by_edit(self, edits: Tensor) -> Features:
+        """The same with requests named by ``edits`` [R], and ``known`` by edit, that of its worst request."""
+        edits = edits.to(self.owner.device)
+        known = self.known
+        if known is not None:
+            place = edits.unique(return_inverse=True)[1].to(known.device)
+            start = known.new_ones(int(place.max()) + 1)
+            known = start.scatter_reduce(0, place, known, "amin")
+        return self._replace(owner=edits[self.owner], known=known)
+
     def of(self, requests: Tensor) -> Features:
         """The rows of these requests, by their numbers."""
         mine = torch.isin(self.owner, requests.to(self.owner.device))

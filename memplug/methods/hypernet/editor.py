@@ -224,6 +224,7 @@ class Editor(nn.Module):
         only: int | None = None,
         earlier: Sequence[Earlier] | None = None,
         further: bool = True,
+        of: Sequence[int] | None = None,
     ) -> Made:
         """Changes for a batch of edits at the weights as they are now, step after step.
 
@@ -237,26 +238,29 @@ class Editor(nn.Module):
             only: make this step alone; the weights hold what the ones before it changed.
             earlier: by module, the inputs of the edits that were made before; None for none.
             further: take the further steps of edits that are not learned.
+            of: [N], whose edit's each pair is, for edits that are asked in several ways; None: one pair each.
         """
         by_name = {site.name: site for site in self.sites}
-        made, left, below = Made([], [], [], None), torch.arange(len(pairs)), tuple[Tensor, ...]()
+        edit_of = torch.tensor(list(range(len(pairs)) if of is None else of))
+        made, left, below = Made([], [], [], None), edit_of.unique(), tuple[Tensor, ...]()
         stops = not train and self.config.enough < 1
         most = self.config.steps + (self.config.extra_steps if stops and further else 0)
-        pace = Pace(len(pairs), self.config.growth)
+        pace = Pace(len(left), self.config.growth)
         with nullcontext() if train else torch.no_grad():
             for step in range(most) if only is None else [only]:
                 so_far = made.factors(self.sites) if made.steps else {}
                 before = {n: (a.detach(), b.detach()) for n, (a, b) in so_far.items()}
+                asked = torch.isin(edit_of, left)
                 features = capture(
                     host,
                     self.sites,
-                    [pairs[i] for i in left],
+                    [pairs[i] for i in asked.nonzero()[:, 0].tolist()],
                     self.config.tokens,
                     [*hooks, *branch_hooks(by_name, before)],
                     micro_batch=self.config.micro_batch,
                     below=below,
                 )
-                features = features._replace(owner=left.to(features.owner.device)[features.owner])
+                features = features.by_edit(edit_of[asked])
                 below, known = features.below, features.known
                 if made.steps and stops and known is not None:
                     weak = known < self.config.enough

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...chat import Prompt
 from ...checked import shaped
 from ...edits import Edit, EditError, EditTable
 from ...entries import Entry
@@ -21,8 +22,7 @@ from ...sites import Range
 from ..base import Host, State
 from ..inweights.config import WeightConfig
 from ..inweights.method import LedgerMethod
-from .calibrate import find_step, stand_ins, usual_texts
-from .capture import capture
+from .calibrate import find_step, stand_ins, usual_inputs
 from .config import EditorConfig
 from .editor import Editor, Made
 from .guard import CollapseError
@@ -32,7 +32,7 @@ from .usual import Earlier
 __all__ = ["UnfittedError", "WeightEditor"]
 
 _STAND_INS = 64
-_TEXTS = 256
+_STEPPED = 12  # of them, edited at every step size
 
 
 class UnfittedError(EditError):
@@ -119,13 +119,23 @@ class WeightEditor(LedgerMethod):
                 self._guard.check()
 
     def _make(self, edits: Sequence[Edit], further: bool = True) -> Entry:
-        pairs = [self._host.text.pair(edit.prompt, edit.target) for edit in edits]
+        asked = [(i, form) for i, edit in enumerate(edits) for form in self._forms(edit)]
+        pairs = [self._host.text.pair(form, edits[i].target) for i, form in asked]
         made = self.editor.make(
-            self._host, pairs, observe=self._observes(), earlier=self._earlier(), further=further
+            self._host,
+            pairs,
+            observe=self._observes(),
+            earlier=self._earlier(),
+            further=further,
+            of=[i for i, _ in asked],
         )
         self._named = None if self._observes() else self._named
         parts = tuple(part.kept(self.config.rows == "float16") for part in made.parts(self.sites))
         return Entry(tuple(str(e.id) for e in edits), parts, notes=self._notes(made))
+
+    def _forms(self, edit: Edit) -> Sequence[Prompt]:
+        """In which forms an edit is asked while it is made."""
+        return [edit.prompt]
 
     def _earlier(self) -> list[Earlier] | None:
         """By module, the inputs of the edits in force: they follow from the ledger alone, to the bit."""
@@ -162,11 +172,10 @@ class WeightEditor(LedgerMethod):
         with self.ledger.paused(), self._host.tracker.off(), evaluating(self._host.model):
             pairs = stand_ins(self._host, _STAND_INS, self.config.seed)
             if fresh.usual:
-                texts = usual_texts(self._host, _TEXTS, self.config.seed + 2)
-                fresh.study(capture(self._host, self.sites, texts, "all").keys)
+                fresh.study(usual_inputs(self._host, self.sites, self.config.seed))
             fresh.make(self._host, pairs, observe=True)
             if self.config.inner_lr is None:
-                find_step(self._host, fresh, pairs[:24])
+                find_step(self._host, fresh, pairs[:_STEPPED])
         fresh.fitted.fill_(True)
         self._take(fresh)
 
