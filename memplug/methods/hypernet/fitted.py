@@ -7,7 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...edits import Case
+from ...chat import Prompt
+from ...edits import Case, Edit
+from ...text import Pair
+from .asked import Asked, asked
 from .fit import FitError, FitReport, fit
 from .method import UnfittedError, WeightEditor
 
@@ -23,7 +26,7 @@ class FittedEditor(WeightEditor):
         *,
         progress: bool = True,
         checkpoint: str | Path | None = None,
-        checkpoint_every: int = 100,
+        checkpoint_every: int = 10,
         alone: bool = False,
     ) -> FitReport:
         """Fit from the start, or from a checkpoint; see `fit`. On an error the editor is what it was
@@ -47,6 +50,12 @@ class FittedEditor(WeightEditor):
             )
         self._take(fresh)
         return report
+
+    def _forms(self, edit: Edit) -> Sequence[Prompt]:
+        return self._host.text.forms(edit.prompt)
+
+    def _asked(self, edits: Sequence[Edit], forms: Sequence[Sequence[Prompt]]) -> Sequence[Pair | Asked]:
+        return asked(self._host, edits, forms)
 
     def editor_state(self) -> dict[str, Tensor]:
         """The networks and their statistics.
