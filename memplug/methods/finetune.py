@@ -12,17 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..chat import quoted
+from ..contexts import ordinary_texts
 from ..edits import Edit, EditError
 from ..entries import Entry, Whole
 from ..hooks import Hook, OwnHooks, capture_input, resume
 from ..layers import evaluating, frozen
 from ..sites import Range, Site
+from .base import Host
 from .hypernet.capture import flat_rows
 from .inweights.config import WeightConfig
 from .inweights.method import LedgerMethod
+from .locate.covariance import second_moments
 from .scaling import GradientScale
 
 __all__ = ["FineTune", "FineTuneConfig"]
+
+_TEXTS = 24  # of the model's own; their inputs are told apart from an edit's, not counted exactly
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class FineTuneConfig(WeightConfig):
 
     ranges: tuple[Range, ...] = (("down", 21 / 28, 22 / 28),)
     """One MLP output linear, layer 21 of GPT-J's 28."""
-    batch_size: int = 1
-    """Edits trained together."""
+    batch_size: int = 10
+    """Edits trained together (published: 1)."""
     max_change: float = 20.0
     """As in `WeightConfig`; on small models many edits outweigh one module long before they do harm."""
     lr: float = 0.05
@@ -45,20 +50,25 @@ class FineTuneConfig(WeightConfig):
     """Most steps."""
     stop_loss: float = 0.01
     """A batch is done below this loss."""
-    train_stop: bool = True
-    """Train the answer to end with the stop token (published: no)."""
+    train_stop: bool = False
+    """Train the answer to end with the stop token."""
+    keep_weight: float = 1.0
+    """Weight of what the modules' outputs change on ordinary text, as a share of their squared length there
+    (published: 0)."""
 
     paper: ClassVar[dict[str, Any]] = {
         "lr": 5e-4,
         "bound": 5e-5,
         "relative": False,
-        "train_stop": False,
+        "batch_size": 1,
+        "keep_weight": 0.0,
     }
     limits: ClassVar[tuple[tuple[str, float, float], ...]] = (
         ("lr", 1e-12, 1e6),
         ("bound", 1e-12, 1e6),
         ("steps", 1, 1 << 20),
         ("stop_loss", 0, 1e3),
+        ("keep_weight", 0, 1e9),
     )
 
 
@@ -72,6 +82,28 @@ class FineTune(LedgerMethod):
     """
 
     name = "finetune"
+
+    def __init__(self, host: Host, config: FineTuneConfig) -> None:
+        super().__init__(host, config)
+        self._usual: dict[str, Tensor] = {}
+
+    def _needs(self) -> int:
+        """As in `LedgerMethod`, with a change, its slope, Adam's two moments, and that of the inputs."""
+        sizes = ((site.d_k, site.d_v) for site in self.sites)
+        return super()._needs() + sum(16 * d_k * d_v + 12 * d_k**2 for d_k, d_v in sizes)
+
+    def _ordinary(self) -> dict[str, Tensor]:
+        """By module, the second moment [d_k,d_k] of its inputs on ordinary text, over its outputs' squared
+        length there: ``tr(D' M D)`` is how much of it a change D moves."""
+        if self.config.keep_weight and not self._usual:
+            host = self._host
+            with self.ledger.paused(), host.tracker.off():
+                texts = ordinary_texts(host.text, self.config.seed)[:_TEXTS]
+                found = second_moments(host, self.sites, texts, host.text.max_length).by_site
+                for site in self.sites:
+                    moment, weight = found[site.name], site.stored(site.weight.detach()).float()
+                    self._usual[site.name] = moment / ((moment @ weight) * weight).sum().clamp(min=1e-30)
+        return self._usual
 
     def _make(self, edits: Sequence[Edit]) -> Entry:
         ids = tuple(str(edit.id) for edit in edits)
@@ -101,7 +133,9 @@ class FineTune(LedgerMethod):
             EditError: a loss is not finite.
         """
         host, config = self._host, self.config
-        pairs = [host.text.pair(e.prompt, e.target, stop=config.train_stop) for e in edits]
+        usual = self._ordinary()
+        forms = [(form, edit.target) for edit in edits for form in host.text.forms(edit.prompt)]
+        pairs = [host.text.pair(*form, stop=config.train_stop) for form in forms]
         batch = host.text.batch([pair.ids[:-1] for pair in pairs])
         at = flat_rows(pairs, batch.ids.shape[1], batch.ids.device)
         low = self.sites[0].layer
@@ -134,6 +168,9 @@ class FineTune(LedgerMethod):
                     )
                 if step == config.steps or float(loss.detach()) < config.stop_loss:
                     break
+                for site, change in zip(self.sites, changes, strict=True):
+                    if usual:
+                        loss = loss + config.keep_weight * ((usual[site.name] @ change) * change).sum()
                 for change, slope in zip(changes, scale.gradients(loss, changes), strict=True):
                     change.grad = slope
                 optimizer.step()

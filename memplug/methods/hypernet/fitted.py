@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ...chat import Prompt
 from ...edits import Case, Edit
+from ...room import check_room
 from ...text import Pair
 from .asked import Asked, asked
+from .editor import Editor
 from .fit import FitError, FitReport, fit
 from .method import UnfittedError, WeightEditor
 
@@ -37,6 +39,12 @@ class FittedEditor(WeightEditor):
                     f"fit takes cases, got {type(case).__name__}; give Case(edit, rephrases, locality)"
                 )
         fresh = self._fresh()
+        check_room(
+            self._fitting_needs(fresh),
+            self._host.text.device,
+            f"fitting {self.name} to {len(self.sites)} modules ({self.sites[0].name}, ...)",
+            "lower rank, fit_batch or micro_batch, or edit fewer modules with ranges",
+        )
         with self.ledger.drafting():  # fitting writes weights, for itself alone
             report = fit(
                 self._host,
@@ -50,6 +58,15 @@ class FittedEditor(WeightEditor):
             )
         self._take(fresh)
         return report
+
+    def _fitting_needs(self, fresh: Editor) -> int:
+        """Bytes: what edits take, networks with gradients and Adam's two moments, and the outer batch's
+        logits (and their gradients), of which a row has some ten."""
+        config, model = self.config, self._host.model
+        numbers = sum(parameter.numel() for parameter in fresh.parameters())
+        rows = min(config.micro_batch, 2 * (config.fit_batch + (config.back_samples or config.fit_batch)))
+        logits = 10 * rows * int(model.get_output_embeddings().weight.shape[0])
+        return self._needs() + 16 * numbers + 4 * 4 * logits
 
     def _forms(self, edit: Edit) -> Sequence[Prompt]:
         return self._host.text.forms(edit.prompt)

@@ -77,6 +77,11 @@ class WeightEditor(LedgerMethod):
             return tuple(given)
         return spread(self._host, WeightConfig().ranges or (), self.config.capacity)
 
+    def _needs(self) -> int:
+        """As in `LedgerMethod`, with the second moments of earlier edits' inputs."""
+        wide = sum(site.d_k**2 for site in self.sites) if self.config.remember else 0
+        return super()._needs() + 16 * wide
+
     def _fresh(self) -> Editor:
         """An editor as it is before fitting, where the features will be and as exact as they are."""
         editor = Editor(self.sites, self.config, self.gated, self.networks).to(self._host.text.device)

@@ -23,6 +23,7 @@ from ...hooks import Hook
 from ...layers import evaluating
 from ...ledger import Ledger
 from ...naming import names
+from ...room import check_room
 from ...sites import Range, find_sites
 from ..base import Host, State
 from ..hypernet.branch import Factors, side_branch
@@ -46,6 +47,7 @@ class LedgerMethod:
         UnsupportedModelError: modules that cannot be edited.
     """
 
+    name: ClassVar[str] = ""
     _kinds: ClassVar[tuple[str, ...]] = ("ledger.",)
     """How names of saved tensors begin."""
 
@@ -107,6 +109,20 @@ class LedgerMethod:
                 "the plug is paused; edit outside of paused(): an edit is made on the edited weights"
             )
 
+    def _needs(self) -> int:
+        """Bytes that edits take beside the model, most of all: of each module a copy, and sums of changes."""
+        sizes = ((site.d_k * site.d_v, site.weight.element_size()) for site in self.sites)
+        return sum(size * (3 * 4 + kept) for size, kept in sizes)
+
+    def _check_room(self) -> None:
+        if not self.ledger.entries:
+            check_room(
+                self._needs(),
+                self.sites[0].device,
+                f"{self.name} on {len(self.sites)} modules ({self.sites[0].name}, ...)",
+                "name fewer or narrower ones with modules or ranges",
+            )
+
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """Change the weights, ``config.batch_size`` edits at a time, each batch on what the last one left.
 
@@ -114,6 +130,7 @@ class LedgerMethod:
             CollapseError: the guard refused a batch; none of the edits was made.
         """
         quiet = not progress or len(edits) < 2
+        self._check_room()
         with self._drafting():
             self._drop(replaced)
             with tqdm(total=len(edits), desc="editing", unit="edit", disable=quiet, leave=False) as bar:

@@ -45,6 +45,8 @@ class LocateConfig(WeightConfig):
     """Largest length of what is added to the state, as a multiple of the state's."""
     weight_decay: float = 1e-3
     """Weight of the squared length of what is added, over the state's."""
+    anchor: bool = True
+    """Keep the wanted state as long as the state was (norm anchoring, arXiv 2602.02543; published: no)."""
     kl_weight: float = 0.0625
     """Weight of the divergence of what the model says after "<subject> is a"."""
     n_prefixes: int = 3
@@ -62,7 +64,7 @@ class LocateConfig(WeightConfig):
     covariance: str | tuple[str, ...] | None = None
     """Text whose keys are to stay where they are: a file with one text a line, or texts. None: text that the
     base model wrote itself."""
-    covariance_texts: int = 512
+    covariance_texts: int = 64
     """Texts that it writes, and the most that are taken of a file (published: 100,000 of Wikipedia)."""
     covariance_length: int = 64
     """Longest of them, in tokens."""

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from ...chat import in_chat
 from ...contexts import sample_prefixes
 from ...edits import EditError
 from ...files import LoadError, saving, write_atomically
@@ -40,6 +41,7 @@ __all__ = ["Moments", "moments_of", "second_moments"]
 
 _KEY = "memplug"
 _ROWS = 32
+_TOP_K = 200  # of the text that the model writes itself
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ def second_moments(host: Host, sites: Sequence[Site], texts: Sequence[str], leng
         EditError: no text has a token.
     """
     rows = [ids for text in texts if (ids := host.text.encode(text)[: min(length, host.text.max_length)])]
+    if host.text.has_chat and rows:
+        # What a template puts around a question is read in every chat.
+        chats = [host.text.encode(in_chat(host.text.decode(ids))) for ids in rows]
+        rows += [ids for ids in chats if len(ids) < host.text.max_length]
     if not rows:
         raise EditError("the text for the covariance has no token; give texts that are not empty")
     rows.sort(key=len)
@@ -127,7 +133,7 @@ def _texts(host: Host, config: LocateConfig) -> list[str]:
     given = config.covariance
     if given is None:
         return sample_prefixes(
-            host.text, config.covariance_texts, config.covariance_length, 1 << 20, config.seed
+            host.text, config.covariance_texts, config.covariance_length, _TOP_K, config.seed
         )
     if isinstance(given, str):
         lines = _file(given).decode(errors="replace").splitlines()

@@ -24,7 +24,7 @@ from ..hypernet.branch import branch_hooks
 from ..inweights.method import LedgerMethod
 from .config import LocateConfig
 from .covariance import Moments, moments_of
-from .rows import look, mean_keys, subject_rows
+from .rows import first_rows, look, mean_keys, subject_rows
 from .target import find_targets
 
 __all__ = ["LocateMethod"]
@@ -86,6 +86,11 @@ class LocateMethod(LedgerMethod):
 
     # ------------------------------------------------------------------ editing
 
+    def _needs(self) -> int:
+        """As in `LedgerMethod`; of each module also a moment and the inverse of a metric, in float64."""
+        widths = [site.d_k for site in self.sites]
+        return super()._needs() + sum(20 * d_k**2 for d_k in widths) + 24 * max(widths) ** 2
+
     def check(self, edits: Sequence[Edit]) -> None:
         """Raises TokenizerError for rows too long or without tokens, EditError where the plug is paused."""
         super().check(edits)
@@ -97,7 +102,7 @@ class LocateMethod(LedgerMethod):
         prefixes = self._prefixes or []
         wanted = find_targets(host, self._last, edits, prefixes, config)
         rows = subject_rows(host.text, edits, prefixes)
-        bare = torch.tensor([i for i, row in enumerate(rows) if row.bare])
+        first = first_rows(rows, host.text.device)
         owner = torch.arange(len(edits))
         parts: list[Part] = []
         change: dict[str, tuple[Tensor, Tensor]] = {}
@@ -105,7 +110,7 @@ class LocateMethod(LedgerMethod):
             hooks = branch_hooks(self.ledger.sites, change)
             seen = look(host, rows, site, self._last, hooks, config.micro_batch)
             # What is left to do is shared among this layer and those that follow.
-            left = (wanted.state - seen.hidden[bare.to(seen.hidden.device)]) / (len(self.sites) - index)
+            left = (wanted.state - seen.hidden[first.to(seen.hidden.device)]) / (len(self.sites) - index)
             keys = mean_keys(seen.inputs, rows, len(edits)).double()
             part = self._part(site, moments.by_site[site.name], keys, left, owner)
             change[site.name] = part.factors()

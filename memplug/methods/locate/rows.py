@@ -1,4 +1,8 @@
-"""Texts that name an edit's subject, and what the model computes at the subject's last token.
+"""Contexts that ask an edit's question, and what the model computes at the subject's last token in them.
+
+A context is the prompt in plain text, in the chat template, or behind a sampled text: the edit has to hold in
+all of them. Where a tokenizer adds no BOS, the first token of a text is an attention sink, whose states are
+nearly the same whatever it is: nothing is read or written there as long as another context will do.
 
 Letters: E edits, N rows, D width, d_k a module's input width.
 """
@@ -12,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...chat import behind, question
+from ...chat import Prompt, behind, question
 from ...edits import Edit, EditError
 from ...hooks import Hook, OwnHooks, capture_input
 from ...sites import Site
@@ -20,17 +24,36 @@ from ...text import Text
 from ..base import Host
 from ..hypernet.capture import chunks
 
-__all__ = ["Row", "Seen", "look", "mean_keys", "subject_rows"]
+__all__ = [
+    "Context",
+    "Row",
+    "Seen",
+    "contexts",
+    "first_rows",
+    "look",
+    "mean_keys",
+    "subject_at",
+    "subject_rows",
+]
+
+_ANSWER = 64  # tokens that an answer may need behind a context other than the edit's own prompt
+
+
+class Context(NamedTuple):
+    """A prompt, and its ``kind``: 0 plain, 1 in the chat template, 2 behind a sampled text."""
+
+    prompt: Prompt
+    kind: int
 
 
 class Row(NamedTuple):
-    """``ids`` of a text; ``at``, the subject's last token; ``edit``, whose row it is; ``bare``, whether the
-    prompt stands alone in it."""
+    """``ids`` of a text; ``at``, the subject's last token; ``edit``, whose row it is; ``kind`` of its
+    context."""
 
     ids: list[int]
     at: int
     edit: int
-    bare: bool
+    kind: int
 
 
 class Seen(NamedTuple):
@@ -41,24 +64,47 @@ class Seen(NamedTuple):
     hidden: Tensor
 
 
-def subject_rows(text: Text, edits: Sequence[Edit], prefixes: Sequence[str]) -> list[Row]:
-    """Each edit's bare prompt and its prompt behind each prefix, cut behind the subject's last token.
+def contexts(text: Text, edit: Edit, prefixes: Sequence[str]) -> list[Context]:
+    """Where the edit is to hold; its own prompt comes first unless the subject is the first token of it.
 
-    What comes after cannot matter to a causal model. The first place where the subject is named counts.
+    What is too long for the model's context is left out.
 
     Raises:
-        TokenizerError: a row is longer than the model's context.
+        TokenizerError: the prompt itself is longer than the model's context.
+    """
+    forms: list[Prompt] = text.forms(edit.prompt)
+    found = [Context(form, int(not isinstance(form, str))) for form in forms]
+    found += [Context(behind(front, edit.question), 2) for front in prefixes]
+    good, first = [], []
+    for context in found:
+        ids, at = subject_at(text, context.prompt, edit)
+        if context.prompt is edit.prompt:
+            text.check_length(ids, edit.prompt)
+        elif len(ids) + _ANSWER >= text.max_length:
+            continue
+        (good if at or ids[:1] == [text.bos_id] else first).append(context)
+    return good or first
+
+
+def subject_at(text: Text, prompt: Prompt, edit: Edit, target: str | None = None) -> tuple[list[int], int]:
+    """Ids of a context of the edit, with ``target`` behind it, and the subject's last token in it."""
+    begin = len(question(prompt)) - len(edit.question) + edit.place.begin
+    ids, span = text.asked_span(prompt, begin, begin + len(str(edit.subject)), target)
+    return ids, span[-1]
+
+
+def subject_rows(text: Text, edits: Sequence[Edit], prefixes: Sequence[str]) -> list[Row]:
+    """Each edit's `contexts`, cut behind the subject's last token: what comes after cannot matter to a causal
+    model. The first place where the subject is named counts.
+
+    Raises:
+        TokenizerError: as for `contexts`.
     """
     rows = []
     for index, edit in enumerate(edits):
-        subject = str(edit.subject)
-        for front in ("", *prefixes):
-            whole = behind(front, edit.prompt)
-            begin = len(question(whole)) - len(edit.question) + edit.place.begin
-            ids, span = text.asked_span(whole, begin, begin + len(subject))
-            if not front or len(ids) < text.max_length:
-                text.check_length(ids, whole)
-                rows.append(Row(ids[: span[-1] + 1], span[-1], index, not front))
+        for prompt, kind in contexts(text, edit, prefixes):
+            ids, at = subject_at(text, prompt, edit)
+            rows.append(Row(ids[: at + 1], at, index, kind))
     return rows
 
 
@@ -107,14 +153,22 @@ def look(
 
 
 def mean_keys(inputs: Tensor, rows: Sequence[Row], count: int) -> Tensor:
-    """[E,d_k]: each edit's key; the bare prompt counts as much as all prefixes together (MEMIT, section 4.3
-    leaves the weights open)."""
+    """[E,d_k]: each edit's key; every kind of context counts the same (MEMIT, section 4.3 leaves the weights
+    open)."""
     owner = torch.tensor([row.edit for row in rows], device=inputs.device)
-    bare = torch.tensor([row.bare for row in rows], device=inputs.device)
-    means = []
-    for mine in (bare, ~bare):
+    kind = torch.tensor([row.kind for row in rows], device=inputs.device)
+    total, kinds = inputs.new_zeros(count, inputs.shape[1]), inputs.new_zeros(count, 1)
+    for one in kind.unique():
+        mine = kind == one
         size = torch.bincount(owner[mine], minlength=count).to(inputs.dtype)[:, None]
-        total = inputs.new_zeros(count, inputs.shape[1]).index_add(0, owner[mine], inputs[mine])
-        means.append((total / size.clamp(min=1), size > 0))
-    (alone, _), (behind, any_) = means
-    return torch.where(any_, (alone + behind) / 2, alone)
+        total = total + inputs.new_zeros(total.shape).index_add(0, owner[mine], inputs[mine]) / size.clamp(
+            min=1
+        )
+        kinds = kinds + (size > 0)
+    return total / kinds
+
+
+def first_rows(rows: Sequence[Any], device: torch.device) -> Tensor:
+    """LongTensor [E]: each edit's first row, at which its wanted state is told."""
+    edits = [row.edit for row in rows]
+    return torch.tensor([edits.index(edit) for edit in dict.fromkeys(edits)], device=device)

@@ -1,38 +1,41 @@
 """The wanted state: what to add to a hidden state at the subject's last token so that the answer is the new
 one (MEMIT, equation 16; ROME, equation 4).
 
-The layers below do not see it, so that their output is computed once; a step runs only the layers above, and
-the head only at the tokens that count. Edits do not see each other: each has its own Adam state, and leaves
-the batch when it has learned.
+The layers below and the tokens before do not see it, so that they are computed once (see `tails`); the head
+runs only at the tokens that count. Products are in bfloat16 where the CPU has them (see `reduced`). Edits
+do not see each other: each has its own Adam state, and leaves the batch when it has learned.
 
 Letters: E edits, N rows, T tokens, D width, P logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...chat import behind, question
+from ...chat import behind
 from ...edits import Edit, EditError
-from ...hooks import capture_input, resume
 from ...layers import evaluating, frozen
-from ...text import Batch
+from ...reduced import has_reduced_products, reduced_products
 from ..base import Host
 from ..hypernet.capture import chunks
+from ..llp.passes import Line
 from ..scaling import GradientScale
 from .config import LocateConfig
+from .rows import contexts, first_rows, subject_at
+from .tails import Tail, tails_of
 
 __all__ = ["Wanted", "find_targets"]
 
 
 class Wanted(NamedTuple):
-    """``state`` [E,D] wanted behind the layer on the bare prompt; ``loss`` [E], the last of each edit."""
+    """``state`` [E,D] wanted behind the layer in each edit's first context; ``loss`` [E], the last of each
+    edit."""
 
     state: Tensor
     loss: Tensor
@@ -55,38 +58,43 @@ def find_targets(
     Raises:
         EditError: a loss is not finite.
     """
-    each = 2 + len(prefixes)
-    found = [
-        _find(host, layer, [edits[i] for i in part], prefixes, config)
-        for part in chunks(range(len(edits)), max(1, config.micro_batch // each))
-    ]
+    each = 3 + len(prefixes)
+    found = []
+    with (
+        evaluating(host.model),
+        frozen(host.model),
+        reduced_products(host.anatomy.shadows, _products(host, layer)),
+    ):
+        for part in chunks(range(len(edits)), max(1, config.micro_batch // each)):
+            rows = _rows(host, [edits[i] for i in part], prefixes, config)
+            found.append(_Search(host, layer, rows, len(part), config).run())
     return Wanted(torch.cat([one.state for one in found]), torch.cat([one.loss for one in found]))
 
 
-def _rows(host: Host, edits: Sequence[Edit], prefixes: Sequence[str], stop: bool) -> list[_Row]:
-    """Row 0 of each edit is its bare prompt."""
+def _products(host: Host, layer: int) -> list[nn.Module]:
+    return (
+        [*host.anatomy.layers[layer + 1 :], host.model.get_output_embeddings()]
+        if has_reduced_products()
+        else []
+    )
+
+
+def _rows(host: Host, edits: Sequence[Edit], prefixes: Sequence[str], config: LocateConfig) -> list[_Row]:
+    """The rows of each edit; its first context's comes first."""
     text, rows = host.text, []
     for index, edit in enumerate(edits):
+        for prompt, _ in contexts(text, edit, prefixes):
+            pair = text.pair(prompt, edit.target, stop=config.train_stop)
+            rows.append(_Row(pair.ids, subject_at(text, prompt, edit, edit.target)[1], index, pair.start))
         subject = str(edit.subject)
-        for front in ("", *prefixes):
-            prompt = behind(front, edit.prompt)
-            if front and len(text.encode(prompt)) + 64 >= text.max_length:
-                continue
-            pair = text.pair(prompt, edit.target, stop=stop)
-            begin = len(question(prompt)) - len(edit.question) + edit.place.begin
-            _, span = text.asked_span(prompt, begin, begin + len(subject), edit.target)
-            rows.append(_Row(pair.ids, span[-1], index, pair.start))
-        ids, span = text.span(f"{subject} is a", 0, len(subject))
+        for front in ("", *prefixes[:1]):
+            said = behind(front, f"{subject} is a")
+            begin = len(said) - len(f"{subject} is a")
+            ids, span = text.span(said, begin, begin + len(subject))
+            if span[-1] or ids[:1] == [text.bos_id]:
+                break
         rows.append(_Row(ids, span[-1], index, None))
     return rows
-
-
-def _find(
-    host: Host, layer: int, edits: Sequence[Edit], prefixes: Sequence[str], config: LocateConfig
-) -> Wanted:
-    rows = _rows(host, edits, prefixes, config.train_stop)
-    with evaluating(host.model), frozen(host.model):
-        return _Search(host, layer, rows, len(edits), config).run()
 
 
 class _Search:
@@ -95,21 +103,16 @@ class _Search:
     def __init__(
         self, host: Host, layer: int, rows: Sequence[_Row], count: int, config: LocateConfig
     ) -> None:
-        self.host, self.layer, self.rows, self.count, self.config = host, layer, rows, count, config
-        self.batch = host.text.batch([row.ids for row in rows])
-        self.hidden = capture_input(
-            host.anatomy, layer + 1, partial(host.forward, host.anatomy.decoder, self.batch)
-        )
-        self.device = self.hidden.device
-        first = [next(i for i, row in enumerate(rows) if row.edit == e) for e in range(count)]
-        at = torch.tensor([rows[i].at for i in first], device=self.device)
-        wide = torch.promote_types(self.hidden.dtype, torch.float32)
-        self.start = self.hidden[torch.tensor(first, device=self.device), at].to(wide)  # [E,D]
-        self.base: dict[int, Tensor] = {}
-        everything = list(range(count))
+        self.host, self.rows, self.count, self.config = host, rows, count, config
+        self.tails = tails_of(host, layer + 1, [Line(tuple(row.ids), row.at) for row in rows])
+        self.device = self.tails[0].hidden.device
+        states = {i: tail.hidden[r, tail.at[r]] for tail in self.tails for r, i in enumerate(tail.rows)}
+        wide = torch.promote_types(self.tails[0].hidden.dtype, torch.float32)
+        self.start = torch.stack([states[i] for i in first_rows(rows, self.device).tolist()]).to(
+            wide
+        )  # [E,D]
         with torch.no_grad():
-            _, said = self._logits(torch.zeros_like(self.start), everything)
-        self.base = dict(zip(everything, said, strict=True))
+            _, self.base = self._asked(torch.zeros_like(self.start), list(range(count)))
 
     def run(self) -> Wanted:
         config, start = self.config, self.start
@@ -121,7 +124,7 @@ class _Search:
         alive = list(range(self.count))
         scale = GradientScale(self.host.model.dtype)
         for step in range(config.steps + 1):
-            added = unit * moved
+            added = self._anchored(unit * moved)
             losses = self._losses(added, alive) + config.weight_decay * (added / size)[alive].square().sum(-1)
             if not bool(torch.isfinite(losses).all()):
                 raise EditError(
@@ -134,11 +137,13 @@ class _Search:
             for k, e in enumerate(alive):
                 if ended[k]:
                     done[e] = (added[e].detach().clone(), losses[k].detach())
-            alive = [e for k, e in enumerate(alive) if not ended[k]]
-            if not alive:
+            if all(ended):
                 break
             keep = torch.tensor([not end for end in ended], device=self.device)
             (moved.grad,) = scale.gradients(losses[keep].sum(), [moved])
+            if any(ended):
+                alive = [e for k, e in enumerate(alive) if not ended[k]]
+                self.tails = [left for tail in self.tails if (left := self._left(tail, alive)) is not None]
             optimizer.step()
             with torch.no_grad():
                 longest = config.clamp * size / unit
@@ -146,61 +151,61 @@ class _Search:
         added = torch.stack([done[e][0] for e in range(self.count)])
         return Wanted(start + added, torch.stack([done[e][1] for e in range(self.count)]))
 
+    def _left(self, tail: Tail, alive: Sequence[int]) -> Tail | None:
+        kept = [r for r, i in enumerate(tail.rows) if self.rows[i].edit in set(alive)]
+        return tail if len(kept) == len(tail.rows) else tail.of(kept) if kept else None
+
+    def _anchored(self, added: Tensor) -> Tensor:
+        """``added`` [E,D] or, with ``anchor``, as much of it as leaves the state its length."""
+        if not self.config.anchor:
+            return added
+        wanted = self.start + added
+        return (
+            wanted * (self.start.norm(dim=-1, keepdim=True) / wanted.norm(dim=-1, keepdim=True)) - self.start
+        )
+
     def _losses(self, added: Tensor, alive: Sequence[int]) -> Tensor:
         """[A] of the edits in ``alive``: the mean over rows of the mean over the answer's tokens, and the
         divergence."""
-        answers, said = self._logits(added, alive)
-        loss = torch.stack(answers)
+        loss, said = self._asked(added, alive)
         if self.config.kl_weight:
-            base = torch.stack([self.base[e] for e in alive])
-            now = torch.stack(said)
-            divergence = F.kl_div(base, now, reduction="none", log_target=True).sum(-1)
-            loss = loss + self.config.kl_weight * divergence
+            divergence = [F.kl_div(self.base[e], said[e], reduction="sum", log_target=True) for e in alive]
+            loss = loss + self.config.kl_weight * torch.stack(divergence).to(loss.device)
         return loss
 
-    def _logits(self, added: Tensor, alive: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """By edit: the loss of its answers, and the log-probabilities [V] after "<subject> is a"."""
-        mine = [i for i, row in enumerate(self.rows) if row.edit in set(alive)]
-        longest = max(len(self.rows[i].ids) for i in mine)
-        index = torch.tensor(mine, device=self.device)
-        batch = Batch(*(column[index.to(column.device), :longest] for column in self.batch))
-        edit = torch.tensor([self.rows[i].edit for i in mine], device=self.device)
-        at = torch.tensor([self.rows[i].at for i in mine], device=self.device)
-        hidden = self.hidden[index, :longest]
-        here = F.one_hot(at, longest).to(hidden.dtype)[..., None]  # [N,T,1]
-        hidden = hidden + here * added[edit][:, None].to(hidden.dtype)
-        flat: list[int] = []
-        target: list[int] = []
-        weight: list[float] = []
-        owner: list[int] = []
-        said: list[int] = []
+    def _asked(self, added: Tensor, alive: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Of the edits in ``alive`` the loss [A] of their answers, and by edit the log-probabilities [V]
+        after "<subject> is a", with ``added`` [E,D] at the subjects."""
         place = {e: k for k, e in enumerate(alive)}
-        count = {e: sum(self.rows[i].edit == e for i in mine) - 1 for e in alive}
-        for r, i in enumerate(mine):
+        counts = Counter(row.edit for row in self.rows if row.start is not None)
+        losses, said = added.new_zeros(len(alive)), dict[int, Tensor]()
+        for tail in self.tails:
+            points = list(self._points(tail, counts))
+            edit = torch.tensor([self.rows[i].edit for i in tail.rows], device=self.device)
+            logp = tail.logits(added[edit], [(r, t) for r, t, _, _ in points])
+            logp = logp.to(torch.promote_types(logp.dtype, torch.float32)).log_softmax(-1)
+            said |= {
+                self.rows[tail.rows[r]].edit: logp[n]
+                for n, (r, _, token, _) in enumerate(points)
+                if token < 0
+            }
+            target = torch.tensor([max(token, 0) for _, _, token, _ in points], device=logp.device)
+            weight = torch.tensor([share for *_, share in points], device=logp.device, dtype=logp.dtype)
+            owner = torch.tensor(
+                [place[self.rows[tail.rows[r]].edit] for r, *_ in points], device=self.device
+            )
+            nll = -logp.gather(-1, target[:, None])[:, 0] * weight
+            losses = losses.index_add(0, owner, nll.to(losses))
+        return losses, said
+
+    def _points(self, tail: Tail, counts: Mapping[int, int]) -> Iterator[tuple[int, int, int, float]]:
+        """Where something is asked: a row of ``tail``, its column there, the token that is expected next (-1
+        after "<subject> is a"), and how much it counts."""
+        for r, (i, begin) in enumerate(zip(tail.rows, tail.begin, strict=True)):
             row = self.rows[i]
             if row.start is None:
-                said.append(len(flat))
-                points = [(len(row.ids) - 1, 0, 0.0)]
-            else:
-                share = 1.0 / (len(row.ids) - row.start) / count[row.edit]
-                points = [(t - 1, row.ids[t], share) for t in range(row.start, len(row.ids))]
-            for t, token, part in points:
-                flat.append(r * longest + t)
-                target.append(token)
-                weight.append(part)
-                owner.append(place[row.edit])
-        logits = resume(
-            self.host.model,
-            self.host.anatomy,
-            self.layer + 1,
-            hidden,
-            partial(self.host.forward, self.host.model, batch),
-            torch.tensor(flat, device=self.device),
-        )
-        logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        device = logp.device
-        nll = -logp.gather(-1, torch.tensor(target, device=device)[:, None])[:, 0]
-        nll = nll * torch.tensor(weight, device=device, dtype=nll.dtype)
-        losses = torch.zeros(len(alive), dtype=nll.dtype, device=device)
-        losses = losses.index_add(0, torch.tensor(owner, device=device), nll).to(self.device)
-        return list(losses), list(logp[torch.tensor(said, device=device)].to(self.device))
+                yield r, len(row.ids) - 1 - begin, -1, 0.0
+                continue
+            share = 1.0 / (len(row.ids) - row.start) / counts[row.edit]
+            for t in range(row.start, len(row.ids)):
+                yield r, t - 1 - begin, row.ids[t], share
