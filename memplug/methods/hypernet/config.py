@@ -79,7 +79,7 @@ class EditorConfig(WeightConfig):
     """One network for all steps, instead of one each."""
 
     # Fitting.
-    fit_steps: int = 60
+    fit_steps: int = 30
     """Optimiser steps."""
     fit_lr: float = 2e-3
     """Adam's step, constant for the first half and then falling linearly to a hundredth."""
@@ -87,7 +87,7 @@ class EditorConfig(WeightConfig):
     """Edits in a step of a trajectory."""
     trajectory: tuple[int, int] = (1, 4)
     """Steps of a trajectory at the start, and from `curriculum` of the fitting on."""
-    curriculum: float = 0.5
+    curriculum: float = 1.0
     """Share of the fitting over which the trajectory grows."""
     back_depth: int = 1
     """Batches whose edits count in a step's loss: this one and those before it."""
