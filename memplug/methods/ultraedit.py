@@ -22,6 +22,7 @@ class UltraEditConfig(EditorConfig):
     steps: int = 5
     """As in `EditorConfig`; several small steps wear the model out less than one large one (published: 1)."""
     tokens: Literal["subject", "answer", "all"] = "answer"
+    """As in `EditorConfig`; what it is calibrated on is the model's own text, which has no subject."""
     ranges: tuple[Range, ...] | None = None
     protect: float = 100.0
     protect_rank: int = 64
@@ -33,6 +34,8 @@ class UltraEditConfig(EditorConfig):
         "statistics": "stream",
         "batch_size": 100,
     }
+
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = EditorConfig.choices | {"tokens": ("answer", "all")}
 
     def __post_init__(self) -> None:
         super().__post_init__()

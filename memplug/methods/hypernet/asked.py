@@ -24,7 +24,7 @@ class Asked(NamedTuple):
     Attributes:
         ids: tokens of prompt and answer.
         start: where the answer begins.
-        at: the subject's last token, wherever the prompt names it.
+        at: the subject's last token, wherever the prompt names it; none where the edit has no subject.
     """
 
     ids: list[int]
@@ -73,8 +73,10 @@ def asked(host: Host, edits: Sequence[Edit], forms: Sequence[Sequence[Prompt]]) 
 
 def _asked(text: Text, edit: Edit, prompt: Prompt) -> Asked:
     pair = posed(text, prompt, edit.target)
+    if edit.subject is None:
+        return Asked(pair.ids, pair.start, ())
     begin = edit.place.begin
-    end = begin + len(str(edit.subject))
+    end = begin + len(edit.subject)
     at = [text.asked_span(prompt, begin, end, edit.target)[1][-1]]
     said = question(prompt).strip()
     if not isinstance(prompt, str) and is_open(said):  # named again in the reply

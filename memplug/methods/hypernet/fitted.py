@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -38,6 +39,8 @@ class FittedEditor(WeightEditor):
                 raise FitError(
                     f"fit takes cases, got {type(case).__name__}; give Case(edit, rephrases, locality)"
                 )
+        if self.config.tokens == "subject":
+            cases = [replace(case, edit=case.edit.with_subject()) for case in cases]
         fresh = self._fresh()
         check_room(
             self._fitting_needs(fresh),

@@ -121,7 +121,7 @@ def _kept(
     host: Host, edit: Edit, probes: Sequence[Probe], config: EditorConfig, rng: random.Random
 ) -> Pair | None:
     """Another fact, or what comes behind "<subject> is a" (ROME, section 3.1), which no fact's answer is."""
-    text, mention = host.text, config.same_subject and rng.random() < _MENTIONS
+    text, mention = host.text, bool(edit.subject) and config.same_subject and rng.random() < _MENTIONS
     prompt, target = (f"{edit.subject} is a", "") if mention else rng.choice(probes)
     form = rng.choice(text.forms(prompt))
     if not mention:
