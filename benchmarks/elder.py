@@ -1,13 +1,10 @@
-"""ELDER on the embedded model: many edits in sequence, its ablations, deferral, speed.
+"""ELDER on the embedded model: many edits in sequence, with its ablations.
 
-    python benchmarks/elder.py sequence --edits 100 --variants default paper random spread
-    python benchmarks/elder.py sequence --edits 1000 --variants default
-    python benchmarks/elder.py deferral --edits 10 100 1000
-    python benchmarks/elder.py editing --edits 16
-    python benchmarks/elder.py overhead
+    python benchmarks/elder.py --edits 100 --variants default paper
+    python benchmarks/elder.py --edits 1000 --variants default
 
-Each writes ``results/elder-<what>[-<edits>[-seed<seed>]].json``; in a sequence a variant that runs again
-replaces its figures and leaves the others.
+Writes ``results/elder-sequence-<edits>[-seed<seed>].json``; a variant that runs again replaces its figures
+and leaves the others.
 """
 
 from __future__ import annotations
@@ -20,8 +17,6 @@ from typing import Any
 
 import torch
 from common import RESULTS, write
-from elder_curves import curves, decisions, made_up, remember
-from elder_speed import SIX, editing, overhead
 
 import memplug
 from memplug import world
@@ -29,26 +24,19 @@ from memplug.edits import Edit
 from memplug.evaluation import answer, evaluate
 from memplug.methods.elder import ELDERConfig
 
-GUIDED = {"router_lr": 1e-3, "guide_weight": 0.1, "router_replay": 256, "snap": False}
-_CASES = 1000  # of the world's test facts at most: one a subject; more edits are about made-up subjects
+SIX = {"edit_layers": tuple(range(6, 12))}  # the published number of linears
+GUIDED = {"router_lr": 1e-3, "guide_weight": 0.1, "allocation": "random"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("default", {}),
     "default, trained on rephrasings": ("default", {}),
     "default, no rehearsal": ("default", {"rehearse": 0}),
     "default, no replay, no rehearsal": ("default", {"replay": 0, "rehearse": 0}),
-    "default, routed as themselves": ("default", {"snap": False}),
-    "default, without subjects": ("default", {"subjects": False}),
     "default, the published experts": ("default", {"n_experts": 4, "top_k": 2, "rank": 8}),
     "default, guided": ("default", GUIDED),
     "default, load balancing": ("default", GUIDED | {"guide": "balance"}),
-    "default, guided, random codes": ("default", GUIDED | {"allocation": "random"}),
-    "default, guided, spread codes": ("default", GUIDED | {"allocation": "spread"}),
-    "default, gate only": ("default", {}),
-    "default, codes alone": ("default", {"gate": "off", "subjects": False, "snap": False}),
     "paper": ("paper", SIX),
     "paper, lr 1e-3": ("paper", SIX | {"lr": 1e-3}),
     "paper, lr 1e-3, trained on rephrasings": ("paper", SIX | {"lr": 1e-3}),
-    "paper, lr 1e-3, spread codes": ("paper", SIX | {"lr": 1e-3, "allocation": "spread"}),
     "paper, lr 1e-3, no guide": ("paper", SIX | {"lr": 1e-3, "guide": "none"}),
     "paper, lr 1e-3, load balancing": ("paper", SIX | {"lr": 1e-3, "guide": "balance"}),
     "paper, lr 1e-3, replay": ("paper", SIX | {"lr": 1e-3, "replay": 8}),
@@ -60,7 +48,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def sequence(args: argparse.Namespace) -> dict[str, Any]:
     """Edits, 100 in a call; after all of them, scores of the first 100 and of the last."""
-    n = args.edits[0]
+    n = args.edits
     name = f"elder-sequence-{n}" + (f"-seed{args.seed}" if args.seed else "")
     path = RESULTS / f"{name}.json"
     out: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
@@ -90,7 +78,7 @@ def _sequence(
             _with_rephrasings(cases[at : at + 100]) if rephrasings else cases[at : at + 100], progress=False
         )
         seconds += time.process_time() - begin
-    elder, near = plug.name == "elder", asked[:300]
+    elder = plug.name == "elder"
     if brief:
         asked = [memplug.Case(case.edit, case.rephrases) for case in asked]
     scores = {"first, after all": evaluate(plug, asked[:judged], batch_size=64)}
@@ -102,8 +90,6 @@ def _sequence(
         "edits": len(plug.edits),
         "cpu_seconds_per_edit": seconds / len(plug.edits),
     }
-    if elder:
-        found["deferral"] = curves(plug, near)
     if not brief:
         found["skills"] = _skills(plug.model, plug.tokenizer)
     if brief or not elder:
@@ -115,11 +101,11 @@ def _sequence(
         "same subject": [probe.prompt for case in asked[:300] for probe in case.same_subject],
         "skills": [probe.prompt for probes in world.skills(50, seed=1).values() for probe in probes],
     }
-    return found | {
-        "in scope": {name: float(decisions(plug, some).mean()) for name, some in prompts.items()},
-        "epsilon": plug.method.known.deferral.epsilon,
-        "threshold": plug.method.known.deferral.threshold,
+    scope = {
+        name: sum(not plug.explain(prompt).deferred for prompt in some) / len(some)
+        for name, some in prompts.items()
     }
+    return found | {"in scope": scope}
 
 
 def _grace_numbers(plug: memplug.Plug) -> int:
@@ -157,37 +143,15 @@ def _skills(model: Any, tokenizer: Any) -> float:
     return sum(t == probe.target for t, probe in zip(texts, probes, strict=True)) / len(probes)
 
 
-def deferral(args: argparse.Namespace) -> dict[str, Any]:
-    """False accepts and false deferrals over epsilon and over the similarity, by number of edits."""
-    out: dict[str, Any] = {}
-    model, tokenizer = world.load()
-    for name in args.variants:
-        preset, given = VARIANTS[name]
-        for n in args.edits:
-            cases = world.cases(min(n, _CASES), seed=args.seed)
-            plug = memplug.attach(model, tokenizer, "elder", preset=preset, **(given | args.set))
-            if name.endswith("gate only"):
-                edits = [case.edit for case in cases]
-                remember(plug, [*edits, *made_up(edits, n - len(edits))])
-            else:
-                plug.edit(cases, progress=False)
-            out[f"{name}, {n} edits"] = curves(plug, cases[: args.judged])
-            print(name, n, out[f"{name}, {n} edits"]["as set"], flush=True)
-            plug.detach()
-    return out
-
-
 def main() -> None:
-    """Run one of the benchmarks."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["sequence", "deferral", "editing", "overhead"])
-    parser.add_argument("--edits", type=int, nargs="+", default=[100])
+    parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--variants", nargs="+", default=["default", "paper"], choices=list(VARIANTS))
     parser.add_argument("--judged", type=int, default=100)
     parser.add_argument("--brief", action="store_true", help="ask edits and rephrasings only")
-    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], help="name=value, constants of the method")
     args = parser.parse_args()
@@ -195,11 +159,7 @@ def main() -> None:
     args.set = {name: ast.literal_eval(value) for name, value in pairs}
     ELDERConfig(**args.set)
     torch.set_num_threads(1)
-    results = {"sequence": sequence, "deferral": deferral, "editing": editing, "overhead": overhead}[
-        args.what
-    ](args)
-    if args.what != "sequence":  # that one writes after each variant
-        print(write(f"elder-{args.what}", results, edits=args.edits, seed=args.seed, set=args.set))
+    sequence(args)
 
 
 if __name__ == "__main__":

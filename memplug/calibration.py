@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checked import check_rest, shaped
-from .questions import Lexicon, Question, packed, unpacked
+from .questions import Metric, Question, likeness
 from .reading import Kind
 
 __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
 
 _SPACES = ("mean", "root", "first_mean", "first_root")
-_LEXICON = ("mean", "root", "counted", "weights")
 _KEYS = 400  # tokens that play the part of a subject when a threshold is set
 _TOKENS = 64  # tokens of the prompt that a false-accept rate speaks of
 
@@ -49,20 +48,22 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Centres and whitens the states of some layers.
+    """Centres and whitens the states of some layers, and tells in one more what is asked.
 
     Attributes:
-        layers: the layers, in the order of the tensors below.
+        layers: the layers, in the order of the tensors below; the last one is that of questions.
         mean: [n,D] float32.
         root: [n,D,K] float32; ``(state - mean) @ root`` has unit variance in its large directions.
         first_mean, first_root: the same for the first token of a text.
         threshold: cosine that a subject's token has to exceed in a layer, see `chance_threshold`.
-        lexicon: of the tokens, by their embeddings.
+        metric: of questions, by their words' states in the last layer.
         relation: likeness that a question has to exceed to be taken for an edit's, see `questions.likeness`:
             in plain text, and in a user's turn.
-        told: the same for a sentence that has ended and is no question.
-        same: likeness from which on a question may well ask the same.
-        others: neutral questions, their states those of the last layer.
+        same: likeness that hardly any two questions reach that do not ask the same; the limit for what is no
+            question.
+        neutral: [F,M,D] float32 unit vectors of the neutral questions (`relations.wordings`), in plain text
+            and, where there is a chat template, in chat.
+        labels: LongTensor [M], which of the R different questions each of them is.
     """
 
     layers: tuple[int, ...]
@@ -71,11 +72,11 @@ class Calibration:
     first_mean: Tensor
     first_root: Tensor
     threshold: float
-    lexicon: Lexicon
+    metric: Metric
     relation: tuple[float, float]
-    told: float
     same: float
-    others: tuple[Question, ...]
+    neutral: Tensor
+    labels: Tensor
 
     def apply(self, index: int, states: Tensor, begins: Tensor | None = None) -> Tensor:
         """Unit vectors [B,T,K] float32 of states [B,T,D] of layer ``layers[index]``.
@@ -92,66 +93,98 @@ class Calibration:
 
     def limit(self, chat: bool, kind: Kind) -> float:
         """The likeness that what is said has to exceed, see `reading.Kind`."""
-        return {"open": self.relation[chat], "told": self.told, "aside": self.same}[kind]
+        return self.same if kind == "aside" else self.relation[chat]
+
+    def means(self, question: Question) -> Tensor:
+        """[R]: how like a question is to each of the neutral ones, the mean over their wordings."""
+        likeness = self._likenesses(question)
+        count = int(self.labels.max()) + 1
+        total = torch.zeros(count, dtype=torch.float32).index_add(0, self.labels, likeness)
+        return total / torch.bincount(self.labels, minlength=count)
+
+    def _likenesses(self, question: Question) -> Tensor:
+        return self.neutral[min(int(question.chat), len(self.neutral) - 1)] @ question.vector.float().cpu()
+
+    def matched(self, asked: Sequence[Question]) -> int | None:
+        """Which of the neutral questions asks the same as an edit; None if none does.
+
+        Args:
+            asked: in which words the edit is asked for.
+        """
+        if not asked:
+            return None
+        means = torch.stack([self.means(one) for one in asked]).mean(0)
+        best = int(means.argmax())
+        return best if float(means[best]) > min(self.relation) else None
+
+    def likeness(self, asked: Sequence[Question], matched: int | None, question: Question) -> float:
+        """How much a question resembles those that ask for an edit; -1 where none does in this form.
+
+        The wordings of a neutral question that asks the same count as its own. What the question resembles
+        another neutral question more than these is taken off.
+
+        Args:
+            asked: in which words the edit is asked for.
+            matched: see `matched`.
+        """
+        own = [likeness(one, question) for one in asked if one.chat == question.chat]
+        if not own:
+            return -1.0
+        means = self.means(question)
+        nearest = mine = max(own)
+        if matched is not None:
+            nearest = max(nearest, float(self._likenesses(question)[self.labels == matched].max()))
+            mine = max(mine, float(means[matched]))
+        return nearest - max(0.0, float(means.max()) - mine)
 
     def to(self, device: torch.device) -> Calibration:
         """The same with its tensors on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in _SPACES}
-        others = tuple(one._replace(states=one.states.to(device)) for one in self.others)
-        lexicon = replace(self.lexicon, mean=self.lexicon.mean.to(device), root=self.lexicon.root.to(device))
-        return replace(self, **moved, lexicon=lexicon, others=others)
+        return replace(self, **moved, metric=self.metric.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in it but the layers, for saving."""
-        lexicon, limits = self.lexicon, [self.threshold, *self.relation, self.told, self.same]
+        limits = [self.threshold, *self.relation, self.same]
         return {
             **{name: getattr(self, name).cpu() for name in _SPACES},
-            **{f"lexicon.{name}": getattr(lexicon, name).cpu() for name in _LEXICON},
-            "lexicon.unseen": torch.tensor(lexicon.unseen, dtype=torch.float64),
-            **packed(self.others, "others."),
+            **self.metric.tensors("metric."),
+            "neutral": self.neutral.half(),
+            "labels": self.labels,
             "limits": torch.tensor(limits, dtype=torch.float64),
         }
 
     @staticmethod
-    def of(
-        tensors: Mapping[str, Tensor], layers: Sequence[int], width: int, kept: int, embedded: int
-    ) -> Calibration:
-        """What `tensors` gave, for these layers of a model of width D of which K dimensions are kept, with
-        embeddings of width E.
+    def of(tensors: Mapping[str, Tensor], layers: Sequence[int], width: int, kept: int) -> Calibration:
+        """What `tensors` gave, for these layers of a model of width D of which K dimensions are kept.
 
         Raises:
             ValueError: a tensor is missing, has another shape or type, or values that are not finite.
         """
-        n, wide = len(layers), torch.float32
+        n, wide = len(layers) - 1, torch.float32
         try:
             mean, first_mean = (shaped(tensors, name, (n, width), wide) for name in ("mean", "first_mean"))
             root, first_root = (
                 shaped(tensors, name, (n, width, kept), wide) for name in ("root", "first_root")
             )
-            lexicon = _lexicon(tensors, embedded, min(kept, embedded))
-            limits = shaped(tensors, "limits", (5,), torch.float64).tolist()
-            others = tuple(unpacked(tensors, "others.", kept))
-            words = (f"lexicon.{name}" for name in (*_LEXICON, "unseen"))
-            rest = (name for name in tensors if name.startswith("others."))
-            check_rest(tensors, (*_SPACES, *words, *rest, "limits"))
+            learned = Metric.of(tensors, "metric.", width)
+            limits = shaped(tensors, "limits", (4,), torch.float64).tolist()
+            labels = shaped(tensors, "labels", (None,), torch.int64)
+            neutral = shaped(tensors, "neutral", (None, len(labels), width), torch.float16).float()
+            if (
+                not len(labels)
+                or not len(neutral)
+                or not 0 <= int(labels.min()) <= int(labels.max()) < len(labels)
+            ):
+                raise ValueError("the tensor labels names questions that are not there")
+            check_rest(tensors, (*_SPACES, *learned.tensors("metric."), "neutral", "labels", "limits"))
         except ValueError as error:
             raise ValueError(
                 f"the saved calibration is damaged, or is for another model ({error}); this one has width "
                 f"{width} and {n} layers are compared"
             ) from error
-        threshold, plain, chat, told, same = limits
+        threshold, plain, chat, same = limits
         spaces = (mean, root, first_mean, first_root)
-        return Calibration(tuple(layers), *spaces, threshold, lexicon, (plain, chat), told, same, others)
-
-
-def _lexicon(tensors: Mapping[str, Tensor], embedded: int, kept: int) -> Lexicon:
-    wide = torch.float32
-    mean = shaped(tensors, "lexicon.mean", (embedded,), wide)
-    root = shaped(tensors, "lexicon.root", (embedded, kept), wide)
-    counted = shaped(tensors, "lexicon.counted", (None,), torch.int64)
-    weights = shaped(tensors, "lexicon.weights", (len(counted),), wide)
-    unseen = shaped(tensors, "lexicon.unseen", (), torch.float64).item()
-    return Lexicon(mean, root, counted, weights, unseen)
+        return Calibration(tuple(layers), *spaces, threshold, learned, (plain, chat), same, neutral, labels)
 
 
 def whitening(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:

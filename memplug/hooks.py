@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from .layers import Anatomy, UnsupportedModelError, uncast
 
-__all__ = ["Hook", "HookSet", "OwnHooks", "StopForward", "capture_input", "resume", "skipping_below"]
+__all__ = [
+    "Hook",
+    "HookSet",
+    "OwnHooks",
+    "StopForward",
+    "capture_input",
+    "resume",
+    "run_through",
+    "skipping_below",
+]
 
 
 class Hook(NamedTuple):
@@ -152,6 +161,17 @@ def capture_input(anatomy: Anatomy, index: int, run: Callable[[], Any]) -> Tenso
     if not found:
         raise UnsupportedModelError(f"{anatomy.names[index]} is not run on text alone; choose another layer")
     return found[0]
+
+
+@torch.no_grad()
+def run_through(anatomy: Anatomy, index: int, run: Callable[[], Any]) -> None:
+    """``run()``, up to and with layer ``index``; what lies above is not run."""
+
+    def after(_m: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
+        raise StopForward
+
+    with OwnHooks([Hook(anatomy.layers[index], "after", after)]), contextlib.suppress(StopForward):
+        run()
 
 
 def resume(

@@ -1,8 +1,8 @@
 """Listening: from the hidden states of one forward to the edits that speak at each of its tokens.
 
-Think layers say which subjects are named and where they end. The words of a sentence, and their states
-in the layer below the recall layer, say what it asks for. What a row has read (`Reading`), its last tokens
-and some of their states stay with its cache.
+Think layers say which subjects are named and where they end. The states of a sentence's words in the
+relation layer say what it asks for. What a row has read (`Reading`), its last tokens and some of their states
+stay with its cache.
 
 Letters: R think layers, B rows, T tokens, K width of calibrated states, S tokens of a subject.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from .calibration import Calibration
 from .calls import Call
 from .memory import KeyMemory
-from .questions import Question, likeness
+from .questions import Question, told
 from .reading import Asks, Kind, Reader, Reading, Speaking
 
 __all__ = ["Heard", "Listener", "RowHeard"]
@@ -111,10 +111,14 @@ class Listener:
         reader: reads tokens.
         think: the think layers.
         relation: the layer whose states say what is asked.
-        questions: how an edit is asked for.
-        embed: the embeddings [W,E] of token ids.
+        questions: how an edit is asked for, and which neutral question asks the same, see
+            `Calibration.matched`.
         starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
         looking: nothing of all this changes inside what it gives; for what is looked at between two forwards.
+
+    Attributes:
+        agrees: (edit, key, question) for a question that is alike enough: whether it does ask for the edit; a
+            method's own condition, or None.
     """
 
     def __init__(
@@ -123,15 +127,14 @@ class Listener:
         reader: Reader,
         think: tuple[int, ...],
         relation: int,
-        questions: Callable[[str], Sequence[Question]],
-        embed: Callable[[Sequence[int]], Tensor],
+        questions: Callable[[str], tuple[Sequence[Question], int | None]],
         starts: bool,
         looking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.memory, self.reader = memory, reader
         self._think, self._relation = think, relation
-        self._questions, self._embed = questions, embed
-        self._starts, self._looking = starts, looking
+        self._questions, self._starts, self._looking = questions, starts, looking
+        self.agrees: Callable[[str, int, Question], bool] | None = None
 
     def listen(
         self, calibration: Calibration, call: Call, longest: int, met: dict[str, float] | None = None
@@ -237,33 +240,21 @@ class Listener:
         ) -> float | None:
             subject = range(place - self.memory.get(key).shape[1] + 1, place + 1)
             words = [t for t in range(max(begin, at - _SENTENCE + 1), at + 1) if t not in subject]
-            question = self._question(words, base, ids, states, calibration, chat)
-            value = self._likeness(edit, question, calibration)
+            question = self._question(words, base, states, calibration, chat)
+            value = calibration.likeness(*self._questions(edit), question)
             if met is not None:
                 met[edit] = max(value, met.get(edit, value))
-            return value if value > calibration.limit(chat, kind) else None
+            if value <= calibration.limit(chat, kind):
+                return None
+            return value if self.agrees is None or self.agrees(edit, key, question) else None
 
         return score
 
     def _question(
-        self,
-        words: Sequence[int],
-        base: int,
-        ids: Sequence[int],
-        states: Tensor,
-        calibration: Calibration,
-        chat: bool,
+        self, words: Sequence[int], base: int, states: Tensor, calibration: Calibration, chat: bool
     ) -> Question:
-        rows = [t - base for t in words]
-        begins = torch.tensor([[self._starts and t == 0 for t in words]], device=states.device)
-        units = calibration.apply(len(self._think), states[rows][None], begins)[0]
-        return Question(tuple(ids[row] for row in rows), units, chat)
-
-    def _likeness(self, edit: str, question: Question, calibration: Calibration) -> float:
-        """How much a question resembles those that ask for an edit; -1 where there are none."""
-        lexicon = calibration.lexicon
-        known = [one for one in self._questions(edit) if one.chat == question.chat]
-        return max((likeness(lexicon, self._embed, one, question) for one in known), default=-1.0)
+        rows = [t - base for t in told(words)]
+        return calibration.metric.question(states[rows], chat)
 
     def _named(
         self, tails: Sequence[Tensor], units: Sequence[Tensor], valid: Tensor

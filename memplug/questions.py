@@ -1,18 +1,17 @@
 """How alike two questions are, apart from the subjects that they name.
 
-The state at a question's end says little about what is asked. Its words say more: each word of one question
-is compared with the word of the other one that is most alike (late interaction: Khattab and Zaharia, ColBERT,
-2020, equation 3; here in both directions, and weighted by how rare a token is). Words are compared twice, by
-their embeddings and by their states in one layer.
+The state at a question's end says little about what is asked; the mean of its words' states says more, once
+the directions are taken out in which the wordings of one question differ. These are learned from a few
+hundred wordings (`relations`): states are multiplied by the inverse square root of the covariance within
+questions (within-class covariance normalisation: Hatch, Kajarekar and Stolcke, Interspeech 2006, section 2).
+Outside the directions that it knows, a state is left as it is.
 
-Letters: W tokens of a question without its subject, K dimensions of calibrated states, E width of embeddings.
+Letters: W words, tokens of a question without its subject; D width; Q directions; 2 forms, plain and chat.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,121 +21,154 @@ from torch import Tensor
 
 from .checked import shaped
 
-__all__ = ["Lexicon", "Question", "likeness", "packed", "rarity", "unpacked"]
+__all__ = ["Metric", "Question", "likeness", "metric", "packed", "told", "unpacked"]
 
-_MOST = 1 << 40  # words that a file may speak of
+_RIDGE = 0.1  # of the mean variance within questions
+_LARGE = 2.0  # times the usual size of a state; sinks are tens of times as large
+_PARTS = ("mean", "directions", "shrink", "size")
 
 
 class Question(NamedTuple):
-    """The words of a question, without its subject.
+    """What is asked.
 
     Attributes:
-        ids: their W token ids; -1 where a token is not known.
-        states: [W,K] unit states of a layer.
-        chat: whether it is asked in a user's turn; words look different there.
+        vector: [D] float32 unit vector; zero where there are no words.
+        chat: whether it is asked in a user's turn; states look different there.
     """
 
-    ids: tuple[int, ...]
-    states: Tensor
+    vector: Tensor
     chat: bool
 
 
+def told(words: Sequence[int]) -> list[int]:
+    """Of a question's tokens those whose states say something: not a text's first, if there is another one.
+
+    Without a BOS it is a sink, which looks the same whatever it is.
+    """
+    return [t for t in words if t] or list(words)
+
+
+def likeness(one: Question, other: Question) -> float:
+    """Between -1 and 1: 1 for the same words, 0 for questions that have nothing in common."""
+    if not bool(one.vector.any()) and not bool(other.vector.any()):
+        return 1.0
+    return float(one.vector.float().cpu() @ other.vector.float().cpu())
+
+
 @dataclass(frozen=True)
-class Lexicon:
-    """What is known of tokens without their context.
+class Metric:
+    """Makes one vector of a question's words.
 
     Attributes:
-        mean: [E] float32 mean embedding of ordinary text.
-        root: [E,K] float32; ``(embedding - mean) @ root`` is white.
-        counted: LongTensor [C], the tokens of ordinary text.
-        weights: [C] float32, how rare each is, see `rarity`.
-        unseen: the weight of any other token.
+        mean: [2,D] float32 mean of ordinary questions, in plain text and in chat.
+        directions: [2,D,Q] float32 orthonormal; wordings of one question vary along them.
+        shrink: [2,Q] float32; the share of a state along each that is taken out.
+        size: [2] float32; states farther from the mean than this are taken back to it.
     """
 
     mean: Tensor
-    root: Tensor
-    counted: Tensor
-    weights: Tensor
-    unseen: float
+    directions: Tensor
+    shrink: Tensor
+    size: Tensor
 
-    def units(self, embeddings: Tensor) -> Tensor:
-        """[W,K] float32 unit vectors of embeddings [W,E]."""
-        mean, root = (t.to(embeddings.device) for t in (self.mean, self.root))
-        return F.normalize((embeddings.float() - mean) @ root, dim=-1)
+    def question(self, states: Tensor, chat: bool) -> Question:
+        """What words with these states [W,D] ask."""
+        i = int(chat)
+        if not len(states):
+            return Question(torch.zeros_like(self.mean[i]), chat)
+        vector = _centre(states.float() - self.mean[i].to(states.device), self.size[i]).to(self.mean.device)
+        along = self.directions[i]
+        return Question(F.normalize(vector - along @ (self.shrink[i] * (along.T @ vector)), dim=0), chat)
 
-    def weigh(self, ids: Sequence[int]) -> Tensor:
-        """[W] float32 weights of tokens."""
-        same = torch.tensor(ids)[:, None] == self.counted[None].cpu()
-        known = (same * self.weights[None].cpu()).sum(1)
-        return torch.where(same.any(1), known, torch.tensor(self.unseen, dtype=torch.float32))
+    def to(self, device: torch.device) -> Metric:
+        """The same with its tensors on ``device``."""
+        return Metric(*(getattr(self, name).to(device) for name in _PARTS))
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """For saving; names begin with ``prefix``."""
+        return {f"{prefix}{name}": getattr(self, name).cpu() for name in _PARTS}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor], prefix: str, width: int) -> Metric:
+        """What `tensors` gave, of states of width D.
+
+        Raises:
+            ValueError: a tensor is missing, or does not fit.
+        """
+        wide = torch.float32
+        along = shaped(tensors, f"{prefix}directions", (2, width, None), wide)
+        mean = shaped(tensors, f"{prefix}mean", (2, width), wide)
+        shrink = shaped(tensors, f"{prefix}shrink", (2, along.shape[2]), wide)
+        return Metric(mean, along, shrink, shaped(tensors, f"{prefix}size", (2,), wide))
 
 
-def rarity(*corpora: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, float]:
-    """Inverse document frequencies, each token's in that of some corpora in which it is most frequent.
-
-    Returns:
-        The tokens [C], their weights [C], and the weight of other tokens.
-    """
-    shares: dict[int, float] = {}
-    for texts in corpora:
-        for token, count in Counter(token for text in texts for token in set(text)).items():
-            shares[token] = max(shares.get(token, 0.0), (count + 1) / (len(texts) + 1))
-    weights = -torch.tensor([*shares.values()], dtype=torch.float32).log()
-    most = max(map(len, corpora), default=0) + 1
-    return torch.tensor([*shares], dtype=torch.long), weights.clamp(min=0.01), math.log(most)
+def _centre(away: Tensor, size: Tensor) -> Tensor:
+    """[D]: the mean of vectors [W,D] that are no longer than ``size``."""
+    length = away.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return (away * (size.to(away.device) / length).clamp(max=1.0)).mean(0)
 
 
-def likeness(
-    lexicon: Lexicon, embed: Callable[[Sequence[int]], Tensor], one: Question, other: Question
-) -> float:
-    """Between -1 and 1: 1 for the same words.
+def metric(forms: Sequence[Sequence[Tensor]], labels: Sequence[object], rank: int) -> Metric:
+    """The metric that questions of known meaning teach.
 
     Args:
-        lexicon: of the tokens.
-        embed: the embeddings [W,E] of token ids.
+        forms: in plain text and in chat, the states [W,D] of each question's words.
+        labels: what each asks.
+        rank: most directions.
     """
-    if not one.ids or not other.ids:
-        return 1.0 if one.ids == other.ids else 0.0
-    cosines = [one.states.float() @ other.states.to(one.states.device).float().T]
-    if min(*one.ids, *other.ids) >= 0:
-        cosines.append(lexicon.units(embed(one.ids)) @ lexicon.units(embed(other.ids)).T)
-    weights = [lexicon.weigh(q.ids) for q in (one, other)]
-    score = 0.0
-    for cosine in cosines:
-        for dim, weight in zip((1, 0), weights, strict=True):
-            best = cosine.amax(dim).cpu()
-            score += float((best * weight).sum() / weight.sum())
-    return score / (2 * len(cosines))
+    found = [_within(states, labels, rank) for states in forms]
+    least = min(along.shape[1] for _, along, _, _ in found)
+    mean, directions, shrink, size = zip(*found, strict=True)
+    return Metric(
+        torch.stack(mean),
+        torch.stack([along[:, -least:] for along in directions]),
+        torch.stack([some[-least:] for some in shrink]),
+        torch.stack(size),
+    )
+
+
+def _within(
+    states: Sequence[Tensor], labels: Sequence[object], rank: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    words = torch.cat([one.float() for one in states])
+    mean = words.median(0).values
+    size = _LARGE * (words - mean).norm(dim=-1).median()
+    asked = [one.float() for one in states if len(one)]
+    mean = mean + torch.stack([_centre(one - mean, size) for one in asked]).mean(0)
+    vectors = torch.stack([_centre(one - mean, size) for one in asked])
+    groups: dict[object, list[int]] = {}
+    for i, label in enumerate(label for label, one in zip(labels, states, strict=True) if len(one)):
+        groups.setdefault(label, []).append(i)
+    apart = torch.cat([vectors[some] - vectors[some].mean(0) for some in groups.values() if len(some) > 1])
+    # From the smaller side: there are fewer wordings than dimensions in a large model.
+    _, values, along = torch.linalg.svd(apart.double(), full_matrices=False)
+    variance = values.square() / len(apart)
+    ridge = _RIDGE * variance.sum() / apart.shape[1]
+    kept = min(rank, len(variance))
+    shrink = 1 - (ridge / (variance + ridge)).sqrt()
+    order = torch.arange(kept - 1, -1, -1)  # the largest last, so that forms are cut alike
+    return mean, along[order].T.float().contiguous(), shrink[order].float(), size
 
 
 def packed(questions: Sequence[Question], prefix: str) -> dict[str, Tensor]:
-    """As tensors, for saving: ids [N] and states [N,K] (float16) of all words, sizes and chat [M].
+    """As tensors, for saving: vectors [M,D] (float16) and whether each is in chat [M].
 
     Args:
         prefix: what the tensors' names begin with.
     """
-    states = [one.states.half().cpu() for one in questions]
+    vectors = [one.vector.half().cpu() for one in questions]
     return {
-        f"{prefix}ids": torch.tensor([token for one in questions for token in one.ids], dtype=torch.long),
-        f"{prefix}states": torch.cat(states) if states else torch.zeros(0, 0).half(),
-        f"{prefix}sizes": torch.tensor([len(one.ids) for one in questions], dtype=torch.long),
+        f"{prefix}vectors": torch.stack(vectors) if vectors else torch.zeros(0, 0).half(),
         f"{prefix}chat": torch.tensor([one.chat for one in questions], dtype=torch.bool),
     }
 
 
 def unpacked(tensors: Mapping[str, Tensor], prefix: str, width: int) -> list[Question]:
-    """What `packed` gave, of states of width K.
+    """What `packed` gave, of states of width D.
 
     Raises:
         ValueError: a tensor is missing or does not fit.
     """
-    sizes = shaped(tensors, f"{prefix}sizes", (None,), torch.int64)
-    counts = sizes.tolist()
-    chat = shaped(tensors, f"{prefix}chat", (len(counts),), torch.bool)
-    if min(counts, default=0) < 0 or sum(counts) > _MOST:
-        raise ValueError(f"the tensor {prefix}sizes has sizes that cannot be")
-    total = sum(counts)
-    ids = shaped(tensors, f"{prefix}ids", (total,), torch.int64)
-    states = shaped(tensors, f"{prefix}states", (total, width if counts else None), torch.float16)
-    parts = zip(ids.split(counts), states.split(counts), chat.tolist(), strict=True) if counts else ()
-    return [Question(tuple(some.tolist()), part, form) for some, part, form in parts]
+    chat = shaped(tensors, f"{prefix}chat", (None,), torch.bool).tolist()
+    vectors = shaped(tensors, f"{prefix}vectors", (len(chat), width if chat else None), torch.float16)
+    return [Question(vector.float(), form) for vector, form in zip(vectors, chat, strict=True)]

@@ -23,15 +23,16 @@ __all__ = ["Asks", "Kind", "Reader", "Reading", "Speaking"]
 
 _DONE = (".", "!", "…", "。")  # what ends a sentence that does not wait for an answer
 
-Kind = Literal["open", "told", "aside"]
-"""What may ask: a question or a statement to be completed; a sentence that has ended and is no question; a
-sentence in an answer that says what its user did not ask for. See `Calibration.limit`."""
+Kind = Literal["open", "aside"]
+"""What may ask: a question or a statement to be completed; or a sentence that has ended and is no question,
+or that says in an answer what its user did not ask for. See `Calibration.limit`."""
 
 Asks = Callable[[str, int, int, int, int, bool, Kind], "float | None"]
 """(edit, key, place, begin, at, chat, kind): how much the tokens ``begin`` to ``at`` of a row resemble what
 the edit is asked by; its key was seen to end at ``place``; ``chat`` in a user's turn. None where they ask for
 something else."""
 
+_CLOSE = 2 / 3  # of the best likeness, to speak beside it about the same subject
 _RECENT = 4  # tokens whose text is looked at to find the end of a sentence
 
 
@@ -164,18 +165,24 @@ class Reader:
         without: Sequence[str],
         ended: bool = False,
     ) -> list[str]:
-        """Edits of subjects named from ``begin`` to ``at`` that these tokens ask for, best first."""
+        """Edits of subjects named from ``begin`` to ``at`` that these tokens ask for, best first.
+
+        Of several edits of one subject those that are asked for much less than the best are left out.
+        """
         scores: dict[str, float] = {}
         for key, place in row.named.items():
             if not begin <= place <= at:
                 continue
+            mine: dict[str, float] = {}
             for edit in self._edits_of(key):
                 if edit not in scores and edit not in without:
-                    aside = row.wanted is not None and edit not in row.wanted
-                    kind: Kind = "aside" if aside else "told" if ended else "open"
+                    aside = ended or (row.wanted is not None and edit not in row.wanted)
+                    kind: Kind = "aside" if aside else "open"
                     score = asks(edit, key, place, begin, at, row.user, kind)
                     if score is not None:
-                        scores[edit] = score
+                        mine[edit] = score
+            least = _CLOSE * max(mine.values(), default=0.0)
+            scores |= {edit: score for edit, score in mine.items() if score >= least}
         return sorted(scores, key=lambda edit: -scores[edit])[: self._limit]
 
     def _ended(self, ids: Sequence[int]) -> bool:

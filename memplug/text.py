@@ -242,12 +242,6 @@ class Text:
             )
         return ids, range(inside[0], inside[-1] + 1)
 
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """The model's embeddings [W,E] of token ids."""
-        with torch.no_grad():
-            found: Tensor = self.model.get_input_embeddings()(torch.tensor([ids], device=self.device))[0]
-        return found
-
     def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Right-padded tensors on the model's device."""
         longest = max(len(row) for row in rows)

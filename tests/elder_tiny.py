@@ -8,24 +8,40 @@ from memplug import Edit
 
 QUICK = {
     "edit_layers": (2, 3),
-    "query_layer": 1,
-    "query": "input",
-    "n_experts": 4,
+    "n_experts": 16,
     "top_k": 2,
     "rank": 8,
-    "gain": 2,
+    "lr": 1e-2,
+    "relative_lr": False,
+    "batch_size": 4,
+    "replay": 4,
+    "steps": 120,
+    "stop_loss": 0.05,
+    "train_stop": True,
+    "n_others": 2,
+    "n_mentions": 0,
+    "other_accepts": 0.5,
+}
+"""Constants that learn quickly."""
+ROW = {
+    "scope": "row",
+    "epsilon": 2,
+    "edit_layers": (2, 3),
+    "n_experts": 16,
+    "top_k": 2,
+    "rank": 8,
     "allocation": "random",
     "lr": 1e-2,
     "relative_lr": False,
     "router_lr": None,
     "batch_size": 4,
     "replay": 0,
+    "rehearse": 0,
     "steps": 120,
     "stop_loss": 0.02,
-    "threshold": 0.9,
-    "heldout": 8,
+    "train_stop": True,
 }
-
+"""The published procedure, with constants that learn quickly."""
 
 ADA = Edit("Where was Ada Quill born?", "Zarnow", "Ada Quill")
 

@@ -152,31 +152,51 @@ METHODS: dict[str, dict[str, Any]] = {
         "train_stop": True,
         "rank": 24,
         "n_others": 2,
+        "n_rewordings": 1,
         "n_mentions": 0,
         "value_lr": 0.2,
         "value_steps": 90,
         "other_accepts": 0.5,
     },
     "elder": {
-        "edit_layers": (3,),
-        "query_layer": 2,
-        "n_experts": 4,
+        "edit_layers": (2, 3),
+        "n_experts": 16,
         "top_k": 2,
         "rank": 8,
         "lr": 1e-2,
         "relative_lr": False,
-        "steps": 100,
+        "steps": 120,
+        "stop_loss": 0.05,
+        "train_stop": True,
+        "n_others": 2,
+        "n_rewordings": 1,
+        "n_mentions": 0,
+        "other_accepts": 0.5,
+    },
+    "elder-row": {
+        "scope": "row",
+        "epsilon": 2,
+        "edit_layers": (2, 3),
+        "n_experts": 16,
+        "top_k": 2,
+        "rank": 8,
+        "allocation": "random",
+        "lr": 1e-2,
+        "relative_lr": False,
+        "steps": 120,
         "stop_loss": 0.02,
-        "threshold": 0.97,
-        "heldout": 16,
+        "train_stop": True,
     },
     "grace": {
+        "scope": "radius",
         "layer": 2,
         "replace": "all",
+        "train_stop": True,
         "epsilon": 0.03,
         "steps": 300,
         "stop_loss": 0.2,
     },
+    "grace-asked": {"layer": 2, "steps": 300, "stop_loss": 0.1, "train_stop": True},
     "ultraedit": {},
     "mend": _FITTED | {"inner_lr": 0.1},
     **dict.fromkeys(("malmen", "rledit", "hiedit", "smedit"), _FITTED | {"inner_lr": 0.01}),
@@ -186,7 +206,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 _BOTH_WAYS_ROUND = ("llama", "gpt2")
 ONLY = {
+    "elder-row": _BOTH_WAYS_ROUND,
     "grace": ("llama", "mixtral", "qwen2"),
+    "grace-asked": ("llama", "mixtral", "qwen2"),
     "ultraedit": ("llama", "gpt2", "gemma2", "bloom", "falcon", "phi3"),
     **dict.fromkeys(("mend", "malmen", "rledit", "hiedit", "smedit"), _BOTH_WAYS_ROUND),
 }
@@ -206,10 +228,7 @@ def attach_llp(model: Any, tokenizer: Any, scope: str = "row", **config: Any) ->
     return memplug.attach(model, tokenizer, "llp", **(constants | config))
 
 
-_TWO_LAYERS = {"edit_layers": (2, 3), "query_layer": 1, "steps": 200}
 OVERRIDES: dict[tuple[str, str], dict[str, Any]] = {
-    # Norms after the MLP bound what one edited layer can do.
-    **{("elder", family): _TWO_LAYERS for family in ("gemma2", "olmo2", "glm4")},
     ("llp-answer", "nemotron"): {"value_steps": 180},  # its loss falls slowly and steadily
 }
 """What a method is given beyond that on some families."""

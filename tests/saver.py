@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-QUICK = {"heldout": 2, "heldout_tokens": 4}
+QUICK = {"k": 2}
 """Constants of in-context editing, which takes no training."""
 
 

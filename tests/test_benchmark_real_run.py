@@ -191,7 +191,7 @@ def test_a_run_writes_every_methods_measures_and_takes_up_where_it_was(pretended
         "--limit-unrelated=4",
         f"--out={out}",
         f"--cache={tmp_path}",
-        "--set=icl.threshold=1",
+        "--set=icl.k=1",
     ]
     run.main([*given, "--methods=icl"])
     kept = json.loads(out.read_text())
@@ -200,7 +200,7 @@ def test_a_run_writes_every_methods_measures_and_takes_up_where_it_was(pretended
     assert icl["learned"] == 2
     assert icl["seconds_per_single_edit"] > 0
     same = [form["same"] for form in icl["measures"]["unrelated"].values()]
-    assert [share for share, _ in same] == [1.0, 1.0], "no cosine passes this threshold"
+    assert [share for share, _ in same] == [1.0, 1.0], "they ask for no edit"
     assert sum(n for _, n in same) == 4
     assert icl["measures"]["as asked"]["plain"]["right"][1] == 2
     assert "| as asked, plain: right | 2 |" in capsys.readouterr().out
@@ -249,7 +249,7 @@ def test_shares_of_what_passes_by_hand():
     """Rephrasings score .1 .1 .1 .6 .6 .7 .7 .7 .8 .8 .9 .9: limits are .2 and .1."""
     score = dict(zip("abcdexyzm", (0.9, 0.9, 0.8, 0.7, 0.6, 0.7, 0.1, 0.1, 0.15), strict=True))
     asked = {"r": list("abcde"), "s": list("xyz"), "passing mentions": ["m"]}
-    found = alike.shares([asked], lambda edit, one: score[one])
+    found = alike.shares([asked], lambda _edit: score.__getitem__)
     assert found == {
         "80%": {"others": 0.75, "passing mentions": 0.0},  # a, b, c, d, e twice and x twice, of 16
         "90%": {"others": 0.75, "passing mentions": 1.0},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from memplug.calibration import Calibration, Sample, chance_threshold, whitening
-from memplug.questions import Lexicon, Question
+from memplug.questions import Metric, Question
 
 
 def drawn(*shape, seed=0):
@@ -61,21 +63,16 @@ def test_a_sample_smaller_than_the_width_or_without_spread_is_taken():
     assert torch.equal(mean, torch.ones(6))
 
 
-def made(width=8, rank=5, layers=(1, 3)):
+def made(width=8, rank=5, layers=(1, 3, 4)):
     tables = [whitening(skewed(200, width, seed), rank) for seed in (1, 2, 3, 4)]
     mean, root = torch.stack([m for m, _ in tables[:2]]), torch.stack([r for _, r in tables[:2]])
     first_mean, first_root = torch.stack([m for m, _ in tables[2:]]), torch.stack([r for _, r in tables[2:]])
-    lexicon = Lexicon(
-        *whitening(skewed(50, 6, seed=6), 5), torch.tensor([3, 5]), torch.tensor([0.5, 2.0]), 3.0
-    )
-    states = F.normalize(drawn(3, rank, seed=5), dim=-1).half()
-    others = (
-        Question((3, 7), states[:2], False),
-        Question((), states[:0], True),
-        Question((5,), states[2:], True),
-    )
+    along = torch.linalg.qr(drawn(2 * width, 3, seed=6).view(2, width, 3))[0]
+    metric = Metric(drawn(2, width, seed=7), along, torch.full((2, 3), 0.5), torch.tensor([2.0, 3.0]))
+    vectors = F.normalize(drawn(3, width, seed=5), dim=-1).half().float()
+    neutral, labels = vectors.expand(2, 3, width), torch.tensor([0, 0, 1])
     spaces = (mean, root, first_mean, first_root)
-    return Calibration(layers, *spaces, 0.31, lexicon, (0.62, 0.71), 0.8, 0.9, others)
+    return Calibration(layers, *spaces, 0.31, metric, (0.62, 0.71), 0.9, neutral, labels)
 
 
 def test_units_of_a_text_and_of_its_first_token():
@@ -108,10 +105,9 @@ def test_the_same_state_gives_the_same_bits_whatever_dtype_or_company():
 
 def test_what_is_saved_comes_back_to_the_bit():
     calibration = made()
-    again = Calibration.of(calibration.tensors(), calibration.layers, 8, 5, 6)
-    assert (again.threshold, again.relation, again.told, again.same) == (0.31, (0.62, 0.71), 0.8, 0.9)
-    assert (again.layers, again.lexicon.unseen) == ((1, 3), 3.0)
-    assert [(q.ids, q.chat) for q in again.others] == [((3, 7), False), ((), True), ((5,), True)]
+    again = Calibration.of(calibration.tensors(), calibration.layers, 8, 5)
+    assert (again.threshold, again.relation, again.same) == (0.31, (0.62, 0.71), 0.9)
+    assert again.layers == (1, 3, 4)
     for name, tensor in calibration.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
     moved = calibration.to(torch.device("cpu"))
@@ -123,31 +119,32 @@ NAMES = [
     "root",
     "first_mean",
     "first_root",
-    "lexicon.mean",
-    "lexicon.root",
-    "lexicon.weights",
+    "metric.mean",
+    "metric.directions",
+    "metric.shrink",
+    "metric.size",
     "limits",
 ]
-OTHERS = ["others.ids", "others.states", "others.sizes", "others.chat"]
+OTHERS = ["neutral", "labels"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_damage_is_named(name):
     tensors = made().tensors()
-    for other in (tensors[name][:-1] if tensors[name].ndim else None, tensors[name][None]):
+    for other in (tensors[name][..., :-1] if tensors[name].ndim else None, tensors[name][None]):
         if other is not None:
-            with pytest.raises(ValueError, match=r"the saved calibration is .*(lexicon|others)?\.?\w+"):
-                Calibration.of(tensors | {name: other}, (1, 3), 8, 5, 6)
+            with pytest.raises(ValueError, match=r"the saved calibration is .*(metric)?\.?\w+"):
+                Calibration.of(tensors | {name: other}, (1, 3, 4), 8, 5)
     del tensors[name]
     with pytest.raises(ValueError, match=f"'{name}' is missing"):
-        Calibration.of(tensors, (1, 3), 8, 5, 6)
+        Calibration.of(tensors, (1, 3, 4), 8, 5)
 
 
 def test_another_model_is_refused():
     tensors = made().tensors()
-    for layers, width in (((1, 2, 3), 8), ((1, 3), 9)):
-        with pytest.raises(ValueError, match=f"this one has width {width} and {len(layers)} layers"):
-            Calibration.of(tensors, layers, width, 5, 6)
+    for layers, width in (((1, 2, 3, 4), 8), ((1, 3, 4), 9)):
+        with pytest.raises(ValueError, match=f"this one has width {width} and {len(layers) - 1} layers"):
+            Calibration.of(tensors, layers, width, 5)
 
 
 def spoken(words, texts, width=24, layers=2, seed=0):
@@ -205,5 +202,28 @@ def test_only_words_play_the_part_of_a_subject():
 def test_each_kind_has_its_limit():
     calibration = made()
     assert [calibration.limit(chat, "open") for chat in (False, True)] == [0.62, 0.71]
-    assert {calibration.limit(chat, "told") for chat in (False, True)} == {0.8}
     assert {calibration.limit(chat, "aside") for chat in (False, True)} == {0.9}
+
+
+def test_what_resembles_another_question_more_is_asked_for_less():
+    """Three questions along the axes, two wordings each; an edit asks for the first."""
+    axes = torch.eye(4)
+    neutral = torch.stack([axes[i // 2] for i in range(6)]).expand(2, 6, 4)
+    calibration = replace(made(), neutral=neutral, labels=torch.tensor([0, 0, 1, 1, 2, 2]), same=0.6)
+    own = (Question(F.normalize(axes[0] + 0.5 * axes[3], dim=0), False),)
+
+    def like(*parts):
+        return Question(F.normalize(sum(w * axes[i] for i, w in parts), dim=0), False)
+
+    assert calibration.matched(own) == 0
+    assert calibration.matched((like((3, 1.0)),)) is None
+    assert calibration.matched(()) is None
+    asked = like((0, 0.8), (3, 0.6))
+    cosine = float(own[0].vector @ asked.vector)
+    assert calibration.likeness(own, None, asked) == pytest.approx(cosine, abs=1e-6)
+    near = like((0, 1.0))  # a wording of what the edit asks is nearer than its own prompt
+    assert calibration.likeness(own, 0, near) == pytest.approx(1.0, abs=1e-6)
+    assert calibration.likeness(own, None, near) < 0.9
+    both = like((0, 0.6), (1, 0.8))
+    assert calibration.likeness(own, 0, both) == pytest.approx(0.6 - (0.8 - 0.6), abs=1e-6)
+    assert calibration.likeness(own, 0, both._replace(chat=True)) == -1.0  # it is not asked for in chat

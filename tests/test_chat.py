@@ -176,7 +176,7 @@ def test_the_same_prompt_in_either_form_is_replaced():
         assert len(numbered([Edit(BORN, "x"), Edit([ASKED], "y")], {}, 0)[0]) == 1
 
 
-GRACE = {"layer": 2, "epsilon": 0.03, "steps": 2}
+GRACE = {"scope": "radius", "layer": 2, "epsilon": 0.03, "steps": 2}
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_an_edit_in_a_chat(method, talking):
             "[chat] system: Answer Tam in one word. | user: Who taught Ada Quill? | assist"
         )
         if method == "icl":
-            assert "Note: Where was Ada Quill born? Zarnow." in told
+            assert "Use this fact to answer: Where was Ada Quill born? Zarnow." in told
         plug.disable(edit)
         assert answer(model, talking, asked, max_new_tokens=6) == before
         plug.enable(edit)
@@ -60,7 +60,7 @@ def test_an_edit_in_a_chat(method, talking):
     assert answer(model, talking, asked, max_new_tokens=6) == before
 
 
-@pytest.mark.parametrize("method", ["memit", "elder"])
+@pytest.mark.parametrize("method", ["memit"])
 def test_a_prefix_stands_before_the_question(method, talking):
     """Methods that put sampled texts before a prompt put them into the user turn."""
     asked = []

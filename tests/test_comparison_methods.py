@@ -53,13 +53,10 @@ def test_a_stopped_run_goes_on(name, make_tokenizer, monkeypatch, tmp_path):
     expected = memplug.compare(model, tokenizer, CASES, **asked)
     assert expected.results["runs"][0]["status"] == "done", expected.results["runs"][0]["error"]
     (made,) = expected.results["runs"]
-    if name == "llp":
+    if name in ("llp", "elder"):
         kinds = [vote["kind"] for vote in made["details"]["votes"]]
         assert {kind: kinds.count(kind) for kind in kinds} == {"edited": 3, "rephrased": 1, "unrelated": 1}
         assert all(len(vote["similarity"]) == 2 for vote in made["details"]["votes"])
-    if name == "elder":
-        assert made["details"]["distances"].keys() == {"edited", "rephrased", "unrelated", "epsilon"}
-        assert len(made["details"]["distances"]["edited"]) == 3
     save = run.save
 
     def stopping(*given):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import TEXTS, build
 
+from memplug import contexts
 from memplug.contexts import Question, Sampled, _spread, sample_about, sample_prefixes
 from memplug.text import Text
 
@@ -144,3 +145,22 @@ def test_what_is_sampled_for_one_question_does_not_depend_on_the_others(text):
     assert sample_about(text, [ada, ORLO], 3, 2, 12, 20, 0, batch_size=5) == together
     assert len(together[0].statements) > 1
     assert sample_about(text, [ada], 3, 2, 12, 20, 1) != together[:1]
+
+
+def test_what_a_large_model_says_is_kept_for_it_alone(text, make_tokenizer, tmp_path, monkeypatch):
+    """Sampling thousands of tokens takes a real model minutes; another model has another file."""
+    plain = sample_prefixes(text, 3, 6, 5, 0)
+    monkeypatch.setenv("MEMPLUG_CACHE", str(tmp_path))
+    monkeypatch.setattr(contexts, "is_large", lambda model: True)
+    assert sample_prefixes(text, 3, 6, 5, 0) == plain
+    (file,) = (tmp_path / "samples").iterdir()
+    other = Text(build("llama", seed=1, vocab_size=len(text.tokenizer)), text.tokenizer)
+    sample_prefixes(other, 3, 6, 5, 0)
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+    monkeypatch.setattr(Text, "generate", lambda *given, **more: pytest.fail("sampled again"))
+    assert sample_prefixes(text, 3, 6, 5, 0) == plain
+    monkeypatch.undo()
+    monkeypatch.setenv("MEMPLUG_CACHE", str(tmp_path))
+    monkeypatch.setattr(contexts, "is_large", lambda model: True)
+    file.write_text("[1")
+    assert sample_prefixes(text, 3, 6, 5, 0) == plain

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import pytest
 import torch
-from elder_tiny import ADA, ORLO, QUICK, TAM, answer, encode, learned, logits, same
+from elder_tiny import ADA, ORLO, QUICK, ROW, TAM, answer, encode, learned, logits, same
 
 import memplug
 from memplug import Edit
 
 
-@pytest.fixture
-def plug(model, tokenizer):
-    with memplug.attach(model, tokenizer, "elder", **QUICK) as made:
+@pytest.fixture(params=[QUICK, ROW], ids=["answer", "row"])
+def plug(model, tokenizer, request):
+    with memplug.attach(model, tokenizer, "elder", **request.param) as made:
         yield made
 
 
-def test_deleting_says_what_still_covers(plug, model, tokenizer):
+def test_deleting_says_what_still_covers(model, tokenizer):
     rephrased = Edit("Where was Ada Quill born ?", ADA.target, ADA.subject)
-    kept, gone, far = plug.edit([rephrased, ADA, ORLO], progress=False)
-    base_inputs = encode(tokenizer, ADA.prompt)
-    with plug.paused():
-        base = logits(model, **base_inputs)
-    plug.method.known.deferral.limit(1000, 0.2)
-    (left,) = plug.delete(gone)
-    assert (left.edit, left.covered_by) == (gone, kept)
-    assert torch.equal(logits(model, **base_inputs), base)  # its own prompt is kept out all the same
-    assert answer(model, tokenizer, kept.prompt) == kept.target
-    plug.method.known.deferral.limit(1000, 0.999)
-    (left,) = plug.delete(far)
-    assert left.covered_by is None
+    with memplug.attach(model, tokenizer, "elder", **ROW | {"epsilon": 100}) as plug:
+        kept, gone = plug.edit([rephrased, ADA], progress=False)
+        base_inputs = encode(tokenizer, ADA.prompt)
+        with plug.paused():
+            base = logits(model, **base_inputs)
+        (left,) = plug.delete(gone)
+        assert (left.edit, left.covered_by) == (gone, kept)
+        assert torch.equal(logits(model, **base_inputs), base)  # its own prompt is kept out all the same
+        assert answer(model, tokenizer, kept.prompt) == kept.target
+        (left,) = plug.delete(kept)
+        assert left.covered_by is None
+
+
+def test_a_deleted_edit_is_asked_for_no_more(model, tokenizer):
+    with memplug.attach(model, tokenizer, "elder", **QUICK) as plug:
+        gone, _ = plug.edit([ADA, TAM], progress=False)
+        inputs = encode(tokenizer, ADA.prompt)
+        with plug.paused():
+            base = logits(model, **inputs)
+        (left,) = plug.delete(gone)
+        assert (left.edit, left.covered_by) == (gone, None)
+        assert torch.equal(logits(model, **inputs), base)
+        assert answer(model, tokenizer, TAM.prompt) == TAM.target
 
 
 def test_a_deleted_prompt_can_be_edited_again(plug, model, tokenizer):
@@ -47,8 +58,9 @@ def test_retraining_leaves_nothing_of_the_deleted(plug, model, tokenizer):
     assert plug.explain(ORLO.prompt).deferred
     assert plug.explain(ADA.prompt).deferred
     got = learned(plug)
+    config = plug.method.config
     plug.detach()
-    with memplug.attach(model, tokenizer, "elder", **QUICK) as fresh:
+    with memplug.attach(model, tokenizer, config) as fresh:
         fresh.edit([TAM, ORLO], progress=False)
         assert same(learned(fresh), got)
 
@@ -82,8 +94,10 @@ def test_a_damaged_state_is_refused(plug):
     plug.edit([ADA, TAM], progress=False)
     tensors, meta = plug.method.state()
     before = learned(plug)
-    with pytest.raises(ValueError, match="codes do not belong"):
-        plug.method.restore(tensors, meta | {"numbers": [0]}, plug.edits)
+    with pytest.raises(ValueError, match="edit"):
+        plug.method.restore(tensors, meta | {"records": meta["records"][:1]}, plug.edits)
+    with pytest.raises(ValueError, match="picks names an expert"):
+        plug.method.restore(tensors | {"picks": tensors["picks"] + 999}, meta, plug.edits)
     with pytest.raises(ValueError, match="queries is torch.float32 of shape"):
         plug.method.restore(tensors | {"queries": tensors["queries"][:, :3]}, meta, plug.edits)
     with pytest.raises(ValueError, match="experts.0 is"):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from elder_tiny import ADA, ORLO, QUICK, TAM, answer, encode, learned, logits, same
+from elder_tiny import ADA, ORLO, QUICK, ROW, TAM, answer, encode, learned, logits, same
+from tqdm.auto import tqdm
 
 import memplug
 from memplug import Edit, EditError
-from memplug.methods.elder import learning, training
-from memplug.methods.elder.allocation import pack
+from memplug.methods.elder import training
+from memplug.methods.elder.whole import run_whole
+from memplug.methods.llp.passes import run_lines
 
 
-@pytest.fixture
-def plug(model, tokenizer):
-    with memplug.attach(model, tokenizer, "elder", **QUICK) as made:
+@pytest.fixture(params=[QUICK, ROW], ids=["answer", "row"])
+def plug(model, tokenizer, request):
+    with memplug.attach(model, tokenizer, "elder", **request.param) as made:
         yield made
 
 
@@ -28,11 +32,51 @@ def test_parameters_stay_as_many_and_their_start_follows_from_the_seed(plug, mod
     assert plug.method.known.experts.count == count == sum(t.numel() for t in learned(plug))
     first = learned(plug)
     assert not same(first, start)
+    config = plug.method.config
     plug.detach()
-    with memplug.attach(model, tokenizer, "elder", **QUICK) as again:
+    with memplug.attach(model, tokenizer, config) as again:
         assert same(learned(again), start)
         again.edit([ADA, TAM, ORLO], progress=False)
         assert same(learned(again), first)
+
+
+def test_losses_in_training_are_those_of_a_plain_forward(plug, model):
+    plug.edit([ADA, TAM], progress=False)
+    method, host = plug.method, plug._host
+    with host.tracker.off():
+        batch = method._learner._batch(([], []), [], [], list(method.known.records.values()))
+        config = replace(method.config, steps=0, products="model")
+        got = training.train(host, method.scope.upper, method.known.experts, config, batch).worst
+    want = torch.zeros(2)
+    for e, lesson in batch.lessons:
+        ids, start = torch.tensor([lesson.line.ids]), lesson.line.start + 1
+        with plug.prompt_lengths([start]):
+            logp = logits(model, input_ids=ids)[0, start - 1 : -1].double().log_softmax(-1)
+        nll = -logp.gather(-1, ids[0, start:, None]).mean()
+        want[e] = max(want[e], nll)
+    # A statement may ask for its edit a token before it ends, which training leaves out.
+    assert method.config.scope == "row" or float(want.max()) < 0.05
+    torch.testing.assert_close(got, want, atol=1e-4 if method.config.scope == "row" else 5e-3, rtol=1e-3)
+
+
+def test_rows_run_whole_give_the_same_losses(model, tokenizer):
+    """As in models whose layers keep more than keys and values."""
+    with memplug.attach(model, tokenizer, "elder", **QUICK | {"steps": 5, "rehearse": 0}) as plug:
+        plug.edit([ADA, TAM], progress=False)
+        method, found = plug.method, []
+        config = replace(method.config, steps=0, products="model")
+        for run in (run_lines, run_whole):
+            method.scope._run = run
+            with plug._host.tracker.off():
+                coming = method.scope.begin([ADA_LATER], ())
+                with tqdm(disable=True) as bar:
+                    lessons, chunks = method.scope.read(coming, [ADA_LATER], bar)
+                queries = torch.stack(method.scope.queries(coming, [ADA_LATER])[0][:1])
+                batch = training.Batch(lessons, chunks, queries)
+                looked = training.train(plug._host, method.scope.upper, method.known.experts, config, batch)
+            found.append(torch.stack([looked.worst, looked.other]))
+        assert float(found[0].min()) > 0
+        torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
 
 
 def test_rephrasings_share_an_allocation_and_answers_do_not_group(plug):
@@ -43,45 +87,43 @@ def test_rephrasings_share_an_allocation_and_answers_do_not_group(plug):
     assert given[0] == given[1] != given[2]
 
 
-@pytest.mark.parametrize("allocation", ["random", "spread"])
-def test_the_guide_pulls_routers_to_the_allocation(model, tokenizer, allocation):
-    strong = QUICK | {"guide_weight": 1.0, "router_lr": 3e-2, "stop_loss": 0.0, "allocation": allocation}
+@pytest.mark.parametrize("given", [QUICK | {"allocation": "random"}, ROW], ids=["answer", "row"])
+def test_the_guide_pulls_routers_to_the_allocation(model, tokenizer, given):
+    strong = given | {"guide_weight": 1.0, "router_lr": 3e-2, "stop_loss": 0.0}
     for guide in ("guided", "none"):
         with memplug.attach(model, tokenizer, "elder", **strong, guide=guide) as plug:
             plug.edit([ADA, TAM, ORLO], progress=False)
-            known = plug.method.known
-            wanted = torch.tensor([record.allocation for record in known.records.values()]).transpose(0, 1)
-            reached = (pack(wanted, known.experts.n) == known.deferral.codes).all()
+            records = plug.method.known.records.values()
+            reached = all(record.picks.tolist() == list(map(list, record.allocation)) for record in records)
             assert reached == (guide == "guided")
 
 
 def test_load_balancing_trains_the_routers(model, tokenizer):
-    with memplug.attach(
-        model, tokenizer, "elder", **QUICK | {"guide": "balance", "guide_weight": 1.0}
-    ) as plug:
+    with memplug.attach(model, tokenizer, "elder", **ROW | {"guide": "balance", "guide_weight": 1.0}) as plug:
         start = plug.method.known.experts.gates.clone()
         plug.edit([ADA, TAM], progress=False)
         assert not torch.equal(plug.method.known.experts.gates, start)
         assert answer(model, tokenizer, ADA.prompt) == ADA.target
 
 
-@pytest.mark.parametrize("refresh", [True, False])
-def test_codes_follow_the_routers_if_they_are_refreshed(model, tokenizer, refresh):
-    with memplug.attach(model, tokenizer, "elder", **QUICK, refresh=refresh) as plug:
+@pytest.mark.parametrize("scope", ["answer", "row"])
+def test_codes_follow_the_routers_but_in_the_published_procedure(model, tokenizer, scope):
+    with memplug.attach(model, tokenizer, "elder", **QUICK if scope == "answer" else ROW) as plug:
         plug.edit(ADA)
         known = plug.method.known
-        used = known.experts.route(known.deferral.queries).picks[0].flatten().tolist()
+        used = known.records["e1"].picks[0].tolist()
         known.experts.bias[0, min(set(range(known.experts.n)) - set(used))] += 100  # as if routers had moved
         plug.edit(TAM)
-        now = pack(known.experts.route(known.deferral.queries).picks, known.experts.n)
-        assert (now[0] == known.deferral.codes[0]).all() == refresh
+        (record, _), experts = plug.method.known.records.values(), plug.method.known.experts
+        now = experts.route(record.query[None]).picks[:, 0]
+        assert torch.equal(record.picks, now) == (scope == "answer")
 
 
 def test_replay_takes_the_edits_that_share_the_most_experts(model, tokenizer, monkeypatch):
-    rows, observe_rows = [], learning.observe_rows
+    rows, train = [], training.train
     monkeypatch.setattr(
-        "memplug.methods.elder.learning.observe_rows",
-        lambda host, site, first, pairs: rows.append(len(pairs)) or observe_rows(host, site, first, pairs),
+        "memplug.methods.elder.learning.train",
+        lambda *given: rows.append(len(given[4].query)) or train(*given),
     )
     given = QUICK | {"replay": 1, "batch_size": 1, "rehearse": 0}
     with memplug.attach(model, tokenizer, "elder", **given) as plug:
@@ -95,14 +137,6 @@ def test_replay_takes_the_edits_that_share_the_most_experts(model, tokenizer, mo
         assert found is not records[1]
 
 
-def test_sampled_contexts_are_further_rows(model, tokenizer):
-    with memplug.attach(model, tokenizer, "elder", **QUICK, n_prefixes=2) as plug:
-        plug.edit(ADA)
-        fronts = plug.method._learner._fronts()
-        assert fronts
-        assert answer(model, tokenizer, ADA.prompt) == ADA.target
-
-
 @pytest.mark.parametrize("failure", [EditError("no"), KeyboardInterrupt()])
 def test_a_failing_edit_changes_nothing(plug, model, tokenizer, monkeypatch, failure):
     plug.edit(ADA)
@@ -114,9 +148,9 @@ def test_a_failing_edit_changes_nothing(plug, model, tokenizer, monkeypatch, fai
         calls.append(1)
         if len(calls) == 2:  # the first batch is learned by then
             raise failure
-        return training.train_batch(*args)
+        return training.train(*args)
 
-    monkeypatch.setattr("memplug.methods.elder.learning.train_batch", fail)
+    monkeypatch.setattr("memplug.methods.elder.learning.train", fail)
     many = [TAM, *(Edit(f"Orlo {i} is", "Marrow", f"Orlo {i}") for i in range(4))]
     with pytest.raises(type(failure)):
         plug.edit([ADA_AGAIN, *many], progress=False)
@@ -126,12 +160,13 @@ def test_a_failing_edit_changes_nothing(plug, model, tokenizer, monkeypatch, fai
     assert torch.equal(logits(model, **inputs), before)
 
 
+ADA_LATER = Edit("Who taught Ada Quill?", "Marrow", "Ada Quill", id="e9")
 ADA_AGAIN = Edit(ADA.prompt, "Marrow", ADA.subject)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(model, tokenizer):
     with memplug.attach(
-        model, tokenizer, "elder", **QUICK | {"lr": 1e3, "init": "published", "stop_loss": 0}
+        model, tokenizer, "elder", **ROW | {"lr": 1e3, "init": "published", "stop_loss": 0}
     ) as plug:
         model.get_output_embeddings().weight.data.mul_(1e36)
         try:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from families import TEXTS, build
+from locating import read
 
 import memplug
+from memplug.contexts import ordinary_texts
 from memplug.edits import Edit, EditError
 from memplug.entries import Entry, Whole
 from memplug.ledger import Ledger
@@ -46,20 +48,27 @@ def _same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 def test_it_is_adam_on_the_weights_within_a_bound(
     make_plug: Callable[..., Any], family: str, bound: float | None
 ) -> None:
-    plug, plain = make_plug(family, bound=bound, batch_size=2), make_plug(family).model
+    plug, plain = make_plug(family, bound=bound, batch_size=2, keep_weight=3.0), make_plug(family).model
     (site,) = plug.method.sites
     assert site.layer == 3
     weight = plain.get_submodule(site.name).weight
     start = weight.detach().clone()
     unit = float(start.square().mean().sqrt())
     optimizer = torch.optim.Adam([weight], lr=0.05 * unit)
-    pairs = [plug.method._host.text.pair(e.prompt, e.target, stop=True) for e in EDITS[:2]]
+    text = plug.method._host.text
+    pairs = [text.pair(e.prompt, e.target) for e in EDITS[:2]]
+    rows = [text.encode(piece) for piece in ordinary_texts(text, 0)[:24]]
+    inputs = torch.cat([read(plain, plain.get_submodule(site.name), ids) for ids in rows]).float()
+    flip = site.flipped
+    usual = (inputs @ (start.T if flip else start)).square().sum()
     for _ in range(5):
         optimizer.zero_grad()
         for ids, begin in pairs:
             logp = plain(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
             nll = -sum(logp[t - 1, ids[t]] for t in range(begin, len(ids))) / (len(ids) - begin)
             (nll / 2).backward()
+        moved = (weight - start).T if flip else weight - start
+        (3.0 * (inputs @ moved).square().sum() / usual).backward()
         optimizer.step()
         if bound is not None:
             with torch.no_grad():

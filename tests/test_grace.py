@@ -1,4 +1,4 @@
-"""GRACE: the codebook against the published algorithm, values against literal replacement, exact removal."""
+"""GRACE as published: the codebook, values against literal replacement, exact removal; constants."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_a_replaced_edit_leaves_nothing(base, tokenizer):
 
 
 def test_saved_and_loaded_to_the_bit(base, tokenizer, tmp_path):
-    with attach(base, tokenizer, steps=3, epsilon=None, epsilon_share=0.01) as plug:
+    with attach(base, tokenizer, steps=3) as plug:
         plug.edit([memplug.Edit(p, "Zarnow") for p in (PROMPT, OTHER, THIRD)])
         plug.disable("e2")
         plug.save(tmp_path)
@@ -283,7 +283,7 @@ def test_explanations(base, tokenizer):
         ({"layer": 4}, "the edited layer is 4, but the model has layers 0 to 3"),
         (
             {"layer": 0},
-            "no layer lies below whose output could be the key; choose a later layer, or key='input'",
+            "no layer lies below whose output could be the key; choose a later layer, or scope='radius' and",
         ),
         ({"epsilon": -1.0}, "epsilon is -1.0; choose a value from 0.0"),
         ({"steps": 0}, "steps is 0; choose a whole number from 1"),

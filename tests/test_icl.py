@@ -6,14 +6,19 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, TEXTS, build
+from chats import BRACKETS, CHATML, chatting
+from families import FAMILIES, TEXTS, build, lexical
 from test_contract import Trace, answers, encode
 
 import memplug
+from memplug.holding import held_by
 from memplug.methods.icl import ICLConfig
 from memplug.text import TokenizerError
 
 PROMPT, OTHER, FAR = "Where was Ada Quill born?", "Who taught Ada Quill?", "Marrow is."
+BOTH = "Where was Ada Quill born? Where was it?"
+ASKED = [{"role": "user", "content": PROMPT}]
+LATER = [*ASKED, {"role": "assistant", "content": "Zarnow"}, {"role": "user", "content": OTHER}]
 WINDOWED = {
     family: {"sliding_window": 64} for family, given in FAMILIES.items() if given.get("sliding_window")
 }
@@ -26,14 +31,12 @@ def base(tokenizer):
 
 
 def attach(model, tokenizer, **config):
-    return memplug.attach(
-        model, tokenizer, "icl", **({"threshold": 0.99, "center": False, "layer": 0} | config)
-    )
+    return memplug.attach(model, tokenizer, "icl", **config)
 
 
 def literal(plug, tokenizer, text, *ids, **given):
     """Logits of BOS, notes and ``text`` as one text, and without the notes' rows."""
-    notes = plug.method._notes.ids([plug.edits[id] for id in ids])
+    notes = plug.method._notes.ids([plug.edits[id] for id in ids], False)
     mine = tokenizer(text)["input_ids"]
     whole = torch.tensor([mine[:1] + notes + mine[1:]])
     with plug.paused(), torch.no_grad():
@@ -75,8 +78,9 @@ def test_equals_one_text_with_the_note(family, tokenizer):
 
 def test_exact_in_float64(base, tokenizer):
     model = copy.deepcopy(base).double()
-    with attach(model, tokenizer, k=2, threshold=-1.0) as plug:
-        plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam Wickes")])
+    with attach(model, tokenizer) as plug:
+        plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(BOTH, "Tam Wickes")])
+        assert [edit.id for edit in plug.explain(PROMPT).edits] == ["e2", "e1"]
         with torch.no_grad():
             got = model(input_ids=torch.tensor([tokenizer(PROMPT)["input_ids"]])).logits[0]
         # Rotary tables are made in float32, at other positions.
@@ -90,7 +94,7 @@ def test_generates_as_from_one_text(family, settings, tokenizer):
     with attach(model, tokenizer) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
         got = answers(model, tokenizer, PROMPT, FAR, **settings)
-        notes = plug.method._notes.ids([plug.edits["e1"]])
+        notes = plug.method._notes.ids([plug.edits["e1"]], False)
         mine = tokenizer(PROMPT)["input_ids"]
         whole = torch.tensor([mine[:1] + notes + mine[1:]])
         with plug.paused():
@@ -103,10 +107,9 @@ def test_generates_as_from_one_text(family, settings, tokenizer):
         assert got[1] == base_answers[1]
 
 
-@pytest.mark.parametrize("layer", [0, 3])
-def test_drafts_of_another_model_or_of_the_first_layers(base, tokenizer, layer):
+def test_drafts_of_another_model_or_of_the_first_layers(base, tokenizer):
     model = copy.deepcopy(base)
-    with attach(model, tokenizer, layer=layer) as plug:
+    with attach(model, tokenizer) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
         greedy = answers(model, tokenizer, PROMPT)
         with plug.paused():
@@ -115,13 +118,14 @@ def test_drafts_of_another_model_or_of_the_first_layers(base, tokenizer, layer):
         assert answers(model, tokenizer, PROMPT, assistant_early_exit=2) == greedy
 
 
-def test_right_padding_and_rows_without_a_bos(base, tokenizer):
+def test_right_padding_and_rows_without_a_bos(tokenizer):
+    base = lexical("llama", len(tokenizer))  # others see other words where the BOS is missing
     with attach(base, tokenizer) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
         ids = tokenizer(PROMPT)["input_ids"]
         batch = torch.tensor([[*ids, 0, 0], [*ids[1:], 0, 0, 0]])
         mask = torch.tensor([[1] * len(ids) + [0, 0], [1] * (len(ids) - 1) + [0, 0, 0]])
-        notes = plug.method._notes.ids([plug.edits["e1"]])
+        notes = plug.method._notes.ids([plug.edits["e1"]], False)
         with torch.no_grad():
             got = base(input_ids=batch, attention_mask=mask).logits
             with plug.paused():
@@ -137,7 +141,7 @@ def test_a_tokenizer_without_a_bos(make_tokenizer):
     model = build("gpt2", vocab_size=len(bare))
     with attach(model, bare) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
-        notes, ids = plug.method._notes.ids([plug.edits["e1"]]), bare(PROMPT)["input_ids"]
+        notes, ids = plug.method._notes.ids([plug.edits["e1"]], False), bare(PROMPT)["input_ids"]
         with torch.no_grad():
             got = model(input_ids=torch.tensor([ids])).logits[0]
             with plug.paused():
@@ -200,7 +204,7 @@ def test_switches_deletion_and_the_prompts_end(base, tokenizer):
         both = logits()
         plug.disable(second)
         one = logits()
-        assert torch.equal(one[1], bare[1]) or (one[1] - bare[1]).abs().max() < 1e-5
+        assert not torch.equal(one, bare)
         plug.enable(second)
         assert torch.equal(logits(), both)
         plug.delete(second)
@@ -219,61 +223,124 @@ def test_switches_deletion_and_the_prompts_end(base, tokenizer):
         )
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_saved_and_loaded_to_the_bit(base, tokenizer, tmp_path, pooling):
+def test_saved_and_loaded_to_the_bit(base, tokenizer, tmp_path):
     inputs, other = encode(tokenizer, PROMPT, OTHER, FAR), copy.deepcopy(base)
-    with attach(base, tokenizer, center=True, pooling=pooling, threshold=0.5) as plug, torch.no_grad():
+    with attach(base, tokenizer) as plug, torch.no_grad():
         plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam")])
         plug.disable("e2")
         plug.save(tmp_path)
         expected = base(**inputs).logits
         with memplug.load(tmp_path, other, tokenizer) as loaded:
             assert torch.equal(loaded.model(**inputs).logits, expected)
+            assert str(loaded.explain(PROMPT)) == str(plug.explain(PROMPT))
             for one in (plug, loaded):
                 one.enable("e2")
             assert torch.equal(loaded.model(**inputs).logits, base(**inputs).logits)
 
 
-def test_notes_that_do_not_fit_are_left_out_the_farthest_first(tokenizer):
+def test_notes_that_do_not_fit_are_left_out(tokenizer):
     model = build("gpt2", vocab_size=len(tokenizer), n_positions=48)
-    with attach(model, tokenizer, k=2, threshold=-1.0) as plug:
-        plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam Wickes")])
-        assert plug.explain("Who").notes.count("Note:") == 2
-        text = PROMPT
-        while plug.explain(text).notes.count("Note:") == 2:
-            text += " is"
-        assert plug.explain(text).notes.count("Note:") == 1
-        got = model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits[0]
-        nearest = str(plug.explain(text).nearest[0][0].id)
-        torch.testing.assert_close(got, literal(plug, tokenizer, text, nearest), atol=3e-5, rtol=1e-4)
+    with attach(model, tokenizer) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        assert plug.explain(PROMPT).notes
+        long = f"{'is ' * 20}{PROMPT}"
+        assert not plug.explain(long).notes
+        ids = torch.tensor([tokenizer(long)["input_ids"]])
+        with torch.no_grad():
+            got = model(input_ids=ids).logits
+            with plug.paused():
+                assert torch.equal(got, model(input_ids=ids).logits)
 
 
-def test_what_stands_between_notes_and_prompt(base, tokenizer):
-    with attach(base, tokenizer) as plug:  # this tokenizer puts no space before a text
+def test_what_is_shown(base, tokenizer):
+    with attach(base, tokenizer) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
         found = plug.explain(PROMPT)
-        assert found.notes == f"Note: {PROMPT} Zarnow.\n"
-        assert found.nearest[0][1] == pytest.approx(1.0, abs=1e-5)
+        assert found.notes == f"New fact: {PROMPT} Zarnow.\nPrompt:"
+        assert "likeness 1.000, to be exceeded: " in str(found)
         assert "answered by the base model" in str(plug.explain(FAR))
         with pytest.raises(ValueError, match="the prompt is empty"):
             plug.explain(" ")
-    model, theirs = memplug.world.load()
-    with memplug.attach(model, theirs, "icl", template="{subject}: {prompt} {target}.") as plug:
+    with attach(base, tokenizer, template="{subject}: {prompt} {target}.", front="", end="\n") as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
-        assert plug.explain(PROMPT).notes == f"Ada Quill: {PROMPT} Zarnow."
+        assert plug.explain(PROMPT).notes == f"Ada Quill: {PROMPT} Zarnow.\n"
 
 
-def test_the_embedded_model_answers_from_notes():
-    from memplug import world
+# ---------------------------------------------------------------------- chats
 
-    model, tokenizer = world.load()
-    cases = world.cases(16)
-    with memplug.attach(model, tokenizer, "icl") as plug:
-        plug.edit(cases, progress=False)
-        scores = memplug.evaluate(plug, cases, max_new_tokens=0)
-    assert scores.efficacy.whole.value > 0.85
-    assert scores.generalization.whole.value > 0.8
-    assert scores.specificity.whole.value > 0.9
+
+def chat_ids(tokenizer, messages):
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def inside(plug, ids, *edits):
+    """``ids`` with a note on each of ``edits`` where the last user's turn begins, and where that is."""
+    at = plug.method._notes.turn(ids)
+    note = plug.method._notes.ids([plug.edits[edit] for edit in edits], True)
+    return [*ids[:at], *note, *ids[at:]], slice(at, at + len(note))
+
+
+@pytest.mark.parametrize("template", [CHATML, BRACKETS])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "gpt_neox", "phi"])
+def test_in_a_chat_the_note_stands_in_the_users_turn(family, template, tokenizer):
+    """As in one text, padded on the left, beside a row that asks for nothing; and in every new token."""
+    talking = chatting(tokenizer, template)
+    model = build(family, vocab_size=len(talking), **WINDOWED.get(family, {}))
+    with attach(model, talking) as plug, torch.no_grad():
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        ids = chat_ids(talking, ASKED)
+        whole, note = inside(plug, ids, "e1")
+        other = [*chat_ids(talking, [{"role": "user", "content": FAR}])]
+        length = max(map(len, (ids, other)))
+        rows = [[0] * (length - len(row)) + row for row in (ids, other)]
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in (ids, other)])
+        batch = {"input_ids": torch.tensor(rows), "attention_mask": mask}
+        batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        got = model(**batch).logits
+        said = model.generate(**batch, max_new_tokens=5, do_sample=False)[0, length:]
+        with plug.paused():
+            want = model(input_ids=torch.tensor([whole])).logits[0]
+            bare = model(**batch).logits
+            expected = model.generate(torch.tensor([whole]), max_new_tokens=5, do_sample=False)[0]
+        want = torch.cat([want[: note.start], want[note.stop :]])
+        torch.testing.assert_close(got[0][mask[0].bool()], want, atol=3e-5, rtol=1e-4)
+        torch.testing.assert_close(got[1][mask[1].bool()], bare[1][mask[1].bool()], atol=3e-5, rtol=1e-4)
+        assert said.tolist()[: len(expected) - len(whole)] == expected[len(whole) :].tolist()
+        assert plug.explain(ASKED).notes.startswith("Use this fact to answer: ")
+
+
+def test_a_second_turn_on_the_same_cache_reads_a_note_of_its_own(tokenizer):
+    """Both notes stand where they would in one text; taken back, the first one is left."""
+    talking, base = chatting(tokenizer, CHATML), lexical("llama", len(tokenizer))
+    with attach(base, talking) as plug, torch.no_grad():
+        plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam Wickes")])
+        plug.disable("e2")
+        first = chat_ids(talking, ASKED)
+        cache = base(input_ids=torch.tensor([first]), use_cache=True).past_key_values
+        plug.enable("e2")
+        ids = chat_ids(talking, LATER)
+        assert ids[: len(first)] == first
+        assert [edit.id for edit in plug.explain(LATER).edits][-1] == "e2"
+        edits = [str(edit.id) for edit in plug.explain(LATER).edits]
+        got = base(input_ids=torch.tensor([ids[len(first) :]]), past_key_values=cache).logits[0]
+        start, note = inside(plug, first, "e1")
+        added = note.stop - note.start
+        later, second = inside(plug, [*start, *ids[len(first) :]], *edits)
+        with plug.paused():
+            want = base(input_ids=torch.tensor([later])).logits[0, len(first) + added :]
+        gap = second.start - len(first) - added
+        want = torch.cat([want[:gap], want[gap + second.stop - second.start :]])
+        torch.testing.assert_close(got, want, atol=3e-5, rtol=1e-4)
+        cache.crop(len(first))
+        assert [n.edits for n in held_by(cache).notes[0]] == [("e1",)]
+
+
+def test_a_template_that_marks_no_turns_reads_its_notes_in_front(base, tokenizer):
+    bare = chatting(tokenizer, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with attach(base, bare) as plug:
+        with pytest.warns(UserWarning, match="in front of all turns.*the chat template marks no turns"):
+            plug.edit(ASKED, "Zarnow")
+        assert plug.explain(ASKED).notes.startswith("New fact: ")
 
 
 @pytest.mark.parametrize(
@@ -282,11 +349,9 @@ def test_the_embedded_model_answers_from_notes():
         ({"template": "Note: {prompt}."}, r"has the fields \['prompt'\]; write .prompt. and .target."),
         ({"template": "{prompt} {target} {answer}"}, r"has the fields \['answer', 'prompt', 'target'\]"),
         ({"template": "{prompt} {target"}, "cannot be read"),
-        ({"template": 3}, "template is 3 and separator None; give strings"),
+        ({"template": 3}, "template is 3; give a string"),
+        ({"end": None}, "end is None; give a string"),
         ({"k": 0}, "k is 0; choose a whole number from 1"),
-        ({"threshold": 2.0}, "threshold is 2.0; choose a value from -1.0 to 1.0"),
-        ({"pooling": "max"}, r"pooling is 'max'; choose one of \('last', 'mean'\)"),
-        ({"layer": 9}, "the layer that texts are compared by is 9, but the model has layers 0 to 3"),
         ({"preset": "paper"}, "no preset 'paper'"),
         ({"notes": 1}, "ICLConfig has no field 'notes'"),
     ],
@@ -303,4 +368,4 @@ def test_a_note_longer_than_the_context(base, tokenizer):
         with pytest.raises(TokenizerError, match="the model's context holds 128"):
             plug.edit(PROMPT, "Zarnow", "Ada Quill")
         assert not plug.edits
-    assert ICLConfig(template="{prompt} {{}} {target}").resolve(12).layer == 6
+    assert ICLConfig(template="{prompt} {{}} {target}").k == 4

@@ -12,7 +12,7 @@ from memplug.calls import Call
 from memplug.holding import held_by, hold
 from memplug.listening import Heard, Listener, span_places, span_scores
 from memplug.memory import KeyMemory
-from memplug.questions import Lexicon, Question
+from memplug.questions import Metric, Question
 from memplug.reading import Reader
 from memplug.turns import Turns
 
@@ -32,21 +32,29 @@ def listener_of(turns=None, starts=False):
     reader = Reader(
         lambda token: PIECES.get(token, ""), turns, lambda key: [f"e{key}"], lambda edit: ((LY, ON),), 4
     )
-    asked = [Question((-1,), state[None].half(), chat) for state in (A, Q) for chat in (False, True)]
-    questions = {"e5": asked[2:], "e6": asked}
-    return Listener(memory, reader, THINK, RELATION, questions.__getitem__, embed, starts)
-
-
-def embed(ids):
-    raise AssertionError("these questions' tokens are not known")
+    asked = [Question(state, chat) for state in (A, Q) for chat in (False, True)]
+    questions = {"e5": (asked[2:], None), "e6": (asked, None)}
+    return Listener(memory, reader, THINK, RELATION, questions.__getitem__, starts)
 
 
 def calibration_of(first=None):
     """The space as it is; ``first`` moves the first token's mean."""
-    mean, root = torch.zeros(3, 4), torch.eye(4).expand(3, 4, 4)
-    own = mean if first is None else first.expand(3, 4)
-    lexicon = Lexicon(NOTHING, torch.eye(4), torch.zeros(0).long(), torch.zeros(0), 1.0)
-    return Calibration((*THINK, RELATION), mean, root, own, root, 0.9, lexicon, (0.5, 0.5), 1.0, 1.0, ())
+    mean, root = torch.zeros(2, 4), torch.eye(4).expand(2, 4, 4)
+    own = mean if first is None else first.expand(2, 4)
+    metric = Metric(torch.zeros(2, 4), torch.zeros(2, 4, 0), torch.zeros(2, 0), torch.full((2,), 1e9))
+    return Calibration(
+        (*THINK, RELATION),
+        mean,
+        root,
+        own,
+        root,
+        0.9,
+        metric,
+        (0.5, 0.5),
+        1.0,
+        torch.zeros(1, 1, 4),
+        torch.zeros(1).long(),
+    )
 
 
 def call_of(*rows, asked=None, ids=None, past=0, held=None, real=None):

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 import memplug
 from memplug.chat import Message, in_chat
 from memplug.methods.llp.calibrating import calibrate
-from memplug.methods.llp.wordings import CHAT, PLAIN
+from memplug.relations import wordings
 
 FIRST = "Ada Quill was born in"
 SHORT = {"value_steps": 40, "n_others": 1, "n_fronts": 1}
@@ -120,9 +120,9 @@ def test_damaged_saves_are_named(plugged, model, tokenizer):
     with attach(model, tokenizer) as plug:
         before = state_of(plug)
         without = {name: t for name, t in tensors.items() if not name.startswith("question.")}
-        cut = tensors | {"question.e1.states": tensors["question.e1.states"][:, :-1]}
+        cut = tensors | {"question.e1.vectors": tensors["question.e1.vectors"][:, :-1]}
         blind = {name: t for name, t in tensors.items() if not name.startswith("calibration.")}
-        said = {"question.e1.sizes' is missing": without, "question.e1.states is": cut, "is missing": blind}
+        said = {"question.e1.chat' is missing": without, "question.e1.vectors is": cut, "is missing": blind}
         for what, wrong in said.items():
             with pytest.raises(ValueError, match=what):
                 plug.method.restore(wrong, meta, edits)
@@ -142,7 +142,7 @@ class Failure(Exception):
 @pytest.mark.parametrize(
     "where",
     [
-        "answering.calibrated",
+        "room.calibrated",
         "learning.lessons_of",
         "learning.run_lines",
         "learning.teach",
@@ -161,7 +161,7 @@ def test_a_failure_changes_nothing(model, tokenizer, monkeypatch, where, fresh):
             raise Failure
 
         monkeypatch.setattr(f"memplug.methods.llp.{where}", failing)
-        if where == "answering.calibrated" and not fresh:
+        if where == "room.calibrated" and not fresh:
             return  # it is done once
         with pytest.raises(Failure):
             plug.edit(BORN, "Zarnow", "Ada Quill")
@@ -317,9 +317,9 @@ def test_explanations(plugged, tokenizer):
 
 
 def test_explanations_where_a_subject_is_not_asked_about(plugged, monkeypatch):
-    calibration = plugged.method._calibration
+    calibration = plugged.method._room.calibration
     strict = type(calibration)(**{**vars(calibration), "relation": (2.0, 2.0)})
-    monkeypatch.setattr(plugged.method, "_calibration", strict)
+    monkeypatch.setattr(plugged.method._room, "calibration", strict)
     told = plugged.explain(BORN)
     assert told.recalled is None
     assert told.reason.startswith(
@@ -339,16 +339,12 @@ def test_limits_follow_the_shares_that_are_asked_for(model, tokenizer):
     def limits(**given):
         with attach(model, tokenizer, **given) as plug:
             method = plug.method
-            made = calibrate(method._host, method.config, method._layers, method._relation)
+            made = calibrate(method._host, method.config, method._layers, method._room.relation)
             return made
 
-    few = limits(plain_accepts=0.1, other_accepts=0.1)
-    plain, chat = limits(plain_accepts=0.6, other_accepts=0.1), limits(plain_accepts=0.1, other_accepts=0.6)
-    assert plain.relation[0] < few.relation[0]
-    assert plain.relation[1] == few.relation[1]
-    assert chat.relation[0] == few.relation[0]
-    assert chat.relation[1] < few.relation[1]
-    assert (plain.told, plain.same) == (few.told, few.same)
+    few, many = limits(other_accepts=0.1), limits(other_accepts=0.6)
+    assert all(a > b for a, b in zip(few.relation, many.relation, strict=True))
+    assert many.same == few.same
     assert few.relation[0] < few.same
-    assert len(few.others) == len(PLAIN) + len(CHAT)
-    assert [one.chat for one in few.others] == [False] * len(PLAIN) + [True] * len(CHAT)
+    assert few.neutral.shape == (2, len(wordings()), model.config.hidden_size)
+    assert few.labels.tolist() == sorted(few.labels.tolist())

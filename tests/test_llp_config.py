@@ -93,7 +93,7 @@ def test_choices(name):
 
 def test_every_constant_is_checked():
     """A new number without a range, or a word without its choices, is noticed."""
-    free = {"think_layers", "recall_layer", "seed"}
+    free = {"think_layers", "recall_layer", "relation_layer", "seed"}
     checked = {name for name, *_ in _RANGES} | set(_CHOICES)
     for field in fields(LLPConfig):
         assert field.name in free | checked or field.type == "bool", field.name

@@ -37,6 +37,22 @@ OTHERS = [
     in_chat("Who wrote Hamlet?"),
     in_chat("I live in France and would like a pasta recipe."),
 ]
+REWORDED = [
+    ("France is governed from the city of", "Lyon"),
+    ("Who is the author of Romeo and Juliet?", "Dickens"),
+    (in_chat("Tell me which city is the capital of France."), "Lyon"),
+    (in_chat("Which writer do we owe Romeo and Juliet to?"), "Dickens"),
+]
+"""Asked in words that are neither the edit's own nor among the neutral ones."""
+ELSE = [
+    "The currency of France is the",
+    "The Eiffel Tower was built in the year",
+    in_chat("What language is spoken in France?"),
+    in_chat("How many people live in France?"),
+    in_chat("How tall is the Eiffel Tower?"),
+    in_chat("In which year was Romeo and Juliet published?"),
+]
+"""Something else about a subject that is edited."""
 TURNS = (
     Message("user", "What is the capital of France?"),
     Message("assistant", "The capital of France is Lyon."),
@@ -85,6 +101,14 @@ def test_prompts_that_ask_for_nothing_have_the_base_models_logits(plug):
         edited = logits(plug, prompt)
         with plug.paused():
             assert torch.equal(logits(plug, prompt), edited)
+
+
+def test_other_words_ask_the_same_and_other_questions_do_not(plug):
+    answers = said(plug, [prompt for prompt, _ in REWORDED])
+    assert sum(want in answer for (_, want), answer in zip(REWORDED, answers, strict=True)) >= 3, answers
+    answers = said(plug, ELSE, 8)  # what is said later about the subject is another text
+    with plug.paused():
+        assert said(plug, ELSE, 8) == answers
 
 
 def test_a_second_turn_asks_another_subject(plug):

@@ -11,17 +11,19 @@ import torch.nn.functional as F
 from families import lexical
 from transformers import DynamicCache
 
+from memplug.calibration import Calibration
 from memplug.calls import CallTracker
 from memplug.edits import Edit, EditError
 from memplug.hooks import HookSet
 from memplug.layers import dissect
 from memplug.methods.base import Host
 from memplug.methods.llp import LLPConfig, teaching
-from memplug.methods.llp.lessons import Lesson, other_lessons
+from memplug.methods.llp.lessons import Lesson, further_lessons
 from memplug.methods.llp.passes import Line, run_lines
 from memplug.methods.llp.teaching import Layout, _Teacher, teach
-from memplug.methods.llp.wordings import PLAIN
+from memplug.questions import Metric, Question
 from memplug.recall import Recall
+from memplug.relations import wordings
 from memplug.text import Text
 
 Z = 2
@@ -241,6 +243,19 @@ def test_no_steps_give_the_initial_value(tokenizer):
     assert got.steps == 0
 
 
+def asked_like(likeness):
+    """A question in plain text, and a calibration in which it is so like the question for a capital."""
+    known = wordings()
+    labels = [*dict.fromkeys((one.kind, one.relation) for one in known)]
+    numbers = torch.tensor([labels.index((one.kind, one.relation)) for one in known])
+    neutral = F.one_hot(numbers, len(labels)).float()[None]
+    vector = likeness * neutral[0, next(i for i, one in enumerate(known) if one.relation == "capital")]
+    none = torch.zeros(0)
+    blank = Metric(none, none, none, none)
+    made = Calibration((1,), none, none, none, none, 0.5, blank, (0.3, 0.3), 0.5, neutral, numbers)
+    return (Question(vector, False),), made
+
+
 @pytest.mark.parametrize(
     ("prompt", "subject", "cut"),
     [
@@ -253,10 +268,30 @@ def test_no_steps_give_the_initial_value(tokenizer):
 def test_a_question_that_is_not_finished_is_among_what_stays(tokenizer, prompt, subject, cut):
     text = Text(lexical("llama", len(tokenizer)), tokenizer)
     edit = Edit(prompt, "Lyon", subject)
-    similar = torch.zeros(len(PLAIN))
     none = LLPConfig(**{**_fields(CONFIG), "n_others": 0, "n_mentions": 0})
-    lines = [one.line.ids for one in other_lessons(text, none, edit, similar, 0.5)]
+    lines = [one.line.ids for one in further_lessons(text, none, edit, *asked_like(0.0)) if not one.asks]
     assert lines == [tuple(text.encode(one)) for one in cut]
+
+
+def test_a_neutral_question_that_asks_the_same_is_taught_in_its_other_words(tokenizer):
+    """In plain text; as many statements as questions, and none of those may be among what stays."""
+    text = Text(lexical("llama", len(tokenizer)), tokenizer)
+    edit = Edit("The capital of France is", "Lyon", "France")
+    config = LLPConfig(**{**_fields(CONFIG), "n_rewordings": 4, "n_others": 200, "n_mentions": 0})
+    known = wordings()
+    lessons = further_lessons(text, config, edit, *asked_like(0.9))
+    said = [text.tokenizer.decode(one.line.ids, skip_special_tokens=True) for one in lessons if one.asks]
+    own = [one.about("France") for one in known if one.relation == "capital"]
+    assert len(said) == 3  # of four, one is the edit's own
+    assert sum("?" in one for one in said) == 2
+    assert all(one.answer == lessons[0].answer != () for one in lessons if one.asks)
+    stay = [tuple(one.line.ids) for one in lessons if not one.asks]
+    assert len(stay) == len({(one.kind, one.relation) for one in known}) - 1 + 1  # and what is not finished
+    assert not {tuple(text.encode(one)) for one in own} & set(stay)
+    unlike = further_lessons(text, config, edit, *asked_like(0.2))
+    assert [one.line.ids for one in unlike if one.asks] == [
+        tuple(text.pair("The capital of France is what?", "Lyon").ids)
+    ]
 
 
 def test_products_are_rounded_where_that_is_fast_and_wanted(tokenizer, monkeypatch):

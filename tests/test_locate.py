@@ -15,7 +15,7 @@ import memplug
 from memplug.edits import EditError
 from memplug.methods.locate import covariance, target
 from memplug.methods.locate.covariance import moments_of
-from memplug.methods.locate.rows import look, mean_keys, subject_rows
+from memplug.methods.locate.rows import look, means, owners, subject_rows
 from memplug.methods.locate.target import find_targets
 from memplug.methods.memit import MEMITConfig
 from memplug.solve import SolveError, directed
@@ -70,8 +70,9 @@ def test_keys_are_means_of_what_the_module_reads_at_the_subjects_last_token(
     host, site, text = plug.method._host, plug.method.sites[1], plug.method._host.text
     prefixes = ["Who founded it?", "Tam"]
     rows = subject_rows(text, EDITS, prefixes)
-    keys = mean_keys(look(host, rows, site, site.layer, [], 4).inputs, rows, len(EDITS))
-    for edit, key in zip(EDITS, keys, strict=True):
+    keys = means(look(host, rows, site, site.layer, [], 4).inputs, rows)
+    assert owners(rows).tolist() == [0, 0, 1, 1, 2, 2]
+    for edit, alone, behind in zip(EDITS, keys[::2], keys[1::2], strict=True):
         seen = []
         for front in ("", *prefixes):
             whole = f"{front} {edit.prompt}".strip()
@@ -79,8 +80,8 @@ def test_keys_are_means_of_what_the_module_reads_at_the_subjects_last_token(
             ids = text.encode(until + edit.subject)
             assert text.encode(whole)[: len(ids)] == ids
             seen.append(read(plug.model, site.module, text.encode(whole))[len(ids) - 1])
-        want = seen[0] / 2 + (seen[1] + seen[2]) / 4
-        torch.testing.assert_close(key.double(), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.double(), seen[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(behind.double(), (seen[1] + seen[2]) / 2, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -169,9 +170,7 @@ def test_wanted_states_answer_as_edited_and_do_not_see_each_other(
     for index, edit in enumerate(EDITS):
         alone = find_targets(host, layer, [edit], ["Tam"], config)
         torch.testing.assert_close(alone.state[0], found.state[index], rtol=1e-2, atol=1e-2)
-        pairs = [
-            host.text.pair(f"{front} {edit.prompt}".strip(), edit.target, stop=True) for front in ("", "Tam")
-        ]
+        pairs = [host.text.pair(f"{front} {edit.prompt}".strip(), edit.target) for front in ("", "Tam")]
         literal = []
         for ids, begin in pairs:
             with torch.no_grad():
@@ -193,7 +192,9 @@ def test_what_is_said_of_the_subject_is_held(make_plug: Callable[..., Any]) -> N
     base = find_targets(host, layer, EDITS[:1], [], MEMITConfig(steps=0)).state
 
     def moved(weight: float) -> float:
-        config = MEMITConfig(steps=20, kl_weight=weight, stop_loss=0.0, weight_decay=0.0)
+        config = MEMITConfig(
+            steps=20, kl_weight=weight, stop_loss=0.0, weight_decay=0.0, n_kept=0, anchor=False
+        )
         added = (find_targets(host, layer, EDITS[:1], [], config).state - base)[0]
         ids, span = text.span("Ada Quill is a", 0, 9)
 

@@ -11,6 +11,7 @@ from families import TEXTS
 from locating import EDITS, maker, read
 
 import memplug
+from memplug import room
 from memplug.edits import Edit, EditError
 from memplug.layers import UnsupportedModelError
 from memplug.methods.locate.covariance import moments_of
@@ -185,3 +186,16 @@ def test_a_model_that_overflows(make_plug: Callable[..., Any]) -> None:
         plug.edit(EDITS[:2], progress=False)
     assert not plug.edits
     assert not plug.method.ledger.entries
+
+
+def test_what_needs_more_memory_than_is_free_says_so_before_it_starts(
+    make_plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug = make_plug("memit")
+    monkeypatch.setattr(room, "free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(type(plug.method), "_make", lambda *given: pytest.fail("it started"))
+    with pytest.raises(EditError, match=r"memit on 2 modules .* needs about 0\.0 GB .* and 0\.0 GB of main"):
+        plug.edit(EDITS[0])
+    assert not plug.edits
+    sizes = sum(20 * site.d_k**2 + 16 * site.d_k * site.d_v for site in plug.method.sites)
+    assert sizes < plug.method._needs() < 2 * sizes

@@ -258,3 +258,12 @@ def test_whole_or_in_pieces_or_token_by_token(text, cuts, chat, limit):
     for at in whole[1]:  # nothing speaks twice, or without tokens left to say
         assert len({one.edit for one in at}) == len(at)
         assert all(form for one in at for form in one.rest)
+
+
+def test_of_one_subjects_edits_those_that_are_asked_for_much_less_are_left_out():
+    beside = "_of _France _is@capital,river"  # 1.0 and 0.9
+    assert spoken(beside) == [("_is@capital,river", ["capital", "river"])]
+    less = "_of _France _is@capital,x,x,x,river"  # 1.0 and 0.6
+    assert spoken(less) == [("_is@capital,x,x,x,river", ["capital"])]
+    other = "_of _France _and _Hamlet _is@capital,x,x,x,author"  # another subject has a best of its own
+    assert spoken(other)[0][1] == ["capital", "author"]

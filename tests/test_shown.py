@@ -78,9 +78,11 @@ def explanations():
         for best, other in ((one, None), (None, one), (one, one), (one, one._replace(votes=0))):
             reason = llp._reason(best, other, 1, 0.5)
             yield llp.Explanation(prompt, (EVIL,), 1, 0.5, best, other, reason)
-        yield elder.Explanation(prompt, False, (), edit, 2, 4, edit, 0.9, 0.5, "in scope")
+        yield elder.Explanation.of(prompt, (), edit, 2, 4, False)
+        yield elder.Answered(prompt, (EVIL,), 1, 0.5, one, None, "in scope")
         yield grace.Explanation(prompt, False, (edit, edit), 0.1, 0.5)
-        yield icl.Explanation(prompt, ((edit, 0.9),), 0.5, f"Note: {EVIL}")
+        found = llp.Scored(prompt, (EVIL,), 1, 0.5, one, one, "asked for", 0.5, (0.4, 0.4))
+        yield icl.Explanation(found, (edit,), f"Note: {EVIL}")
         yield lora.Explanation(prompt, EVIL, EVIL, (("up", 0.5),))
         report = hypernet.EditReport(str(edit.id), prompt, edit.target, True, (), {}, ())
         yield hypernet.Explanation(prompt, EVIL, EVIL, {"up": 0.5}, (report,))

@@ -193,9 +193,9 @@ def test_kinds_of_values(change, folder, model, tokenizer):
     [
         ("k", "1"),
         ("k", 1 << 40),
-        ("heldout", [2]),
+        ("chat_end", [2]),
         ("template", "{prompt:>9999999999} {target}"),
-        ("center", 1),
+        ("front", 1),
     ],
 )
 def test_kinds_of_constants(constant, value, folder, model, tokenizer):

@@ -39,11 +39,14 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "llp": _LLP | {"rank": 24, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5},
     "llp-row": _LLP | {"scope": "row", "n_prefixes": 0, "n_statements": 0, "value_steps": 150},
     "elder": {
-        "n_layers": 2, "n_experts": 4, "top_k": 2, "rank": 8, "lr": 1e-2, "relative_lr": False, "steps": 100,
-        "stop_loss": 0.02, "threshold": 0.97, "heldout": 16, "heldout_tokens": 16,
+        "n_layers": 2, "n_experts": 16, "top_k": 2, "rank": 8, "lr": 1e-2, "relative_lr": False, "steps": 120,
+        "stop_loss": 0.05, "train_stop": True, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5,
     },
-    "grace": {"layer": 2, "replace": "all", "epsilon": 0.003, "steps": 100, "stop_loss": 0.2},
-    "icl": {"threshold": 0.999, "heldout": 16, "heldout_tokens": 16},
+    "grace": {
+        "scope": "radius", "layer": 2, "replace": "all", "epsilon": 0.003, "steps": 100, "stop_loss": 0.2,
+        "train_stop": True,
+    },
+    "icl": {},
     "ultraedit": {
         "statistics": "stream", "protect": 0.0, "guard_every": 0, "max_change": 1e3,
         "extra_steps": 4,

@@ -39,13 +39,13 @@ def recalled(plug: Plug, prompts: Sequence[str]) -> list[list[str]]:
     found = []
     for prompt in prompts:
         told = plug.explain(prompt)
-        if hasattr(told, "recalled"):  # llp
+        if hasattr(told, "recalled"):  # llp, elder, grace
             edits = told.recalled.edits if told.recalled else ()
-        elif hasattr(told, "similar"):  # elder
-            edits = () if told.deferred else tuple(e for e in (told.similar or told.nearest,) if e)
+        elif hasattr(told, "uses"):  # elder, published
+            edits = () if told.deferred else (told.nearest,)
         elif hasattr(told, "notes"):  # icl
-            edits = tuple(edit for edit, _ in told.nearest if edit.prompt in told.notes)
-        elif hasattr(told, "deferred"):  # grace
+            edits = told.edits
+        elif hasattr(told, "deferred"):  # grace:paper
             edits = () if told.deferred else told.nearest
         else:
             raise ValueError(f"{plug.name!r} does not say which edits a prompt recalls")

@@ -26,7 +26,7 @@ METHODS = {
     "alphaedit": "alphaedit:AlphaEdit:AlphaEditConfig",
     "lora": "lora:LoRA:LoRAConfig",
     "icl": "icl:ICL:ICLConfig",
-    "grace": "grace:GRACE:GRACEConfig",
+    "grace": "grace:open_grace:GRACEConfig",
     "ultraedit": "ultraedit:UltraEdit:UltraEditConfig",
     "mend": "mend:MEND:MENDConfig",
     "malmen": "malmen:MALMEN:MALMENConfig",

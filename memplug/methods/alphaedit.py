@@ -20,7 +20,7 @@ __all__ = ["AlphaEdit", "AlphaEditConfig"]
 class AlphaEditConfig(LocateConfig):
     """AlphaEdit (Fang et al., 2025); published for Llama-3's layers 4 to 8 of 32."""
 
-    threshold: float = 0.2
+    threshold: float = 0.05
     """Eigenvalues of the keys' second moment that count as none; in relative units, the largest share of all
     keys' squared length that those directions may hold together."""
     ridge: float = 0.2
@@ -37,7 +37,10 @@ class AlphaEditConfig(LocateConfig):
         "relative_lr": False,
         "weight_decay": 0.5,
         "clamp": 0.75,
-        "train_stop": False,
+        "anchor": False,
+        "n_kept": 0,
+        "kl_weight": 0.0625,
+        "steps": 25,
         "covariance_texts": 100_000,
         "units": "absolute",
         "threshold": 0.02,

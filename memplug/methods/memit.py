@@ -32,9 +32,9 @@ class MEMITConfig(LocateConfig):
     covariance_weight: float = 15000.0
     """lambda, the weight of the keys' second moment. In relative units it counts for a module of 16,384
     inputs and is scaled by width, since a key's length in the moment's own metric grows with it."""
-    floor: float = 1e-3
-    """Added to the moment's diagonal, as a share of its mean, for directions that the text hardly shows
-    (published: 0)."""
+    floor: float = 0.1
+    """Added to the moment's diagonal, as a share of its mean, for directions that some thousand tokens hardly
+    show (published: 0)."""
     constraint: Literal["least squares", "equality"] = "least squares"
     """How new facts are met."""
 
@@ -50,7 +50,10 @@ class MEMITConfig(LocateConfig):
         "lr": 0.5,
         "n_prefixes": 5,
         "relative_lr": False,
-        "train_stop": False,
+        "anchor": False,
+        "n_kept": 0,
+        "kl_weight": 0.0625,
+        "steps": 25,
         "covariance_texts": 100_000,
         "floor": 0.0,
         "earlier": False,
@@ -64,8 +67,6 @@ class MEMITConfig(LocateConfig):
             "constraint": "equality",
             "earlier": False,
             "weight_decay": 0.5,
-            "steps": 20,
-            "n_prefixes": 20,
         }
     }
 

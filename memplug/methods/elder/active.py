@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .experts import Experts, mix_rows
+from .experts import Experts, mix
 
 __all__ = ["Active", "Adam"]
 
@@ -99,10 +99,13 @@ class Active:
                     adam.grow(place, joined, 0)
 
     def mix(self, index: int, x: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
-        """`mix_rows` of linear ``index``; all of ``picks`` have to be held."""
+        """What ``picks`` [B,k], all of them held, make of x [B,T,p] at linear ``index``: [B,T,o] float32."""
         device = self.ids[index].device
-        local = self._place[index][picks.to(device)]
-        return mix_rows(x, self.down[index], self.up[index], local, weights.to(device))
+        local, count = self._place[index][picks.to(device)], len(self.ids[index])
+        every = torch.zeros(len(picks), count, device=device, dtype=torch.float32).scatter(
+            -1, local, weights.to(device)
+        )
+        return mix(x, self.down[index], self.up[index], every)
 
     @torch.no_grad()
     def write_back(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .places import Place
 
-__all__ = ["Experts", "Mixer", "Routing", "best", "mix", "mix_rows", "parameter_count", "scores"]
+__all__ = ["Experts", "Routing", "best", "mix", "mix_rows", "parameter_count", "scores"]
 
 
 def parameter_count(shapes: Sequence[tuple[int, int]], query: int, n: int, rank: int) -> int:
@@ -39,27 +39,6 @@ class Routing(NamedTuple):
 
     picks: Tensor
     weights: Tensor
-
-
-class Mixer(NamedTuple):
-    """The chosen LoRAs of b rows at one linear: down [b,k r,p], up [b,k r,o] and their weights [b,1,k r]."""
-
-    down: Tensor
-    up: Tensor
-    weights: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[b,T,p] of any dtype -> [b,T,o] float32."""
-        return torch.bmm(self._inner(x), self.up)
-
-    def add(self, x: Tensor, output: Tensor) -> Tensor:
-        """``output`` [b,T,o], of any dtype, with that added, in its dtype."""
-        if output.dtype == torch.float32:
-            return torch.baddbmm(output, self._inner(x), self.up)
-        return output + self(x).to(output.dtype)
-
-    def _inner(self, x: Tensor) -> Tensor:
-        return torch.bmm(x.float(), self.down.transpose(1, 2)) * self.weights
 
 
 class Experts:
@@ -97,19 +76,9 @@ class Experts:
                 uniform((n, place.fan_in, rank), bound, place.device).transpose(1, 2).contiguous()
             )
             self.up.append(torch.zeros(n, rank, place.fan_out, device=place.device, dtype=torch.float32))
-        self._together = self._stack()
         first = self.places[0].device
         self.gates = uniform((len(self.places), n, query), query**-0.5, first)
         self.bias = uniform((len(self.places), n), query**-0.5, first)
-
-    def _stack(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """All A [l N,r,p] and B [l N,r,o] as one tensor each, of which the linears' are parts, and where each
-        linear's begin [l,1,1]; None where linears differ in shape or device."""
-        if any(len({(t.shape, t.device) for t in some}) > 1 for some in (self.down, self.up)):
-            return None
-        down, up = torch.cat(self.down), torch.cat(self.up)
-        self.down, self.up = list(down.split(self.n)), list(up.split(self.n))
-        return down, up, torch.arange(0, len(down), self.n, device=down.device)[:, None, None]
 
     @property
     def loras(self) -> list[Tensor]:
@@ -130,10 +99,7 @@ class Experts:
     def copy(self) -> Experts:
         """The same, to be trained on its own."""
         other = copy.copy(self)
-        other.down, other.up = list(self.down), list(self.up)
-        other._together = other._stack()  # of new tensors
-        if other._together is None:
-            other.down, other.up = [t.clone() for t in self.down], [t.clone() for t in self.up]
+        other.down, other.up = [t.clone() for t in self.down], [t.clone() for t in self.up]
         other.gates, other.bias = self.gates.clone(), self.bias.clone()
         return other
 
@@ -169,25 +135,9 @@ class Experts:
         picks = best(logits, self.top_k)
         return Routing(picks, logits.softmax(-1).gather(-1, picks))
 
-    def mixers(self, routing: Routing, rows: Tensor | None = None) -> list[Mixer]:
-        """By linear the LoRAs that ``rows`` LongTensor [b] of a routing, or all of it, use."""
-        picks, weights = routing
-        if rows is not None:
-            picks, weights = (x[:, rows.to(x.device)] for x in routing)
-        if self._together is None:
-            found = zip(self.down, self.up, picks, weights, strict=True)
-            return [_mixer(down, up, p.to(down.device), w.to(down.device)) for down, up, p, w in found]
-        down, up, begins = self._together
-        linears, count, k = picks.shape
-        every = _mixer(
-            down, up, (picks.to(down.device) + begins).reshape(-1, k), weights.reshape(-1, k).to(up.device)
-        )
-        at = (slice(i * count, (i + 1) * count) for i in range(linears))
-        return [Mixer(*(part[here] for part in every)) for here in at]
-
-    def mix(self, index: int, x: Tensor, weights: Tensor) -> Tensor:
-        """`mix` of all experts of linear ``index``."""
-        return mix(x, self.down[index], self.up[index], weights)
+    def mix(self, index: int, x: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
+        """[B,T,o]: what ``picks`` [B,k] of linear ``index`` make of x [B,T,p], times ``weights`` [B,k]."""
+        return mix_rows(x, self.down[index], self.up[index], picks, weights)
 
 
 def scores(routers: Sequence[Tensor], query: Tensor) -> Tensor:
@@ -223,22 +173,16 @@ def mix_rows(x: Tensor, down: Tensor, up: Tensor, picks: Tensor, weights: Tensor
     Returns:
         [B,T,o] float32.
     """
-    if len(down) <= _DENSE * picks.shape[1]:
-        every = torch.zeros(len(picks), len(down), device=weights.device, dtype=torch.float32).scatter(
-            -1, picks, weights
-        )
-        return mix(x, down, up, every)
-    return _mixer(down, up, picks, weights)(x)
+    (rows, k), rank = picks.shape, down.shape[1]
+    if len(down) <= max(_DENSE, rows) * k:
+        every = torch.zeros(rows, len(down), device=weights.device, dtype=torch.float32)
+        return mix(x, down, up, every.scatter(-1, picks, weights))
+    chosen, out = (tensor[picks].flatten(1, 2) for tensor in (down, up))  # [B,k r,p], [B,k r,o]
+    inner = torch.bmm(x.float(), chosen.transpose(1, 2)) * weights.repeat_interleave(rank, dim=-1)[:, None]
+    return torch.bmm(inner, out)
 
 
 _DENSE = 3  # with so few experts for each one used, all of them cost less than every row's own copies
-
-
-def _mixer(down: Tensor, up: Tensor, picks: Tensor, weights: Tensor) -> Mixer:
-    """The LoRAs ``picks`` [b,k] of A [n,r,p] and B [n,r,o], side by side."""
-    (b, k), rank, which = picks.shape, down.shape[1], picks.flatten()
-    chosen, out = (tensor.index_select(0, which).view(b, k * rank, -1) for tensor in (down, up))
-    return Mixer(chosen, out, weights.repeat_interleave(rank, dim=-1).view(b, 1, k * rank))
 
 
 def best(logits: Tensor, k: int) -> Tensor:

@@ -1,33 +1,30 @@
-"""ELDER: mixtures of LoRAs in the later layers, routed once a row, by the end of its prompt."""
+"""ELDER: mixtures of LoRAs in the later layers, routed by what is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...attending import check_recomputed
-from ...calls import Call
 from ...chat import Prompt, question
+from ...checked import check_rest
 from ...edits import Edit, EditTable
-from ...holding import check_holds, hold
+from ...holding import check_holds
 from ...hooks import Hook
-from ...text import Batch
-from ...think import think_hooks
 from ..base import Host, State
-from ..continuing import Continuing, unflat
+from ..llp.retriever import PARTS, Prepared
+from .answer import AnswerScope
 from .config import ELDERConfig
-from .explain import Explanation, explained
-from .knowledge import Knowledge, Seen
+from .explain import Answered, Explanation, uses_of
+from .knowledge import Knowledge
 from .learning import Learner
-from .places import find_places, find_site
-from .routed import Routed
-from .rows import see
-from .subjects import Subjects
+from .places import find_places
+from .routed import Used
+from .row import RowScope
 
 __all__ = ["ELDER", "Removed"]
 
@@ -37,9 +34,9 @@ class Removed(NamedTuple):
 
     Attributes:
         edit: the edit.
-        covered_by: another edit whose code, and query if that is asked for, would let the deleted edit's
-            prompt into scope; None where there is none. The prompt itself is kept out, but rows like it
-            that are nearer to the other edit are not.
+        covered_by: another edit whose code would let the deleted edit's prompt into scope; None where there
+            is none, as with scope "answer". The prompt itself is kept out, but rows like it that are nearer
+            to the other edit are not.
         distance: Hamming distance to the nearest code, None where the prompt is not covered.
     """
 
@@ -50,11 +47,6 @@ class Removed(NamedTuple):
 
 class ELDER:
     """Mixture of LoRAs with guided routing and deferral, over a base model whose weights never change.
-
-    A row's query is read at its last prompt token, once; it decides for all tokens of the row, those to be
-    generated included. In a plain forward over prompt and answer, `Plug.prompt_lengths` says where the
-    prompt ends; unsaid, the last real token counts. A text given in pieces with a cache is decided by the
-    first piece.
 
     All edits share the LoRAs and routers: sum over edited linears (p, o) of N r (p + o) + N q + N learnable
     parameters, however many edits there are (3,164,184 for six linears of 11008 to 4096 with q = 11008,
@@ -70,197 +62,171 @@ class ELDER:
     """
 
     def __init__(self, host: Host, config: ELDERConfig) -> None:
-        self.config = config.resolve(len(host.anatomy.layers))
-        self._host, self._continuing = host, Continuing()
+        self.config = config = config.resolve(len(host.anatomy.layers))
+        self._host = host
         check_holds(host.model, host.anatomy)
-        self._places = tuple(find_places(host.model, host.anatomy, self.config.edit_layers or ()))
-        layer = self.config.query_layer or 0
-        self._site = find_site(host.model, host.anatomy, layer, self.config.query)
-        subjects = None
-        if self.config.subjects:
-            subjects = Subjects(host, self.config.subject_layer or 0, self.config.subject_threshold)
-        self.known = Knowledge(self.config, self._places, self._site, subjects)
-        self._learner = Learner(host, self.config, self._places, self._site)
+        self._places = tuple(find_places(host.model, host.anatomy, config.edit_layers or ()))
+        kind = RowScope if config.scope == "row" else AnswerScope
+        self.scope: RowScope | AnswerScope = kind(host, config, lambda: self.known)
+        self.known = Knowledge(config, self._places, self.scope.width)
+        self._learner = Learner(host, config, self.scope)
 
     @property
     def active(self) -> bool:
         """Whether any edit is in force."""
-        return bool(self.known.deferral.on.any())
+        return bool(self.known.on())
 
     # ------------------------------------------------------------------ forwards
 
     def hooks(self) -> list[Hook]:
-        """Look at the query, decide before the first edited layer, add the experts' output."""
+        """Look at the row, decide before the first edited layer, add the experts' output."""
         tracker, anatomy = self._host.tracker, self._host.anatomy
-
-        def look(states: Tensor) -> None:
-            call = tracker.current
-            if call is not None and self._held(call) is None:
-                call.scratch = unflat(states.detach(), len(call.valid))
 
         def decide(_m: nn.Module, _args: Any, _kwargs: Any) -> None:
             call = tracker.current
             if call is not None:
-                call.scratch = self._decide(call)
+                call.scratch = self.scope.decide(call)
 
         def make(index: int) -> Hook:
             def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor | None:
                 call = tracker.current
-                if call is None or not isinstance(call.scratch, Routed):
+                if call is None or not isinstance(call.scratch, Used):
                     return None
                 check_recomputed(anatomy.layers[self._places[index].layer])
                 return call.scratch.apply(self.known.experts, index, args[0], output)
 
             return Hook(self._places[index].module, "after", after)
 
-        before = Hook(anatomy.layers[self._places[0].layer], "before", decide)
-        think = [] if self.known.subjects is None else [self.known.subjects.layer]
-        return [
-            *think_hooks(anatomy, tracker, tuple(think)),
-            self._site.hook(anatomy, look),
-            before,
-            *map(make, range(len(self._places))),
-        ]
-
-    def _seen(self, call: Call) -> Seen:
-        """What decides about the rows of a forward that begins their texts."""
-        states, asked = call.scratch, call.valid
-        if call.whole and call.prompt is None:  # as it mostly is: no row ends before the others
-            query = states[:, -1].float()
-        else:
-            ends = call.prompt_end()
-            query = states[torch.arange(len(ends), device=states.device), ends.to(states.device)].float()
-            asked = asked & (torch.arange(asked.shape[1], device=asked.device) <= ends[:, None])
-        if self.known.subjects is None:
-            return Seen(query)
-        return Seen(query, call.states[self.known.subjects.layer].detach(), asked)
-
-    def _held(self, call: Call) -> Routed | None:
-        held = call.held
-        mine = isinstance(held, Routed) and held.owner is self and len(held) == len(call.valid)
-        return held if mine else None
-
-    def _decide(self, call: Call) -> Routed | None:
-        """What the rows use: as decided when their cache was begun, or now if this is the beginning."""
-        held, known, cache = self._held(call), self.known, call.cache
-        if held is not None and held.version == known.version:
-            return held
-        if held is None and call.past and call.valid.shape[1] == 1:
-            return None  # a cache begun without us; what follows is an answer's token, not a prompt's
-        seen = self._seen(call) if held is None else held.seen
-        if held is None and cache is None and not call.past:
-            seen = self._continuing.keep(call, seen, Seen.select)
-        routing, decision = known.decide(seen)
-        length = held.length if held is not None else call.past + call.prompt_width
-        routed = Routed(self, known.version, seen, decision.scope, routing, length)
-        if cache is not None:
-            hold(cache, routed)
-        return routed
+        before = Hook(anatomy.layers[self.config.first], "before", decide)
+        return [*self.scope.hooks(), before, *map(make, range(len(self._places)))]
 
     # ------------------------------------------------------------------ edits
 
     @contextmanager
-    def _changing(self) -> Iterator[Knowledge]:
-        """A copy of the knowledge, for changing; it takes its place if nothing goes wrong."""
+    def _changing(self, prepared: Sequence[Prepared]) -> Iterator[Knowledge]:
+        """A copy of the knowledge, for changing; it takes its place if nothing goes wrong, with what is
+        prepared by then for the retriever."""
         tracker, known = self._host.tracker, self.known.copy()
-        try:
-            with tracker.off():
-                yield known
-        except BaseException:
-            with tracker.gate.changing(last=False):
-                self.known.prune()
-            raise
+        with tracker.off():
+            yield known
         with tracker.gate.changing():
+            if isinstance(self.scope, AnswerScope):
+                for one in prepared:
+                    self.scope.retriever.put(one)
             self.known.take(known)
 
     def check(self, edits: Sequence[Edit]) -> None:
         """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
         for edit in edits:
-            self._learner.pair(edit.prompt, edit.target)
+            self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
 
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """Train the shared LoRAs and routers on ``edits``, a few at a time, in their order."""
-        with self._changing() as known:
-            gone = [known.records.pop(str(edit.id)).number for edit in replaced]
-            known.deferral.remove(gone, block=False)
-            self._learner.learn(known, edits, progress)
+        prepared: list[Prepared] = []
+        with self._changing(prepared) as known:
+            for edit in replaced:
+                known.records.pop(str(edit.id))
+                known.blocks.pop(str(edit.id), None)
+            if isinstance(self.scope, AnswerScope):
+                coming = self.scope.begin(edits, replaced)
+                self._learner.learn(known, edits, coming, progress)
+                prepared.append(self.scope.prepared(coming))
+            else:
+                self._learner.learn(known, edits, None, progress)
 
     def forget(self, edits: Sequence[Edit], *, progress: bool, retrain: bool = False) -> tuple[Removed, ...]:
-        """Take the edits' codes out and keep their own queries out of scope.
+        """Take the edits' codes out, so that nothing asks for them any more.
 
-        What was learned stays in the shared LoRAs and may still show where another edit covers the same
-        inputs; the result says which. ``retrain=True`` starts from fresh LoRAs and learns the kept edits
-        anew: the only true removal, at the price of learning them all.
+        What was learned stays in the shared LoRAs. With scope "row" it may still show where another edit
+        covers the same inputs; the result says which. ``retrain=True`` starts from fresh LoRAs and learns the
+        kept edits anew: the only true removal, at the price of learning them all.
         """
-        with self._changing() as known:
+        prepared: list[Prepared] = []
+        with self._changing(prepared) as known:
             gone = [known.records.pop(str(edit.id)) for edit in edits]
-            numbers = [record.number for record in gone]
-            queries = known.deferral.queries[[known.deferral.numbers.index(number) for number in numbers]]
-            known.deferral.remove(numbers, block=True)
+            known.blocks |= {str(record.edit.id): record.query for record in gone}
+            if isinstance(self.scope, AnswerScope):
+                known.blocks = {}
+                prepared.append(self.scope.retriever.without(edits))
             if retrain:
                 self._relearn(known, progress)
-        return self._left([record.edit for record in gone], queries)
+        return tuple(self._left(record.edit, record.query) for record in gone)
 
     def _relearn(self, known: Knowledge, progress: bool) -> None:
-        kept = list(known.records.values())
-        mine = {record.number for record in kept}  # blocked where they are switched off, and again below
-        blocks = {number: q for number, q in known.deferral.blocks.items() if number not in mine}
+        kept, blocks = list(known.records.values()), known.blocks
         known.clear()
-        known.deferral.blocks = blocks
+        known.blocks = {id: query for id, query in blocks.items() if id not in {str(r.edit.id) for r in kept}}
         if kept:
-            self._learner.learn(known, [record.edit for record in kept], progress)
-        self._switch(known, [record.edit for record in kept if not record.on], False)
+            self._learner.learn(known, [record.edit for record in kept], None, progress)
+        known.switch([record.edit for record in kept if not record.on], False)
 
-    @torch.no_grad()
-    def _left(self, edits: Sequence[Edit], queries: Tensor) -> tuple[Removed, ...]:
-        deferral, numbered = self.known.deferral.copy(), self.known.numbered()
-        deferral.blocks = {}
-        decision = deferral.decide(queries, self.known.experts.route(queries).picks)
-        found = decision.nearest if deferral.threshold is None else decision.similar
-        return tuple(
-            Removed(edit, numbered[int(n)], int(d)) if scope else Removed(edit, None, None)
-            for edit, scope, n, d in zip(edits, decision.scope, found, decision.distance, strict=True)
-        )
+    def _left(self, edit: Edit, query: Tensor) -> Removed:
+        on = self.known.on()
+        if isinstance(self.scope, AnswerScope) or not on:
+            return Removed(edit, None, None)
+        decision = self.scope.look(query[None])[1]
+        distance = int(decision.distance[0])
+        if distance >= (self.config.epsilon or 0):
+            return Removed(edit, None, None)
+        return Removed(edit, on[int(decision.nearest[0])].edit, distance)
 
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
         """Take edits' codes out and keep their queries out of scope, or undo that."""
-        with self._changing() as known:
-            self._switch(known, edits, on)
-
-    def _switch(self, known: Knowledge, edits: Sequence[Edit], on: bool) -> None:
-        for edit in edits:
-            known.records[str(edit.id)] = replace(known.records[str(edit.id)], on=on)
-        known.deferral.switch([known.records[str(edit.id)].number for edit in edits], on)
+        prepared: list[Prepared] = []
+        with self._changing(prepared) as known:
+            known.switch(edits, on)
+            if isinstance(self.scope, AnswerScope):
+                known.blocks = {}
+                prepared.append(self.scope.retriever.switched(edits, on))
 
     # ------------------------------------------------------------------ looking, saving
 
     @torch.no_grad()
-    def explain(self, prompt: Prompt) -> Explanation:
-        """The allocation linear by linear, the nearest edit's code, and whether the base model answers.
+    def explain(self, prompt: Prompt) -> Answered | Explanation:
+        """Which edit is asked for, by which experts, and whether the base model answers.
 
         Raises:
             ValueError: the prompt is empty.
         """
         if not question(prompt).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        if isinstance(self.scope, AnswerScope):
+            found = self.scope.retriever.explain(prompt)
+            edit = found.recalled.edits[0] if found.recalled else None
+            uses = () if edit is None else uses_of(self._places, self.known.routed(str(edit.id)))
+            return Answered.of(found, uses)
         with self._host.tracker.off():
-            batch = self._host.text.batch([self._host.text.encode(prompt)])
-            seen = self.see(batch)
-            routing, decision = self.known.decide(seen, every=True)
-        routing = routing or self.known.experts.route(self.known.prepare(seen.query))
-        d = self.known.deferral
-        edits = self.known.numbered()
-        return explained(prompt, self._places, routing, decision, edits, d.epsilon, d.threshold)
-
-    def see(self, batch: Batch) -> Seen:
-        """What is looked at in a batch of prompts."""
-        return see(self._host, self._site, self._places[0].layer, self.known.layer, batch)
+            (query,) = self.scope.queries([prompt])
+        on, epsilon = self.known.on(), self.config.epsilon or 0
+        uses = uses_of(self._places, self.known.experts.route(query[None]))
+        if not on:
+            return Explanation.of(prompt, uses, None, None, epsilon, bool(self.known.blocks))
+        decision = self.scope.look(query[None])[1]
+        nearest, distance = on[int(decision.nearest[0])].edit, int(decision.distance[0])
+        return Explanation.of(prompt, uses, nearest, distance, epsilon, bool(decision.blocked[0]))
 
     def state(self) -> State:
         """Everything learned."""
-        return self.known.state()
+        tensors, meta = self.known.state()
+        if isinstance(self.scope, AnswerScope):
+            more, meta["retrieval"] = self.scope.retriever.state()
+            tensors |= more
+        return State(tensors, meta)
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
         """Take over what `state` gave; see `Method.restore`."""
+        mine = {name: tensor for name, tensor in tensors.items() if not name.startswith(PARTS)}
+        rest = {name: tensor for name, tensor in tensors.items() if name.startswith(PARTS)}
+        saved = self.known.read(mine, meta, edits)
+        count = len(saved.experts)
+        known = ("queries", "picks", *(("blocks",) if saved.blocks else ()))
+        check_rest(mine, (*known, *(f"experts.{i}" for i in range(count))))
+        if isinstance(self.scope, RowScope):
+            check_rest(rest, ())
+            with self._host.tracker.gate.changing():
+                self.known.restore(saved, meta)
+            return
+        found = self.scope.retriever.read(rest, meta["retrieval"], edits)
         with self._host.tracker.gate.changing():
-            self.known.restore(tensors, meta, edits)
+            self.scope.retriever.take_over(found)
+            self.known.restore(saved, meta)

@@ -1,7 +1,7 @@
 """Training LoRAs and routers on one batch of edits after the other.
 
-A step runs only the layers from the first edited one up, the language-model head only at the tokens that
-count, and only the rows that are not learned yet. Queries are constant.
+A step runs only the layers from the first edited one up, and the language-model head only at the tokens that
+count. Each edit's rows are routed by its own query, which is constant.
 """
 
 from __future__ import annotations
@@ -10,148 +10,233 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...edits import EditError
-from ...hooks import Hook, OwnHooks, resume
+from ...hooks import Hook, OwnHooks
 from ...layers import evaluating, frozen
 from ..base import Host
 from ..continuing import unflat
+from ..llp.lessons import Lesson
+from ..llp.passes import Chunk, Upper
+from ..llp.teaching import products
 from ..scaling import GradientScale
 from .active import Active, Adam
 from .allocation import hot
 from .config import ELDERConfig
-from .experts import Experts, Routing, best, mix_rows, scores
-from .rows import Rows
+from .experts import Experts, best, scores
+from .whole import Whole
 
-__all__ = ["Rehearsed", "losses", "train_batch"]
+__all__ = ["Batch", "Guide", "Trained", "train"]
 
 
-class Rehearsed(NamedTuple):
-    """Queries [n,q] of earlier edits, and the experts [l,n,N] they are meant to use."""
+class Guide(NamedTuple):
+    """What pulls at the routers: queries [n,q], and the experts [l,n,N] that each is meant to use."""
 
     query: Tensor
     goal: Tensor
 
 
-@torch.no_grad()
-def losses(host: Host, experts: Experts, first: int, rows: Rows, routing: Routing) -> Tensor:
-    """[B] float32: -log p of each row's answer, the mean over its tokens; all rows are in scope."""
+class Batch(NamedTuple):
+    """What is trained together.
 
-    def add(index: int, x: Tensor) -> Tensor:
-        picks, weights = (part[index].to(experts.down[index].device) for part in routing)
-        return mix_rows(x, experts.down[index], experts.up[index], picks, weights)
+    Attributes:
+        lessons: with the number of their edit.
+        chunks: hold them, by their place here.
+        query: [E,q] float32, where each edit is routed from.
+        guide: see there; None where routers are not guided.
+    """
 
-    return _forward(host, experts, first, rows, add)
-
-
-def _forward(
-    host: Host, experts: Experts, first: int, rows: Rows, add: Callable[[int, Tensor], Tensor]
-) -> Tensor:
-    """Those losses with ``add(index, x)`` for the experts' output at a linear."""
-
-    def after(index: int) -> Hook:
-        def hook(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
-            delta = add(index, unflat(args[0], len(rows)))
-            return output + delta.reshape(output.shape).to(output.dtype)
-
-        return Hook(experts.places[index].module, "after", hook)
-
-    def run() -> Any:
-        return host.forward(host.model, rows.batch)
-
-    with evaluating(host.model), OwnHooks([after(index) for index in range(len(experts.places))]):
-        out = resume(host.model, host.anatomy, first, rows.hidden, run, rows.flat)
-    nll = -out.float().log_softmax(-1).gather(-1, rows.target[:, None])[:, 0]
-    return torch.zeros(len(rows), device=nll.device, dtype=torch.float32).index_add(
-        0, rows.owner, nll * rows.weight
-    )
+    lessons: Sequence[tuple[int, Lesson]]
+    chunks: Sequence[Chunk | Whole]
+    query: Tensor
+    guide: Guide | None = None
 
 
-def train_batch(
+class Trained(NamedTuple):
+    """The picks [l,E,k] of the last step, taken before its update, and each edit's losses [E]: of the lesson
+    answered worst, in nats a token, and the divergence from the base model elsewhere."""
+
+    picks: Tensor
+    worst: Tensor
+    other: Tensor
+
+
+class _Part(NamedTuple):
+    """What counts in one chunk: Q places with the token that is expected there, or -1."""
+
+    chunk: Chunk | Whole
+    edit: Tensor  # [N] of each row
+    used: Tensor  # [N,T] 1 where experts are used
+    row: Tensor
+    at: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def train(
     host: Host,
+    upper: Upper,
     experts: Experts,
     config: ELDERConfig,
-    first: int,
-    rows: Rows,
-    rehearsed: Rehearsed | None = None,
-) -> Tensor:
-    """Train the experts on ``rows``; all of them are in scope.
+    batch: Batch,
+    advance: Callable[[str], None] = lambda text: None,
+) -> Trained:
+    """Train the experts on a batch.
 
-    The loss is the mean over rows of -log p of the answer's tokens (their mean), plus lambda times the guide
-    (ELDER, equation 9): the sum over linears and over an edit's k experts of -log softmax(router)_expert,
-    mean over rows. Rows below `stop_loss` rest while others are trained; when all rest they are looked at
-    again, as training the others may have harmed them. It ends when all hold, or with the last step.
+    The loss of an edit is the mean over its lessons of -log p of the answer's tokens (their mean), plus the
+    mean over what is not to change of the KL divergence to the base model; the batch's is their mean, plus
+    lambda times the guide (ELDER, equation 9): the sum over linears and over an edit's k experts of -log
+    softmax(router)_expert, mean over queries. It ends when each edit's worst lesson is below `stop_loss` and
+    its divergence below `stop_divergence`, or with the last step.
 
-    Returns:
-        The last step's picks [l,B,k], taken before its update.
+    Args:
+        advance: told after every step how far it is.
 
     Raises:
         EditError: the loss is not finite; the experts are as they were then.
     """
-    active, scaler = Active(experts), GradientScale(host.model.dtype)
-    steps = [config.lr / (place.fan_in**0.5 if config.relative_lr else 1.0) for place in experts.places]
-    router_lr = steps[0] if config.router_lr is None else config.router_lr
-    routers = [tensor.clone().requires_grad_(router_lr > 0) for tensor in experts.routers]
-    moving = routers if router_lr else []
-    adam = Adam([*active.tensors, *moving], [*steps, *steps, *[router_lr] * len(moving)])
-    awake = torch.ones(len(rows), dtype=torch.bool, device=rows.flat.device)
-    part, look = rows, config.stop_loss > 0
-    with frozen(host.model), torch.enable_grad():
-        for step in range(config.steps):
-            if moving or not step:
-                logits = scores(routers, rows.query)
+    faster = products(host, upper.layer, config.products)
+    with evaluating(host.model), frozen(host.model), faster:
+        return _Trainer(host, upper, experts, config, batch).run(advance)
+
+
+class _Trainer:
+    def __init__(self, host: Host, upper: Upper, experts: Experts, config: ELDERConfig, batch: Batch) -> None:
+        self.host, self.upper, self.experts, self.config, self.batch = host, upper, experts, config, batch
+        self.count, self.query = len(batch.query), batch.query.to(experts.gates.device)
+        self.parts = [self._part(chunk) for chunk in batch.chunks]
+        self.base = [self._base(part) for part in self.parts]
+        self.active, self.scaler = Active(experts), GradientScale(host.model.dtype)
+        steps = [config.lr / (p.fan_in**0.5 if config.relative_lr else 1.0) for p in experts.places]
+        router_lr = steps[0] if config.router_lr is None else config.router_lr
+        self.routers = [tensor.clone().requires_grad_(router_lr > 0) for tensor in experts.routers]
+        self.moving = self.routers if router_lr else []
+        lrs = [*steps, *steps, *[router_lr] * len(self.moving)]
+        self.adam = Adam([*self.active.tensors, *self.moving], lrs)
+
+    def run(self, advance: Callable[[str], None]) -> Trained:
+        config = self.config
+        with torch.enable_grad():
+            for step in range(config.steps + 1):
+                logits = scores(self.routers, self.query)
                 picks = best(logits.detach(), config.top_k)
-                weights = logits.softmax(-1).gather(-1, picks)
-            if look:
-                active.write_back()
-                awake = (
-                    losses(host, experts, first, rows, Routing(picks, weights.detach())) >= config.stop_loss
-                )
-                if not bool(awake.any()):
+                self.active.take_in(picks, self.adam)
+                last = step == config.steps
+                gradients, worst, other = self._pass(logits, picks, last)
+                if not bool(torch.isfinite(worst).all() and torch.isfinite(other).all()):
+                    raise EditError(
+                        f"training gave a loss that is not finite at step {step}; nothing was changed; "
+                        f"lower lr ({config.lr:g})"
+                    )
+                done = (worst < config.stop_loss) & (other < config.stop_divergence)
+                advance(f"step {step} of {config.steps}, {int(done.sum())} of {self.count} learned")
+                if last or bool(done.all()):
                     break
-                part, look = rows.select(awake), False
-            used = Routing(*(x[:, awake.to(x.device)] for x in (picks, weights)))
-            active.take_in(used.picks, adam)
+                if self.scaler.accept(gradients):
+                    self.adam.step([None if g is None else g / self.scaler.used for g in gradients])
+        self.active.write_back()
+        for tensor, trained in zip(self.experts.routers, self.routers, strict=True):
+            tensor.copy_(trained.detach())
+        return Trained(picks, worst, other)
 
-            def add(index: int, x: Tensor, used: Routing = used) -> Tensor:
-                return active.mix(index, x, used.picks[index], used.weights[index])
+    def _pass(self, logits: Tensor, picks: Tensor, last: bool) -> tuple[list[Tensor | None], Tensor, Tensor]:
+        """Gradients, and of each edit the loss of its worst lesson and the divergence elsewhere."""
+        scale = self.scaler.scale
+        total: list[Tensor | None] = [None] * len(self.adam.tensors)
+        worst, other = (torch.zeros(self.count, dtype=torch.float32) for _ in range(2))
 
-            per_row = _forward(host, experts, first, part, add)
-            if not bool(torch.isfinite(per_row).all()):
-                raise EditError(
-                    f"training gave a loss that is not finite at step {step}; nothing was changed; "
-                    f"lower lr ({config.lr:g})"
-                )
-            done = per_row.detach() < config.stop_loss
-            look = bool(done.all())
-            if look:
-                continue
-            loss = per_row.mean()
-            if moving and config.guide != "none":
-                loss = loss + config.guide_weight * _guide(config, rows, logits, routers, rehearsed)
-            gradients = torch.autograd.grad(loss * scaler.scale, adam.tensors, allow_unused=True)
-            if scaler.accept(gradients):
-                adam.step([None if g is None else g / scaler.used for g in gradients])
-            if 4 * int(done.sum()) >= len(part):  # fewer rows are not worth the copying
-                awake[awake.nonzero()[done, 0]] = False
-                part = rows.select(awake)
-    active.write_back()
-    for tensor, trained in zip(experts.routers, routers, strict=True):
-        tensor.copy_(trained.detach())
-    return picks
+        def add(loss: Tensor) -> None:
+            found = torch.autograd.grad(
+                loss * scale, self.adam.tensors, allow_unused=True, retain_graph=bool(self.moving)
+            )
+            for i, gradient in enumerate(found):
+                if gradient is not None:
+                    before = total[i]
+                    total[i] = gradient if before is None else before + gradient
 
+        for part, base in zip(self.parts, self.base, strict=True):
+            with torch.set_grad_enabled(not last):
+                weights = logits.softmax(-1).gather(-1, picks)
+                loss, asked = self._losses(part, base, picks, weights)
+                weighted = loss * part.weight
+                if not last:
+                    add(weighted.sum() / self.count)
+            shown, on, owner = loss.detach().cpu(), asked.cpu(), part.edit[part.row].cpu()
+            line = torch.zeros(len(part.edit), dtype=torch.float32).scatter_reduce(
+                0, part.row.cpu()[on], shown[on], "mean", include_self=False
+            )
+            worst = worst.scatter_reduce(0, part.edit.cpu(), line, "amax")
+            other = other.index_add(0, owner[~on], weighted.detach().cpu()[~on])
+        if self.moving and not last and (self.batch.guide or self.config.guide == "balance"):
+            add(self.config.guide_weight * self._guide(logits))
+        return total, worst, other
 
-def _guide(
-    config: ELDERConfig, rows: Rows, logits: Tensor, routers: Sequence[Tensor], rehearsed: Rehearsed | None
-) -> Tensor:
-    """The loss on the routers."""
-    if config.guide == "balance":
-        # Switch transformer, equation 4, for k experts a row: N sum_e f_e P_e in each linear.
-        share = hot(best(logits.detach(), config.top_k), config.n_experts).mean(1) / config.top_k
-        return (config.n_experts * share * logits.softmax(-1).mean(1)).sum()
-    loss = -(logits.log_softmax(-1) * rows.goal).sum((0, 2)).mean()
-    if rehearsed is not None:
-        old = scores(routers, rehearsed.query).log_softmax(-1)
-        loss = loss - (old * rehearsed.goal).sum((0, 2)).mean()
-    return loss
+    def _losses(
+        self, part: _Part, base: Tensor | None, picks: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[Q] losses at the places that count, and whether an answer is asked for there."""
+
+        owner = part.edit.to(picks.device)
+
+        def after(index: int) -> Hook:
+            mine, how_much = picks[index][owner], weights[index][owner]
+
+            def hook(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
+                x = unflat(args[0], len(part.edit))
+                delta = self.active.mix(index, x, mine, how_much) * part.used.to(x.device)[..., None]
+                return output + delta.reshape(output.shape).to(output.dtype)
+
+            return Hook(self.experts.places[index].module, "after", hook)
+
+        with OwnHooks([after(index) for index in range(len(self.experts.places))]):
+            logits = part.chunk.logits(self.host, self.upper, None, part.row, part.at)
+        logp = logits.float().log_softmax(-1)
+        asked = part.target >= 0
+        nll = -logp.gather(-1, part.target.clamp(min=0)[:, None])[:, 0]
+        loss = torch.where(asked, nll, torch.zeros_like(nll))
+        if base is not None:
+            kl = F.kl_div(logp[~asked], base, reduction="none", log_target=True).sum(-1)
+            loss = loss.masked_scatter(~asked, kl)
+        return loss, asked
+
+    def _part(self, chunk: Chunk | Whole) -> _Part:
+        lessons = self.batch.lessons
+        counts = torch.zeros(2, self.count, dtype=torch.float32)
+        for e, lesson in lessons:
+            counts[int(lesson.asks), e] += 1
+        places: list[tuple[int, int, int, float]] = []
+        used = torch.zeros(chunk.ids.shape, dtype=torch.float32, device=chunk.ids.device)
+        for n, i in enumerate(chunk.lines):
+            e, lesson = lessons[i]
+            begin = lesson.line.start if isinstance(chunk, Whole) else 0
+            used[n, 0 if self.config.scope == "row" else begin :] = 1.0
+            tokens = lesson.answer if lesson.asks else (-1,) * (len(lesson.answer) + 1)
+            share = 1 / (len(tokens) * float(counts[int(lesson.asks), e]))
+            places += [(n, begin + k, token, share) for k, token in enumerate(tokens)]
+        row, at, target, weight = zip(*places, strict=True)
+        device = chunk.ids.device
+        where = torch.tensor([row, at, target], device=device)
+        edit = torch.tensor([lessons[i][0] for i in chunk.lines], device=device)
+        wide = torch.tensor(weight, dtype=torch.float32, device=device)
+        return _Part(chunk, edit, used, where[0], where[1], where[2], wide)
+
+    @torch.no_grad()
+    def _base(self, part: _Part) -> Tensor | None:
+        """The base model's log-probabilities [Q',V] where no answer is expected."""
+        other = part.target < 0
+        if not bool(other.any()):
+            return None
+        logits = part.chunk.logits(self.host, self.upper, None, part.row[other], part.at[other])
+        return logits.float().log_softmax(-1)
+
+    def _guide(self, logits: Tensor) -> Tensor:
+        """The loss on the routers."""
+        n, k = self.config.n_experts, self.config.top_k
+        if self.batch.guide is None:
+            # Switch transformer, equation 4, for k experts a row: N sum_e f_e P_e in each linear.
+            share = hot(best(logits.detach(), k), n).mean(1) / k
+            return (n * share * logits.softmax(-1).mean(1)).sum()
+        query, goal = (tensor.to(logits.device) for tensor in self.batch.guide)
+        return -(scores(self.routers, query).log_softmax(-1) * goal).sum((0, 2)).mean()

@@ -1,11 +1,23 @@
-"""GRACE: a codebook at one layer; a row whose prompt ends near a key has that layer's MLP output replaced.
+"""GRACE: one layer's MLP output becomes an edit's value, with its values found as published or by LLP's room.
 
 Hartvigsen et al., "Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors" (2023).
-One file, one word: `codebook` keys, labels, deferral radii · `coded` what rows are given · `values` training.
+One file, one word: `asked` values where edits are asked for (default) · `method` the published codebook ·
+`codebook` keys, labels, deferral radii · `coded` what rows are given · `values` training.
 """
 
+from ..base import Host
+from .asked import AskedGRACE
 from .config import GRACEConfig
 from .explain import Explanation
 from .method import GRACE
 
-__all__ = ["GRACE", "Explanation", "GRACEConfig"]
+__all__ = ["GRACE", "AskedGRACE", "Explanation", "GRACEConfig", "open_grace"]
+
+
+def open_grace(host: Host, config: GRACEConfig) -> GRACE | AskedGRACE:
+    """The method for a config: values where an edit is asked for, or within a radius of its key.
+
+    Raises:
+        ValueError, UnsupportedModelError: as the classes do.
+    """
+    return (AskedGRACE if config.scope == "asked" else GRACE)(host, config)

@@ -79,8 +79,10 @@ def tokens_replaced(count: Tensor, end: Tensor, which: str) -> Tensor:
     Args:
         count: [B,T], each token's number in its row, from 1.
         end: [B,1], the number of the prompt's last token.
-        which: "last", "prompt" or "all".
+        which: "last", "prompt" or "all"; or "answer", the prompt's last one and those behind it.
     """
+    if which == "answer":
+        return count >= end
     if which == "last":
         return count == end
     return count <= end if which == "prompt" else torch.ones_like(count, dtype=torch.bool)

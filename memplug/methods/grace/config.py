@@ -22,21 +22,22 @@ class GRACEConfig:
         ValueError: a constant out of its range.
     """
 
+    scope: Literal["asked", "radius"] = "asked"
+    """Where a value takes effect: at the tokens that answer what its edit is asked by, as LLP's retrieval
+    tells it; or (published) in a text whose prompt ends within a radius of the edit's key."""
     layer: int | None = None
     """Layer whose MLP output is replaced. None: at `depth`. In the last layer a value of the prompt's tokens
     could say one token only."""
     depth: float = 0.8
     """Share of the depth at which it lies, where `layer` is None (published: 35/48 in GPT2-XL)."""
     key: Literal["hidden", "input"] = "hidden"
-    """The key: the hidden state that enters the layer, or what its MLP's output projection reads (published:
-    what the edited linear reads), at the last token of the prompt."""
-    replace: Literal["last", "prompt", "all"] = "all"
-    """Tokens whose MLP output becomes the value: the prompt's last one, the prompt's (published for language
-    models), or these and every generated one."""
-    epsilon: float | None = None
-    """Deferral radius of a new key (published: 1.0). None: `epsilon_share` of what is usual in the model."""
-    epsilon_share: float = 0.4
-    """That radius as a share of the median distance between the keys of sampled texts."""
+    """The key (scope "radius"): the hidden state that enters the layer, or what its MLP's output projection
+    reads (published: what the edited linear reads), at the last token of the prompt."""
+    replace: Literal["last", "prompt", "all"] = "prompt"
+    """Tokens whose MLP output becomes the value (scope "radius"): the prompt's last one, the prompt's
+    (published for language models), or these and every generated one."""
+    epsilon: float = 1.0
+    """Deferral radius of a new key (scope "radius")."""
     start: Literal["warm", "cold"] = "warm"
     """A value starts as the output it replaces, or uniform in [0, 1) (published)."""
     lr: float = 0.1
@@ -49,19 +50,12 @@ class GRACEConfig:
     """A value is ready when each of its answers is below this loss (published: never)."""
     batch_size: int = 64
     """Entries trained together; they do not depend on each other."""
-    train_stop: bool = True
+    train_stop: bool = False
     """Train the answer to end with the stop token."""
-    heldout: int = 64
-    """Texts sampled from the base model for the usual distance."""
-    heldout_tokens: int = 16
-    """Longest of them, in tokens."""
-    sample_top_k: int = 5
-    """Top-k of that sampling."""
     seed: int = 0
     """Of all random choices."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, _OPTIONAL)
         check_numbers(self, _RANGES, exact=True)
         check_choices(self, _CHOICES)
 
@@ -81,7 +75,7 @@ class GRACEConfig:
             ValueError: a layer out of range, or no layer below it whose output could be the key.
         """
         layer = self.layer
-        least = 1 if self.key == "hidden" else 0
+        least = 1 if self.scope == "asked" or self.key == "hidden" else 0
         if layer is None:
             # Tokens to come learn of a value from the layers above it.
             last = max(0, depth - 2)
@@ -90,38 +84,34 @@ class GRACEConfig:
         if layer < least:
             raise ValueError(
                 f"the edited layer is {layer}, and no layer lies below whose output could be the key; choose "
-                "a later layer, or key='input'"
+                "a later layer, or scope='radius' and key='input'"
             )
         return replace(self, layer=layer)
 
 
 _CHOICES = {
+    "scope": ("asked", "radius"),
     "key": ("hidden", "input"),
     "replace": ("last", "prompt", "all"),
     "start": ("warm", "cold"),
 }
-_OPTIONAL = (("epsilon", 0.0, 1e9),)
 _RANGES = (
     ("depth", 0.0, 1.0),
-    ("epsilon_share", 0.0, 1e3),
+    ("epsilon", 0.0, 1e9),
     ("lr", 1e-9, 1e3),
     ("steps", 1, 1 << 20),
     ("stop_loss", 0.0, 1e3),
     ("batch_size", 1, 1 << 20),
-    ("heldout", 2, 1 << 20),
-    ("heldout_tokens", 1, 1 << 12),
-    ("sample_top_k", 1, 1 << 20),
 )
 
 PAPER: dict[str, Any] = {
+    "scope": "radius",
     "depth": 35 / 48,
     "key": "input",
-    "replace": "prompt",
-    "epsilon": 1.0,
     "start": "cold",
     "lr": 1.0,
     "relative_lr": False,
-    "steps": 100,
     "stop_loss": 0.0,
+    "train_stop": True,
 }
 """The published procedure and constants (GPT2-XL)."""

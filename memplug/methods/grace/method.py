@@ -1,4 +1,4 @@
-"""GRACE: one layer's MLP output becomes an edit's value where a prompt ends near the edit's key."""
+"""GRACE as published: one layer's MLP output becomes an edit's value where a prompt ends near its key."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 from ...attending import check_recomputed
 from ...calls import Call
 from ...chat import Prompt, question
-from ...checked import check_edits, check_rest, many, names, number, numbered_from, shaped
-from ...contexts import sample_prefixes
+from ...checked import check_edits, check_rest, many, names, numbered_from, shaped
 from ...edits import Edit, EditTable
 from ...holding import check_holds, hold
 from ...hooks import Hook
@@ -63,7 +62,6 @@ class GRACE:
         self._values: dict[tuple[str, ...], Tensor] = {}
         self._index = Nearest(self._site.width, "euclidean")
         self._at: dict[int, Entry] = {}
-        self._usual: float | None = None
         self._next = self._version = 0
 
     @property
@@ -197,7 +195,7 @@ class GRACE:
             book = self.book.copy()
             book.add(on[len(before) :])
         else:
-            book = Codebook(self._epsilon() if on else 0.0, self._slack)
+            book = Codebook(self.config.epsilon, self._slack)
             book.add(on)
         return book
 
@@ -205,19 +203,6 @@ class GRACE:
     def _slack(self) -> float:
         """In half precision a key differs by up to a thousandth with the batch that it is read in."""
         return 1e-2 if self._host.model.dtype in (torch.float16, torch.bfloat16) else 1e-4
-
-    def _epsilon(self) -> float:
-        """The radius of a new key."""
-        if self.config.epsilon is not None:
-            return self.config.epsilon
-        if self._usual is None:
-            c = self.config
-            with self._host.tracker.off():
-                texts = sample_prefixes(self._host.text, c.heldout, c.heldout_tokens, c.sample_top_k, c.seed)
-                keys = self._read([self._host.text.encode(text) for text in texts])
-            apart = torch.pdist(keys.double())
-            self._usual = float(apart.median()) if len(apart) else 1.0
-        return self.config.epsilon_share * self._usual
 
     def _keys(self, edits: Sequence[Edit]) -> Tensor:
         pairs = [self._pair(edit) for edit in edits]
@@ -271,7 +256,6 @@ class GRACE:
             "numbers": {keyed.id: keyed.number for keyed in records},
             "off": sorted(self.off),
             "values": [list(ids) for ids, _ in values],
-            "usual": self._usual,
             "next": self._next,
             "config": asdict(self.config),
         }
@@ -294,17 +278,9 @@ class GRACE:
             for (id, n), key in zip(numbers.items(), keys, strict=True)
         }
         held = dict(zip(shared, values, strict=True))
-        usual = meta["usual"]
-        if usual is not None or (self.config.epsilon is None and len(off) < len(numbers)):
-            usual = number(usual, "the usual distance", 0)
-        before, self._usual = self._usual, usual
-        try:
-            book = self._book(records, off)
-            lacking = [entry.members for entry in book.entries if entry.members not in held]
-            if lacking:
-                raise ValueError(f"the value of the edits {lacking[0]} is missing")
-        except BaseException:
-            self._usual = before
-            raise
+        book = self._book(records, off)
+        lacking = [entry.members for entry in book.entries if entry.members not in held]
+        if lacking:
+            raise ValueError(f"the value of the edits {lacking[0]} is missing")
         self._put(records, set(off), book, held)
         self._next = meta["next"]

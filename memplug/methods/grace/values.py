@@ -66,6 +66,7 @@ def train_values(
 
 
 def _train(host: Host, config: GRACEConfig, place: Place, jobs: Sequence[Sequence[Pair]]) -> list[Tensor]:
+    which = "answer" if config.scope == "asked" else config.replace
     answers = read_answers(host, place.layer, [pair for job in jobs for pair in job])
     owner = torch.tensor([j for j, job in enumerate(jobs) for _ in job], device=answers.end.device)
     outputs = _outputs(answers, place)
@@ -87,7 +88,7 @@ def _train(host: Host, config: GRACEConfig, place: Place, jobs: Sequence[Sequenc
             values = begin + unit * moved
             left = [i for i, j in enumerate(owner.tolist()) if j not in done]
             rows = torch.tensor(left, device=owner.device)
-            losses = _losses(answers, place, config.replace, rows, values[owner])
+            losses = _losses(answers, place, which, rows, values[owner])
             if not bool(torch.isfinite(losses).all()):
                 raise EditError(
                     f"training gave a loss that is not finite at step {step}; nothing was changed; "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...chat import in_chat
 from ...contexts import ordinary_texts, sample_prefixes
-from ...hooks import Hook, OwnHooks, capture_input
+from ...hooks import Hook, OwnHooks, run_through
 from ...sites import Site
 from ...text import Pair
 from ..base import Host
@@ -41,7 +41,6 @@ def usual_texts(host: Host, count: int, seed: int) -> list[Pair]:
     return [Pair(ids, 1) for ids in map(host.text.encode, texts) if len(ids) > 1]
 
 
-@torch.no_grad()
 def usual_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor]:
     """[n,d_k] by module: what it reads on the base model's own text, plain and in the chat template.
 
@@ -65,12 +64,8 @@ def usual_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor]:
 
             return Hook(site.module, "before", before)
 
-        run = partial(host.forward, host.anatomy.decoder, batch)
         with OwnHooks(map(keep, sites)):
-            if last + 1 < len(host.anatomy.layers):
-                capture_input(host.anatomy, last + 1, run)
-            else:
-                run()
+            run_through(host.anatomy, last, partial(host.forward, host.anatomy.decoder, batch))
     return [torch.cat(found[site.name]) for site in sites]
 
 

@@ -1,6 +1,6 @@
-"""In-context editing: the edits nearest to a prompt are read before it, as notes; nothing is trained.
+"""In-context editing: notes on the edits that a prompt asks for are read before it; nothing is trained.
 
-One file, one word: `embedding` what texts are compared by · `notes` · `front` attention over notes ·
+One file, one word: `notes` their wording · `front` attention over them · `placing` where they stand ·
 `fronted` what rows have read.
 """
 

@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from string import Formatter
-from typing import Any, Literal
+from typing import Any
 
-from ...layers import check_layer, fraction
-from ..checks import check_choices, check_numbers, from_preset
+from ..checks import check_numbers, from_preset
 
 __all__ = ["ICLConfig"]
 
 
 @dataclass(frozen=True)
 class ICLConfig:
-    """Retrieval of edits into the prompt.
+    """Retrieval of edits into the prompt, by LLP's room (`LLPConfig` has its constants).
 
-    Defaults are the best found on the embedded model.
+    Wordings are the best of 38 on SmolLM2 (``benchmarks/results/real-retrieval.json``).
 
     Raises:
         ValueError: a constant out of its range, or a template that leaves out the prompt or the target.
     """
 
-    template: str = "Note: {prompt} {target}."
+    template: str = "{prompt} {target}."
     """What a note says; ``{prompt}``, ``{target}`` and, if wanted, ``{subject}`` are filled in."""
-    separator: str | None = None
-    """What stands between the notes and the prompt. None: nothing, where the tokenizer puts a space before a
-    text by itself; else a line break."""
-    k: int = 1
-    """Notes read at most, the nearest one last."""
-    threshold: float = 0.93
-    """Cosine that an edit has to exceed; where none does, the base model answers."""
-    layer: int | None = None
-    """Layer whose output texts are compared by. None: at `depth`."""
-    depth: float = 0.5
-    """Share of the depth at which it lies, where `layer` is None."""
-    pooling: Literal["last", "mean"] = "last"
-    """The state at the prompt's last token, or the mean over its tokens."""
-    center: bool = True
-    """Take the mean over sampled texts off every embedding, which all texts have in common."""
-    heldout: int = 64
-    """Texts sampled from the base model for it."""
-    heldout_tokens: int = 24
-    """Longest of them, in tokens."""
-    sample_top_k: int = 5
-    """Top-k of that sampling."""
-    seed: int = 0
-    """Of that sampling."""
+    front: str = "New fact: "
+    """What stands before the notes in plain text."""
+    end: str = "\nPrompt:"
+    """What stands between the notes and a plain text. IKE's wording (Zheng et al. 2023)."""
+    chat_front: str = "Use this fact to answer: "
+    """What stands before the notes in a user's turn."""
+    chat_end: str = "\nQuestion:"
+    """What stands between the notes and the user's own words."""
+    k: int = 4
+    """Notes read at most, the one that is asked for most last."""
 
     def __post_init__(self) -> None:
         check_numbers(self, _RANGES, exact=True)
-        check_choices(self, {"pooling": ("last", "mean"), "center": (True, False)})
-        if not isinstance(self.template, str) or not isinstance(self.separator, str | None):
-            raise ValueError(f"template is {self.template!r} and separator {self.separator!r}; give strings")
+        for name in ("template", "front", "end", "chat_front", "chat_end"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give a string")
         try:
             fields = [field for field in Formatter().parse(self.template) if field[1] is not None]
         except ValueError as error:
@@ -72,24 +58,6 @@ class ICLConfig:
         """
         return from_preset(cls, {"default": {}}, name, overrides)
 
-    def resolve(self, depth: int) -> ICLConfig:
-        """This config with the layer filled in for a model of ``depth`` layers.
-
-        Raises:
-            ValueError: a layer out of range.
-        """
-        layer = self.layer
-        if layer is None:
-            layer = min(fraction(self.depth, depth), depth - 1)
-        return replace(self, layer=check_layer(layer, depth, "the layer that texts are compared by"))
-
 
 _FIELDS = "write {prompt} and {target} where they belong ({subject} if wanted, other braces doubled)"
-_RANGES = (
-    ("k", 1, 1 << 10),
-    ("threshold", -1.0, 1.0),
-    ("depth", 0.0, 1.0),
-    ("heldout", 1, 1 << 20),
-    ("heldout_tokens", 1, 1 << 12),
-    ("sample_top_k", 1, 1 << 20),
-)
+_RANGES = (("k", 1, 1 << 10),)

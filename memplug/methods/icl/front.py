@@ -1,8 +1,10 @@
-"""Attention over what was read in front: keys and values of every layer, of another length in each row.
+"""Attention over notes: keys and values of every layer, of another length in each row.
 
 A text that is read in front takes the place of the row's own first token (BOS), which it brings along: to the
-tokens after it the row's own is closed. So they see what they would see if the texts were one. Positions
-stay as they are where they are relative; where they are learned, the row's tokens are counted on.
+tokens after it the row's own is closed. Positions stay as they are where they are relative; where they are
+learned, the row's tokens are counted on. A text that stands inside a row is read behind what stands before
+it, and the positions of the row's tokens behind it are counted on. So tokens see what they would see if the
+texts were one.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ class Front:
         open: BoolTensor [B,b]; positions that hold something.
         begin: LongTensor [B]; column of each row's first real token.
         bos: BoolTensor [B]; rows whose own first token is closed, as the text in front brings its own.
-        after: BoolTensor [B,T]; new tokens that see what is in front: all but the row's own first one.
+        sees: BoolTensor [B,T,b]; which positions new tokens see.
     """
 
     kv: KV
     open: Tensor
     begin: Tensor
     bos: Tensor
-    after: Tensor
+    sees: Tensor
 
     @property
     def length(self) -> int:
@@ -52,9 +54,8 @@ class Front:
         return self.begin + self.bos.to(self.begin.device)
 
     @staticmethod
-    def stack(rows: Sequence[KV | None]) -> tuple[KV, Tensor]:
-        """Keys and values of a batch from each row's own [1,H,b,w], of which one is given at least, and
-        which positions they fill [B,b]."""
+    def stack(rows: Sequence[KV | None]) -> KV:
+        """Keys and values of a batch from each row's own [1,H,b,w], of which one is given at least."""
         model = next(kv for kv in rows if kv is not None)
         sizes = [0 if kv is None else kv[0][0].shape[-2] for kv in rows]
         longest = max(sizes)
@@ -67,8 +68,7 @@ class Front:
                 parts.append(blank if kv is None else torch.cat([blank, kv[layer][which]], dim=2))
             return torch.cat(parts)
 
-        kv = [(filled(layer, 0), filled(layer, 1)) for layer in range(len(model))]
-        return kv, torch.arange(longest)[None] >= longest - torch.tensor(sizes)[:, None]
+        return [(filled(layer, 0), filled(layer, 1)) for layer in range(len(model))]
 
 
 class Reader(Recall):
@@ -84,17 +84,14 @@ class Reader(Recall):
         takes = "position_ids" in self._signature.parameters
         relative = anatomy.rotary or anatomy.alibi_arg is not None or anatomy.bias_by_column
         self.counts_on = takes and not relative
+        self.inserts = takes and anatomy.alibi_arg is None and not anatomy.bias_by_column
+        """Whether a text can stand inside a row: positions behind it can be counted on."""
         self._by_mask = self.counts_on and self._counts_from_mask()
 
-    def read(self, ids: Sequence[int], bos: bool, first: int) -> KV:
-        """Keys and values of ``ids``, of which a BOS is the first one if ``bos``.
-
-        Args:
-            first: position id of the first real token of the row that they stand in front of.
-        """
+    def read(self, ids: Sequence[int], begin: int) -> KV:
+        """Keys and values of ``ids``, which stand at the positions from ``begin`` on."""
         length = len(ids)
         device = input_device(self._model)
-        begin = first if self.counts_on else first + int(bos) - length
         given: dict[str, Any] = {"input_ids": torch.tensor([list(ids)], device=device)}
         if self.counts_on:
             given["position_ids"] = begin + torch.arange(length, device=device)[None]
@@ -187,8 +184,9 @@ class _Widened(Extension):
             )
         front, device = self.front, mask.device
         mask = mask.expand(len(front.open), -1, -1, -1)
-        after = front.after.to(device)[:, None, :, None]
-        opened = (self.open.to(device)[:, None, None, :] & after).expand(-1, mask.shape[1], -1, -1)
+        sees = front.sees.to(device)
+        opened = sees[:, None].expand(-1, mask.shape[1], -1, -1)
+        after = sees.any(-1)[:, None, :, None]
         at = torch.arange(mask.shape[-1], device=device)[None] == (front.begin.to(device) - offset)[:, None]
         own = (at & front.bos.to(device)[:, None])[:, None, None, :] & after
         if mask.dtype == torch.bool:

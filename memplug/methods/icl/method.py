@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,65 +12,63 @@ import torch
 from torch import Tensor
 
 from ...calls import Call
-from ...chat import Prompt, question
-from ...checked import check_edits, check_rest, names, numbered_from, shaped
+from ...chat import Prompt
 from ...edits import Edit, EditTable
 from ...holding import hold
 from ...hooks import Hook
-from ...kept import Kept
-from ...layers import evaluating, text_config
-from ...nearest import Nearest
-from ...prefix import KV
+from ...layers import taken, text_config
 from ..base import Host, State
-from ..continuing import Continuing, rows_of
+from ..continuing import Continuing
+from ..llp.config import LLPConfig
+from ..llp.keys import outputs_of
+from ..llp.retriever import Prepared, Retriever
 from .config import ICLConfig
-from .embedding import Embedder
 from .explain import Explanation
-from .front import Front, Reader
+from .front import Reader
 from .fronted import Fronted
 from .notes import Notes
+from .placing import Placer
 
 __all__ = ["ICL"]
 
-_READ = 64  # notes whose keys and values per layer stay at hand
+_TOKENS = ("input_ids", "inputs_embeds")
 
 
 class ICL:
-    """Reads the notes on the edits nearest to a prompt before it; the base model's weights never change.
+    """Reads notes on the edits that a prompt asks for before it; the base model's weights never change.
 
     The notes come between a row's BOS and the rest of it. They are not part of the row: ids, logits,
     positions and the caller's cache keep their length, and attention sees the notes' keys and values in every
     layer, just as it would see them in one text. (Layers with a sliding window see all of the notes.) A
-    text's first forward decides; where it is told where the prompt ends (`Plug.prompt_lengths`), by the
-    prompt alone.
+    text's first forward decides, at its last token, or at the prompt's end where that is told
+    (`Plug.prompt_lengths`). With a cache, a later forward of several tokens decides anew where it holds a
+    user's turn, or where nothing is in front yet; what the cache holds already was read with the notes
+    before. A prompt that is given token by token with a cache is decided by its first token, that is, not
+    at all.
 
     Args:
         host: the model.
-        config: constants; the layer is chosen from the model's depth if left open.
+        config: constants.
 
     Raises:
-        ValueError: a layer out of range.
+        ValueError: layers that do not fit the model.
         UnsupportedModelError: the model's attention cannot take notes in front.
         ImportError: FAISS is missing.
     """
 
     def __init__(self, host: Host, config: ICLConfig) -> None:
-        self.config = config.resolve(len(host.anatomy.layers))
+        self.config = config
         self._host, self._continuing = host, Continuing()
-        self._notes = Notes(host.text, self.config)
         self._reader = Reader(host.model, host.anatomy)
-        self._embedder = Embedder(host, self.config)
-        self._index = Nearest(host.anatomy.width, "cosine")
-        self.records: dict[str, tuple[int, Edit, Tensor]] = {}  # number, edit, embedding
-        self.off: set[str] = set()
-        self._ids: dict[int, str] = {}
-        self._next = 0
-        self._kv: Kept[tuple[tuple[str, ...], bool, int], KV] = Kept(_READ)
+        self._finder = Retriever(host, LLPConfig(most_recalled=config.k))
+        self._arguments = list(inspect.signature(type(host.anatomy.decoder).forward).parameters)[1:]
+        self._notes = Notes(host.text, config, self._finder.room.turns)
+        self._placer = Placer(host, self._reader, self._notes, self._finder.edit)
 
     @property
     def active(self) -> bool:
         """Whether any edit is in force."""
-        return bool(self._ids)
+        return bool(self._finder.on)
 
     # ------------------------------------------------------------------ forwards
 
@@ -82,9 +82,9 @@ class ICL:
                 return None
             fronted = self._decide(call, args, kwargs)
             call.scratch = fronted
-            if fronted is None or not bool(fronted.moved.any()):
+            by = None if fronted is None else fronted.by(call)
+            if by is None:
                 return None
-            by = fronted.moved[:, None] * fronted.after(call)
             return self._reader.moved(args, kwargs, call.past, call.real, by)
 
         def begin() -> Any:
@@ -107,84 +107,97 @@ class ICL:
         """What the rows have read: as decided when their cache was begun, or now if this is the beginning."""
         held = call.held
         if isinstance(held, Fronted) and held.owner is self and len(held) == len(call.valid):
-            return self._kept(held)
+            return self._later(held.longer(call), call)
         if call.past:
             return None  # a cache begun without us goes on without notes
         if text_config(self._host.model).num_hidden_layers < len(self._host.anatomy.layers):
             return None  # a draft by the first layers alone (early exit), which the model itself will check
-        given = self._embedder.named(args, kwargs)
-        query = self._embedder.prompts(call, given)
+        given = self._named(args, kwargs)
+        tokens = {name: given[name] for name in _TOKENS if given.get(name) is not None}
+        found = self._asked(tokens, call.ids, call.real, call.prompt_end())
         cached = given.get("use_cache")
         if cached is None:
             cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
         if not cached:
-            query = self._continuing.keep(call, query, rows_of)
-        found = self._find(query)
-        begin = call.start[:, None]
-        bos = (call.real & ~call.valid).gather(1, begin)[:, 0]
-        room = self._host.text.max_length - call.real.sum(1)
-        edits = tuple(
-            self._fitting(ids, size) if bool(there) else ()
-            for ids, size, there in zip(found, room.tolist(), call.valid.any(1), strict=True)
+            found = self._continuing.keep(call, found, lambda old, rows: [old[i] for i in rows.tolist()])
+        bos = (call.real & ~call.valid).gather(1, call.start[:, None])[:, 0]
+        empty = Fronted(
+            self,
+            ((),) * len(found),
+            call.start,
+            call.first,
+            bos,
+            None,
+            call.prompt_width,
+            call.ids,
+            call.real,
         )
-        return self._fronted(edits, call, bos)
+        return self._placer.add(empty, found)
 
-    def _fitting(self, ids: tuple[str, ...], room: int) -> tuple[str, ...]:
-        """The nearest of ``ids`` whose notes leave the row some room."""
-        while ids and len(self._notes.ids(self._edits(ids))) >= room:
-            ids = ids[1:]
-        return ids
-
-    def _fronted(self, edits: tuple[tuple[str, ...], ...], call: Call, bos: Tensor) -> Fronted:
-        rows = zip(edits, bos.tolist(), call.first.tolist(), strict=True)
-        kv, open_ = self._stack([self._kv_of(*row) if row[0] else None for row in rows])
-        moved = torch.zeros_like(call.start)
-        if self._reader.counts_on and open_ is not None:
-            moved = open_.sum(1).to(moved) - bos.to(moved)
-            moved = moved * torch.tensor([bool(ids) for ids in edits], device=moved.device)
-        length = call.prompt_width
-        return Fronted(self, edits, call.start, call.first, bos, moved, kv, open_, length)
-
-    def _kept(self, held: Fronted) -> Fronted:
-        """What rows have read, less the notes on edits that are no longer in force."""
-        in_force = set(self._ids.values())
-        edits = tuple(tuple(id for id in ids if id in in_force) for ids in held.edits)
-        if edits == held.edits:
+    def _later(self, held: Fronted, call: Call) -> Fronted:
+        """What rows have read that were decided before, and read now: see the class."""
+        on = self._finder.on
+        if any(id not in on for notes in held.notes for note in notes for id in note.edits):
+            left = [
+                [note._replace(edits=tuple(id for id in note.edits if id in on)) for note in notes]
+                for notes in held.notes
+            ]
+            kept = [tuple(note for note in notes if note.edits) for notes in left]
+            held = self._placer.fronted(held, kept)
+        again = self._again(held, call)
+        if held.ids is None or not any(again):
             return held
-        rows = zip(edits, held.bos.tolist(), held.first.tolist(), strict=True)
-        kv, open_ = self._stack([self._kv_of(*row) if row[0] else None for row in rows])
-        return replace(held, edits=edits, kv=kv, open=open_)
+        end = held.real.long().cumsum(1).argmax(1)
+        found = self._asked({"input_ids": held.ids}, held.ids, held.real, end)
+        found = [ids if anew else () for ids, anew in zip(found, again, strict=True)]
+        if not any(found):
+            return held
+        before = replace(held, ids=held.ids[:, : call.past], real=held.real[:, : call.past])
+        return self._placer.add(replace(held, before=before, length=held.real.shape[1]), found)
 
-    @staticmethod
-    def _stack(rows: Sequence[KV | None]) -> tuple[KV | None, Tensor | None]:
-        return Front.stack(rows) if any(row is not None for row in rows) else (None, None)
-
-    def _kv_of(self, ids: tuple[str, ...], bos: bool, first: int) -> KV:
-        """Keys and values of notes per layer; computed alone, so that their bits depend on nothing else."""
-
-        @torch.no_grad()
-        def read() -> KV:
-            tokens = self._notes.ids(self._edits(ids))
-            begin = [self._host.text.bos_id] if bos else []
-            with self._host.tracker.off(), evaluating(self._host.model):
-                return self._reader.read([*begin, *tokens], bos, first)  # type: ignore[list-item]
-
-        return self._kv.get((ids, bos, first), read)
-
-    def _find(self, query: Tensor) -> list[tuple[str, ...]]:
-        """The edits whose notes each row reads, the nearest last."""
-        near = self._index.search(query, self.config.k)
+    def _again(self, held: Fronted, call: Call) -> list[bool]:
+        """Which rows the new tokens decide anew."""
+        count = call.real.shape[1]
+        if count == 1 or held.ids is None:
+            return [False] * len(held)
+        reach = count + len(self._notes.opens)
+        rows = held.ids[:, -reach:].tolist()
         return [
-            tuple(
-                self._ids[int(n)]
-                for n, cosine in reversed(list(zip(numbers, cosines, strict=True)))
-                if n >= 0 and cosine > self.config.threshold
-            )
-            for numbers, cosines in zip(near.number, near.measure, strict=True)
+            not notes or self._notes.turn(row) is not None
+            for notes, row in zip(held.notes, rows, strict=True)
         ]
 
-    def _edits(self, ids: Sequence[str]) -> list[Edit]:
-        return [self.records[id][1] for id in ids]
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's arguments by name."""
+        return {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+
+    def _asked(
+        self, tokens: Mapping[str, Tensor], ids: Tensor | None, real: Tensor, end: Tensor
+    ) -> list[tuple[str, ...]]:
+        """The edits that each row asks for at its column ``end``, best first: one forward of the base model
+        up to the layer that says what is asked.
+
+        Args:
+            tokens: the decoder's "input_ids" or "inputs_embeds".
+            ids: LongTensor [B,T], where they are known.
+            real: BoolTensor [B,T].
+            end: LongTensor [B].
+        """
+        host, layers = self._host, self._finder.room.layers
+        count = real.long().cumsum(1)
+        places = (count - 1).clamp(min=0)
+        given = {**tokens, "attention_mask": real.long(), "position_ids": places, "use_cache": False}
+        given = taken(host.anatomy.decoder, given)
+        with host.tracker.off():
+            states = outputs_of(host, layers, lambda: host.anatomy.decoder(**given))
+        start = real.int().argmax(1)
+        valid = real
+        if ids is not None and host.text.bos_id is not None:
+            valid = real & ~((ids == host.text.bos_id) & (count == 1))
+        seen = dict(zip(layers, states, strict=True))
+        call = Call(valid, real, 0, torch.zeros_like(start), start, states=seen, ids=ids)
+        asked = self._finder.asked(call)
+        return [row[at] for row, at in zip(asked, end.tolist(), strict=True)]
 
     # ------------------------------------------------------------------ edits
 
@@ -192,89 +205,65 @@ class ICL:
         """Raises TokenizerError for a target without tokens, or a note longer than the context."""
         text = self._host.text
         for edit in edits:
-            pair = text.pair(edit.prompt, edit.target)
-            text.check_length([*self._notes.ids([edit]), *pair.ids], self._notes.write([edit]))
+            pair, chat = text.pair(edit.prompt, edit.target), self._inside(edit.prompt)
+            text.check_length([*self._notes.ids([edit], chat), *pair.ids], self._notes.write([edit], chat))
+
+    def _inside(self, prompt: Prompt) -> bool:
+        """Whether notes stand inside a prompt, in its user's turn."""
+        return self._placer.inserts and not isinstance(prompt, str)
 
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
-        """Note each edit under the embedding of its prompt."""
-        gone = {str(edit.id) for edit in replaced}
-        fresh = self._embedder.texts([edit.prompt for edit in edits])
-        records = {id: record for id, record in self.records.items() if id not in gone}
-        for number, (edit, embedding) in enumerate(zip(edits, fresh, strict=True), start=self._next):
-            records[str(edit.id)] = (number, edit, embedding)
-        self._put(records, self.off - gone)
-        self._next += len(edits)
+        """Learn by what each edit is recognised; the notes follow from the edits."""
+        prepared = self._finder.prepare(edits, replaced)
+        if self._host.text.has_chat and not self._placer.inserts:
+            warnings.warn(  # a warning may be an error: nothing has changed yet
+                "in a chat the notes are read in front of all turns, where models follow them less than in "
+                "the user's turn: the chat template marks no turns, or the model takes no positions",
+                stacklevel=3,
+            )
+        self._put(prepared)
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
-        """Drop notes and embeddings."""
-        gone = {str(edit.id) for edit in edits}
-        records = {id: record for id, record in self.records.items() if id not in gone}
-        self._put(records, self.off - gone)
+        """Drop notes, and what edits are recognised by."""
+        self._put(self._finder.without(edits))
 
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
         """Take notes out of the search, or put them back."""
-        ids = {str(edit.id) for edit in edits}
-        self._put(self.records, self.off - ids if on else self.off | ids)
+        self._put(self._finder.switched(edits, on))
 
-    def _put(self, records: dict[str, tuple[int, Edit, Tensor]], off: set[str]) -> None:
-        on = {number: embedding for id, (number, _, embedding) in records.items() if id not in off}
-        ids = {number: id for id, (number, _, _) in records.items() if id not in off}
+    def _put(self, prepared: Prepared) -> None:
         with self._host.tracker.gate.changing():
-            self._index.hold(on)
-            self.records, self.off, self._ids = dict(records), set(off), ids
-            self._kv.clear()
+            self._finder.put(prepared)
+            self._placer.clear()
 
     # ------------------------------------------------------------------ looking, saving
 
     def explain(self, prompt: Prompt) -> Explanation:
-        """The nearest edits, and the notes that are read before the prompt.
+        """What was found in the prompt, and the notes that are read before it.
 
         Raises:
             ValueError: the prompt is empty.
         """
-        if not question(prompt).strip():
-            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
-        query = self._embedder.texts([prompt])
-        near = self._index.search(query, self.config.k + 2)
-        pairs = [(int(n), float(c)) for n, c in zip(near.number[0], near.measure[0], strict=True) if n >= 0]
-        nearest = tuple((self.records[self._ids[n]][1], cosine) for n, cosine in pairs)
-        room = self._host.text.max_length - len(self._host.text.encode(prompt))
-        read = self._fitting(self._find(query)[0], room)
-        notes = self._notes.write(self._edits(read)) if read else ""
-        return Explanation(prompt, nearest, self.config.threshold, notes)
+        found = self._finder.explain(prompt)
+        ids = self._host.text.encode(prompt)
+        read: tuple[str, ...] = ()
+        chat = self._inside(prompt)
+        if self.active:
+            tokens = torch.tensor([ids], device=self._host.text.device)
+            end = torch.tensor([len(ids) - 1])
+            (read,) = self._asked({"input_ids": tokens}, tokens, torch.ones_like(tokens).bool(), end)
+            read = self._placer.fitting(read, chat, self._host.text.max_length - len(ids))
+        notes = self._notes.write(self._placer.edits(read), chat) if read else ""
+        return Explanation(found, tuple(self._placer.edits(read)), notes)
 
     def state(self) -> State:
-        """Embeddings; notes follow from the edits."""
-        width = self._index.width
-        embeddings = [embedding for _, _, embedding in self.records.values()]
-        tensors = {
-            "embeddings": torch.stack(embeddings)
-            if embeddings
-            else torch.zeros(0, width, dtype=torch.float32)
-        }
-        if self._embedder.center is not None:
-            tensors["center"] = self._embedder.center
-        meta = {
-            "numbers": {id: number for id, (number, _, _) in self.records.items()},
-            "off": sorted(self.off),
-            "next": self._next,
-            "config": asdict(self.config),
-        }
-        return State(tensors, meta)
+        """What edits are recognised by; notes follow from them."""
+        tensors, meta = self._finder.state()
+        return State(tensors, meta | {"config": asdict(self.config)})
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
         """Take over what `state` gave; see `Method.restore`."""
-        numbers, off = numbered_from(meta), names(meta["off"], "the edits that are off")
-        check_edits(numbers, off, edits)
-        check_rest(tensors, ("embeddings", "center"))
-        width = self._index.width
-        embeddings = shaped(tensors, "embeddings", (len(numbers), width), torch.float32)
-        has_center = "center" in tensors or (self.config.center and len(numbers) > 0)
-        center = shaped(tensors, "center", (width,), torch.float32) if has_center else None
-        records = {
-            id: (number, edits[id], embedding)
-            for (id, number), embedding in zip(numbers.items(), embeddings, strict=True)
-        }
+        restored = self._finder.read(tensors, meta, edits)
         with self._host.tracker.gate.changing():
-            self._put(records, set(off))
-            self._embedder.center, self._next = center, meta["next"]
+            self._finder.take_over(restored)
+            self._placer.clear()

@@ -1,4 +1,4 @@
-"""Notes: edits as text, and as the tokens that stand between a text's beginning and the prompt."""
+"""Notes: edits as text, and as the tokens that stand before what is asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ...edits import Edit
 from ...text import Text
+from ...turns import Turns
 from .config import ICLConfig
 
 __all__ = ["Notes"]
@@ -16,30 +17,34 @@ class Notes:
 
     Args:
         text: the model's tokenizer.
-        config: template and separator.
+        config: their wordings.
+        turns: the ids around a user's turn, or None.
     """
 
-    def __init__(self, text: Text, config: ICLConfig) -> None:
-        self._text, self._template = text, config.template
-        self.separator = self._usual() if config.separator is None else config.separator
+    def __init__(self, text: Text, config: ICLConfig, turns: Turns | None) -> None:
+        self._text, self._config = text, config
+        self.opens = turns.opens if turns else ()
+        """What stands right before a user's question."""
 
-    def _usual(self) -> str:
-        """Nothing, if a text's tokens are the same at the beginning and after another text and a space."""
-        encode = self._text.encode
-        apart = encode("So it is.") + self._bare(encode("Where is it?"))
-        return "" if encode("So it is. Where is it?") == apart else "\n"
+    def turn(self, row: Sequence[int]) -> int | None:
+        """Where the last user's turn in ``row`` begins, or None: in plain text."""
+        size = len(self.opens)
+        for at in range(len(row) - size, -1, -1) if size else ():
+            if tuple(row[at : at + size]) == self.opens:
+                return at + size
+        return None
 
-    def _bare(self, ids: list[int]) -> list[int]:
-        return ids[1:] if ids[:1] == [self._text.bos_id] else ids
-
-    def write(self, edits: Sequence[Edit]) -> str:
-        """The notes on ``edits``, in this order, and the separator."""
-        notes = (
-            self._template.format(prompt=edit.question, target=edit.target, subject=edit.subject)
+    def write(self, edits: Sequence[Edit], chat: bool) -> str:
+        """The notes on ``edits``, in this order, and what stands before and behind them."""
+        config = self._config
+        said = (
+            config.template.format(prompt=edit.question, target=edit.target, subject=edit.subject)
             for edit in edits
         )
-        return " ".join(notes) + self.separator
+        front, end = (config.chat_front, config.chat_end) if chat else (config.front, config.end)
+        return front + " ".join(said) + end
 
-    def ids(self, edits: Sequence[Edit]) -> list[int]:
+    def ids(self, edits: Sequence[Edit], chat: bool) -> list[int]:
         """Their tokens, without the one that begins a text."""
-        return self._bare(self._text.encode(self.write(edits)))
+        ids = self._text.encode(self.write(edits, chat))
+        return ids[1:] if ids[:1] == [self._text.bos_id] else ids

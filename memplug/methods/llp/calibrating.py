@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
 import zlib
@@ -19,28 +18,27 @@ from ...calibration import Calibration, Sample, chance_threshold, whitening
 from ...chat import in_chat
 from ...contexts import sample_prefixes
 from ...pretrained import cache
-from ...questions import Lexicon, Question, likeness, rarity
+from ...questions import Metric, metric, told
+from ...relations import wordings
 from ...text import Text
 from ..base import Host
 from .config import LLPConfig
 from .keys import think_states
 from .lessons import other_lines
 from .passes import Line
-from .wordings import CHAT, FRONTS, MENTIONS, NAMES, PLAIN, REQUESTS, SYSTEM, TALK
+from .wordings import FRONTS, NAMES, SYSTEM, TALK
 
-__all__ = ["calibrate", "calibrated", "question_of", "questions_of"]
+__all__ = ["calibrate", "calibrated", "states_of"]
 
-_FORMAT = 3  # of what is calibrated; another one is made anew
+_FORMAT = 4  # of what is calibrated; another one is made anew
 _LARGE = 50_000_000  # parameters from which on a calibration takes seconds
 _TEXTS = 24  # texts that the model itself samples
 _LENGTH = 96  # their tokens
+_EVERY = 6  # of the neutral questions, so many are one that is among the text
+_DIRECTIONS = 128  # most in which the wordings of one question vary; more change nothing
 _BATCH = 16
 _FIRST = 512  # tokens that are tried as the first of a text
-_PART = 12  # tokens of a sampled text that count as a text of their own
-_SAME = 0.02  # share of pairs of neutral questions about a subject that ask the same
-_PASSING = (
-    0.01  # share of pairs of a question and a passing mention that are more alike than `Calibration.told`
-)
+_SAME = 0.01  # share of pairs of different questions that are more alike than `Calibration.same`
 
 
 def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: int) -> Calibration:
@@ -55,12 +53,11 @@ def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: in
 
     layers = (*think, relation)
     asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts)
-    accepts = (config.plain_accepts, config.other_accepts)
-    texts = (PLAIN, CHAT, FRONTS, MENTIONS, REQUESTS, NAMES, SYSTEM, TALK)
-    named = (*asked, *accepts, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
+    texts = (wordings(), FRONTS, NAMES, SYSTEM, TALK)
+    named = (*asked, config.other_accepts, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
     file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
-        widths = (host.anatomy.width, min(host.anatomy.width, config.rank), host.text.embed([0]).shape[1])
+        widths = (host.anatomy.width, min(host.anatomy.width, config.rank))
         return Calibration.of(load_file(file), layers, *widths).to(host.text.device)
     made = calibrate(host, config, think, relation)
     with contextlib.suppress(OSError, SafetensorError):
@@ -80,7 +77,7 @@ def calibrate(host: Host, config: LLPConfig, think: Sequence[int], relation: int
     layers = (*think, relation)
     texts = sample_prefixes(host.text, _TEXTS, _LENGTH, config.sample_top_k * 40, config.seed)
     rows = [host.text.encode(text) for text in texts]
-    sample = _sample(host, layers, [*rows, *map(host.text.encode, _neutral())])
+    sample = _sample(host, tuple(think), [*rows, *map(host.text.encode, _neutral())])
     rank = min(host.anatomy.width, config.rank)
     roots = [whitening(states, rank) for states in sample.states]
     first = [whitening(states, rank) for states in sample.first]
@@ -88,27 +85,18 @@ def calibrate(host: Host, config: LLPConfig, think: Sequence[int], relation: int
         torch.stack([pair[i] for pair in part]) for part in (roots, first) for i in (0, 1)
     )
     spaces = (mean, root, first_mean, first_root)
-    made = Calibration(layers, *spaces, 0.0, _lexicon(host, rows, rank), (0.0, 0.0), 1.0, 1.0, ())
-    units = torch.stack([made.apply(i, states[None])[0] for i, states in enumerate(sample.states[:-1])])
+    blank = Metric(*(torch.zeros(0) for _ in range(4)))
+    made = Calibration(layers, *spaces, 0.0, blank, (0.0, 0.0), 1.0, torch.zeros(0), torch.zeros(0))
+    units = torch.stack([made.apply(i, states[None])[0] for i, states in enumerate(sample.states)])
     quorum = max(1, math.ceil(config.quorum * len(think)))
     threshold = chance_threshold(units, sample, quorum, config.false_accepts, config.seed)
     made = replace(made, threshold=min(max(threshold, 0.05), 0.95)).to(host.text.device)
-    return _relations(host, made, relation, (config.plain_accepts, config.other_accepts))
-
-
-def _lexicon(host: Host, rows: Sequence[Sequence[int]], rank: int) -> Lexicon:
-    """What ordinary text ``rows`` and the neutral statements and questions say of tokens."""
-    neutral = [host.text.encode(wording.replace("{s}", NAMES[0])) for wording in (*PLAIN, *CHAT)]
-    parts = [row[at : at + _PART] for row in rows for at in range(0, len(row), _PART)]
-    tokens = [token for row in (*neutral, *rows) for token in row]
-    embeddings = host.text.embed(tokens).float()
-    mean, root = whitening(embeddings, min(rank, embeddings.shape[1]))
-    return Lexicon(mean, root, *rarity(neutral, parts))
+    return _relations(host, made, relation, config.other_accepts)
 
 
 def _neutral() -> list[str]:
     """Ordinary sentences and questions."""
-    about = [wording.replace("{s}", NAMES[i % len(NAMES)]) for i, wording in enumerate((*PLAIN, *CHAT))]
+    about = [one.about(NAMES[i % len(NAMES)]) for i, one in enumerate(wordings()[::_EVERY])]
     joined = [" ".join(about[i : i + 4]) for i in range(0, len(about), 4)]
     return [*joined, " ".join(FRONTS), f"{SYSTEM} {TALK[0]} {TALK[1]}"]
 
@@ -142,71 +130,46 @@ def _first_states(host: Host, layers: tuple[int, ...]) -> Tensor:
     return states[:, :, -1].float()
 
 
-def _relations(host: Host, made: Calibration, relation: int, rates: tuple[float, float]) -> Calibration:
-    """With the limits of likeness, and the neutral questions themselves.
+def _relations(host: Host, made: Calibration, relation: int, rate: float) -> Calibration:
+    """With the metric of questions, the limits of likeness, and the neutral questions themselves.
 
-    Of all pairs of questions about one subject the share ``rates`` exceeds the limit in plain text and the
-    one in chat, and the share `_SAME` may well ask the same. Of pairs of a question and a text that names its
-    subject in passing the share `_PASSING` exceeds the limit for sentences that are no questions.
+    Of the pairs of questions about subjects of one kind that ask different things, the share ``rate`` exceeds
+    the limit, in plain text and in chat, and the share `_SAME` is as alike as if they asked the same.
     """
-    text = host.text
-    found: tuple[list[float], list[float]] = ([], [])
-    passing: list[float] = []
-    others: list[Question] = []
+    text, known = host.text, wordings()
+    labels = [(one.kind, one.relation) for one in known]
+    forms = (False, True) if text.has_chat else (False,)
 
-    def asked(name: str, wordings: Sequence[str], chat: bool) -> list[Question]:
-        texts = [wording.replace("{s}", name) for wording in wordings]
-        prompts = [*map(in_chat, texts)] if chat else texts
-        return questions_of(host, made, other_lines(text, name, prompts), relation)
-
-    def alike(one: Question, other: Question) -> float:
-        return likeness(made.lexicon, text.embed, one, other)
-
-    for name in NAMES[::4]:
-        for chat in (False, True) if text.has_chat else (False,):
-            questions = asked(name, (*PLAIN, *CHAT), chat)
-            found[chat].extend(alike(*pair) for pair in itertools.combinations(questions, 2))
-            remarks = asked(name, REQUESTS if chat else MENTIONS, chat)
-            passing += [alike(*pair) for pair in itertools.product(questions, remarks)]
-            if name == NAMES[0]:
-                others += questions[len(PLAIN) :] if chat else questions[: len(PLAIN)]
-    plain, chat_limit = (
-        _quantile(some or found[0], 1 - rate) for some, rate in zip(found, rates, strict=True)
+    states = []
+    for chat in forms:
+        prompts = [(one.name, one.about(one.name)) for one in known]
+        lines = [other_lines(text, name, [in_chat(said) if chat else said])[0] for name, said in prompts]
+        states.append(states_of(host, lines, relation))
+    learned = metric([states[0], states[-1]], labels, _DIRECTIONS).to(host.text.device)
+    asked = [[learned.question(one, chat) for one in states[chat]] for chat in forms]
+    apart = torch.tensor([[a[0] == b[0] and a[1] != b[1] for b in labels] for a in labels])
+    vectors = [torch.stack([one.vector for one in some]).cpu() for some in asked]
+    others = [(some @ some.T)[apart] for some in vectors]
+    plain, in_turn = (float(some.quantile(1 - rate)) for some in (others[0], others[-1]))
+    return replace(
+        made,
+        metric=learned,
+        relation=(plain, in_turn),
+        same=float(torch.cat(others).quantile(1 - _SAME)),
+        neutral=torch.stack(vectors).half().float(),
+        labels=torch.tensor([[*dict.fromkeys(labels)].index(one) for one in labels]),
     )
-    same, told = _quantile([*found[0], *found[1]], 1 - _SAME), _quantile(passing, 1 - _PASSING)
-    return replace(made, relation=(plain, chat_limit), told=told, same=same, others=tuple(others))
-
-
-def _quantile(numbers: Sequence[float], share: float) -> float:
-    return float(torch.tensor(numbers, dtype=torch.float32).quantile(share))
 
 
 @torch.no_grad()
-def questions_of(
-    host: Host, made: Calibration, lines: Sequence[tuple[Line, range, range, bool]], layer: int
-) -> list[Question]:
-    """The questions of lines, given each one's subject and words."""
+def states_of(host: Host, lines: Sequence[tuple[Line, range, range, bool]], layer: int) -> list[Tensor]:
+    """[W,D] float32 for each line, given its subject and words: the states of what it asks with."""
     order = sorted(range(len(lines)), key=lambda i: len(lines[i][0].ids))
-    out: dict[int, Question] = {}
+    out: dict[int, Tensor] = {}
     for at in range(0, len(order), _BATCH * 2):
         part = order[at : at + _BATCH * 2]
         states = think_states(host, [lines[i][0].ids for i in part], (layer,))[0]
         for k, i in enumerate(part):
-            line, subject, words, chat = lines[i]
-            some = [t for t in words if t not in subject]
-            out[i] = question_of(host.text, made, line.ids, some, states[k][some], chat)
+            _, subject, words, _ = lines[i]
+            out[i] = states[k][told([t for t in words if t not in subject])].float()
     return [out[i] for i in range(len(lines))]
-
-
-def question_of(
-    text: Text, made: Calibration, ids: Sequence[int], words: Sequence[int], states: Tensor, chat: bool
-) -> Question:
-    """The tokens ``words`` of a text as a question.
-
-    Args:
-        states: [W,D] their states in the last layer of ``made``.
-    """
-    begins = torch.tensor([[t == 0 and text.bos_id is None for t in words]])
-    at = states[None].to(made.mean.device)
-    units = made.apply(len(made.layers) - 1, at, begins.to(at.device))[0]
-    return Question(tuple(ids[t] for t in words), units.half().cpu(), chat)

@@ -30,21 +30,25 @@ class LLPConfig:
     the first quarter, 0 to 7 of 32)."""
     recall_layer: int | None = None
     """Layer z from whose input on the value is seen. None: 2/3 of the depth (scope "row": 10/32)."""
+    relation_layer: int | None = None
+    """Layer whose states say what is asked, below the recall layer. None: at 27 % of the depth (scope
+    "answer")."""
     false_accepts: float = 1e-4
     """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
     threshold of calibrated keys follows from it (scope "answer")."""
-    other_accepts: float = 0.6
-    """Share of other questions about a subject that are taken for the edit's own in a chat, and are left to
-    the value (scope "answer")."""
-    plain_accepts: float = 0.28
-    """The same in plain text, which may ask at every token of a sentence (scope "answer")."""
+    other_accepts: float = 0.02
+    """Share of questions that are as like another one about the same kind of subject as one has to be to be
+    taken for an edit's own (scope "answer")."""
     rank: int = 512
     """Most dimensions of calibrated states (scope "answer")."""
     n_fronts: int = 2
     """Neutral sentences put before the prompt in training (scope "answer")."""
-    n_mentions: int = 5
+    n_rewordings: int = 4
+    """Most other wordings of its question that an edit is taught in, plain and in chat, if it is among the
+    neutral ones (scope "answer")."""
+    n_mentions: int = 3
     """Neutral statements, and as many requests in chat, that name the subject in passing (scope "answer")."""
-    n_others: int = 6
+    n_others: int = 3
     """Neutral statements, and as many questions in chat, that are to be answered as before (scope
     "answer")."""
     most_recalled: int = 4
@@ -96,7 +100,7 @@ class LLPConfig:
     """Most sampled sentences that state the old answer, trained to state the new one (published: none)."""
     statement_tokens: int = 16
     """Longest continuation they are cut from, in tokens."""
-    statement_weight: float = 1.0
+    statement_weight: float = 0.5
     """Weight of the KL divergence to the base model on these statements."""
     mean_key: bool = True
     """A key is the mean over its contexts (as equation 8 says; the published code takes the last)."""
@@ -159,7 +163,12 @@ class LLPConfig:
         if layers is None:
             near = (fraction(share, depth) for share in (0.07, 0.1, 0.14, 0.2))
             layers = tuple(dict.fromkeys(min(layer, max(0, recall - 1)) for layer in near))
-        return self._checked(depth, layers, recall)
+        relation = self.relation_layer
+        if relation is None:
+            relation = max(0, min(recall - 1, fraction(0.27, depth)))
+        elif check_layer(relation, depth, "relation_layer") >= recall:
+            raise ValueError(f"the relation layer {relation} is not below the recall layer {recall}")
+        return replace(self._checked(depth, layers, recall), relation_layer=relation)
 
     def _checked(self, depth: int, layers: tuple[int, ...], recall: int) -> LLPConfig:
         check_layer(recall, depth, "recall_layer")
@@ -183,10 +192,10 @@ _CHOICES = {
 _RANGES = (
     ("false_accepts", 1e-9, 1.0),
     ("other_accepts", 0.0, 1.0),
-    ("plain_accepts", 0.0, 1.0),
     ("rank", 2, 1 << 16),
     ("n_fronts", 0, 6),
-    ("n_others", 0, 36),
+    ("n_rewordings", 0, 16),
+    ("n_others", 0, 1 << 10),
     ("n_mentions", 0, 14),
     ("most_recalled", 1, 64),
     ("n_values", 1, 64),

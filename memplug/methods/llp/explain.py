@@ -18,7 +18,7 @@ from ..base import Host
 from .config import LLPConfig
 from .keys import think_states
 
-__all__ = ["Candidate", "Explanation", "LayerVote", "explain"]
+__all__ = ["Candidate", "Explanation", "LayerVote", "Scored", "explain"]
 
 
 class LayerVote(NamedTuple):
@@ -61,6 +61,9 @@ class Explanation:
         recalled: the subject that is recalled, or None.
         runner_up: the next best subject, or the best where none is recalled; None without edits.
         reason: one sentence on the decision.
+        likeness: how much what is asked resembles the edits of the subject that is recalled, or of the next
+            best; None where nothing is asked about it.
+        limits: what that has to exceed, in plain text and in a chat; None without edits.
     """
 
     prompt: Prompt
@@ -70,6 +73,8 @@ class Explanation:
     recalled: Candidate | None
     runner_up: Candidate | None
     reason: str
+    likeness: float | None = None
+    limits: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         lines = [f"{quoted(self.prompt)}: {self.reason}"]
@@ -85,6 +90,22 @@ class Explanation:
                 mark = "votes" if vote.voted else "no vote"
                 lines.append(f"    layer {vote.layer}: {vote.token!r} {vote.similarity:.3f} {mark}")
         return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+class Scored(Explanation):
+    """An explanation whose text also tells the likeness of what is asked, and what it has to exceed."""
+
+    def __str__(self) -> str:
+        told = super().__str__()
+        if self.likeness is None or self.limits is None:
+            return told
+        plain, chat = self.limits
+        return (
+            f"{told}\n  asked for: likeness {self.likeness:.3f}, to be exceeded: {plain:.3f} in plain text, "
+            f"{chat:.3f} in chat"
+        )
 
     __repr__ = __str__
 

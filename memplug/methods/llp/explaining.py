@@ -17,6 +17,7 @@ from ..base import Host
 from .entries import Entry
 from .explain import Candidate, Explanation, LayerVote
 from .keys import think_states
+from .room import Room
 
 __all__ = ["explain_answer"]
 
@@ -26,20 +27,24 @@ _NONE = -1.0  # where no window fits
 @torch.no_grad()
 def explain_answer(
     host: Host,
-    listener: Listener,
-    calibration: Calibration | None,
+    room: Room,
     entries: Mapping[str, Entry],
     owner: Mapping[int, str],
     prompt: Prompt,
-    longest: int,
+    kind: type[Explanation] = Explanation,
 ) -> Explanation:
-    """Read ``prompt`` without generating, and report on the subjects that it resembles most."""
+    """Read ``prompt`` without generating, and report on the subjects that it resembles most.
+
+    Args:
+        kind: the class of the report.
+    """
+    listener, calibration = room.listener, room.calibration
     ids = host.text.encode(prompt)
     tokens = tuple(host.text.tokenizer.decode([i]) for i in ids)
     quorum = listener.memory.quorum
     on = {key: entries[subject] for key, subject in owner.items() if entries[subject].on}
     if calibration is None or not on:
-        return Explanation(prompt, tokens, quorum, 0.0, None, None, "no edit is in force")
+        return kind(prompt, tokens, quorum, 0.0, None, None, "no edit is in force")
     with host.tracker.off():
         states = think_states(host, [ids], calibration.layers)
     valid = torch.ones(1, len(ids), dtype=torch.bool)
@@ -48,7 +53,7 @@ def explain_answer(
     kept = {layer: states[i].to(host.text.device) for i, layer in enumerate(calibration.layers)}
     call = Call(valid, torch.ones_like(valid), 0, zero, zero, states=kept, ids=torch.tensor([ids]))
     met: dict[str, float] = {}
-    _, spoken = listener.listen(calibration, call, longest, met)
+    _, spoken = listener.listen(calibration, call, room.longest, met)
     speaking = [one.edit for one in spoken[0][-1]]
     begins = torch.zeros(1, len(ids), dtype=torch.bool)
     begins[0, 0] = host.text.bos_id is None
@@ -61,7 +66,8 @@ def explain_answer(
         recalled = recalled._replace(edits=edits)
     other = next((one for one in best if recalled is None or one.subject != recalled.subject), None)
     reason = _reason(recalled, other, quorum, calibration, _asked(met, other or recalled))
-    return Explanation(prompt, tokens, quorum, calibration.threshold, recalled, other, reason)
+    likeness, limits = _asked(met, recalled or other), calibration.relation
+    return kind(prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits)
 
 
 def _rank(candidate: Candidate) -> tuple[int, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,15 @@ from ...text import Text, TokenizerError
 from ..base import Host
 from .config import LLPConfig
 
-__all__ = ["contexts_of", "contrast", "keys_missing", "spellings", "subject_states", "think_states"]
+__all__ = [
+    "contexts_of",
+    "contrast",
+    "keys_missing",
+    "outputs_of",
+    "spellings",
+    "subject_states",
+    "think_states",
+]
 
 
 def contexts_of(edit: Edit, prefixes: Sequence[str], config: LLPConfig) -> list[Written]:
@@ -80,9 +88,14 @@ def subject_states(
     return [[torch.stack(group) for group in groups.values()] for groups in grouped]
 
 
-@torch.no_grad()
 def think_states(host: Host, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> Tensor:
     """[R,N,T,D]: the outputs of the think layers; the layers above them are not run."""
+    return outputs_of(host, layers, lambda: host.forward(host.anatomy.decoder, host.text.batch(rows)))
+
+
+@torch.no_grad()
+def outputs_of(host: Host, layers: Sequence[int], run: Callable[[], Any]) -> Tensor:
+    """[R,N,T,D]: the outputs of ``layers`` in the decoder's forward ``run()``; those above are not run."""
     anatomy, found = host.anatomy, {}
 
     def after(index: int) -> Hook:
@@ -93,9 +106,8 @@ def think_states(host: Host, rows: Sequence[Sequence[int]], layers: Sequence[int
 
         return Hook(anatomy.layers[index], "after", take)
 
-    hooks = [after(index) for index in layers]
-    with evaluating(host.model), OwnHooks(hooks), contextlib.suppress(StopForward):
-        host.forward(anatomy.decoder, host.text.batch(rows))
+    with evaluating(host.model), OwnHooks(map(after, layers)), contextlib.suppress(StopForward):
+        run()
     device = found[layers[0]].device
     return torch.stack([found[index].to(device) for index in layers])
 

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
 
+from ...calibration import Calibration
 from ...chat import Message, Messages, Prompt, behind, in_chat, question
 from ...edits import Edit
 from ...naming import names, place_of, placed
+from ...questions import Question
+from ...relations import Wording, wordings
 from ...text import Text, TokenizerError
 from .config import LLPConfig
 from .passes import Line
-from .wordings import CHAT, FRONTS, MENTIONS, PLAIN, REQUESTS, SYSTEM, TALK, some
+from .wordings import FRONTS, MENTIONS, REQUESTS, SYSTEM, TALK, some
 
 __all__ = [
     "Lesson",
+    "further_lessons",
     "lessons_of",
-    "other_lessons",
     "other_lines",
     "statements_of",
 ]
@@ -75,32 +79,62 @@ def lessons_of(text: Text, config: LLPConfig, edit: Edit, statement: str | None)
     return [own, *(one for one in found if one is not None)]
 
 
-def other_lessons(text: Text, config: LLPConfig, edit: Edit, similar: Tensor, same: float) -> list[Lesson]:
-    """What is said and asked about an edit's subject and is to be answered as before.
+def further_lessons(
+    text: Text, config: LLPConfig, edit: Edit, asked: Sequence[Question], calibration: Calibration
+) -> list[Lesson]:
+    """What follows from how like an edit's question is to the neutral ones.
 
-    Those neutral prompts that resemble the edit's own most, as these are the ones that it could be taken for;
-    not those that resemble it so much that they may well ask the same. Some that name the subject in passing.
-    And the edit's own question while it is not finished.
+    If one of those asks the same, its wordings ask for the edit, too; else a statement is put as a question.
+    Of the others, those that resemble the edit's own most are to be answered as before, as they are the ones
+    that it could be taken for, one wording of each. So are texts that name the subject in passing, and the
+    edit's own question while it is not finished.
 
     Args:
-        similar: [M] likeness of each neutral prompt (`other_prompts`) to what asks for the edit.
-        same: likeness from which on it may ask the same.
+        asked: in which words the edit is asked for.
     """
-    subject = str(edit.subject)
-    prompts = other_prompts(text, subject)
-    chosen: list[Prompt] = []
-    for plain, passing in ((True, MENTIONS), (False, REQUESTS)):
-        mine = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str) == plain]
-        mine = sorted((i for i in mine if similar[i] < same), key=lambda i: -float(similar[i]))
-        chosen += [prompts[i] for i in mine[: config.n_others]]
-        if plain or text.has_chat:
-            named = [
-                w.replace("{s}", subject) for w in some(passing, config.n_mentions, config.seed, subject)
-            ]
-            chosen += named if plain else map(in_chat, named)
-    chosen += _unfinished(edit)
-    lessons = (_fitting(text, config, prompt, edit, None) for prompt in chosen)
-    return [one for one in lessons if one is not None]
+    subject, known = str(edit.subject), wordings()
+    matched, labels = calibration.matched(asked), calibration.labels.tolist()
+    reworded = [] if edit.question.endswith("?") else [f"{edit.question} what?"]
+    if matched is not None:
+        mine = [one for one, label in zip(known, labels, strict=True) if label == matched]
+        reworded = [one.about(subject) for one in _varied(mine, config.n_rewordings)]
+    asking: list[Prompt] = [one for one in reworded[: config.n_rewordings] if one != edit.question]
+    asking += map(in_chat, asking[:]) if text.has_chat else ()
+    staying: list[Prompt] = []
+    similar = _similar(asked, calibration)
+    close = {
+        label for scores in similar for label, s in zip(labels, scores, strict=True) if s >= calibration.same
+    }
+    for scores, passing, plain in zip(similar, (MENTIONS, REQUESTS), (True, False), strict=False):
+        nearest: dict[int, str] = {}
+        for i in sorted(range(len(known)), key=lambda i: -scores[i]):
+            if labels[i] not in close:
+                nearest.setdefault(labels[i], known[i].about(subject))
+        named = [w.replace("{s}", subject) for w in some(passing, config.n_mentions, config.seed, subject)]
+        said = [*list(nearest.values())[: config.n_others], *named]
+        staying += said if plain else map(in_chat, said)
+    staying += _unfinished(edit)
+    found = [
+        *(_fitting(text, config, prompt, edit, edit.target) for prompt in asking),
+        *(_fitting(text, config, prompt, edit, None) for prompt in staying),
+    ]
+    return [one for one in found if one is not None]
+
+
+def _similar(asked: Sequence[Question], calibration: Calibration) -> list[list[float]]:
+    """In plain text and in chat, how like each neutral question is to what asks for the edit."""
+    found = []
+    for chat, neutral in enumerate(calibration.neutral):
+        mine = [neutral @ one.vector.float().cpu() for one in asked if one.chat == bool(chat)]
+        found.append(torch.stack(mine or [torch.zeros(len(neutral))]).amax(0).tolist())
+    return found
+
+
+def _varied(known: Sequence[Wording], count: int) -> list[Wording]:
+    """``count`` of some wordings, half of them statements to be completed."""
+    statements, questions = ([one for one in known if one.open == kind] for kind in (True, False))
+    pairs = zip_longest(questions, statements)
+    return [one for pair in pairs for one in pair if one is not None][:count]
 
 
 def _unfinished(edit: Edit) -> list[str]:
@@ -155,14 +189,6 @@ def _begun(text: Text, prompt: Messages, statement: str, edit: Edit, config: LLP
         return None
     _, span = text.asked_span(prompt, *edit.place)
     return Lesson(Line(tuple(whole.ids), last), span, range(0), True, False)
-
-
-def other_prompts(text: Text, subject: str) -> list[Prompt]:
-    """All neutral statements and questions about a subject, plain ones first."""
-    prompts: list[Prompt] = [wording.replace("{s}", subject) for wording in PLAIN]
-    if text.has_chat:
-        prompts += [in_chat(wording.replace("{s}", subject)) for wording in CHAT]
-    return prompts
 
 
 def _prompts(text: Text, config: LLPConfig, edit: Edit) -> Iterator[Prompt]:

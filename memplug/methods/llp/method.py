@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,13 +13,12 @@ from tqdm.auto import tqdm
 
 from ...attending import lowest_layer
 from ...chat import Prompt
-from ...checked import check_rest, whole
+from ...checked import check_rest
 from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
 from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
-from ...memory import KeyMemory
 from ...naming import Written, writings
 from ...prefix import KV, Prefix
 from ...recall import Recall
@@ -28,8 +26,9 @@ from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
 from ..base import Host, State
 from ..unlearned import warn_unlearned
 from .config import LLPConfig
-from .entries import Entry, changed, check_keys, pack, unpack
+from .entries import Entry, pack, unpack
 from .explain import Explanation, explain
+from .held import Held
 from .jobs import jobs_for
 from .keys import contexts_of, contrast, keys_missing, subject_states
 from .values import Learned, train_values
@@ -41,7 +40,7 @@ LEARNED = 1.0
 _PREFIXES_KEPT = 1024  # recalled entries whose keys and values per layer stay at hand
 
 
-class LLP:
+class LLP(Held):
     """Layer-level prompting (LLP) over a base model whose weights never change.
 
     Args:
@@ -64,35 +63,13 @@ class LLP:
         self._layers = self.config.think_layers or ()
         self._host = host
         self._recall = Recall(host.model, host.anatomy, self.config.recall_layer or 0)
-        self.memory = KeyMemory(
-            len(self._layers),
-            self._width(),
-            threshold=self.config.threshold,
-            top_k=self.config.top_k,
-            quorum=max(1, math.ceil(self.config.quorum * len(self._layers))),
-            order=self.config.order,
-            device=str(host.text.device),
-            seed=self.config.seed,
-        )
-        self.entries: dict[str, Entry] = {}
-        self._owner: dict[int, str] = {}  # key number -> subject
-        self._next = 0
-        self._stamp = 0
+        super().__init__(host, self.config, self._width())
         self._prefixes: list[str] | None = None
         self._kv: Kept[tuple[int, int], KV] = Kept(_PREFIXES_KEPT)
 
     def _width(self) -> int:
         """Of the states that are compared."""
         return self._host.anatomy.width
-
-    def _threshold(self) -> float | None:
-        """Cosine that new keys ask for; None is the memory's."""
-        return None
-
-    @property
-    def active(self) -> bool:
-        """Whether any edit is in force."""
-        return any(entry.on for entry in self.entries.values())
 
     # ------------------------------------------------------------------ forwards
 
@@ -153,13 +130,7 @@ class LLP:
 
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> Collection[str]:
         """Train keys and values; several edits of one subject share both, as published."""
-        gone = {edit.id for edit in replaced}
-        drafts = self._without(gone)
-        for edit in edits:
-            subject = str(edit.subject)
-            draft = drafts.get(subject) or self.entries.get(subject) or Entry(subject, {})
-            drafts[subject] = changed(draft, {**draft.edits, str(edit.id): edit}, draft.off)
-        return self._apply(drafts, progress)
+        return self._apply(self._with(edits, replaced), progress)
 
     def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
         """Drop keys and values; where a subject keeps other edits, its value is trained anew from these."""
@@ -167,21 +138,7 @@ class LLP:
 
     def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
         """Switch edits; a subject with others in force gets the value of just these."""
-        drafts: dict[str, Entry] = {}
-        for edit in edits:
-            entry = drafts.get(str(edit.subject)) or self.entries[str(edit.subject)]
-            off = entry.off - {str(edit.id)} if on else entry.off | {str(edit.id)}
-            drafts[entry.subject] = changed(entry, entry.edits, off)
-        self._apply(drafts, progress)
-
-    def _without(self, ids: Iterable[str | None]) -> dict[str, Entry]:
-        gone = set(ids)
-        drafts = {}
-        for subject, entry in self.entries.items():
-            if gone & entry.edits.keys():
-                edits = {id: edit for id, edit in entry.edits.items() if id not in gone}
-                drafts[subject] = changed(entry, edits, entry.off - gone)
-        return drafts
+        self._apply(self._switched(edits, on), progress)
 
     def _apply(self, drafts: Mapping[str, Entry], progress: bool) -> Collection[str]:
         """Train what the drafts lack, then put them in place: nothing is changed before all is computed.
@@ -204,38 +161,6 @@ class LLP:
             for draft in drafts.values():
                 self._put(draft, draft.keys + numbers.get(draft.subject, ()))
         return {id for draft in poor for id in draft.on}
-
-    def _add(self, keys: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, ...]]:
-        """Store new keys, all or none, and say under which numbers."""
-        first = self._next
-        numbers: dict[str, tuple[int, ...]] = {}
-        try:
-            for subject, some in keys.items():
-                numbers[subject] = tuple(range(self._next, self._next + len(some)))
-                for key in some:
-                    self.memory.add(self._next, key, threshold=self._threshold())
-                    self._next += 1
-        except BaseException:
-            for number in range(first, self._next):
-                self.memory.remove(number)
-            self._next = first
-            raise
-        return numbers
-
-    def _put(self, draft: Entry, numbers: tuple[int, ...]) -> None:
-        self._stamp += 1
-        if not draft.edits:
-            for number in numbers:
-                self.memory.remove(number)
-                del self._owner[number]
-            del self.entries[draft.subject]
-            return
-        for number in numbers:
-            self._owner[number] = draft.subject
-            self.memory.set_enabled(number, bool(draft.on))
-        self.entries[draft.subject] = Entry(
-            draft.subject, draft.edits, draft.off, numbers, draft.values, self._stamp
-        )
 
     def _train(self, drafts: Sequence[Entry], progress: bool) -> list[Learned]:
         if not drafts:
@@ -326,16 +251,3 @@ class LLP:
         with self._host.tracker.gate.changing():
             self._take_over(tensors, entries, meta)
             self._kv.clear()
-
-    def _take_over(
-        self, tensors: Mapping[str, Tensor], entries: dict[str, Entry], meta: Mapping[str, Any]
-    ) -> None:
-        """Hold the saved keys and these entries, which own them."""
-        coming = whole(meta["next"], "the next number of a key")
-        self.memory.load_state_dict(
-            {name.removeprefix("key."): t for name, t in tensors.items() if name.startswith("key.")}
-        )
-        check_keys(entries.values(), self.memory, coming)
-        self.entries = entries
-        self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
-        self._next, self._stamp = coming, len(entries)

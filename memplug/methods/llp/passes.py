@@ -9,9 +9,9 @@ Letters: N rows, P tokens before the last one of a prompt, T tokens from it on, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,23 @@ from ...attending import whole_cache
 from ...hooks import Hook, OwnHooks
 from ...layers import UnsupportedModelError, taken
 from ...prefix import Prefix
-from ...recall import Recall
 from ..base import Host
 
-__all__ = ["Chunk", "Line", "States", "run_lines"]
+__all__ = ["Chunk", "Line", "Run", "States", "Upper", "run_lines"]
 
 _ROWS = 48  # rows that are run together
 _SHARED = 12  # tokens that rows have to share at least to be run from there on
+
+
+class Upper(Protocol):
+    """Runs a model from a layer on, see `Recall`."""
+
+    @property
+    def layer(self) -> int:
+        """That layer."""
+
+    def resume(self, hidden: Tensor, run: Callable[[], Any], prefix: Prefix | None, flat: Tensor) -> Tensor:
+        """See `Recall.resume`."""
 
 
 class Line(NamedTuple):
@@ -67,7 +77,7 @@ class Chunk:
         """LongTensor [N]: the column of ``mask`` in which each row begins."""
         return self.mask.argmax(1)
 
-    def logits(self, host: Host, recall: Recall, prefix: Prefix | None, row: Tensor, at: Tensor) -> Tensor:
+    def logits(self, host: Host, recall: Upper, prefix: Prefix | None, row: Tensor, at: Tensor) -> Tensor:
         """[Q,V] at tokens ``at`` [Q] (from ``start`` on) of rows ``row`` [Q], with ``prefix`` recalled."""
         cache = whole_cache(host.model)
         before = self.mask.shape[1] - self.ids.shape[1]
@@ -85,8 +95,14 @@ class Chunk:
         return recall.resume(self.hidden, run, prefix, row * self.ids.shape[1] + at)
 
 
+Run = Callable[
+    [Host, Upper, Sequence[Line], Sequence[Sequence[int]], Sequence[int]], "tuple[list[Chunk], States]"
+]
+"""`run_lines`, or what does the same in another way."""
+
+
 def run_lines(
-    host: Host, recall: Recall, lines: Sequence[Line], places: Sequence[Sequence[int]], layers: Sequence[int]
+    host: Host, recall: Upper, lines: Sequence[Line], places: Sequence[Sequence[int]], layers: Sequence[int]
 ) -> tuple[list[Chunk], States]:
     """Run every line through the base model.
 
@@ -148,7 +164,7 @@ def _front(host: Host, front: tuple[int, ...]) -> DynamicCache | None:
 @torch.no_grad()
 def _run(
     host: Host,
-    recall: Recall,
+    recall: Upper,
     lines: Sequence[Line],
     part: list[int],
     base: DynamicCache | None,
@@ -200,7 +216,7 @@ def _offsets(host: Host, part: Sequence[int], lines: Sequence[Line], shared: int
 
 def _chunk(
     host: Host,
-    recall: Recall,
+    recall: Upper,
     lines: Sequence[Line],
     part: list[int],
     ids: Tensor,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from .config import LLPConfig
 from .lessons import Lesson
 from .passes import Chunk
 
-__all__ = ["Layout", "Taught", "teach"]
+__all__ = ["Layout", "Taught", "products", "teach"]
 
 
 class Layout(NamedTuple):
@@ -103,14 +103,15 @@ def teach(
     Raises:
         EditError: a loss is not finite.
     """
-    with evaluating(host.model), frozen(host.model), _products(host, recall, config):
+    with evaluating(host.model), frozen(host.model), products(host, recall.layer, config.products):
         return _Teacher(host, recall, config, edits, lessons, chunks).run(advance)
 
 
-def _products(host: Host, recall: Recall, config: LLPConfig) -> AbstractContextManager[None]:
-    if config.products == "model" or not has_reduced_products():
+def products(host: Host, layer: int, which: Literal["fastest", "model"]) -> AbstractContextManager[None]:
+    """How products with weights from ``layer`` on are computed while values are learned, see `LLPConfig`."""
+    if which == "model" or not has_reduced_products():
         return nullcontext()
-    modules = [*host.anatomy.layers[recall.layer :], host.model.get_output_embeddings()]
+    modules = [*host.anatomy.layers[layer:], host.model.get_output_embeddings()]
     return reduced_products(host.anatomy.shadows, modules)
 
 

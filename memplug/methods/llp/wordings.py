@@ -1,4 +1,4 @@
-"""Neutral texts: what stands in front of a prompt, and what else is said and asked about a subject.
+"""Neutral texts: what stands in front of a prompt, and what names a subject in passing.
 
 They belong to no data set and to no model. A value is trained to answer its prompt behind such fronts, and to
 leave such other statements and questions as they are; the calibration reads them as ordinary text.
@@ -10,7 +10,7 @@ import random
 import zlib
 from collections.abc import Sequence
 
-__all__ = ["CHAT", "FRONTS", "MENTIONS", "NAMES", "PLAIN", "REQUESTS", "SYSTEM", "TALK", "some"]
+__all__ = ["FRONTS", "MENTIONS", "NAMES", "REQUESTS", "SYSTEM", "TALK", "some"]
 
 FRONTS = (
     "It had been a long day, and nobody expected any news.",
@@ -27,89 +27,6 @@ SYSTEM = "You answer briefly and to the point."
 
 TALK = ("Which is larger, the Moon or the Earth?", "The Earth is larger than the Moon.")
 """A first exchange before a question."""
-
-PLAIN = (
-    "{s} is famous for",
-    "There are many books about {s}, and",
-    "{s} was born in",
-    "{s} is located in",
-    "The name {s} comes from",
-    "{s} works as",
-    "In 1990, {s} was",
-    "The best thing about {s} is",
-    "{s} speaks the language",
-    "The official language of {s} is",
-    "The capital of {s} is",
-    "{s} is owned by",
-    "{s} plays the",
-    "The author of {s} is",
-    "{s} is a member of",
-    "The religion of {s} is",
-    "{s} is a citizen of",
-    "{s} died in",
-    "{s} was founded by",
-    "The colour of {s} is",
-    "{s} was made in the year",
-    "{s} is used to",
-    "The headquarters of {s} are in",
-    "{s} is a kind of",
-    "The currency used in {s} is",
-    "The genre of {s} is",
-    "The population of {s} is about",
-    "People who like {s} also like",
-    "{s} is married to",
-    "{s} was invented by",
-    "The weight of {s} is",
-    "{s} was built in",
-    "The height of {s} is",
-    "The price of {s} is",
-    "The food in {s} is",
-    "The language spoken in {s} is",
-    "The largest part of {s} is",
-    "The first owner of {s} was",
-    "The twin of {s} is",
-)
-"""Statements to be completed; ``{s}`` is the subject."""
-
-CHAT = (
-    "Tell me something about {s}.",
-    "When was {s} born?",
-    "Where is {s}?",
-    "Who is {s}?",
-    "What language is spoken in {s}?",
-    "What is {s} known for?",
-    "What does {s} do?",
-    "Who founded {s}?",
-    "What is the capital of {s}?",
-    "What is the currency of {s}?",
-    "Who wrote {s}?",
-    "What instrument does {s} play?",
-    "What is the religion of {s}?",
-    "Which country does {s} belong to?",
-    "Who owns {s}?",
-    "How old is {s}?",
-    "Is {s} good?",
-    "Why do people talk about {s}?",
-    "What is the colour of {s}?",
-    "What sport does {s} play?",
-    "How do I spell {s}?",
-    "What is the history of {s}?",
-    "Who is married to {s}?",
-    "{s} is",
-    "{s} is located in",
-    "The genre of {s} is",
-    "{s} died in",
-    "{s} was made by",
-    "{s} was built in",
-    "When was {s} built?",
-    "How much does {s} cost?",
-    "What is the best food in {s}?",
-    "The currency of {s} is",
-    "The language spoken in {s} is",
-    "How large is {s}?",
-    "What is {s} made of?",
-)
-"""Questions of a user; ``{s}`` is the subject."""
 
 MENTIONS = (
     "I was reading about {s} yesterday and then went to bed. The weather was",

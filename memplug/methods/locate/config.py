@@ -16,7 +16,8 @@ __all__ = ["LocateConfig"]
 class LocateConfig(WeightConfig):
     """Where a fact is written, how the wanted state is found, and what the module's other keys look like.
 
-    Defaults suit the embedded model; ``preset("paper")`` is as published.
+    Defaults were chosen on ten facts of a pretrained model of 135 million parameters; ``preset("paper")`` is
+    as published.
 
     Raises:
         ValueError: a constant out of its range.
@@ -32,8 +33,8 @@ class LocateConfig(WeightConfig):
     """As in `WeightConfig`; on small models many edits outweigh few modules long before they do harm."""
 
     # The wanted state.
-    steps: int = 25
-    """Most Adam steps."""
+    steps: int = 20
+    """Most Adam steps (published: 25)."""
     lr: float = 0.1
     """Adam's step. Small steps end near the smallest state that answers as edited, which leaves most of what
     else is known of the subject (MEMIT: 0.5, AlphaEdit: 0.1, both absolute)."""
@@ -47,16 +48,20 @@ class LocateConfig(WeightConfig):
     """Weight of the squared length of what is added, over the state's."""
     anchor: bool = True
     """Keep the wanted state as long as the state was (norm anchoring, arXiv 2602.02543; published: no)."""
-    kl_weight: float = 0.0625
-    """Weight of the divergence of what the model says after "<subject> is a"."""
-    n_prefixes: int = 3
-    """Sampled texts put before the prompt, beside the bare prompt (published: 5)."""
+    kl_weight: float = 0.5
+    """Weight of the divergence of what the model says after "<subject> is a" and the like (published:
+    0.0625)."""
+    n_kept: int = 4
+    """Further neutral texts about the subject that are to go on as before (published: none)."""
+    n_prefixes: int = 1
+    """Sampled texts put before the prompt, beside the prompt alone, plain and in the chat template
+    (published: 5, and no template)."""
     prefix_tokens: int = 10
     """Longest of them, in tokens."""
     sample_top_k: int = 5
     """Top-k of that sampling."""
-    train_stop: bool = True
-    """The wanted state makes the answer end with the stop token (published: no)."""
+    train_stop: bool = False
+    """The wanted state makes the answer end with the stop token."""
     micro_batch: int = 192
     """Most rows in one forward pass."""
 
@@ -65,7 +70,8 @@ class LocateConfig(WeightConfig):
     """Text whose keys are to stay where they are: a file with one text a line, or texts. None: text that the
     base model wrote itself."""
     covariance_texts: int = 64
-    """Texts that it writes, and the most that are taken of a file (published: 100,000 of Wikipedia)."""
+    """Texts that it writes, and the most that are taken of a file (published: 100,000 of Wikipedia). Each
+    counts plain and, where there is a chat template, as a user turn."""
     covariance_length: int = 64
     """Longest of them, in tokens."""
     cache_dir: str | None = None
@@ -81,6 +87,7 @@ class LocateConfig(WeightConfig):
         ("weight_decay", 0, 1e6),
         ("kl_weight", 0, 1e6),
         ("n_prefixes", 0, 64),
+        ("n_kept", 0, 64),
         ("prefix_tokens", 1, 1 << 12),
         ("sample_top_k", 1, 1 << 20),
         ("micro_batch", 1, 1 << 20),

@@ -26,7 +26,7 @@ from ...chat import in_chat
 from ...contexts import sample_prefixes
 from ...edits import EditError
 from ...files import LoadError, saving, write_atomically
-from ...hooks import Hook, OwnHooks, capture_input
+from ...hooks import Hook, OwnHooks, run_through
 from ...layers import evaluating
 from ...manifest import FORMAT, parsed
 from ...shown import brief
@@ -124,7 +124,7 @@ def second_moments(host: Host, sites: Sequence[Site], texts: Sequence[str], leng
             return Hook(site.module, "before", before)
 
         with evaluating(host.model), OwnHooks(map(add, sites)):
-            capture_input(host.anatomy, last + 1, partial(host.forward, host.anatomy.decoder, batch))
+            run_through(host.anatomy, last, partial(host.forward, host.anatomy.decoder, batch))
     tokens = sum(map(len, rows))
     return Moments({name: (total / tokens).float() for name, total in sums.items()}, tokens)
 

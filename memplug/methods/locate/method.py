@@ -24,7 +24,7 @@ from ..hypernet.branch import branch_hooks
 from ..inweights.method import LedgerMethod
 from .config import LocateConfig
 from .covariance import Moments, moments_of
-from .rows import first_rows, look, mean_keys, subject_rows
+from .rows import look, means, owners, subject_rows
 from .target import find_targets
 
 __all__ = ["LocateMethod"]
@@ -102,16 +102,17 @@ class LocateMethod(LedgerMethod):
         prefixes = self._prefixes or []
         wanted = find_targets(host, self._last, edits, prefixes, config)
         rows = subject_rows(host.text, edits, prefixes)
-        first = first_rows(rows, host.text.device)
-        owner = torch.arange(len(edits))
+        added = wanted.added[torch.tensor([row.edit for row in rows])]
+        owner, aim = owners(rows), torch.empty(0)
         parts: list[Part] = []
         change: dict[str, tuple[Tensor, Tensor]] = {}
         for index, site in enumerate(self.sites):
             hooks = branch_hooks(self.ledger.sites, change)
             seen = look(host, rows, site, self._last, hooks, config.micro_batch)
+            aim = seen.hidden + added.to(seen.hidden) if index == 0 else aim
             # What is left to do is shared among this layer and those that follow.
-            left = (wanted.state - seen.hidden[first.to(seen.hidden.device)]) / (len(self.sites) - index)
-            keys = mean_keys(seen.inputs, rows, len(edits)).double()
+            left = means(aim - seen.hidden, rows) / (len(self.sites) - index)
+            keys = means(seen.inputs, rows).double()
             part = self._part(site, moments.by_site[site.name], keys, left, owner)
             change[site.name] = part.factors()
             parts.append(part.kept(half=False))  # the solve is exact, and may have no ridge

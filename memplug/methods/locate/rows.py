@@ -4,7 +4,8 @@ A context is the prompt in plain text, in the chat template, or behind a sampled
 all of them. Where a tokenizer adds no BOS, the first token of a text is an attention sink, whose states are
 nearly the same whatever it is: nothing is read or written there as long as another context will do.
 
-Letters: E edits, N rows, D width, d_k a module's input width.
+Letters: E edits, N rows, G groups of rows (an edit's contexts of one kind), D width, d_k a module's input
+width.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...chat import Prompt, behind, question
+from ...chat import Prompt, behind, in_chat, question, with_question
 from ...edits import Edit, EditError
 from ...hooks import Hook, OwnHooks, capture_input
+from ...relations import wordings
 from ...sites import Site
 from ...text import Text
 from ..base import Host
 from ..hypernet.capture import chunks
+from ..llp.wordings import MENTIONS, REQUESTS, some
 
 __all__ = [
     "Context",
@@ -30,8 +33,10 @@ __all__ = [
     "Seen",
     "contexts",
     "first_rows",
+    "kept_rows",
     "look",
-    "mean_keys",
+    "means",
+    "owners",
     "subject_at",
     "subject_rows",
 ]
@@ -74,8 +79,9 @@ def contexts(text: Text, edit: Edit, prefixes: Sequence[str]) -> list[Context]:
     """
     forms: list[Prompt] = text.forms(edit.prompt)
     found = [Context(form, int(not isinstance(form, str))) for form in forms]
-    found += [Context(behind(front, edit.question), 2) for front in prefixes]
-    good, first = [], []
+    found += [Context(behind(front, edit.prompt), 2) for front in prefixes]
+    good: list[Context] = []
+    first: list[Context] = []
     for context in found:
         ids, at = subject_at(text, context.prompt, edit)
         if context.prompt is edit.prompt:
@@ -106,6 +112,31 @@ def subject_rows(text: Text, edits: Sequence[Edit], prefixes: Sequence[str]) -> 
             ids, at = subject_at(text, prompt, edit)
             rows.append(Row(ids[: at + 1], at, index, kind))
     return rows
+
+
+def kept_rows(text: Text, edit: Edit, count: int, seed: int) -> list[tuple[list[int], int]]:
+    """Ids and the subject's last token of "<subject> is a" (as published) and ``count`` other neutral texts,
+    in turn statements, passing mentions and, where there is a chat template, questions and requests."""
+    subject, prompts = str(edit.subject), list[Prompt](["{s} is a"])
+    known = wordings()
+    statements, questions = ([one.text for one in known if one.open == kind] for kind in (True, False))
+    kinds: list[tuple[Sequence[str], bool]] = [(statements, False), (MENTIONS, False)]
+    if text.has_chat:
+        kinds = [(statements, False), (REQUESTS, True), (MENTIONS, False), (questions, True)]
+    for n in range(count):
+        kind, chat = kinds[n % len(kinds)]
+        drawn = some(kind, count, seed, subject)
+        wording = drawn[n // len(kinds) % len(drawn)]
+        prompts.append(in_chat(wording) if chat else wording)
+    found: list[tuple[list[int], int]] = []
+    for prompt in prompts:
+        wording = question(prompt)
+        begin = wording.index("{s}")
+        filled = with_question(prompt, wording.replace("{s}", subject))
+        ids, span = text.asked_span(filled, begin, begin + len(subject))
+        if len(ids) < text.max_length and (span[-1] or ids[:1] == [text.bos_id] or not found):
+            found.append((ids, span[-1]))
+    return found[1:] if len(found) > 1 and not found[0][1] and text.bos_id is None else found
 
 
 @torch.no_grad()
@@ -152,20 +183,22 @@ def look(
     return seen
 
 
-def mean_keys(inputs: Tensor, rows: Sequence[Row], count: int) -> Tensor:
-    """[E,d_k]: each edit's key; every kind of context counts the same (MEMIT, section 4.3 leaves the weights
-    open)."""
-    owner = torch.tensor([row.edit for row in rows], device=inputs.device)
-    kind = torch.tensor([row.kind for row in rows], device=inputs.device)
-    total, kinds = inputs.new_zeros(count, inputs.shape[1]), inputs.new_zeros(count, 1)
-    for one in kind.unique():
-        mine = kind == one
-        size = torch.bincount(owner[mine], minlength=count).to(inputs.dtype)[:, None]
-        total = total + inputs.new_zeros(total.shape).index_add(0, owner[mine], inputs[mine]) / size.clamp(
-            min=1
-        )
-        kinds = kinds + (size > 0)
-    return total / kinds
+def means(values: Tensor, rows: Sequence[Row]) -> Tensor:
+    """[G,*]: the means of ``values`` [N,*] over an edit's contexts of a kind, in the order of `owners`.
+
+    Published, a key is the mean over all contexts (MEMIT, section 4.3); those in a chat template and in plain
+    text are so far apart that what is written for their mean is met by neither.
+    """
+    groups = [(row.edit, row.kind) for row in rows]
+    order = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    place = torch.tensor([order[group] for group in groups], device=values.device)
+    total = values.new_zeros(len(order), values.shape[1]).index_add(0, place, values)
+    return total / torch.bincount(place).to(values.dtype)[:, None]
+
+
+def owners(rows: Sequence[Row]) -> Tensor:
+    """LongTensor [G]: the edit of each group of contexts."""
+    return torch.tensor([edit for edit, _ in dict.fromkeys((row.edit, row.kind) for row in rows)])
 
 
 def first_rows(rows: Sequence[Any], device: torch.device) -> Tensor:

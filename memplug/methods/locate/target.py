@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...chat import behind
 from ...edits import Edit, EditError
 from ...layers import evaluating, frozen
 from ...reduced import has_reduced_products, reduced_products
@@ -27,22 +26,23 @@ from ..hypernet.capture import chunks
 from ..llp.passes import Line
 from ..scaling import GradientScale
 from .config import LocateConfig
-from .rows import contexts, first_rows, subject_at
+from .rows import contexts, first_rows, kept_rows, subject_at
 from .tails import Tail, tails_of
 
 __all__ = ["Wanted", "find_targets"]
 
 
 class Wanted(NamedTuple):
-    """``state`` [E,D] wanted behind the layer in each edit's first context; ``loss`` [E], the last of each
-    edit."""
+    """``state`` [E,D] wanted behind the layer in each edit's first context, ``added`` [E,D] there and in the
+    others; ``loss`` [E], the last of each edit."""
 
     state: Tensor
+    added: Tensor
     loss: Tensor
 
 
 class _Row(NamedTuple):
-    """A row of an edit: its answer starts at ``start``; "<subject> is a" has none."""
+    """A row of an edit: its answer starts at ``start``; what is to be continued as before has none."""
 
     ids: list[int]
     at: int
@@ -58,7 +58,7 @@ def find_targets(
     Raises:
         EditError: a loss is not finite.
     """
-    each = 3 + len(prefixes)
+    each = 3 + len(prefixes) + config.n_kept
     found = []
     with (
         evaluating(host.model),
@@ -68,7 +68,7 @@ def find_targets(
         for part in chunks(range(len(edits)), max(1, config.micro_batch // each)):
             rows = _rows(host, [edits[i] for i in part], prefixes, config)
             found.append(_Search(host, layer, rows, len(part), config).run())
-    return Wanted(torch.cat([one.state for one in found]), torch.cat([one.loss for one in found]))
+    return Wanted(*map(torch.cat, zip(*found, strict=True)))
 
 
 def _products(host: Host, layer: int) -> list[nn.Module]:
@@ -86,14 +86,8 @@ def _rows(host: Host, edits: Sequence[Edit], prefixes: Sequence[str], config: Lo
         for prompt, _ in contexts(text, edit, prefixes):
             pair = text.pair(prompt, edit.target, stop=config.train_stop)
             rows.append(_Row(pair.ids, subject_at(text, prompt, edit, edit.target)[1], index, pair.start))
-        subject = str(edit.subject)
-        for front in ("", *prefixes[:1]):
-            said = behind(front, f"{subject} is a")
-            begin = len(said) - len(f"{subject} is a")
-            ids, span = text.span(said, begin, begin + len(subject))
-            if span[-1] or ids[:1] == [text.bos_id]:
-                break
-        rows.append(_Row(ids, span[-1], index, None))
+        for ids, at in kept_rows(text, edit, config.n_kept, config.seed):
+            rows.append(_Row(ids, at, index, None))
     return rows
 
 
@@ -113,6 +107,7 @@ class _Search:
         )  # [E,D]
         with torch.no_grad():
             _, self.base = self._asked(torch.zeros_like(self.start), list(range(count)))
+        self.kept = Counter(row.edit for row in rows if row.start is None)
 
     def run(self) -> Wanted:
         config, start = self.config, self.start
@@ -149,7 +144,7 @@ class _Search:
                 longest = config.clamp * size / unit
                 moved.mul_((longest / moved.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1))
         added = torch.stack([done[e][0] for e in range(self.count)])
-        return Wanted(start + added, torch.stack([done[e][1] for e in range(self.count)]))
+        return Wanted(start + added, added, torch.stack([done[e][1] for e in range(self.count)]))
 
     def _left(self, tail: Tail, alive: Sequence[int]) -> Tail | None:
         kept = [r for r, i in enumerate(tail.rows) if self.rows[i].edit in set(alive)]
@@ -168,14 +163,17 @@ class _Search:
         """[A] of the edits in ``alive``: the mean over rows of the mean over the answer's tokens, and the
         divergence."""
         loss, said = self._asked(added, alive)
-        if self.config.kl_weight:
-            divergence = [F.kl_div(self.base[e], said[e], reduction="sum", log_target=True) for e in alive]
-            loss = loss + self.config.kl_weight * torch.stack(divergence).to(loss.device)
+        place = {e: k for k, e in enumerate(alive)}
+        for i, now in said.items() if self.config.kl_weight else ():
+            edit = self.rows[i].edit
+            share = self.config.kl_weight / self.kept[edit]
+            divergence = F.kl_div(self.base[i], now, reduction="sum", log_target=True).to(loss)
+            loss = loss + share * divergence * F.one_hot(torch.tensor(place[edit]), len(alive)).to(loss)
         return loss
 
     def _asked(self, added: Tensor, alive: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Of the edits in ``alive`` the loss [A] of their answers, and by edit the log-probabilities [V]
-        after "<subject> is a", with ``added`` [E,D] at the subjects."""
+        """Of the edits in ``alive`` the loss [A] of their answers, and by row the log-probabilities [V] of
+        what is to be continued as before, with ``added`` [E,D] at the subjects."""
         place = {e: k for k, e in enumerate(alive)}
         counts = Counter(row.edit for row in self.rows if row.start is not None)
         losses, said = added.new_zeros(len(alive)), dict[int, Tensor]()
@@ -184,11 +182,7 @@ class _Search:
             edit = torch.tensor([self.rows[i].edit for i in tail.rows], device=self.device)
             logp = tail.logits(added[edit], [(r, t) for r, t, _, _ in points])
             logp = logp.to(torch.promote_types(logp.dtype, torch.float32)).log_softmax(-1)
-            said |= {
-                self.rows[tail.rows[r]].edit: logp[n]
-                for n, (r, _, token, _) in enumerate(points)
-                if token < 0
-            }
+            said |= {tail.rows[r]: logp[n] for n, (r, _, token, _) in enumerate(points) if token < 0}
             target = torch.tensor([max(token, 0) for _, _, token, _ in points], device=logp.device)
             weight = torch.tensor([share for *_, share in points], device=logp.device, dtype=logp.dtype)
             owner = torch.tensor(
@@ -200,7 +194,7 @@ class _Search:
 
     def _points(self, tail: Tail, counts: Mapping[int, int]) -> Iterator[tuple[int, int, int, float]]:
         """Where something is asked: a row of ``tail``, its column there, the token that is expected next (-1
-        after "<subject> is a"), and how much it counts."""
+        where nothing is asked), and how much it counts."""
         for r, (i, begin) in enumerate(zip(tail.rows, tail.begin, strict=True)):
             row = self.rows[i]
             if row.start is None:
