@@ -16,8 +16,7 @@ class MALMENConfig(EditorConfig):
     """MALMEN (Tan et al., 2024): made for one large batch."""
 
     batch_size: int = 1024
-    fit_batch: int = 64
-    fit_steps: int = 100
+    fit_batch: int = 10
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"
     locality_weight: float = 1.0

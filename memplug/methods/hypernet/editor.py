@@ -17,6 +17,7 @@ from ...hooks import Hook
 from ...sites import Site
 from ...text import Pair
 from ..base import Host
+from .asked import Asked
 from .branch import Factors, branch_hooks
 from .capture import Features, capture
 from .config import EditorConfig
@@ -215,7 +216,7 @@ class Editor(nn.Module):
     def make(
         self,
         host: Host,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Pair | Asked],
         *,
         observe: bool = False,
         train: bool = False,

@@ -98,16 +98,17 @@ class Trajectory:
         config = self.config
         if not only:
             self.history = [*self.history, batch][-config.back_depth :]
-        pairs = [item.sample.edit for item in batch]
+        forms = [(number, form) for number, item in enumerate(batch) for form in item.sample.edit]
         made = self.editor.make(
             self.host,
-            pairs,
+            [form for _, form in forms],
             observe=True,
             train=True,
             draw=self.draw,
             hooks=self._standing(),
             only=only,
             earlier=self.earlier,
+            of=[number for number, _ in forms],
         )
         if config.faithful and made.choice is not None:
             self._published_gate(made)
