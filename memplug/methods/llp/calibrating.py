@@ -30,7 +30,7 @@ from .wordings import FRONTS, NAMES, SYSTEM, TALK
 
 __all__ = ["calibrate", "calibrated", "states_of"]
 
-_FORMAT = 4  # of what is calibrated; another one is made anew
+_FORMAT = 5  # of what is calibrated; another one is made anew
 _LARGE = 50_000_000  # parameters from which on a calibration takes seconds
 _TEXTS = 24  # texts that the model itself samples
 _LENGTH = 96  # their tokens
@@ -38,7 +38,7 @@ _EVERY = 6  # of the neutral questions, so many are one that is among the text
 _DIRECTIONS = 128  # most in which the wordings of one question vary; more change nothing
 _BATCH = 16
 _FIRST = 512  # tokens that are tried as the first of a text
-_SAME = 0.01  # share of pairs of different questions that are more alike than `Calibration.same`
+_SAME = 0.002  # share of pairs of different questions that are more alike than `Calibration.same`
 
 
 def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: int) -> Calibration:

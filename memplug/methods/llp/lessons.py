@@ -102,9 +102,11 @@ def further_lessons(
     asking += map(in_chat, asking[:]) if text.has_chat else ()
     staying: list[Prompt] = []
     similar = _similar(asked, calibration)
-    close = {
-        label for scores in similar for label, s in zip(labels, scores, strict=True) if s >= calibration.same
-    }
+    # Where nothing is known to ask the same, what is rather like it may do so.
+    far = min(calibration.relation) if matched is None else calibration.same
+    close = {matched}
+    for scores in similar:
+        close |= {label for label, score in zip(labels, scores, strict=True) if score >= far}
     for scores, passing, plain in zip(similar, (MENTIONS, REQUESTS), (True, False), strict=False):
         nearest: dict[int, str] = {}
         for i in sorted(range(len(known)), key=lambda i: -scores[i]):

@@ -78,8 +78,9 @@ class Recogniser:
                 rows = [len(one.subject) + one.words.index(t) for t in told(words)]
                 at = seen[rows].to(self._calibration.mean.device)
                 found[key] = self._calibration.metric.question(at, not one.plain)
-        plain = next((i for i, one in enumerate(lessons) if one.plain and one.words), None)
-        begun = [] if plain is None else self._unfinished(lessons[plain], states[plain])
+        # Alone, and behind another sentence, where the first word is told from others.
+        plain = [i for i, one in enumerate(lessons) if one.plain and one.words][:2]
+        begun = [one for i in plain for one in self._unfinished(lessons[i], states[i])]
         return (*found.values(), *begun)
 
     def _unfinished(self, own: Lesson, states: Tensor) -> list[Question]:
