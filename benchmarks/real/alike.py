@@ -74,7 +74,7 @@ SHARED = (
         "product",
         "founding year",
     ),
-    *("chief", "owner", "founded", "maker", "inventor", "discoverer", "date"),
+    *("chief", "owner", "founded", "maker", "inventor", "discoverer", "date", "developer", "location"),
 )
 """Neutral questions (`Wording.relation`) that ask what is asked here."""
 
