@@ -166,10 +166,23 @@ class Pristine:
         if name in self._norms:
             return self._norms[name]
         site = self._sites[name]
-        if not site.plain or site.weight.device.type == "meta":
-            self._norms[name] = _computed_norm(site)
+        if not _readable(site):
+            self._norms[name] = sum(float(rows.square().sum()) for rows in _computed(site)) ** 0.5
             return self._norms[name]
         return float(self._copies.get(name, site.weight.detach()).float().norm())
+
+    def weight(self, name: str) -> Tensor:
+        """float32 [d_k,d_v], the original weight, whatever is written now; as for `norm` where it is not
+        plain, which has to be asked for in a pause."""
+        site = self._sites[name]
+        if not _readable(site):
+            return torch.cat([rows.float() for rows in _computed(site)])
+        return site.stored(self._copies.get(name, site.weight.detach())).float()
+
+
+def _readable(site: Site) -> bool:
+    """Whether the weight itself can be read: not quantised, and in memory."""
+    return site.plain and site.weight.device.type != "meta"
 
 
 def _owner(site: Site) -> tuple[nn.Module, str]:
@@ -195,16 +208,15 @@ def _mark(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _computed_norm(site: Site) -> float:
-    """Norm of ``f(I) - f(0)``, f the module, whose own hooks bring the weight where it lies elsewhere."""
+def _computed(site: Site) -> Iterator[Tensor]:
+    """Rows of ``f(I) - f(0)`` in float64, f the module, whose own hooks bring the weight where it lies
+    elsewhere."""
     held = [*site.module.parameters(), *site.module.buffers()]
     dtypes = (x.dtype for x in held if x.is_floating_point() and x.dtype.itemsize >= 2)
     devices = (x.device for x in held if x.device.type != "meta")
     dtype, device = next(dtypes, torch.float32), next(devices, torch.device("cpu"))
     offset = site.module(torch.zeros(1, site.d_k, dtype=dtype, device=device)).double()
-    square = 0.0
     for start in range(0, site.d_k, _ROWS):
         rows = torch.zeros(min(_ROWS, site.d_k - start), site.d_k, dtype=dtype, device=device)
         rows.diagonal(start).fill_(1)
-        square += float((site.module(rows).double() - offset).square().sum())
-    return square**0.5
+        yield site.module(rows).double() - offset

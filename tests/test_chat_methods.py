@@ -16,10 +16,10 @@ MADE = {
     "elder": METHODS["elder"],
     "grace": METHODS["grace"],
     "ultraedit": {},
-    "finetune": {},
+    "finetune": {"train_stop": True},
     "lora": {},
     "icl": {},
-    "memit": {"max_change": 1e6, "steps": 5},
+    "memit": {"max_change": 1e6, "lr": 0.5},
     "alphaedit": {"max_change": 1e6, "steps": 5},
     "mend": METHODS["mend"],
 }

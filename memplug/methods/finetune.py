@@ -101,7 +101,8 @@ class FineTune(LedgerMethod):
                 texts = ordinary_texts(host.text, self.config.seed)[:_TEXTS]
                 found = second_moments(host, self.sites, texts, host.text.max_length).by_site
                 for site in self.sites:
-                    moment, weight = found[site.name], site.stored(site.weight.detach()).float()
+                    # Not the module's own weight: in a draft that still holds the edits in force.
+                    moment, weight = found[site.name], self.ledger.pristine.weight(site.name)
                     self._usual[site.name] = moment / ((moment @ weight) * weight).sum().clamp(min=1e-30)
         return self._usual
 
