@@ -103,13 +103,15 @@ def build(family: str, implementation: str | None = None, seed: int = 0, **setti
     return model.eval()
 
 
-def lexical(family: str, vocab_size: int, implementation: str | None = None, seed: int = 0) -> Any:
+def lexical(
+    family: str, vocab_size: int, implementation: str | None = None, seed: int = 0, **settings: Any
+) -> Any:
     """A model whose early layers keep tokens recognisable, as large models do, so that keys match.
 
     What enters the layers is mostly the token (not its position), at size 1; the lower two layers add
     little to it; the upper two have weights of a size that lets attention reach the answer.
     """
-    model = build(family, implementation, seed, vocab_size=vocab_size, tie_word_embeddings=False)
+    model = build(family, implementation, seed, vocab_size=vocab_size, tie_word_embeddings=False, **settings)
     anatomy = dissect(model)
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     upper = {id(p) for layer in anatomy.layers[2:] for p in layer.parameters()}
@@ -177,10 +179,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "scope": "row",
         "epsilon": 2,
         "edit_layers": (2, 3),
-        "n_experts": 16,
-        "top_k": 2,
+        # Prompts that end alike have queries alike here: only long codes of routers as they start differ.
+        "n_experts": 64,
+        "top_k": 16,
         "rank": 8,
-        "allocation": "random",
+        "router_lr": 0.0,
         "lr": 1e-2,
         "relative_lr": False,
         "steps": 120,

@@ -35,7 +35,7 @@ def talking(make_tokenizer):
 
 @pytest.mark.parametrize("method", MADE)
 def test_an_edit_in_a_chat(method, talking):
-    model = lexical("llama", len(talking))
+    model = lexical("llama", len(talking), max_position_embeddings=256)  # for ICL's note
     asked = [CHAT, "Who founded the Orlo Bridge Company?"]
     before = answer(model, talking, asked, max_new_tokens=6)
     with memplug.attach(model, talking, method, **MADE[method]) as plug:

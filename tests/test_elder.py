@@ -146,7 +146,8 @@ def test_a_cache_that_is_cut_into_the_prompt_is_decided_anew(model, tokenizer):
 
 
 def test_a_cache_that_goes_on_answers_what_is_asked_next(model, tokenizer):
-    with memplug.attach(model, tokenizer, "elder", **QUICK) as plug:
+    # A looser limit lets an edit speak in the middle of its own prompt, too, which it was not trained for.
+    with memplug.attach(model, tokenizer, "elder", **QUICK | {"other_accepts": 0.1}) as plug:
         plug.edit([ADA, TAM], progress=False)
         first = encode(tokenizer, ADA.prompt)["input_ids"]
         more = tokenizer(f" {ADA.target}. {TAM.prompt}", return_tensors="pt", add_special_tokens=False)

@@ -122,12 +122,12 @@ def test_what_a_calls_last_batch_undid_is_learned_again(model, tokenizer, monkey
     given = QUICK | {"rehearse": rehearse, "batch_size": 1, "replay": 0}
     train, calls = training.train, []
 
-    def undo(host, upper, experts, config, batch, advance):
+    def undo(host, upper, experts, config, batch, *advance):
         calls.append(1)
         if len(calls) == 2:  # Tam's batch
             for up in experts.up:
                 up.zero_()
-        return train(host, upper, experts, config, batch, advance)
+        return train(host, upper, experts, config, batch, *advance)
 
     monkeypatch.setattr("memplug.methods.elder.learning.train", undo)
     with memplug.attach(model, tokenizer, "elder", **given) as plug:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,8 @@ def test_the_value_is_said_at_the_tokens_that_answer(base, tokenizer):
     text, module = f"{PROMPT} Zarnow is", "model.layers.2.mlp.down_proj"
     with attach(base, tokenizer, steps=3) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        room = plug.method._finder.room  # half the question, which is like all of it, is not to ask
+        room.calibration = replace(room.calibration, relation=(0.95, 0.95))
         got = logits(plug, tokenizer, text)[0]
         (value,) = plug.method._values.values()
         pair = plug._text.pair(PROMPT, "Zarnow")
