@@ -11,7 +11,7 @@ from families import TEXTS
 from locating import EDITS, maker, read
 
 import memplug
-from memplug import room
+from memplug import free_memory
 from memplug.edits import Edit, EditError
 from memplug.layers import UnsupportedModelError
 from memplug.methods.locate.covariance import moments_of
@@ -192,7 +192,7 @@ def test_what_needs_more_memory_than_is_free_says_so_before_it_starts(
     make_plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plug = make_plug("memit")
-    monkeypatch.setattr(room, "free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(free_memory, "free_bytes", lambda device: 100_000)
     monkeypatch.setattr(type(plug.method), "_make", lambda *given: pytest.fail("it started"))
     with pytest.raises(EditError, match=r"memit on 2 modules .* needs about 0\.0 GB .* and 0\.0 GB of main"):
         plug.edit(EDITS[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...chat import Prompt
 from ...edits import Case, Edit
-from ...room import check_room
+from ...free_memory import check_room
 from ...text import Pair
 from .asked import Asked, asked
 from .editor import Editor

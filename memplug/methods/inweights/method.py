@@ -19,11 +19,11 @@ from ...checked import check_edits, check_rest
 from ...edits import Edit, EditError, EditTable
 from ...entries import Entry
 from ...entry_rows import entries_from
+from ...free_memory import check_room
 from ...hooks import Hook
 from ...layers import evaluating
 from ...ledger import Ledger
 from ...naming import names
-from ...room import check_room
 from ...sites import Range, find_sites
 from ..base import Host, State
 from ..hypernet.branch import Factors, side_branch
