@@ -31,7 +31,7 @@ class LiteralTrajectory(Trajectory):
         self.history = [*self.history, batch][-self.config.back_depth :]
         judged = weighted(self.history, self.config, self.rng)
         with tempfile.TemporaryDirectory() as folder:
-            files = self._write_features([item.sample.edit[0] for item in batch], Path(folder))
+            files = self._write_features([item.sample.edit for item in batch], Path(folder))
             features = self._read_features(files)
             self.editor.observe(features, 0)
             choice = None if self.editor.gate is None else self.editor.gate(features, self.draw)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .commands.compare import compare, report
-from .commands.fit import fit
 from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
 from .shown import printable
 
@@ -251,4 +250,3 @@ def demo(
 
 app.command()(compare)
 app.command()(report)
-app.command()(fit)

@@ -32,7 +32,7 @@ _OF_NETWORKS = {
     "modules", "ranges", "capacity", "style", "tokens", "steps", "protect", "protect_rank", "std_floor",
     "rank", "n_blocks", "shared_steps", "hidden", "faithful",
 }  # fmt: skip
-_SHIPPED = (Path(__file__).parent / "world" / "editors", Path(__file__).parent / "shipped" / "smollm2")
+_SHIPPED = Path(__file__).parent / "world" / "editors"
 
 
 class SavedEditor(NamedTuple):
@@ -95,21 +95,19 @@ def read_editor(path: Path, model: Any) -> SavedEditor:
 
 
 def shipped_editor(method: str, model: Any, config: Any) -> Path | None:
-    """The editor that comes with memplug for ``model``, which its fingerprint tells, if ``config`` suits it.
+    """The editor that comes with the embedded model, if ``model`` is that model and ``config`` suits it.
 
     Constants that say how to fit, or what, ask for an editor of their own where they are not the defaults.
     """
+    path = _SHIPPED / f"{method}.safetensors"
+    if not path.is_file():
+        return None
+    head, saved = _read(path)
     asked = {
         name: value for name, value in unlike(config, type(config)()).items() if name not in _WHILE_EDITING
     }
-    files = [folder / f"{method}.safetensors" for folder in _SHIPPED]
-    held = [(path, *_read(path)) for path in files if path.is_file()]
-    ours = fingerprint(model) if held else ""
-    for path, head, saved in held:
-        other = [name for name, value in asked.items() if saved.config.get(name) != value]
-        if not other and head["model"]["fingerprint"] == ours:
-            return path
-    return None
+    other = [name for name, value in asked.items() if saved.config.get(name) != value]
+    return path if not other and head["model"]["fingerprint"] == fingerprint(model) else None
 
 
 def unlike(config: Any, other: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from memplug.calls import CallTracker
 from memplug.edits import Case, Edit, Probe
 from memplug.layers import dissect
 from memplug.methods.base import Host
-from memplug.methods.hypernet.asked import asked
 from memplug.methods.hypernet.config import EditorConfig
 from memplug.methods.hypernet.editor import Editor
 from memplug.sites import find_sites
@@ -65,5 +64,4 @@ def random_editor(host: Host, config: EditorConfig, *, gate: bool = False, seed:
 
 
 def pairs_of(host: Host) -> list[Any]:
-    edits = [case.edit for case in CASES]
-    return asked(host, edits, [[edit.prompt] for edit in edits])
+    return [host.text.pair(case.edit.prompt, case.edit.target) for case in CASES]

@@ -28,9 +28,8 @@ CASES = [
 ]
 TINY: dict[str, Any] = {
     "rank": 4, "fit_steps": 6, "fit_batch": 2, "trajectory": (2, 3), "batch_size": 2, "guard_every": 0,
-    "steps": 2, "tokens": "answer", "ranges": None,
+    "steps": 2,
 }  # fmt: skip
-"""Random weights read nothing where a subject is named, so that its answer's tokens are edited."""
 
 
 @pytest.fixture

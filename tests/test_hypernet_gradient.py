@@ -89,7 +89,7 @@ def test_the_gradient_at_the_networks_is_the_exact_one(
     samples = [sample_of(host, case, config, rng) for case in CASES]
     with evaluating(host.model), frozen(host.model):
         prepared = prepare(host, min(s.layer for s in editor.sites), samples, config)
-        edits = [s.edit[0] for s in samples]
+        edits = [s.edit for s in samples]
         editor.observe(capture(host, editor.sites, edits, tokens), 0)
         if steps > 1:
             editor.observe(capture(host, editor.sites, edits[::-1], tokens), 1)
@@ -134,7 +134,7 @@ def test_the_last_steps_answers_are_what_the_next_step_is_held_to(
     samples = [sample_of(host, case, config, rng) for case in CASES]
     with evaluating(host.model), frozen(host.model):
         prepared = prepare(host, min(s.layer for s in editor.sites), samples, config)
-        editor.observe(capture(host, editor.sites, [s.edit[0] for s in samples], config.tokens), 0)
+        editor.observe(capture(host, editor.sites, [s.edit for s in samples], config.tokens), 0)
         pristine = Pristine({site.name: site for site in editor.sites})
         run = Trajectory(host, editor, pristine, rng, torch.Generator())
         for batch in (prepared[:2], prepared[2:3]):
@@ -144,7 +144,7 @@ def test_the_last_steps_answers_are_what_the_next_step_is_held_to(
         ours = {n: p.grad.clone() for n, p in editor.named_parameters() if p.grad is not None}
         editor.zero_grad()
         pristine.write(run.total)
-        made = editor.make(host, [samples[3].edit[0]], train=True)
+        made = editor.make(host, [samples[3].edit], train=True)
         loss = _direct_loss(host, editor, made, weighted(run.history, config, rng), config)
         loss.backward()
         pristine.restore()

@@ -214,7 +214,7 @@ def test_editors_that_do_not_fit(
 def test_the_shipped_editor_is_taken_for_its_own_model(
     tiny_model: Callable[..., Any], tiny_editor: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(editors_module, "_SHIPPED", (tiny_editor("smedit").parent,))
+    monkeypatch.setattr(editors_module, "_SHIPPED", tiny_editor("smedit").parent)
     plug = memplug.attach(*tiny_model(), "smedit")
     assert plug.method.config.rank == TINY["rank"]
     plug.edit(EDITS[0])

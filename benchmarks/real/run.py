@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from memplug.comparison.bits import bits_of
 from memplug.comparison.contenders import Contender, contenders, parse_constants
 from memplug.comparison.cost import hooks_of, overhead
-from memplug.edits import Edit
+from memplug.edits import Case, Edit, Probe
 from memplug.methods.base import Fits
 from memplug.plugin import Plug
 
@@ -35,7 +36,6 @@ from ..common import machine
 from . import sets
 from .asking import Asker
 from .facts import Fact, own
-from .fit import cases
 from .keeping import TimeUp, kept_runs, settings_of, time_limit, write
 from .measure import Reference, answers, examples, refer, shares
 from .probes import Probe as Asked
@@ -46,6 +46,7 @@ from .unrelated import naming, unrelated
 __all__ = ["attempt", "choose", "main", "measured"]
 
 FACTS = ("own", "known", "zsre-known", "counterfact", "zsre")
+FIT_CASES = 200
 
 SINGLE = (
     Edit("The capital of Iceland is", "Bergen", "Iceland"),
@@ -94,7 +95,17 @@ def _fit(plug: Plug, folder: Path | None) -> None:
             return
     if folder is None:
         raise ValueError("this method is fitted first, on rows of CounterFact; give their folder with --data")
-    plug.fit(cases(folder))
+    facts = islice(sets.counterfact(folder, "tuning"), FIT_CASES)
+    plug.fit(
+        [
+            Case(
+                f.edit,
+                (*f.rephrases, *f.templates),
+                tuple(Probe(n.prompt, n.answers[0]) for n in f.neighbours),
+            )
+            for f in facts
+        ]
+    )
 
 
 def _timed_edit(plug: Plug, edits: Sequence[Edit]) -> tuple[float, float]:

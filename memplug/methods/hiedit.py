@@ -15,7 +15,7 @@ __all__ = ["HiEdit", "HiEditConfig"]
 class HiEditConfig(EditorConfig):
     """HiEdit: hierarchical lifelong editing; both low-level styles by ``style`` and ``tokens``."""
 
-    steps: int = 3
+    steps: int = 5
     """As in `EditorConfig` (published: 1; several small steps wear the model out less than one large one)."""
     back_depth: int = 10
     n_selected: float = 0.5

@@ -16,7 +16,8 @@ class MALMENConfig(EditorConfig):
     """MALMEN (Tan et al., 2024): made for one large batch."""
 
     batch_size: int = 1024
-    fit_batch: int = 10
+    fit_batch: int = 64
+    fit_steps: int = 100
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"
     locality_weight: float = 1.0

@@ -16,6 +16,7 @@ class MENDConfig(EditorConfig):
     """MEND (Mitchell et al., 2022), with the shared low-rank blocks of its later users (MALMEN's code)."""
 
     style: Literal["joint", "outer"] = "outer"
+    tokens: Literal["answer", "all"] = "all"
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"
     locality_weight: float = 1.0
@@ -24,7 +25,6 @@ class MENDConfig(EditorConfig):
     paper: ClassVar[dict[str, Any]] = EditorConfig.published_fit | {
         "rank": 1920,
         "n_blocks": 2,
-        "tokens": "all",
         "fit_batch": 20,
         "same_subject": False,
     }

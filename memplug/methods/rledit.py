@@ -15,7 +15,7 @@ __all__ = ["RLEdit", "RLEditConfig"]
 class RLEditConfig(EditorConfig):
     """RLEdit (Li et al., 2025): lifelong editing as a trajectory with memory backtracking."""
 
-    steps: int = 3
+    steps: int = 5
     """As in `EditorConfig` (published: 1; several small steps wear the model out less than one large one)."""
     back_depth: int = 10
 

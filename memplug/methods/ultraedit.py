@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from ..chat import Prompt
 from ..edits import Edit
-from ..sites import Range
 from .hypernet.config import EditorConfig
 from .hypernet.method import WeightEditor
 
@@ -21,11 +20,6 @@ class UltraEditConfig(EditorConfig):
 
     steps: int = 5
     """As in `EditorConfig`; several small steps wear the model out less than one large one (published: 1)."""
-    tokens: Literal["subject", "answer", "all"] = "answer"
-    """As in `EditorConfig`; what it is calibrated on is the model's own text, which has no subject."""
-    ranges: tuple[Range, ...] | None = None
-    protect: float = 100.0
-    protect_rank: int = 64
     statistics: str = "frozen"
     """"frozen": from the base model's own sampled text; "stream": from all edits so far, as published."""
 
@@ -34,8 +28,6 @@ class UltraEditConfig(EditorConfig):
         "statistics": "stream",
         "batch_size": 100,
     }
-
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = EditorConfig.choices | {"tokens": ("answer", "all")}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,6 @@ from ...hooks import Hook, OwnHooks, run_through
 from ...sites import Site
 from ...text import Pair
 from ..base import Host
-from .asked import Asked
 from .branch import side_branch
 from .capture import capture, chunks, flat_rows, predicting
 from .editor import Editor
@@ -85,7 +84,7 @@ def stand_ins(host: Host, count: int, seed: int) -> list[Pair]:
 
 
 @torch.no_grad()
-def find_step(host: Host, editor: Editor, pairs: Sequence[Pair | Asked]) -> float:
+def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
     """The step size at which single edits of the base model gain half of what any step size gains them.
 
     Larger steps make a single edit surer and wear the model out sooner. Each pair is edited alone, in its own
@@ -138,7 +137,7 @@ def _padded(features: Tensor, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def answered(host: Host, pairs: Sequence[Pair | Asked], micro_batch: int = 256) -> Tensor:
+def answered(host: Host, pairs: Sequence[Pair], micro_batch: int = 256) -> Tensor:
     """[N] share of each pair's answer tokens that are the model's first choice (teacher forced)."""
     found = []
     for part in chunks(range(len(pairs)), micro_batch):

@@ -23,7 +23,6 @@ from ...sites import Site
 from ...text import Pair
 from ..base import Host
 from ..scaling import GradientScale
-from .asked import Asked
 
 __all__ = ["Features", "alike", "capture", "chunks", "flat_rows", "predicting"]
 
@@ -65,7 +64,7 @@ class Features(NamedTuple):
 def capture(
     host: Host,
     sites: Sequence[Site],
-    pairs: Sequence[Pair | Asked],
+    pairs: Sequence[Pair],
     tokens: str,
     hooks: Sequence[Hook] = (),
     *,
@@ -78,8 +77,7 @@ def capture(
         host: the model.
         sites: the M modules.
         pairs: token ids of prompt and answer, one pair a request.
-        tokens: "answer" takes the positions that predict an answer token, "all" every position, "subject"
-            those that the requests name (`Asked`).
+        tokens: "answer" takes the positions that predict an answer token; "all" takes every position.
         hooks: what else is to happen in the forward (a change that is not yet in the weights).
         micro_batch: most requests in one forward.
         below: of earlier features of the same requests, if nothing but the modules has changed since; the
@@ -112,7 +110,7 @@ def capture(
 def _capture(
     host: Host,
     sites: Sequence[Site],
-    pairs: Sequence[Pair | Asked],
+    pairs: Sequence[Pair],
     part: Sequence[int],
     tokens: str,
     hooks: Sequence[Hook],
@@ -162,10 +160,6 @@ def _capture(
         slopes = scale.gradients((losses / answers.size).sum(), [outputs[s.name] for s in sites])
     if tokens == "answer":
         at, owner = answers.flat, answers.row
-    elif tokens == "subject":
-        named = [(r, position) for r, i in enumerate(part) for position in pairs[i].at]  # type: ignore[union-attr]
-        owner, column = torch.tensor(named, device=answers.row.device).T
-        at = owner * width + column
     else:
         real = batch.mask.bool()
         at, owner = real.flatten().nonzero()[:, 0], real.nonzero()[:, 0]
@@ -196,11 +190,10 @@ class Answers(NamedTuple):
     size: Tensor
 
 
-def flat_rows(pairs: Sequence[Pair | Asked], width: int, device: torch.device) -> Answers:
+def flat_rows(pairs: Sequence[Pair], width: int, device: torch.device) -> Answers:
     """The answer positions of right-padded rows of ``width`` columns, which lack each pair's last token."""
     row, flat, target, size = [], [], [], []
-    for r, pair in enumerate(pairs):
-        ids, start = pair.ids, pair.start
+    for r, (ids, start) in enumerate(pairs):
         for t in range(start, len(ids)):
             row.append(r)
             flat.append(r * width + t - 1)

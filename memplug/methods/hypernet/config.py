@@ -23,11 +23,8 @@ class EditorConfig(WeightConfig):
     """
 
     # Where edits go.
-    ranges: tuple[Range, ...] | None = (("down", 0.2, 0.3), ("down", 0.4, 0.5))
-    """As in `WeightConfig`; None: the published ones (gate and up), grown by `capacity`. What a subject is
-    known for is read where it is named, in the lower middle of the depth. The layers between are left out:
-    in SmolLM2 they make the activations of the first token, hundreds of times larger than others, and editing
-    them broke the model (perplexity 2 to 126 times the base model's at 10 edits)."""
+    ranges: tuple[Range, ...] | None = None
+    """As in `WeightConfig`; None: the published ones, grown by `capacity`."""
     capacity: int = 6144
     """Inputs of all modules together, at least, where `ranges` is left to the rule: about as many as there
     will be answer tokens in all edits (published: 0, the ranges alone; see `spread`)."""
@@ -35,9 +32,8 @@ class EditorConfig(WeightConfig):
     # How an edit is made.
     style: Literal["joint", "outer"] = "joint"
     """"joint": a least-squares solve over all tokens (MALMEN); "outer": the sum of outer products (MEND)."""
-    tokens: Literal["subject", "answer", "all"] = "subject"
-    """Tokens whose activations and gradients make the edit: the subject's last one, wherever the prompt names
-    it, those that predict the answer (published), or all."""
+    tokens: Literal["answer", "all"] = "answer"
+    """Tokens whose activations and gradients make the edit: those that predict the answer, or all."""
     steps: int = 1
     """S, times that features are taken and a change is made for one batch of edits."""
     enough: float = 0.95
@@ -50,10 +46,10 @@ class EditorConfig(WeightConfig):
     """Initial size of a change; None: the smallest at which single edits of the base model succeed."""
     ridge: float = 1.0
     """Initial weight of the squared norm in the joint solve."""
-    protect: float = 400.0
+    protect: float = 100.0
     """How much more a change's size counts along the usual inputs of its module than elsewhere: the weight of
     their second moment (published: 0, all directions alike; see `Usual`)."""
-    protect_rank: int = 96
+    protect_rank: int = 64
     """Principal directions of those inputs that are told apart."""
     remember: float = 0.3
     """How much the inputs of earlier edits count beside them, as a share of what this batch's own do (1 is
@@ -81,21 +77,21 @@ class EditorConfig(WeightConfig):
     """One network for all steps, instead of one each."""
 
     # Fitting.
-    fit_steps: int = 20
+    fit_steps: int = 100
     """Optimiser steps."""
-    fit_lr: float = 2e-3
+    fit_lr: float = 5e-4
     """Adam's step, constant for the first half and then falling linearly to a hundredth."""
-    fit_batch: int = 5
+    fit_batch: int = 10
     """Edits in a step of a trajectory."""
-    trajectory: tuple[int, int] = (1, 4)
+    trajectory: tuple[int, int] = (5, 20)
     """Steps of a trajectory at the start, and from `curriculum` of the fitting on."""
-    curriculum: float = 1.0
+    curriculum: float = 0.5
     """Share of the fitting over which the trajectory grows."""
     back_depth: int = 1
     """Batches whose edits count in a step's loss: this one and those before it."""
     back_decay: float = 0.95
     """Weight of a batch, per batch that lies between."""
-    back_samples: int | None = 5
+    back_samples: int | None = 20
     """Of the earlier batches, so many samples drawn by weight stand for all; None takes all."""
     locality: Literal["base", "previous", "none"] = "base"
     """Unrelated answers are held to those of the base model, of the model before the step, or not at all."""
@@ -111,7 +107,7 @@ class EditorConfig(WeightConfig):
     """The norm of this step's changes (SMEdit, equation 7), or of all so far (its algorithm 1)."""
     fresh_targets: bool = True
     """Trade targets between cases that ask the same in every trajectory, where there are such."""
-    learn_stop: bool = False
+    learn_stop: bool = True
     """Answers in the loss end with the stop token."""
     clip: float = 1.0
     """Largest norm of a step's gradient."""
@@ -126,8 +122,6 @@ class EditorConfig(WeightConfig):
     edits themselves that are left over (all three are slips, of no use to anybody)."""
 
     published: ClassVar[dict[str, Any]] = {
-        "tokens": "answer",
-        "ranges": None,
         "inner_lr": 1e-6,
         "std_floor": 0.0,
         "max_feature": 0.0,
@@ -179,7 +173,7 @@ class EditorConfig(WeightConfig):
     )
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {
         "style": ("joint", "outer"),
-        "tokens": ("subject", "answer", "all"),
+        "tokens": ("answer", "all"),
         "locality": ("base", "previous", "none"),
         "norm_of": ("edit", "drift"),
         "rows": ("float16", "float32"),

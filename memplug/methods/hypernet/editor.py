@@ -17,7 +17,6 @@ from ...hooks import Hook
 from ...sites import Site
 from ...text import Pair
 from ..base import Host
-from .asked import Asked
 from .branch import Factors, branch_hooks
 from .capture import Features, capture
 from .config import EditorConfig
@@ -216,7 +215,7 @@ class Editor(nn.Module):
     def make(
         self,
         host: Host,
-        pairs: Sequence[Pair | Asked],
+        pairs: Sequence[Pair],
         *,
         observe: bool = False,
         train: bool = False,

@@ -98,17 +98,16 @@ class Trajectory:
         config = self.config
         if not only:
             self.history = [*self.history, batch][-config.back_depth :]
-        forms = [(number, form) for number, item in enumerate(batch) for form in item.sample.edit]
+        pairs = [item.sample.edit for item in batch]
         made = self.editor.make(
             self.host,
-            [form for _, form in forms],
+            pairs,
             observe=True,
             train=True,
             draw=self.draw,
             hooks=self._standing(),
             only=only,
             earlier=self.earlier,
-            of=[number for number, _ in forms],
         )
         if config.faithful and made.choice is not None:
             self._published_gate(made)

@@ -19,11 +19,9 @@ from ...edits import Edit, EditError, EditTable
 from ...entries import Entry
 from ...layers import evaluating
 from ...sites import Range
-from ...text import Pair
 from ..base import Host, State
 from ..inweights.config import WeightConfig
 from ..inweights.method import LedgerMethod
-from .asked import Asked
 from .calibrate import find_step, stand_ins, usual_inputs
 from .config import EditorConfig
 from .editor import Editor, Made
@@ -126,14 +124,15 @@ class WeightEditor(LedgerMethod):
                 self._guard.check()
 
     def _make(self, edits: Sequence[Edit], further: bool = True) -> Entry:
-        forms = [self._forms(edit) for edit in edits]
+        asked = [(i, form) for i, edit in enumerate(edits) for form in self._forms(edit)]
+        pairs = [self._host.text.pair(form, edits[i].target) for i, form in asked]
         made = self.editor.make(
             self._host,
-            self._asked(edits, forms),
+            pairs,
             observe=self._observes(),
             earlier=self._earlier(),
             further=further,
-            of=[i for i, some in enumerate(forms) for _ in some],
+            of=[i for i, _ in asked],
         )
         self._named = None if self._observes() else self._named
         parts = tuple(part.kept(self.config.rows == "float16") for part in made.parts(self.sites))
@@ -142,14 +141,6 @@ class WeightEditor(LedgerMethod):
     def _forms(self, edit: Edit) -> Sequence[Prompt]:
         """In which forms an edit is asked while it is made."""
         return [edit.prompt]
-
-    def _asked(self, edits: Sequence[Edit], forms: Sequence[Sequence[Prompt]]) -> Sequence[Pair | Asked]:
-        """Prompts and answers of all forms, edit by edit."""
-        return [
-            self._host.text.pair(form, edit.target)
-            for edit, prompts in zip(edits, forms, strict=True)
-            for form in prompts
-        ]
 
     def _earlier(self) -> list[Earlier] | None:
         """By module, the inputs of the edits in force: they follow from the ledger alone, to the bit."""

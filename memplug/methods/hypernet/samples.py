@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...edits import Case, Edit, Probe
+from ...edits import Case, Edit
 from ...hooks import capture_input, resume
 from ...text import Pair
 from ..base import Host
-from .asked import Asked, asked, posed
 from .capture import Answers, alike, chunks, flat_rows
 from .config import EditorConfig
 
@@ -27,8 +26,6 @@ __all__ = [
     "Prepared", "Row", "Sample", "autocast", "draw_batches", "logits_of", "prepare", "row_of", "sample_of",
     "weighted",
 ]  # fmt: skip
-
-_MENTIONS = 0.3  # share of the unrelated prompts that name the subject and ask for nothing
 
 Row = tuple[tuple[int, ...], int]
 """What tells a row from others: its tokens, and where its answer starts."""
@@ -48,16 +45,15 @@ def autocast(host: Host, config: EditorConfig) -> AbstractContextManager[Any]:
 
 class Sample(NamedTuple):
     """One case as it is judged in a trajectory: a rephrasing with the new answer, an unrelated prompt with
-    its own, each as a text or in a chat.
+    its own.
 
     Attributes:
-        edit: the edit's prompt and new answer in each of its forms, without the stop token.
+        edit: the edit's prompt and new answer, without the stop token.
         asked: a rephrasing (or the prompt) and the new answer.
-        kept: an unrelated prompt and its answer, or the start of a sentence about the subject and any token;
-            None where the case has none, or nothing is kept.
+        kept: an unrelated prompt and its answer; None where the case has none.
     """
 
-    edit: tuple[Asked, ...]
+    edit: Pair
     asked: Pair
     kept: Pair | None
 
@@ -110,24 +106,12 @@ def sample_of(host: Host, case: Case, config: EditorConfig, rng: random.Random) 
     own = not case.rephrases or rng.random() < config.own_prompt
     prompt = edit.prompt if own else rng.choice(case.rephrases)
     probes = case.locality + (case.same_subject if config.same_subject else ())
+    probe = rng.choice(probes) if probes and config.locality != "none" else None
     return Sample(
-        tuple(asked(host, [edit], [text.forms(edit.prompt)])),
-        posed(text, rng.choice(text.forms(prompt)), edit.target, stop=config.learn_stop),
-        _kept(host, edit, probes, config, rng) if probes and config.locality != "none" else None,
+        text.pair(edit.prompt, edit.target),
+        text.pair(prompt, edit.target, stop=config.learn_stop),
+        text.pair(*probe, stop=config.learn_stop) if probe else None,
     )
-
-
-def _kept(
-    host: Host, edit: Edit, probes: Sequence[Probe], config: EditorConfig, rng: random.Random
-) -> Pair | None:
-    """Another fact, or what comes behind "<subject> is a" (ROME, section 3.1), which no fact's answer is."""
-    text, mention = host.text, bool(edit.subject) and config.same_subject and rng.random() < _MENTIONS
-    prompt, target = (f"{edit.subject} is a", "") if mention else rng.choice(probes)
-    form = rng.choice(text.forms(prompt))
-    if not mention:
-        return posed(text, form, target, stop=config.learn_stop, reply=True)
-    ids = text.encode(form)
-    return Pair([*ids, text.pad_id], len(ids))
 
 
 @torch.no_grad()
