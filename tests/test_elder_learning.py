@@ -62,7 +62,7 @@ def compare_losses(plug, model):
         nll = -logp.gather(-1, ids[0, start:, None]).mean()
         want[e] = max(want[e], nll)
     assert method.config.scope == "row" or float(want.max()) < 0.05
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
 
 
 def test_rows_run_whole_give_the_same_losses(model, tokenizer):

@@ -205,7 +205,7 @@ def test_editors_that_do_not_fit(
     with pytest.raises(LoadError, match="damaged"):
         memplug.attach(*tiny_model(), "rledit", editor=tmp_path / "cut")
     model, tokenizer = tiny_model(tie_word_embeddings=False)
-    model.model.layers[1].mlp.down_proj.weight = model.model.layers[2].mlp.down_proj.weight
+    model.model.layers[1].mlp.gate_proj.weight = model.model.layers[2].mlp.gate_proj.weight
     with pytest.raises(memplug.UnsupportedModelError, match="shares its weight"):
         memplug.attach(model, tokenizer, "rledit")
     assert clean(model)
