@@ -233,5 +233,6 @@ def attach_llp(model: Any, tokenizer: Any, scope: str = "row", **config: Any) ->
 
 OVERRIDES: dict[tuple[str, str], dict[str, Any]] = {
     ("llp-answer", "nemotron"): {"value_steps": 180},  # its loss falls slowly and steadily
+    ("llp-answer", "bloom"): {"value_steps": 180},
 }
 """What a method is given beyond that on some families."""
