@@ -67,6 +67,8 @@ def test_a_model_without_a_bos_starts_from_its_stop_token():
     seen = []
 
     class Start(Scripted):
+        model = torch.nn.Linear(2, 2)  # a small one: nothing is kept
+
         def generate(self, starts, tokens, choose):
             seen.extend(starts)
             assert tokens == 3
