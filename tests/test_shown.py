@@ -90,7 +90,7 @@ def explanations():
 
 def test_explanations():
     found = list(explanations())
-    assert len(found) == 18
+    assert len(found) == 20
     for one in found:
         assert clean(str(one)), repr(str(one))
         if hasattr(one, "reason"):
