@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_llp_real import EDITS, OTHERS, TURNS, logits, said
+from real_facts import EDITS, OTHERS, TURNS, logits, said
 
 import memplug
 from memplug.chat import Message, in_chat

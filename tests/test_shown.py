@@ -81,7 +81,7 @@ def explanations():
         yield elder.Explanation.of(prompt, (), edit, 2, 4, False)
         yield elder.Answered(prompt, (EVIL,), 1, 0.5, one, None, "in scope")
         yield grace.Explanation(prompt, False, (edit, edit), 0.1, 0.5)
-        found = llp.Scored(prompt, (EVIL,), 1, 0.5, one, one, "asked for", 0.5, (0.4, 0.4))
+        found = llp.Explanation(prompt, (EVIL,), 1, 0.5, one, one, "asked for", 0.5, (0.4, 0.4))
         yield icl.Explanation(found, (edit,), f"Note: {EVIL}")
         yield lora.Explanation(prompt, EVIL, EVIL, (("up", 0.5),))
         report = hypernet.EditReport(str(edit.id), prompt, edit.target, True, (), {}, ())

@@ -9,7 +9,6 @@ from ...chat import Prompt, quoted
 from ...edits import Edit
 from ...shown import printable
 from ..llp.explain import Explanation as Found
-from ..llp.explain import Scored
 from .experts import Routing
 from .places import Place
 
@@ -26,7 +25,7 @@ class Use(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answered(Scored):
+class Answered(Found):
     """What happens to the edits when the model reads a prompt, with scope "answer".
 
     Attributes:

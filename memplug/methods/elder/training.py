@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...edits import EditError
@@ -19,6 +18,7 @@ from ...layers import evaluating, frozen
 from ..base import Host
 from ..continuing import unflat
 from ..llp.lessons import Lesson
+from ..llp.losses import EditLosses, base_of, losses_of
 from ..llp.passes import Chunk, Upper
 from ..llp.teaching import products
 from ..scaling import GradientScale
@@ -107,7 +107,7 @@ class _Trainer:
         self.host, self.upper, self.experts, self.config, self.batch = host, upper, experts, config, batch
         self.count, self.query = len(batch.query), batch.query.to(experts.gates.device)
         self.parts = [self._part(chunk) for chunk in batch.chunks]
-        self.base = [self._base(part) for part in self.parts]
+        self.base = [base_of(host, upper, part) for part in self.parts]
         self.active, self.scaler = Active(experts), GradientScale(host.model.dtype)
         steps = [config.lr / (p.fan_in**0.5 if config.relative_lr else 1.0) for p in experts.places]
         router_lr = steps[0] if config.router_lr is None else config.router_lr
@@ -145,13 +145,13 @@ class _Trainer:
         """Gradients, and of each edit the loss of its worst lesson and the divergence elsewhere."""
         scale = self.scaler.scale
         total: list[Tensor | None] = [None] * len(self.adam.tensors)
-        worst, other = (torch.zeros(self.count, dtype=torch.float32) for _ in range(2))
+        found = EditLosses.zeros(self.count)
 
         def add(loss: Tensor) -> None:
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 loss * scale, self.adam.tensors, allow_unused=True, retain_graph=bool(self.moving)
             )
-            for i, gradient in enumerate(found):
+            for i, gradient in enumerate(gradients):
                 if gradient is not None:
                     before = total[i]
                     total[i] = gradient if before is None else before + gradient
@@ -159,25 +159,16 @@ class _Trainer:
         for part, base in zip(self.parts, self.base, strict=True):
             with torch.set_grad_enabled(not last):
                 weights = logits.softmax(-1).gather(-1, picks)
-                loss, asked = self._losses(part, base, picks, weights)
-                weighted = loss * part.weight
+                loss = losses_of(self._logits(part, picks, weights), part.target, base)
                 if not last:
-                    add(weighted.sum() / self.count)
-            shown, on, owner = loss.detach().cpu(), asked.cpu(), part.edit[part.row].cpu()
-            line = torch.zeros(len(part.edit), dtype=torch.float32).scatter_reduce(
-                0, part.row.cpu()[on], shown[on], "mean", include_self=False
-            )
-            worst = worst.scatter_reduce(0, part.edit.cpu(), line, "amax")
-            other = other.index_add(0, owner[~on], weighted.detach().cpu()[~on])
+                    add((loss * part.weight).sum() / self.count)
+            found = found.of(part, loss, part.weight)
         if self.moving and not last and (self.batch.guide or self.config.guide == "balance"):
             add(self.config.guide_weight * self._guide(logits))
-        return total, worst, other
+        return total, *found
 
-    def _losses(
-        self, part: _Part, base: Tensor | None, picks: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """[Q] losses at the places that count, and whether an answer is asked for there."""
-
+    def _logits(self, part: _Part, picks: Tensor, weights: Tensor) -> Tensor:
+        """[Q,V] at the places that count, with each edit's experts in use."""
         owner = part.edit.to(picks.device)
 
         def after(index: int) -> Hook:
@@ -191,15 +182,7 @@ class _Trainer:
             return Hook(self.experts.places[index].module, "after", hook)
 
         with OwnHooks([after(index) for index in range(len(self.experts.places))]):
-            logits = part.chunk.logits(self.host, self.upper, None, part.row, part.at)
-        logp = logits.float().log_softmax(-1)
-        asked = part.target >= 0
-        nll = -logp.gather(-1, part.target.clamp(min=0)[:, None])[:, 0]
-        loss = torch.where(asked, nll, torch.zeros_like(nll))
-        if base is not None:
-            kl = F.kl_div(logp[~asked], base, reduction="none", log_target=True).sum(-1)
-            loss = loss.masked_scatter(~asked, kl)
-        return loss, asked
+            return part.chunk.logits(self.host, self.upper, None, part.row, part.at)
 
     def _part(self, chunk: Chunk | Whole) -> _Part:
         lessons = self.batch.lessons
@@ -221,15 +204,6 @@ class _Trainer:
         edit = torch.tensor([lessons[i][0] for i in chunk.lines], device=device)
         wide = torch.tensor(weight, dtype=torch.float32, device=device)
         return _Part(chunk, edit, used, where[0], where[1], where[2], wide)
-
-    @torch.no_grad()
-    def _base(self, part: _Part) -> Tensor | None:
-        """The base model's log-probabilities [Q',V] where no answer is expected."""
-        other = part.target < 0
-        if not bool(other.any()):
-            return None
-        logits = part.chunk.logits(self.host, self.upper, None, part.row[other], part.at[other])
-        return logits.float().log_softmax(-1)
 
     def _guide(self, logits: Tensor) -> Tensor:
         """The loss on the routers."""

@@ -15,8 +15,9 @@ __all__ = ["PAPER", "GRACEConfig"]
 class GRACEConfig:
     """Discrete key-value adaptor with deferral radii.
 
-    Defaults are the best found on the embedded model; the published value is named where it differs, and
-    ``GRACEConfig.preset("paper")`` gives all of them.
+    Defaults are the best found on the embedded model with scope "radius"; with scope "asked" they were not
+    compared. The published value is named where it differs, and ``GRACEConfig.preset("paper")`` gives all of
+    them.
 
     Raises:
         ValueError: a constant out of its range.

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...calibration import Calibration, Sample, chance_threshold, whitening
 from ...chat import in_chat
 from ...contexts import sample_prefixes
-from ...pretrained import cache
+from ...pretrained import cache, is_large
 from ...questions import Metric, metric, told
 from ...relations import wordings
 from ...text import Text
@@ -31,7 +31,6 @@ from .wordings import FRONTS, NAMES, SYSTEM, TALK
 __all__ = ["calibrate", "calibrated", "states_of"]
 
 _FORMAT = 5  # of what is calibrated; another one is made anew
-_LARGE = 50_000_000  # parameters from which on a calibration takes seconds
 _TEXTS = 24  # texts that the model itself samples
 _LENGTH = 96  # their tokens
 _EVERY = 6  # of the neutral questions, so many are one that is among the text
@@ -47,7 +46,7 @@ def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: in
     It is found by the model's fingerprint and by everything that it depends on. A file that cannot be read or
     written costs time and nothing else.
     """
-    if sum(p.numel() for p in host.model.parameters()) < _LARGE:
+    if not is_large(host.model):
         return calibrate(host, config, think, relation)
     from ...storage import fingerprint  # above this room; it is asked for a name only
 

@@ -18,7 +18,7 @@ from ..base import Host
 from .config import LLPConfig
 from .keys import think_states
 
-__all__ = ["Candidate", "Explanation", "LayerVote", "Scored", "explain"]
+__all__ = ["Candidate", "Explanation", "LayerVote", "explain"]
 
 
 class LayerVote(NamedTuple):
@@ -89,23 +89,13 @@ class Explanation:
             for vote in candidate.layers:
                 mark = "votes" if vote.voted else "no vote"
                 lines.append(f"    layer {vote.layer}: {vote.token!r} {vote.similarity:.3f} {mark}")
+        if self.likeness is not None and self.limits is not None:
+            plain, chat = self.limits
+            lines.append(
+                f"  asked for: likeness {self.likeness:.3f}, to be exceeded: {plain:.3f} in plain text, "
+                f"{chat:.3f} in chat"
+            )
         return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-class Scored(Explanation):
-    """An explanation whose text also tells the likeness of what is asked, and what it has to exceed."""
-
-    def __str__(self) -> str:
-        told = super().__str__()
-        if self.likeness is None or self.limits is None:
-            return told
-        plain, chat = self.limits
-        return (
-            f"{told}\n  asked for: likeness {self.likeness:.3f}, to be exceeded: {plain:.3f} in plain text, "
-            f"{chat:.3f} in chat"
-        )
 
     __repr__ = __str__
 

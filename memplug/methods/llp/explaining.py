@@ -31,20 +31,15 @@ def explain_answer(
     entries: Mapping[str, Entry],
     owner: Mapping[int, str],
     prompt: Prompt,
-    kind: type[Explanation] = Explanation,
 ) -> Explanation:
-    """Read ``prompt`` without generating, and report on the subjects that it resembles most.
-
-    Args:
-        kind: the class of the report.
-    """
+    """Read ``prompt`` without generating, and report on the subjects that it resembles most."""
     listener, calibration = room.listener, room.calibration
     ids = host.text.encode(prompt)
     tokens = tuple(host.text.tokenizer.decode([i]) for i in ids)
     quorum = listener.memory.quorum
     on = {key: entries[subject] for key, subject in owner.items() if entries[subject].on}
     if calibration is None or not on:
-        return kind(prompt, tokens, quorum, 0.0, None, None, "no edit is in force")
+        return Explanation(prompt, tokens, quorum, 0.0, None, None, "no edit is in force")
     with host.tracker.off():
         states = think_states(host, [ids], calibration.layers)
     valid = torch.ones(1, len(ids), dtype=torch.bool)
@@ -67,7 +62,9 @@ def explain_answer(
     other = next((one for one in best if recalled is None or one.subject != recalled.subject), None)
     reason = _reason(recalled, other, quorum, calibration, _asked(met, other or recalled))
     likeness, limits = _asked(met, recalled or other), calibration.relation
-    return kind(prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits)
+    return Explanation(
+        prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits
+    )
 
 
 def _rank(candidate: Candidate) -> tuple[int, float]:

@@ -21,7 +21,7 @@ from ...layers import evaluating
 from ..base import Host
 from .config import LLPConfig
 from .entries import Entry, pack, unpack
-from .explain import Explanation, Scored
+from .explain import Explanation
 from .explaining import explain_answer
 from .held import Held
 from .keys import think_states
@@ -166,7 +166,7 @@ class Retriever(Held):
         """
         if not question(prompt).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
-        return explain_answer(self._host, self.room, self.entries, self._owner, prompt, Scored)
+        return explain_answer(self._host, self.room, self.entries, self._owner, prompt)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Keys, questions and the calibration, and which edits they belong to."""

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...edits import Edit, EditError
@@ -29,6 +28,7 @@ from ..base import Host
 from ..scaling import GradientScale
 from .config import LLPConfig
 from .lessons import Lesson
+from .losses import EditLosses, base_of, losses_of
 from .passes import Chunk
 
 __all__ = ["Layout", "Taught", "products", "teach"]
@@ -133,7 +133,7 @@ class _Teacher:
         self.unit = self._spread(chunks).to(self.initial.device)
         self.moved = torch.zeros_like(self.initial, requires_grad=True)
         self.parts = [self._part(chunk, lessons) for chunk in chunks]
-        self.base = [self._base(part) for part in self.parts]
+        self.base = [base_of(host, recall, part) for part in self.parts]
 
     def run(self, advance: Callable[[str], None]) -> list[Taught]:
         config, count = self.config, len(self.edits)
@@ -170,8 +170,7 @@ class _Teacher:
     def _pass(self, alive: Tensor, scale: float | None) -> tuple[Tensor | None, Tensor, Tensor]:
         """The gradient, and of each edit the loss of its worst prompt and the divergence elsewhere."""
         count, device = len(self.edits), self.initial.device
-        gradient = torch.zeros_like(self.initial)
-        worst, other = torch.zeros(count, dtype=torch.float32), torch.zeros(count, dtype=torch.float32)
+        gradient, found = torch.zeros_like(self.initial), EditLosses.zeros(count)
         for part, base in zip(self.parts, self.base, strict=True):
             if not bool(alive[part.edit.cpu()].any()):
                 continue
@@ -183,25 +182,12 @@ class _Teacher:
                 )
                 prefix = Prefix(kv, seen, part.chunk.begins)
                 logits = part.chunk.logits(self.host, self.recall, prefix, part.row, part.at)
-                logp = logits.float().log_softmax(-1)
-                asked = part.target >= 0
-                nll = -logp.gather(-1, part.target.clamp(min=0)[:, None])[:, 0]
-                loss = torch.where(asked, nll, torch.zeros_like(nll))
-                if base is not None:
-                    kl = F.kl_div(logp[~asked], base, reduction="none", log_target=True).sum(-1)
-                    loss = loss.masked_scatter(~asked, kl)
-                weighted = loss * part.weight
+                loss = losses_of(logits, part.target, base)
             if scale is not None:
-                (step,) = torch.autograd.grad(weighted.sum() * scale, self.moved)
+                (step,) = torch.autograd.grad((loss * part.weight).sum() * scale, self.moved)
                 gradient += step
-            owner = part.edit[part.row].cpu()
-            shown, on = loss.detach().cpu(), asked.cpu()
-            line = torch.zeros(len(part.edit), dtype=torch.float32).scatter_reduce(
-                0, part.row.cpu()[on], shown[on], "mean", include_self=False
-            )
-            worst = worst.scatter_reduce(0, part.edit.cpu(), line, "amax")
-            other = other.index_add(0, owner[~on], (weighted.detach().cpu())[~on])
-        return (gradient.to(device) if scale is not None else None), worst, other
+            found = found.of(part, loss, part.weight)
+        return (gradient.to(device) if scale is not None else None), *found
 
     def _part(self, chunk: Chunk, lessons: Sequence[tuple[int, Lesson]]) -> _Part:
         asking = torch.zeros(len(self.edits), dtype=torch.float32)
@@ -230,15 +216,6 @@ class _Teacher:
             torch.tensor(weight, dtype=torch.float32, device=device),
             edit,
         )
-
-    @torch.no_grad()
-    def _base(self, part: _Part) -> Tensor | None:
-        """The base model's log-probabilities [Q',V] where no answer is expected."""
-        other = part.target < 0
-        if not bool(other.any()):
-            return None
-        logits = part.chunk.logits(self.host, self.recall, None, part.row[other], part.at[other])
-        return logits.float().log_softmax(-1)
 
     @torch.no_grad()
     def _initial(self) -> Tensor:

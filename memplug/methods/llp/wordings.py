@@ -1,7 +1,7 @@
 """Neutral texts: what stands in front of a prompt, and what names a subject in passing.
 
 They belong to no data set and to no model. A value is trained to answer its prompt behind such fronts, and to
-leave such other statements and questions as they are; the calibration reads them as ordinary text.
+leave such mentions and requests as they are; the calibration reads the fronts as ordinary text.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ __all__ = ["LocateConfig"]
 class LocateConfig(WeightConfig):
     """Where a fact is written, how the wanted state is found, and what the module's other keys look like.
 
-    Defaults were chosen on ten facts of a pretrained model of 135 million parameters; ``preset("paper")`` is
-    as published.
+    Defaults were looked at on ten facts of a pretrained model of 135 million parameters
+    (``benchmarks/results/real-locate.json``), several changed at once; ``preset("paper")`` is as published.
 
     Raises:
         ValueError: a constant out of its range.
