@@ -40,11 +40,15 @@ def test_parameters_stay_as_many_and_their_start_follows_from_the_seed(plug, mod
         assert same(learned(again), first)
 
 
-@pytest.mark.parametrize("given", [QUICK | {"other_accepts": 0.0}, ROW], ids=["answer", "row"])
+@pytest.mark.parametrize("given", [QUICK, ROW], ids=["answer", "row"])
 def test_losses_in_training_are_those_of_a_plain_forward(model, tokenizer, given):
-    """With a limit that half a prompt does not exceed: training leaves out that an edit speaks before."""
+    """With a limit that a question without its mark does not exceed: training leaves out that an edit speaks
+    before the end."""
     with memplug.attach(model, tokenizer, "elder", **given) as plug:
         plug.edit([ADA, TAM], progress=False)
+        if given is QUICK:
+            room = plug.method.scope.room
+            room.calibration = replace(room.calibration, relation=(0.95, 0.95))
         compare_losses(plug, model)
 
 
@@ -62,7 +66,7 @@ def compare_losses(plug, model):
         nll = -logp.gather(-1, ids[0, start:, None]).mean()
         want[e] = max(want[e], nll)
     assert method.config.scope == "row" or float(want.max()) < 0.05
-    torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
 
 
 def test_rows_run_whole_give_the_same_losses(model, tokenizer):
