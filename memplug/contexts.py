@@ -63,8 +63,8 @@ def sample_prefixes(text: Text, count: int, tokens: int, top_k: int, seed: int) 
     """``count`` pieces of running text of at most ``tokens`` tokens, sampled from the start of a text.
 
     Of a model that says nothing there (it stops at once, or at blanks), pieces of a few plain sentences. What
-    a large model says is kept in the user's cache folder, by the model's fingerprint, since it takes it
-    minutes; a file that cannot be read or written costs time and nothing else.
+    a large model says is kept in the user's cache folder, by its fingerprint and the tokenizer's, since it
+    takes minutes; a file that cannot be read or written costs time and nothing else.
     """
     if not count:
         return []
@@ -100,8 +100,9 @@ def _file(text: Text, *asked: int) -> Path:
     """Where the samples of a model are kept."""
     from .storage import fingerprint  # above this room; it is asked for a name only
 
-    named = (*asked, len(text.tokenizer), text.bos_id, tuple(text.eos_ids))
-    return cache() / "samples" / f"{fingerprint(text.model)}-{_seed(*named):08x}.json"
+    named = (*asked, text.bos_id, tuple(text.eos_ids))
+    both = fingerprint(text.model, text.tokenizer)
+    return cache() / "samples" / f"{both}-{_seed(*named):08x}.json"
 
 
 def sample_about(

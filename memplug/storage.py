@@ -71,11 +71,14 @@ class Saved(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(model: Any, tokenizer: Any = None) -> str:
     """A name for a base model: its class, its parameters' names, shapes and types, and a sample of each.
 
     Takes `_PROBES` evenly spaced elements of each parameter, so that it costs milliseconds on a large
     model and still tells any two that were trained, quantised or cast differently.
+
+    Args:
+        tokenizer: where it is given, the name is that of both: its vocabulary and chat template count.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -84,6 +87,9 @@ def fingerprint(model: Any) -> str:
             flat = tensor.detach().reshape(-1)
             at = torch.linspace(0, flat.numel() - 1, min(_PROBES, flat.numel()), dtype=torch.float64).long()
             digest.update(flat[at.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    if tokenizer is not None:
+        known = sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)
+        digest.update(repr(known).encode())
     return digest.hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from weights_tiny import editor_maker, model_maker, plug_maker
 import memplug
 from benchmarks.every_model.tiny import tokenizer as trained
 from memplug.comparison.report.html import html
+from memplug.methods.llp import calibrating
 
 torch.set_num_threads(1)
 
@@ -31,6 +33,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A model is calibrated once for all tests, in all workers, as large ones are for all processes."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrating, "is_large", lambda model: True)
+        patch.setattr(calibrating, "cache", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -43,8 +43,8 @@ _SAME = 0.002  # share of pairs of different questions that are more alike than 
 def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: int) -> Calibration:
     """`calibrate`, or what it gave before: that of a large model is kept in the user's cache folder.
 
-    It is found by the model's fingerprint and by everything that it depends on. A file that cannot be read or
-    written costs time and nothing else.
+    It is found by the fingerprint of model and tokenizer and by all constants that it depends on. A file that
+    cannot be read or written costs time and nothing else.
     """
     if not is_large(host.model):
         return calibrate(host, config, think, relation)
@@ -53,8 +53,9 @@ def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: in
     layers = (*think, relation)
     asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts)
     texts = (wordings(), FRONTS, NAMES, SYSTEM, TALK)
-    named = (*asked, config.other_accepts, config.sample_top_k, config.seed, len(host.text.tokenizer), texts)
-    file = cache() / "calibrations" / f"{fingerprint(host.model)}-{zlib.crc32(repr(named).encode()):08x}"
+    named = (*asked, config.other_accepts, config.sample_top_k, config.seed, texts)
+    both = fingerprint(host.model, host.text.tokenizer)
+    file = cache() / "calibrations" / f"{both}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
         widths = (host.anatomy.width, min(host.anatomy.width, config.rank))
         return Calibration.of(load_file(file), layers, *widths).to(host.text.device)
