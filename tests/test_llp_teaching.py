@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -292,6 +293,14 @@ def test_a_neutral_question_that_asks_the_same_is_taught_in_its_other_words(toke
     assert [one.line.ids for one in unlike if one.asks] == [
         tuple(text.pair("The capital of France is what?", "Lyon").ids)
     ]
+
+
+def test_a_calibration_by_other_neutral_questions_takes_no_further_edits(tokenizer):
+    text = Text(lexical("llama", len(tokenizer)), tokenizer)
+    asked, made = asked_like(0.9)
+    fewer = replace(made, neutral=made.neutral[:, :-1], labels=made.labels[:-1])
+    with pytest.raises(EditError, match=r"calibrated with \d+ neutral questions, and this memplug has \d+"):
+        further_lessons(text, CONFIG, Edit("The capital of France is", "Lyon", "France"), asked, fewer)
 
 
 def test_products_are_rounded_where_that_is_fast_and_wanted(tokenizer, monkeypatch):

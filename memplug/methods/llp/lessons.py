@@ -15,7 +15,7 @@ import torch
 
 from ...calibration import Calibration
 from ...chat import Message, Messages, Prompt, behind, in_chat, question
-from ...edits import Edit
+from ...edits import Edit, EditError
 from ...naming import names, place_of, placed
 from ...questions import Question
 from ...relations import Wording, wordings
@@ -91,9 +91,17 @@ def further_lessons(
 
     Args:
         asked: in which words the edit is asked for.
+
+    Raises:
+        EditError: the calibration is a saved one, made with other neutral questions.
     """
     subject, known = str(edit.subject), wordings()
     matched, labels = calibration.matched(asked), calibration.labels.tolist()
+    if len(labels) != len(known):
+        raise EditError(
+            f"this plug was calibrated with {len(labels)} neutral questions, and this memplug has "
+            f"{len(known)}: its edits work as they are, but to make further ones, make all anew with a new plug"
+        )
     reworded = [] if edit.question.endswith("?") else [f"{edit.question} what?"]
     if matched is not None:
         mine = [one for one, label in zip(known, labels, strict=True) if label == matched]
