@@ -100,7 +100,7 @@ def further_lessons(
     if len(labels) != len(known):
         raise EditError(
             f"this plug was calibrated with {len(labels)} neutral questions, and this memplug has "
-            f"{len(known)}: its edits work as they are, but to make further ones, make all anew with a new plug"
+            f"{len(known)}: its edits work as they are, but for further ones make all anew with a new plug"
         )
     reworded = [] if edit.question.endswith("?") else [f"{edit.question} what?"]
     if matched is not None:
