@@ -82,8 +82,8 @@ def test_runs_that_were_not_made_alike_are_told(results):
 
 def test_more_than_three_curves_have_an_interval_at_their_end(results):
     many, few = html(results), html(example(methods=3, seeds=1, failed=False))
-    assert many.count('class="interval end"') == 12 * 6
-    assert 'class="interval end"' not in few
+    assert many.count("stroke-opacity: 0.4") == 12 * 6
+    assert "stroke-opacity: 0.4" not in few
 
 
 def test_what_is_folded_is_printed(results):

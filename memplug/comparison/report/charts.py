@@ -1,4 +1,4 @@
-"""What the figures show, apart from how they are drawn: `svg` draws them on the page, `pictures` as PNG."""
+"""What the figures show, apart from how they are drawn, see `pictures`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = [
     "layers",
     "quality_dots",
     "retention",
+    "told",
     "trade_offs",
 ]
 
@@ -106,6 +107,22 @@ class Bars:
     bars: dict[str, float] = field(default_factory=dict)
     x_label: str = ""
     note: str = ""
+
+
+def told(chart: Bars | Dots | Histogram | Lines | Scatter) -> str:
+    """A chart in words, for those who do not see it."""
+    match chart:
+        case Dots():
+            parts = [f"{row.label} {100 * row.value:.0f} percent" for row in chart.rows]
+        case Lines():
+            parts = [f"{s.label} ends at {100 * s.points[-1][1]:.0f} percent" for s in chart.series]
+        case Scatter():
+            parts = [f"{p.label} {100 * p.y:.0f} percent at {chart.text(p.x)}" for p in chart.points]
+        case Bars():
+            parts = [f"{name} {count:g}" for name, count in chart.bars.items()]
+        case Histogram():
+            parts = [f"{name} from {min(v)} to {max(v)}" for name, v in chart.groups.items()]
+    return f"{chart.title}. {'; '.join(parts)}"
 
 
 def quality_dots(gathered: Gathered) -> list[Dots]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .charts import distances, layers
 from .gather import Gathered, Method, dig
-from .svg import draw
+from .pictures import svg
 
 __all__ = ["Share", "Vote", "Votes", "decisions", "votes"]
 
@@ -84,8 +84,8 @@ def decisions(gathered: Gathered) -> dict[str, Any]:
         bars = layers(method)
         if bars is not None:
             entropy = [e for run in method.runs if (e := dig(run, "details", "entropy")) is not None]
-            chosen.append((draw(bars), sum(entropy) / len(entropy) if entropy else None))
+            chosen.append((svg(bars), sum(entropy) / len(entropy) if entropy else None))
         histogram = distances(method)
         if histogram is not None:
-            codes.append(draw(histogram))
+            codes.append(svg(histogram))
     return {"votes": [v for m in gathered.done if (v := votes(m))], "layers": chosen, "codes": codes}

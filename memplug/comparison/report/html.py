@@ -14,7 +14,7 @@ from .charts import general_retention, quality_dots, retention, trade_offs
 from .details import decisions
 from .files import write_text
 from .gather import Gathered, Method, dig, gather, lowest, suits
-from .svg import draw
+from .pictures import svg
 from .tables import all_quality, costs, general, preferences
 from .tables import retention as edited_retention
 from .units import percent, ratio, seconds
@@ -35,7 +35,7 @@ def write_html(results: Mapping[str, Any], path: str | Path, *, answers: int = 4
 
     Raises:
         ValueError: these are not results of a comparison.
-        ImportError: jinja2 is not installed.
+        ImportError: jinja2 or matplotlib is not installed.
     """
     return write_text(path, html(results, answers=answers))
 
@@ -50,7 +50,7 @@ def html(results: Mapping[str, Any], *, answers: int = 400_000) -> str:
 
     Raises:
         ValueError: these are not results of a comparison.
-        ImportError: jinja2 is not installed.
+        ImportError: jinja2 or matplotlib is not installed.
     """
     try:
         import jinja2
@@ -88,7 +88,7 @@ def html(results: Mapping[str, Any], *, answers: int = 400_000) -> str:
     environment.filters["heat"] = lambda value: f"{100 * min(max(value, 0.0), 1.0):.0f}"
     environment.filters["breaks"] = breaks
     environment.filters["lines"] = lines
-    environment.globals["svg"] = lambda chart: own(draw(chart))
+    environment.globals["svg"] = lambda chart: own(svg(chart))
     environment.globals["own"] = own
     page = environment.get_template("page.html")
     return page.render(
