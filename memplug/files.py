@@ -18,6 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 __all__ = [
     "LOCK",
@@ -25,6 +27,7 @@ __all__ = [
     "LoadError",
     "SaveError",
     "digest_of",
+    "load_tensors",
     "locked",
     "move",
     "new_file",
@@ -134,6 +137,18 @@ def _check_plain(path: Path, mode: int) -> None:
         f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a plain file, and is not read; put the "
         "file itself there"
     )
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in memory of their own.
+
+    In the file they begin at any byte, and products with what is aligned otherwise differ in their last bits:
+    a loaded plug would not learn as the saved one does.
+
+    Raises:
+        SafetensorError, OSError: it is none, or cannot be read.
+    """
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def digest_of(path: Path) -> tuple[str, int]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .edits import EditTable
@@ -28,6 +28,7 @@ from .files import (
     LoadError,
     SaveError,
     digest_of,
+    load_tensors,
     locked,
     move,
     new_file,
@@ -237,7 +238,7 @@ def _tensors(path: Path, digest: str) -> dict[str, Tensor]:
     if found != digest:
         raise LoadError(f"{path} is not the file that was saved ({size} bytes, wrong SHA-256); take a copy")
     try:
-        return dict(load_file(path))
+        return load_tensors(path)
     except (SafetensorError, OSError) as error:
         raise LoadError(f"{path} is no safetensors file ({error})") from error
 

@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ...calibration import Calibration, Sample, chance_threshold, whitening
 from ...chat import in_chat
 from ...contexts import sample_prefixes
+from ...files import load_tensors
 from ...pretrained import cache, is_large
 from ...questions import Metric, metric, told
 from ...relations import wordings
@@ -58,7 +59,7 @@ def calibrated(host: Host, config: LLPConfig, think: Sequence[int], relation: in
     file = cache() / "calibrations" / f"{both}-{zlib.crc32(repr(named).encode()):08x}"
     with contextlib.suppress(OSError, SafetensorError, ValueError):
         widths = (host.anatomy.width, min(host.anatomy.width, config.rank))
-        return Calibration.of(load_file(file), layers, *widths).to(host.text.device)
+        return Calibration.of(load_tensors(file), layers, *widths).to(host.text.device)
     made = calibrate(host, config, think, relation)
     with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
