@@ -28,6 +28,7 @@ __all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
 _SPACES = ("mean", "root", "first_mean", "first_root")
 _KEYS = 400  # tokens that play the part of a subject when a threshold is set
 _TOKENS = 64  # tokens of the prompt that a false-accept rate speaks of
+_DUE = 0.5  # of the limit, where an answer has begun that was asked for
 
 
 class Sample(NamedTuple):
@@ -93,6 +94,8 @@ class Calibration:
 
     def limit(self, chat: bool, kind: Kind) -> float:
         """The likeness that what is said has to exceed, see `reading.Kind`."""
+        if kind == "due":
+            return _DUE * self.relation[chat]
         return self.same if kind == "aside" else self.relation[chat]
 
     def means(self, question: Question) -> Tensor:
@@ -118,7 +121,9 @@ class Calibration:
         best = int(mean.argmax())
         return best if float(mean[best]) > min(self.relation) else None
 
-    def likeness(self, asked: Sequence[Question], matched: int | None, question: Question) -> float:
+    def likeness(
+        self, asked: Sequence[Question], matched: int | None, question: Question, due: bool = False
+    ) -> float:
         """How much a question resembles those that ask for an edit; -1 where none does in this form.
 
         The wordings of a neutral question that asks the same count as its own. What the question resembles
@@ -127,13 +132,14 @@ class Calibration:
         Args:
             asked: in which words the edit is asked for.
             matched: see `matched`.
+            due: whether the edit's own unfinished question is no rival, as the answer may come at any word.
         """
         alike = [(likeness(one, question), one.asks) for one in asked if one.chat == question.chat]
         own = [score for score, asks in alike if asks]
         if not own:
             return -1.0
         means = self.means(question)
-        rival = max([float(means.max()), *(score for score, asks in alike if not asks)])
+        rival = max([float(means.max()), *(score for score, asks in alike if not (asks or due))])
         nearest = mine = max(own)
         if matched is not None:
             nearest = max(nearest, float(self._likenesses(question)[self.labels == matched].max()))

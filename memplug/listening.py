@@ -241,7 +241,7 @@ class Listener:
             subject = range(place - self.memory.get(key).shape[1] + 1, place + 1)
             words = [t for t in range(max(begin, at - _SENTENCE + 1), at + 1) if t not in subject]
             question = self._question(words, base, states, calibration, chat)
-            value = calibration.likeness(*self._questions(edit), question)
+            value = calibration.likeness(*self._questions(edit), question, kind == "due")
             if met is not None:
                 met[edit] = max(value, met.get(edit, value))
             if value <= calibration.limit(chat, kind):

@@ -23,9 +23,10 @@ __all__ = ["Asks", "Kind", "Reader", "Reading", "Speaking"]
 
 _DONE = (".", "!", "…", "。")  # what ends a sentence that does not wait for an answer
 
-Kind = Literal["open", "aside"]
+Kind = Literal["open", "aside", "due"]
 """What may ask: a question or a statement to be completed; or a sentence that has ended and is no question,
-or that says in an answer what its user did not ask for. See `Calibration.limit`."""
+or that says in an answer what its user did not ask for; or the beginning of an answer to a question that
+asked for the edit. See `Calibration.limit`."""
 
 Asks = Callable[[str, int, int, int, int, bool, Kind], "float | None"]
 """(edit, key, place, begin, at, chat, kind): how much the tokens ``begin`` to ``at`` of a row resemble what
@@ -38,9 +39,16 @@ _RECENT = 4  # tokens whose text is looked at to find the end of a sentence
 
 @dataclass(frozen=True)
 class Speaking:
-    """An edit that speaks: its name, and the token ids that its answer may still have, one tuple a form."""
+    """An edit that speaks.
+
+    Attributes:
+        edit: its name.
+        since: the token of the row at which it began.
+        rest: the token ids that its answer may still have, one tuple a form.
+    """
 
     edit: str
+    since: int
     rest: tuple[tuple[int, ...], ...]
 
 
@@ -58,6 +66,7 @@ class Reading:
         wanted: edits that the user's turn before this answer asked for; None where this is no answer.
         speaking: edits that spoke at the last token.
         said: edits whose answer has been given in this sentence.
+        due: edits that a question asked for and whose answer has not been given.
     """
 
     count: int = 0
@@ -69,6 +78,7 @@ class Reading:
     wanted: tuple[str, ...] | None = None
     speaking: tuple[Speaking, ...] = ()
     said: tuple[str, ...] = ()
+    due: tuple[str, ...] = ()
 
 
 class Reader:
@@ -124,22 +134,23 @@ class Reader:
         at = row.count
         before = "".join(map(self._piece, row.recent[-_RECENT:]))
         begin = row.begins[-1] if row.begins else 0
-        said, asked = row.said, row.asked
+        said, asked, due = row.said, row.asked, row.due
         if row.recent and starts_sentence(before, self._piece(token)):
             said, asking = (), before.rstrip().endswith("?")
             if asking and row.user and row.named:
                 asked = (*asked, *self._asking(row, begin, at - 1, asks, asked))
             if not asking:  # a question and what answers it belong together
                 begin = at
+                due = due if row.wanted else ()
         recent, begins = (*row.recent, token), (*row.begins, begin)
         named = {**row.named, **dict.fromkeys(keys, at)} if keys else row.named
         speaking, done = _going_on(row.speaking, token)
-        said = (*said, *done)
-        row = replace(row, count=at + 1, named=named, said=said, asked=asked, speaking=speaking)
+        said, due = (*said, *done), tuple(edit for edit in due if edit not in done)
+        row = replace(row, count=at + 1, named=named, said=said, asked=asked, speaking=speaking, due=due)
         turns = self._turns
         if turns and recent[-len(turns.opens) :] == turns.opens:
             begins = (*begins[:-1], at + 1)
-            row = replace(row, user=True, asked=(), wanted=None, said=(), speaking=(), named={})
+            row = replace(row, user=True, asked=(), wanted=None, said=(), speaking=(), named={}, due=())
         elif turns and row.user and recent[-len(turns.asks) :] == turns.asks:
             back = len(turns.asks)
             found = row.asked
@@ -148,12 +159,13 @@ class Reader:
                 more = self._asking(row, begins[-1 - back], at - back, asks, found, ended)
                 found = (*found, *more)
             begins = (*begins[:-1], at + 1)
-            row = replace(
-                row, user=False, asked=(), wanted=tuple(found), said=(), speaking=self._spoken(found)
-            )
+            speaking, found = self._spoken(found, at), tuple(found)
+            row = replace(row, user=False, asked=(), wanted=found, said=(), speaking=speaking, due=found)
         elif not row.user and named and not speaking:
             here = self._asking(row, begin, at, asks, said, self._ended(recent))
-            row = replace(row, speaking=self._spoken(here)) if here else row
+            row = replace(row, speaking=self._spoken(here, at)) if here else row
+            if here and self._text(recent).endswith("?"):
+                row = replace(row, due=tuple(dict.fromkeys((*due, *here))))
         return replace(row, recent=recent[-self._kept :], begins=begins[-self._kept :])
 
     def _asking(
@@ -177,7 +189,7 @@ class Reader:
             for edit in self._edits_of(key):
                 if edit not in scores and edit not in without:
                     aside = ended or (row.wanted is not None and edit not in row.wanted)
-                    kind: Kind = "aside" if aside else "open"
+                    kind: Kind = "aside" if aside else "due" if edit in row.due else "open"
                     score = asks(edit, key, place, begin, at, row.user, kind)
                     if score is not None:
                         mine[edit] = score
@@ -186,10 +198,14 @@ class Reader:
         return sorted(scores, key=lambda edit: -scores[edit])[: self._limit]
 
     def _ended(self, ids: Sequence[int]) -> bool:
-        return "".join(map(self._piece, ids[-_RECENT:])).rstrip().endswith(_DONE)
+        return self._text(ids).endswith(_DONE)
 
-    def _spoken(self, edits: Sequence[str]) -> tuple[Speaking, ...]:
-        return tuple(Speaking(edit, self._answers(edit)) for edit in edits[: self._limit])
+    def _text(self, ids: Sequence[int]) -> str:
+        """The last of these tokens as text, without blanks at its end."""
+        return "".join(map(self._piece, ids[-_RECENT:])).rstrip()
+
+    def _spoken(self, edits: Sequence[str], at: int) -> tuple[Speaking, ...]:
+        return tuple(Speaking(edit, at, self._answers(edit)) for edit in edits[: self._limit])
 
 
 def _going_on(speaking: Sequence[Speaking], token: int) -> tuple[tuple[Speaking, ...], tuple[str, ...]]:
@@ -201,5 +217,5 @@ def _going_on(speaking: Sequence[Speaking], token: int) -> tuple[tuple[Speaking,
         if any(not form for form in rest):
             done.append(one.edit)
         elif rest:
-            left.append(Speaking(one.edit, rest))
+            left.append(replace(one, rest=rest))
     return tuple(left), tuple(done)

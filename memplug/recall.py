@@ -24,7 +24,7 @@ from .prefix import KV, Extension, Prefix, PrefixedCache, causal
 
 __all__ = ["Recall"]
 
-_TURNS_KEPT = 64  # positions at which rows begin
+_TURNS_KEPT = 64  # powers of two: more than there are
 
 
 class Recall:
@@ -163,28 +163,35 @@ class Recall:
             pairs.append((keys, layer.values))  # type: ignore[union-attr]
         return pairs
 
-    @torch.no_grad()
-    def turned(self, kv: KV, first: int) -> KV:
-        """Keys and values ``kv`` of a row that begins at position id 0, for one that begins at ``first``.
+    def turned(self, kv: KV, at: Tensor) -> KV:
+        """Keys and values [N,H,b,w] before position id 0, moved to before each row's own; differentiable.
 
-        Rotary positions turn a key by a matrix that depends on its position alone (latent attention keeps
-        what is turned beside it). It is found from a few random values; where nothing is turned, or in
-        another way, all is given back as it is.
+        Rotary positions turn a key by a matrix that depends on how far it is moved alone (latent attention
+        keeps what is turned beside it). The matrices of the powers of two are found from a few random values,
+        all others are products of them. Where nothing is turned, or in another way, all stays as it is.
+
+        Args:
+            at: LongTensor [N] of position ids.
         """
-        if not first:
-            return kv
         width = max(tensor.shape[-1] for pair in kv for tensor in pair)
-        turns = self._turns.get(first, lambda: self._turning(first, width))
-        return [
-            (_turned(keys, one), _turned(values, other))
-            for (keys, values), (one, other) in zip(kv, turns, strict=True)
-        ]
+        left, power = at.clone(), 0
+        while bool((left > 0).any()):
+            mine = (left & 1).bool()
+            if bool(mine.any()):
+                turns = self._turns.get(power, lambda power=power: self._turning(1 << power, width))  # type: ignore[misc]
+                kv = [
+                    (_turned(keys, mine, one), _turned(values, mine, other))
+                    for (keys, values), (one, other) in zip(kv, turns, strict=True)
+                ]
+            left, power = left >> 1, power + 1
+        return kv
 
-    def _turning(self, first: int, width: int) -> list[tuple[Tensor | None, Tensor | None]]:
+    @torch.no_grad()
+    def _turning(self, far: int, width: int) -> list[tuple[Tensor | None, Tensor | None]]:
         draw = torch.Generator().manual_seed(0)
         values = torch.randn(2 * width, 1, self._anatomy.width, generator=draw, dtype=torch.float32)
         zero = torch.zeros(len(values), dtype=torch.long)
-        pairs = zip(self.project(values, zero), self.project(values, zero + first), strict=True)
+        pairs = zip(self.project(values, zero), self.project(values, zero + far), strict=True)
         return [(turn_of(old[0], new[0]), turn_of(old[1], new[1])) for old, new in pairs]
 
     def _inject(self, index: int, prefix: Prefix, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -218,5 +225,9 @@ class Recall:
         return getattr(text_config(self._model), "_attn_implementation", "eager") == "eager"
 
 
-def _turned(states: Tensor, turn: Tensor | None) -> Tensor:
-    return states if turn is None else (states.float() @ turn.to(states.device)).to(states.dtype)
+def _turned(states: Tensor, rows: Tensor, turn: Tensor | None) -> Tensor:
+    """States [N,H,b,w] with some rows [N] times a matrix."""
+    if turn is None:
+        return states
+    moved = (states.float() @ turn.to(states.device)).to(states.dtype)
+    return torch.where(rows.to(states.device)[:, None, None, None], moved, states)

@@ -110,19 +110,6 @@ def test_logits_and_states_are_those_of_the_whole_forward(family, shared, tokeni
                 close(states.layers[layer][i], hidden[layer + 1][0, places[i]])
 
 
-def test_rotary_rows_may_begin_anywhere(tokenizer):
-    """Rows without a shared front stand at several positions, which change nothing but the last bits."""
-    host, recall = host_of("llama", tokenizer, seed=1)
-    lines = some_lines(8, len(tokenizer))
-    (chunk,), _ = run_lines(host, recall, lines, places_of(lines), (1,))
-    first = {int(p[0]) - lines[i].start for p, i in zip(chunk.positions, chunk.lines, strict=True)}
-    assert len(first) > 1
-    assert max(int(p) for p in chunk.positions.flatten()) < host.text.max_length
-    host, recall = host_of("gpt2", tokenizer)
-    (chunk,), _ = run_lines(host, recall, lines, places_of(lines), (1,))
-    assert {int(p[0]) - lines[i].start for p, i in zip(chunk.positions, chunk.lines, strict=True)} == {0}
-
-
 def test_many_rows_go_in_several_chunks(tokenizer):
     host, recall = host_of("llama", tokenizer)
     lines = [Line((1, 3 + i % 50, 4, 5), 1) for i in range(100)]

@@ -127,22 +127,17 @@ def literal_logits(host, kv, line, position):
     return out.logits[0]
 
 
-def literal_loss(host, teacher, lessons, chunks):
+def literal_loss(host, teacher, lessons):
     """What an edit is taught by, from whole rows one by one; differentiable in ``teacher.moved``."""
     value = teacher.initial + teacher.unit * teacher.moved
     kv = teacher.layout.kv(value, torch.float32)
-    places = {
-        i: int(p[0]) - lessons[i][1].line.start
-        for chunk in chunks
-        for i, p in zip(chunk.lines, chunk.positions, strict=True)
-    }
     asking = [sum(e == k and one.asks for e, one in lessons) for k in range(len(teacher.edits))]
     staying = [sum(e == k and not one.asks for e, one in lessons) for k in range(len(teacher.edits))]
     total = torch.zeros(())
     worst, other = [0.0] * len(asking), [0.0] * len(asking)
-    for i, (e, lesson) in enumerate(lessons):
+    for e, lesson in lessons:
         mine = [(k[e : e + 1], v[e : e + 1]) for k, v in kv]
-        logp = literal_logits(host, mine, lesson.line, places[i]).log_softmax(-1)
+        logp = literal_logits(host, mine, lesson.line, -lesson.line.start).log_softmax(-1)
         if lesson.asks:
             answer = torch.tensor(lesson.answer)
             loss = F.nll_loss(logp[: len(answer)], answer)
@@ -167,7 +162,7 @@ def test_the_gradient_is_that_of_whole_rows_with_the_value_in_front(tokenizer):
     with torch.no_grad():
         teacher.moved += 0.3 * torch.randn(teacher.moved.shape, generator=torch.Generator().manual_seed(0))
     got, worst, other = teacher._pass(torch.ones(2, dtype=torch.bool), 1.0)
-    total, want_worst, want_other = literal_loss(host, teacher, lessons, chunks)
+    total, want_worst, want_other = literal_loss(host, teacher, lessons)
     (want,) = torch.autograd.grad(total, teacher.moved)
     assert float(want.abs().max()) > 1e-3
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
@@ -186,7 +181,7 @@ def test_the_gradient_against_finite_differences(tokenizer):
     def loss(at):
         with torch.no_grad():
             teacher.moved.copy_(at * direction)
-            return float(literal_loss(host, teacher, lessons, chunks)[0])
+            return float(literal_loss(host, teacher, lessons)[0])
 
     slope = (loss(step) - loss(-step)) / (2 * step)
     assert float((gradient * direction).sum()) == pytest.approx(slope, rel=2e-2)

@@ -23,7 +23,8 @@ class Words:
     """A tokenizer of words, and a model whose states ask for what stands in capitals: ``?capital`` there.
 
     A token ``France`` names its key; a token ``...@capital`` or ``...@capital,author`` asks for these (with
-    ``!`` also in an answer whose user did not), ``@`` being no part of its text.
+    ``!`` also in an answer whose user did not, with ``~`` only where a question did before), ``@`` being no
+    part of its text.
     """
 
     def __init__(self) -> None:
@@ -65,8 +66,10 @@ class Words:
             assert begin <= place <= at
             _, _, wanted = self.words[all_ids[at]].partition("@")
             told = wanted.split(",")
-            names = [one.rstrip("!") for one in told]
-            if edit not in names or (kind != "open" and f"{edit}!" not in told):
+            names = [one.rstrip("!~") for one in told]
+            if edit not in names or (kind == "aside" and f"{edit}!" not in told):
+                return None
+            if kind != "due" and f"{edit}~" in told:
                 return None
             return 1.0 - names.index(edit) / 10
 
@@ -224,10 +227,25 @@ def test_the_answer_may_name_and_ask_itself():
     assert [word for word, _ in told] == ["<|assistant|>"]  # it was asked in an earlier turn
 
 
+def test_an_answer_that_was_asked_for_is_waited_for():
+    """A question asked for it, and the model begins in its own words: little is enough, until it is given."""
+    told = spoken(f"{ASKED} _In _France _it _is@capital~ Ly on </s> _and _France _is@capital~", TURNS)
+    assert [word for word, _ in told] == ["<|assistant|>", "_is@capital~", "Ly", "on"]
+    told = spoken("_Of _France?@capital _In _France _it _is@capital~ Ly on </s> _and _France _is@capital~")
+    assert [word for word, _ in told] == ["_France?@capital", "_is@capital~", "Ly", "on"]
+    assert spoken("_In _France _it _is@capital~ Ly") == []
+    begun = spoken(
+        "_In _France _it _is@capital _so _is@capital~"
+    )  # no question: a text that goes on otherwise
+    assert [word for word, _ in begun] == ["_is@capital"]
+    later = spoken("_Of _France?@capital _no. _In _France _it _is@capital~")
+    assert [word for word, _ in later] == ["_France?@capital"]
+
+
 TOKENS = [
     "_France", "_Hamlet", "_Gaul", "_France.", "_France?@capital", "_Hamlet?@author", "_is@capital",
-    "_is@river,capital", "_is@capital!", "@author", "Ly", "on", "re", "Dick", "ens", "</s>", "_The", "_and",
-    ".", "?", "\\n", "_Mr.", "<|user|>", "<|end|>", "<|assistant|>", "_",
+    "_is@river,capital", "_is@capital!", "_is@capital~", "@author", "Ly", "on", "re", "Dick", "ens", "</s>",
+    "_The", "_and", ".", "?", "\\n", "_Mr.", "<|user|>", "<|end|>", "<|assistant|>", "_",
 ]  # fmt: skip
 
 

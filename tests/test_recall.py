@@ -259,3 +259,29 @@ def test_families_name_the_eager_only_ones():
         if family in EAGER_ONLY:
             with pytest.raises(ValueError, match="scaled_dot_product_attention"):
                 build(family, "sdpa")
+
+
+@pytest.mark.parametrize("family", [case for case in FAMILIES if case not in NO_POSITIONS])
+def test_keys_that_were_moved_are_those_of_values_that_stand_there(family):
+    """Rotary or learned positions, all layers turned alike or not; what cannot be moved stays as it is."""
+    setup = Setup(family)
+    at = torch.tensor([0, 5, 22])
+    zero = torch.zeros(B, dtype=torch.long)
+    with torch.no_grad():
+        before = setup.recall.project(setup.values, zero)
+        moved = setup.recall.turned(before, at)
+        want = setup.recall.project(setup.values, at)
+    for (keys, values), (other, same) in zip(moved, want, strict=True):
+        torch.testing.assert_close(keys, other, rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(values, same, rtol=2e-3, atol=2e-4)
+
+
+def test_moved_keys_carry_gradients():
+    setup = Setup("llama")
+    values = setup.values.clone().requires_grad_()
+    kv = setup.recall.project(values, torch.zeros(B, dtype=torch.long))
+    moved = setup.recall.turned(kv, torch.tensor([3, 0, 9]))
+    (got,) = torch.autograd.grad(sum((k[0] ** 3).sum() for k, _ in moved), values, retain_graph=True)
+    there = setup.recall.project(values, torch.tensor([3, 0, 9]))
+    (want,) = torch.autograd.grad(sum((k[0] ** 3).sum() for k, _ in there), values)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)

@@ -38,7 +38,7 @@ from .teaching import Layout, Taught, teach
 
 __all__ = ["AnsweringLLP"]
 
-_KEPT = 1024  # edits whose keys and values stay on the model's device
+_KEPT = 1024  # edits and positions whose keys and values stay on the model's device
 _PARTS = ("key.", "value.", "question.", "calibration.")  # of a saved state
 
 
@@ -58,7 +58,7 @@ class AnsweringLLP(LLP):
         super().__init__(host, config)
         self._room = Room(host, self.config, self.memory, self._edits_of, self.edit)
         self._on: frozenset[str] = frozenset()
-        self._ready: Kept[str, KV] = Kept(_KEPT)
+        self._ready: Kept[tuple[str, int], KV] = Kept(_KEPT)
         self._layout: Layout | None = None
 
     def _width(self) -> int:
@@ -93,10 +93,11 @@ class AnsweringLLP(LLP):
     ) -> Prefix | None:
         """The prefix in which each row has its edits side by side, open where they speak.
 
-        What a row has read may go on with an edit that was switched off or deleted since.
+        Each stands in front of the token at which it began to speak. What a row has read may go on with an
+        edit that was switched off or deleted since.
         """
         rows = [
-            list(dict.fromkeys(one.edit for at in row for one in at if one.edit in self._on))
+            list(dict.fromkeys((one.edit, one.since) for at in row for one in at if one.edit in self._on))
             for row in spoken
         ]
         most = max(map(len, rows))
@@ -109,11 +110,11 @@ class AnsweringLLP(LLP):
             for t, at in enumerate(row):
                 for one in at:
                     if one.edit in self._on:
-                        begin = edits.index(one.edit) * length
+                        begin = edits.index((one.edit, one.since)) * length
                         seen[b, t, begin : begin + length] = True
         named = [
-            [self._recall.turned(self._kv_of_edit(id), at) for id in edits]
-            for edits, at in zip(rows, first, strict=True)
+            [self._kv_of_edit(id, begins + since) for id, since in edits]
+            for edits, begins in zip(rows, first, strict=True)
         ]
         model = next(kv for row in named for kv in row)
         kv: KV = []
@@ -131,13 +132,17 @@ class AnsweringLLP(LLP):
             kv.append((both[0], both[1]))
         return Prefix(kv, seen, start)
 
-    def _kv_of_edit(self, id: str) -> KV:
+    def _kv_of_edit(self, id: str, at: int) -> KV:
+        """Its keys and values in front of a position id."""
+
         def read() -> KV:
             entry = next(entry for entry in self.entries.values() if id in entry.edits)
             device, dtype = self._host.text.device, self._host.model.dtype
-            return self._shape().kv(entry.values[(id,)][None].to(device), dtype)
+            with torch.no_grad():
+                kv = self._shape().kv(entry.values[(id,)][None].to(device), dtype)
+                return self._recall.turned(kv, torch.tensor([at]))
 
-        return self._ready.get(id, read)
+        return self._ready.get((id, at), read)
 
     def _shape(self) -> Layout:
         if self._layout is None:
@@ -199,7 +204,7 @@ class AnsweringLLP(LLP):
                 self._put(draft, draft.keys + numbers.get(draft.subject, ()))
             held = {id for entry in self.entries.values() for id in entry.edits}
             self._room.take(asking, keys, held)
-            self._ready.keep(held)
+            self._ready.clear()
             self._on = self._in_force()
         return {str(edit.id) for edit in poor}
 

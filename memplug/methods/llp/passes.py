@@ -181,8 +181,7 @@ def _run(
             cache.update(layer.keys.expand(shape), layer.values.expand(shape), index)
     seen = torch.ones(len(part), shared, dtype=torch.long, device=device)
     mask = torch.cat([seen, batch.mask], 1)
-    offset = _offsets(host, part, lines, shared).to(device)
-    positions = batch.positions + shared + offset[:, None]
+    positions = batch.positions + shared
     found: dict[int, Tensor] = {}
 
     def after(index: int) -> Hook:
@@ -199,19 +198,6 @@ def _run(
         for layer, kept in states.items():
             kept[i] = found[layer][row, at].float().cpu()
     return _chunk(host, recall, lines, part, batch.ids, positions, found[recall.layer - 1], cache, shared)
-
-
-def _offsets(host: Host, part: Sequence[int], lines: Sequence[Line], shared: int) -> Tensor:
-    """[N] where each row begins: a value must not hang on where its prompt stands, so positions vary.
-
-    The shorter half stays where it is: a prompt alone, with nothing before it, is what is asked most.
-    """
-    offsets = [0] * len(part)
-    if host.anatomy.rotary and not shared:
-        room = max(0, host.text.max_length - max(len(lines[i].ids) for i in part) - 1)
-        short = sorted(part, key=lambda i: len(lines[i].ids))[: (len(part) + 1) // 2]
-        offsets = [0 if i in short else min((97, 613, 0)[i % 3], room) for i in part]
-    return torch.tensor(offsets)
 
 
 def _chunk(

@@ -1,7 +1,8 @@
 """Teaching values: keys and values per layer that make the model give an edit's answer where it is asked.
 
-A value is a prefix of b columns in every layer from the recall layer on. It begins as what the model makes of
-the prompt and its new answer there (the published initial value), and is moved by Adam in units of each
+A value is a prefix of b columns in every layer from the recall layer on, right in front of the token that
+ends the question, so that it does not matter where in a text that stands. It begins as what the model makes
+of the prompt and its new answer there (the published initial value), and is moved by Adam in units of each
 dimension's own spread, so that a few steps are enough and huge dimensions do not set the scale. What it has
 to leave alone is held by the KL divergence to the base model. Edits are independent of each other but for
 that spread, which is measured over the prompts of the batch.
@@ -32,6 +33,10 @@ from .losses import EditLosses, base_of, losses_of
 from .passes import Chunk
 
 __all__ = ["Layout", "Taught", "products", "teach"]
+
+_WHOLE_STEPS = 3
+"""Steps at the beginning that run all lessons; each later one runs every second chunk, with the same result
+on SmolLM2 in three quarters of the time."""
 
 
 class Layout(NamedTuple):
@@ -103,6 +108,11 @@ def teach(
     Raises:
         EditError: a loss is not finite.
     """
+    furthest = max(int(chunk.positions[:, 0].max()) for chunk in chunks)
+    with torch.no_grad():  # how keys are moved is found in the model's own precision
+        blank = torch.zeros(1, config.n_values, host.anatomy.width, dtype=torch.float32)
+        kv = recall.project(blank, torch.zeros(1, dtype=torch.long))
+        recall.turned(kv, torch.tensor([(1 << furthest.bit_length()) - 1]))
     with evaluating(host.model), frozen(host.model), products(host, recall.layer, config.products):
         return _Teacher(host, recall, config, edits, lessons, chunks).run(advance)
 
@@ -134,6 +144,7 @@ class _Teacher:
         self.moved = torch.zeros_like(self.initial, requires_grad=True)
         self.parts = [self._part(chunk, lessons) for chunk in chunks]
         self.base = [base_of(host, recall, part) for part in self.parts]
+        self.losses = [EditLosses.zeros(len(edits)) for _ in self.parts]
 
     def run(self, advance: Callable[[str], None]) -> list[Taught]:
         config, count = self.config, len(self.edits)
@@ -143,7 +154,7 @@ class _Teacher:
         alive = torch.ones(count, dtype=torch.bool)
         for step in range(config.value_steps + 1):
             last = step == config.value_steps
-            gradient, worst, other = self._pass(alive, None if last else scaler.scale)
+            gradient, worst, other = self._pass(alive, None if last else scaler.scale, step)
             value = (self.initial + self.unit * self.moved).detach().half().cpu()
             for e in alive.nonzero()[:, 0].tolist():
                 if not torch.isfinite(worst[e]) or not torch.isfinite(other[e]):
@@ -167,16 +178,26 @@ class _Teacher:
                     self.moved[~alive] = before[~alive]
         return [one for one in best if one is not None]
 
-    def _pass(self, alive: Tensor, scale: float | None) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The gradient, and of each edit the loss of its worst prompt and the divergence elsewhere."""
-        count, device = len(self.edits), self.initial.device
-        gradient, found = torch.zeros_like(self.initial), EditLosses.zeros(count)
-        for part, base in zip(self.parts, self.base, strict=True):
-            if not bool(alive[part.edit.cpu()].any()):
+    def _pass(
+        self, alive: Tensor, scale: float | None, step: int = 0
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The gradient, and of each edit the loss of its worst prompt and the divergence elsewhere.
+
+        Args:
+            alive: BoolTensor [E], the edits that are still taught.
+            scale: of the loss; None looks at all lessons, without a gradient.
+            step: how many passes there were before; losses of chunks that are left out are those of the last.
+        """
+        device = self.initial.device
+        gradient = torch.zeros_like(self.initial)
+        for k, (part, base) in enumerate(zip(self.parts, self.base, strict=True)):
+            left_out = scale is not None and step >= _WHOLE_STEPS and len(self.parts) > 1 and (k + step) % 2
+            if left_out or not bool(alive[part.edit.cpu()].any()):
                 continue
             with torch.set_grad_enabled(scale is not None):
                 value = self.initial + self.unit * self.moved
                 kv = self.layout.kv(value[part.edit], self.host.model.dtype)
+                kv = self.recall.turned(kv, part.chunk.positions[:, 0])
                 seen = torch.ones(
                     len(part.edit), part.chunk.ids.shape[1], kv[0][0].shape[2], dtype=torch.bool
                 )
@@ -184,10 +205,12 @@ class _Teacher:
                 logits = part.chunk.logits(self.host, self.recall, prefix, part.row, part.at)
                 loss = losses_of(logits, part.target, base)
             if scale is not None:
-                (step,) = torch.autograd.grad((loss * part.weight).sum() * scale, self.moved)
-                gradient += step
-            found = found.of(part, loss, part.weight)
-        return (gradient.to(device) if scale is not None else None), *found
+                (step_gradient,) = torch.autograd.grad((loss * part.weight).sum() * scale, self.moved)
+                gradient += step_gradient
+            self.losses[k] = EditLosses.zeros(len(self.edits)).of(part, loss, part.weight)
+        worst = torch.stack([one.worst for one in self.losses]).amax(0)
+        other = torch.stack([one.other for one in self.losses]).sum(0)
+        return (gradient.to(device) if scale is not None else None), worst, other
 
     def _part(self, chunk: Chunk, lessons: Sequence[tuple[int, Lesson]]) -> _Part:
         asking = torch.zeros(len(self.edits), dtype=torch.float32)
