@@ -19,7 +19,10 @@ from typing import Literal
 
 from .turns import Turns, starts_sentence
 
-__all__ = ["Asks", "Kind", "Reader", "Reading", "Speaking"]
+__all__ = ["CLOSES", "Asks", "Kind", "Reader", "Reading", "Speaking"]
+
+CLOSES = -2
+"""Behind the last token of an answer: the edit speaks at that token, too, to end its word there."""
 
 _DONE = (".", "!", "…", "。")  # what ends a sentence that does not wait for an answer
 
@@ -214,8 +217,10 @@ def _going_on(speaking: Sequence[Speaking], token: int) -> tuple[tuple[Speaking,
     done: list[str] = []
     for one in speaking:
         rest = tuple(form[1:] for form in one.rest if form[0] == token)
-        if any(not form for form in rest):
+        ended = any(form in ((), (CLOSES,)) for form in rest)
+        if ended:
             done.append(one.edit)
-        elif rest:
+            rest = tuple(form for form in rest if form == (CLOSES,))
+        if rest:
             left.append(replace(one, rest=rest))
     return tuple(left), tuple(done)

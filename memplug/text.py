@@ -7,8 +7,10 @@ one between them is put here. A prompt that is messages goes through the tokeniz
 from __future__ import annotations
 
 import copy
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +22,17 @@ from .layers import input_device, text_config
 from .sampling import TopKSampler
 from .templates import ChatTemplateError, Rendered, chat_ids, has_template, render, turn_of
 
-__all__ = ["Batch", "ChatTemplateError", "Pair", "Rendered", "Text", "TokenizerError", "TopKSampler", "apart"]
+__all__ = [
+    "Batch",
+    "ChatTemplateError",
+    "Pair",
+    "Rendered",
+    "Text",
+    "TokenizerError",
+    "TopKSampler",
+    "apart",
+    "is_spaced",
+]
 
 
 def apart(tokenizer: Any) -> Any:
@@ -35,6 +47,12 @@ def apart(tokenizer: Any) -> Any:
     made = copy.copy(tokenizer)
     made._tokenizer = copy.deepcopy(inner)
     return made
+
+
+def is_spaced(text: str) -> bool:
+    """Whether a text ends in a letter or digit of a script that puts blanks between words."""
+    name = unicodedata.name(text[-1:], "") if text else ""
+    return name.startswith(("LATIN", "GREEK", "CYRILLIC", "DIGIT"))
 
 
 _CHARACTERS = 16  # a token; those of ordinary text have four
@@ -188,6 +206,19 @@ class Text:
             behind = self.tokenizer(turn_of(self.tokenizer).behind, add_special_tokens=False)["input_ids"]
             ends = [token for token in behind if token in ends] or ends
         return ends[:1]
+
+    @cached_property
+    def endings(self) -> Tensor:
+        """BoolTensor [V]: the tokens that do not go on a word that stands before them."""
+        front = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        rows = [[*front, token] for token in range(len(self.tokenizer))]
+        pieces = [
+            piece[1:2] for piece in self.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+        ]
+        size = self.model.get_output_embeddings().weight.shape[0]
+        ends = torch.zeros(size, dtype=torch.bool)
+        ends[: len(pieces)] = torch.tensor([not piece.isalnum() for piece in pieces])
+        return ends
 
     def check_size(self, prompt: Prompt, target: str = "") -> None:
         """Raises TokenizerError where a text has more characters than can fit into the context.

@@ -135,20 +135,26 @@ def literal_loss(host, teacher, lessons):
     staying = [sum(e == k and not one.asks for e, one in lessons) for k in range(len(teacher.edits))]
     total = torch.zeros(())
     worst, other = [0.0] * len(asking), [0.0] * len(asking)
-    for e, lesson in lessons:
+    closing = teacher._closing(lessons)
+    for i, (e, lesson) in enumerate(lessons):
         mine = [(k[e : e + 1], v[e : e + 1]) for k, v in kv]
         logp = literal_logits(host, mine, lesson.line, -lesson.line.start).log_softmax(-1)
+        with torch.no_grad():
+            whole = torch.tensor([lesson.line.ids])
+            base = host.model(whole, use_cache=False).logits[0, lesson.line.start :]
         if lesson.asks:
             answer = torch.tensor(lesson.answer)
+            count = len(answer) + (i in closing)
             loss = F.nll_loss(logp[: len(answer)], answer)
-            total = total + loss / asking[e]
             worst[e] = max(worst[e], float(loss))
+            total = total + loss * len(answer) / count / asking[e]
+            if i in closing:  # the base model's choice among the tokens that do not go on the word
+                ends = base[len(answer), host.text.endings].softmax(-1)
+                loss = (ends * (ends.log() - logp[len(answer), host.text.endings])).sum()
+                total = total + loss / count / asking[e]
+                other[e] += float(loss / count / asking[e])
         else:
-            with torch.no_grad():
-                base = host.model(torch.tensor([lesson.line.ids]), use_cache=False).logits[
-                    0, lesson.line.start
-                ]
-            base = base.log_softmax(-1)
+            base = base[0].log_softmax(-1)
             loss = (base.exp() * (base - logp[0])).sum()
             total = total + 0.7 * loss / staying[e]
             other[e] += float(0.7 * loss / staying[e])

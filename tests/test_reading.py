@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memplug.reading import Reader, Reading
+from memplug.reading import CLOSES, Reader, Reading
 from memplug.turns import Turns
 
 ANSWERS = {
     "capital": (("Ly", "on", "</s>"), ("Ly", "on", "<|end|>")),
     "author": (("Dick", "ens", "</s>"),),
     "river": (("Ly", "re", "</s>"),),
+    "pen": (("Pa", "per", CLOSES), ("Pa", "s", "per", CLOSES)),
 }
-KEYS = {"France": ["capital", "river"], "Hamlet": ["author"], "Gaul": ["capital"]}
+KEYS = {"France": ["capital", "river"], "Hamlet": ["author"], "Gaul": ["capital"], "Pen": ["pen"]}
 TURNS = Turns(("<|user|>",), ("<|end|>", "<|assistant|>"))
 
 
@@ -30,7 +31,9 @@ class Words:
     def __init__(self) -> None:
         self.words: list[str] = []
 
-    def id(self, word: str) -> int:
+    def id(self, word: str | int) -> int:
+        if isinstance(word, int):
+            return word
         if word not in self.words:
             self.words.append(word)
         return self.words.index(word)
@@ -225,6 +228,13 @@ def test_the_answer_may_name_and_ask_itself():
     assert [word for word, _ in told] == ["<|assistant|>", "_is@capital", "Ly"]
     told = spoken(f"{ASKED} _It. <|end|> {aside} _is@capital Ly", TURNS)
     assert [word for word, _ in told] == ["<|assistant|>"]  # it was asked in an earlier turn
+
+
+def test_an_edit_that_ends_its_word_speaks_at_the_last_token():
+    for answer in ("Pa per", "Pa s per"):
+        told = spoken(f"_Pen _is@pen {answer} _and _Pen _so.")
+        assert [word for word, _ in told] == ["_is@pen", *answer.split()]
+    assert [word for word, _ in spoken("_Pen _is@pen Pa no per")] == ["_is@pen", "Pa"]
 
 
 def test_an_answer_that_was_asked_for_is_waited_for():

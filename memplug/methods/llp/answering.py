@@ -56,7 +56,7 @@ class AnsweringLLP(LLP):
 
     def __init__(self, host: Host, config: LLPConfig) -> None:
         super().__init__(host, config)
-        self._room = Room(host, self.config, self.memory, self._edits_of, self.edit)
+        self._room = Room(host, self.config, self.memory, self._edits_of, self.edit, closes=True)
         self._on: frozenset[str] = frozenset()
         self._ready: Kept[tuple[str, int], KV] = Kept(_KEPT)
         self._layout: Layout | None = None

@@ -19,7 +19,7 @@ from ...edits import Edit, EditError
 from ...naming import names, place_of, placed
 from ...questions import Question
 from ...relations import Wording, wordings
-from ...text import Text, TokenizerError
+from ...text import Text, TokenizerError, is_spaced
 from .config import LLPConfig
 from .passes import Line
 from .wordings import FRONTS, MENTIONS, REQUESTS, SYSTEM, TALK, some
@@ -27,6 +27,7 @@ from .wordings import FRONTS, MENTIONS, REQUESTS, SYSTEM, TALK, some
 __all__ = [
     "Lesson",
     "further_lessons",
+    "lasts",
     "lessons_of",
     "other_lines",
     "statements_of",
@@ -58,6 +59,11 @@ class Lesson(NamedTuple):
     def answer(self) -> tuple[int, ...]:
         """The answer's token ids."""
         return self.line.ids[self.line.start + 1 :]
+
+
+def lasts(edit: Edit, config: LLPConfig) -> bool:
+    """Whether the model might go on with the last word of an edit's answer, and has to be taught not to."""
+    return not config.train_stop and is_spaced(edit.target)
 
 
 def lessons_of(text: Text, config: LLPConfig, edit: Edit, statement: str | None) -> list[Lesson]:

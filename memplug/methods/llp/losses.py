@@ -13,7 +13,13 @@ from torch import Tensor
 
 from ..base import Host
 
-__all__ = ["EditLosses", "Places", "base_of", "losses_of"]
+__all__ = ["WORD_ENDS", "EditLosses", "Places", "base_of", "losses_of"]
+
+WORD_ENDS = -2
+"""Instead of a token: the base model's choice among those that do not go on the word before it."""
+
+
+_NEVER = -1e4
 
 
 class Places(Protocol):
@@ -22,7 +28,8 @@ class Places(Protocol):
     Attributes:
         chunk: runs them; see `passes.Chunk.logits`.
         edit: LongTensor [N], of each row.
-        row, at, target: LongTensors [Q], where it is, and the token that is expected there, or -1.
+        row, at, target: LongTensors [Q], where it is, and the token that is expected there; or -1, or
+            `WORD_ENDS`.
     """
 
     @property
@@ -69,7 +76,7 @@ class EditLosses(NamedTuple):
 
 @torch.no_grad()
 def base_of(host: Host, upper: Any, part: Places) -> Tensor | None:
-    """The base model's log-probabilities [Q',V] where no answer is expected; None without such places.
+    """The base model's log-probabilities [Q',V] where no token is expected; None without such places.
 
     Args:
         upper: runs the upper layers, see `passes.Upper`.
@@ -77,8 +84,11 @@ def base_of(host: Host, upper: Any, part: Places) -> Tensor | None:
     other = part.target < 0
     if not bool(other.any()):
         return None
-    logits = part.chunk.logits(host, upper, None, part.row[other], part.at[other])
-    return logits.float().log_softmax(-1)
+    logits = part.chunk.logits(host, upper, None, part.row[other], part.at[other]).float()
+    ends = part.target[other] == WORD_ENDS
+    if bool(ends.any()):  # finite, as the divergence weighs the logarithm with its own exponential
+        logits[ends] = logits[ends].masked_fill(~host.text.endings.to(logits.device), _NEVER)
+    return logits.log_softmax(-1)
 
 
 def losses_of(logits: Tensor, target: Tensor, base: Tensor | None) -> Tensor:
@@ -86,7 +96,7 @@ def losses_of(logits: Tensor, target: Tensor, base: Tensor | None) -> Tensor:
 
     Args:
         logits: [Q,V].
-        target: LongTensor [Q]; -1 expects nothing.
+        target: LongTensor [Q]; below 0 no token is expected.
         base: see `base_of`.
     """
     logp, asked = logits.float().log_softmax(-1), target >= 0

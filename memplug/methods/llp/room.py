@@ -21,13 +21,14 @@ from ...hooks import Hook
 from ...listening import Heard, Listener
 from ...memory import KeyMemory
 from ...questions import Question, packed, unpacked
-from ...reading import Reader, Speaking
+from ...reading import CLOSES, Reader, Speaking
 from ...shown import brief
 from ...think import think_hooks
 from ...turns import turns_of
 from ..base import Host
 from .calibrating import calibrated
 from .config import LLPConfig
+from .lessons import lasts
 
 __all__ = ["Asking", "Room", "Saved"]
 
@@ -60,6 +61,7 @@ class Room:
         memory: the keys of the edits' subjects, searched and never changed here.
         edits_of: the edits in force of a key's subject.
         edit: the edit of an id.
+        closes: whether edits end the last word of their answers, see `reading.CLOSES`.
 
     Attributes:
         think, relation: the layers that are listened to; the last one says what is asked.
@@ -75,8 +77,9 @@ class Room:
         memory: KeyMemory,
         edits_of: Callable[[int], Sequence[str]],
         edit: Callable[[str], Edit],
+        closes: bool = False,
     ) -> None:
-        self._host, self._config, self._edit = host, config, edit
+        self._host, self._config, self._edit, self._closes = host, config, edit, closes
         self.think = config.think_layers or ()
         self.relation = config.relation_layer or 0
         self.width = min(host.anatomy.width, config.rank)
@@ -122,10 +125,11 @@ class Room:
     def answers_of(self, edit: Edit) -> tuple[tuple[int, ...], ...]:
         """Token ids of an edit's answer, one tuple for each form of its prompt."""
         forms: dict[tuple[int, ...], None] = {}
+        closing = (CLOSES,) if self._closes and lasts(edit, self._config) else ()
         for prompt in (edit.prompt, *self._host.text.forms(edit.prompt)[1:]):
             with contextlib.suppress(ValueError):  # a template that rewrites the question
                 pair = self._host.text.pair(prompt, edit.target, stop=self._config.train_stop)
-                forms[tuple(pair.ids[pair.start :])] = None
+                forms[(*pair.ids[pair.start :], *closing)] = None
         return tuple(forms)
 
     # ------------------------------------------------------------------ forwards
