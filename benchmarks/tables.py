@@ -1,4 +1,4 @@
-"""Write the results' tables into `benchmarks/README.md`, between its markers.
+"""Write the results' tables into `README.md` and `EMBEDDED.md` of this folder, between their markers.
 
     python benchmarks/tables.py
 
@@ -18,7 +18,7 @@ from common import RESULTS, table
 from comparison_tables import COMPARISON_TABLES
 from weights_tables import WEIGHT_TABLES
 
-README = Path(__file__).parent / "README.md"
+PAGES = [Path(__file__).parent / name for name in ("README.md", "EMBEDDED.md")]
 _GROUPS = ("efficacy", "generalization", "specificity", "same_subject", "portability")
 _MEASURES = (("whole", "teacher-forced, whole answer"), ("generated", "generated, whole answer"))
 
@@ -148,15 +148,15 @@ TABLES: dict[str, Callable[[], str | None]] = WEIGHT_TABLES | {
 
 
 def main() -> None:
-    text = README.read_text()
-    for name, render in TABLES.items():
-        content = render()
-        if content is None:
-            print(f"no results for {name}")
-            continue
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-    README.write_text(text)
+    found = {name: render() for name, render in TABLES.items()}
+    print(*(f"no results for {name}\n" for name, content in found.items() if content is None), sep="", end="")
+    for page in PAGES:
+        text = page.read_text()
+        for name, content in found.items():
+            pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+            if content is not None:
+                text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+        page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ __all__ = ["EditorConfig"]
 class EditorConfig(WeightConfig):
     """What an editor changes, how it solves, how it is fitted, and what it refuses.
 
-    Defaults suit the embedded model (``benchmarks/README.md``), ``preset("paper")`` is as published.
+    Defaults suit the embedded model (``benchmarks/EMBEDDED.md``), ``preset("paper")`` is as published.
 
     Raises:
         ValueError: a constant out of its range.

@@ -16,8 +16,8 @@ class LLPConfig:
     """Layer-level prompting: think in the early layers, recall a soft prompt in the later ones.
 
     Defaults with scope "answer" were chosen on 16 facts of a pretrained model of 135 M parameters, those that
-    only scope "row" uses on the embedded model (``benchmarks/README.md``); the published value is named where
-    it differs, and ``LLPConfig.preset("paper")`` gives all of them.
+    only scope "row" uses on the embedded model (``benchmarks/EMBEDDED.md``); the published value is named
+    where it differs, and ``LLPConfig.preset("paper")`` gives all of them.
 
     Raises:
         ValueError: a constant out of its range.
