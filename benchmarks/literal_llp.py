@@ -1,4 +1,6 @@
-"""The published LLP procedure as a literal loop: the baseline that `benchmarks/llp.py` compares with.
+"""The published LLP procedure as a literal loop, and how much faster the library learns an edit.
+
+    python -m benchmarks.literal_llp --model smollm2 --edits 3
 
 One edit at a time; every step runs the whole model over every row with the value concatenated in front
 of the tokens at layer z; logits at all positions; keys are trained block by block against a broadcast
@@ -7,6 +9,8 @@ of all earlier keys. Written for Llama models, as the published code has one cla
 
 from __future__ import annotations
 
+import argparse
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import memplug
+from memplug import pretrained
 from memplug.edits import Edit
 from memplug.methods.llp import LLPConfig
 from memplug.text import Text
 
-__all__ = ["LiteralLLP"]
+from .common import table
+from .real.facts import own
+
+__all__ = ["LiteralLLP", "main"]
 
 
 def forward(model: Any, ids: Tensor, mask: Tensor, layer: int, value: Tensor | None) -> Tensor:
@@ -111,3 +120,39 @@ class LiteralLLP:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+
+
+def main(given: list[str] | None = None) -> None:
+    """Time the literal loop, the published preset and the defaults on the same facts, in one run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2", help="a Llama model, as `memplug.pretrained` loads it")
+    parser.add_argument("--edits", type=int, default=3)
+    args = parser.parse_args(given)
+    model, tokenizer = pretrained.load(args.model)
+    edits = [fact.edit for fact in own("tuning")[: args.edits]]
+    seconds: dict[str, float] = {}
+    with memplug.attach(model, tokenizer, preset="paper") as plug, plug.paused():
+        method: Any = plug.method
+        model.requires_grad_(False)  # as in the published code: only the value is trained
+        literal = LiteralLLP(model, Text(model, tokenizer), method.config, method._contexts())
+        begin = time.perf_counter()
+        for edit in edits:
+            literal.edit(edit)
+        seconds["the literal loop"] = time.perf_counter() - begin
+    for preset in ("paper", "default"):
+        for size, name in ((1, "one by one"), (len(edits), "together")):
+            with memplug.attach(model, tokenizer, preset=preset) as plug:
+                plug.edit("The capital of Iceland is", "Bergen", "Iceland", progress=False)  # calibrates
+                begin = time.perf_counter()
+                for at in range(0, len(edits), size):
+                    plug.edit(edits[at : at + size], progress=False)
+                seconds[f"{preset}, {name}"] = time.perf_counter() - begin
+    base = seconds["the literal loop"]
+    rows = [[name, f"{it / len(edits):.2f}", f"{base / it:.1f}"] for name, it in seconds.items()]
+    print(table(["", "seconds an edit", "times faster"], rows))
+
+
+if __name__ == "__main__":
+    main()
