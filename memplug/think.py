@@ -123,12 +123,11 @@ def draft_of(
     owner: KeyMemory,
     call: Call,
     layers: tuple[int, ...],
-    prompt_only: bool,
     looking: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Draft | None:
     """The running forward as a `Draft`, if it is one of several tokens on a filled cache."""
     held = held_rows(owner, call)
-    if held is None or prompt_only or call.past == 0 or call.valid.shape[1] == 1:
+    if held is None or call.past == 0 or call.valid.shape[1] == 1:
         return None
     states = tuple(call.states[i].detach() for i in layers)
     return Draft(call.past, states, call.valid, held.key, held.match, looking)
@@ -149,7 +148,7 @@ def think_hooks(anatomy: Anatomy, tracker: CallTracker, layers: tuple[int, ...])
 
 
 def match_rows(
-    memory: KeyMemory, call: Call, layers: tuple[int, ...], version: int, *, prompt_only: bool
+    memory: KeyMemory, call: Call, layers: tuple[int, ...], version: int
 ) -> tuple[Tensor, MatchState | None]:
     """The key that each row recalls [B] (-1 none), and the state of matching for the row's next tokens.
 
@@ -165,14 +164,14 @@ def match_rows(
         if held.version != version:
             kept = [k if k in memory and memory.enabled(k) else -1 for k in key.tolist()]
             key = torch.tensor(kept)
-    if (prompt_only and call.past > 0) or bool((key >= 0).all()):
+    if bool((key >= 0).all()):
         return key, match
     states = [call.states[i].detach() for i in layers]
     if call.prompt is not None and call.past == 0:
         asked = call.real.long().cumsum(1) <= call.prompt.to(call.real.device)[:, None]
         hits, first = memory.search(states, call.valid & asked, None, rows=key < 0)
         key = torch.where(key >= 0, key, hits.winner.cpu())
-        if prompt_only or bool((key >= 0).all()):
+        if bool((key >= 0).all()):
             return key, first
     hits, match = memory.search(states, call.valid, match, rows=key < 0)
     return torch.where(key >= 0, key, hits.winner.cpu()), match

@@ -144,7 +144,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "n_values": 4,
         "train_stop": True,
         "n_prefixes": 0,
-        "n_statements": 0,
+        "norm_penalty": 0.0,
         "value_lr": 0.3,
         "value_steps": 150,
     },

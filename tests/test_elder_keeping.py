@@ -66,7 +66,7 @@ def test_retraining_leaves_nothing_of_the_deleted(plug, model, tokenizer):
 
 
 def test_other_methods_refuse_retraining(model, tokenizer):
-    with memplug.attach(model, tokenizer, "llp", n_statements=0, n_prefixes=0, value_steps=1) as plug:
+    with memplug.attach(model, tokenizer, "llp", value_steps=1) as plug:
         plug.edit(ADA)
         with pytest.raises(ValueError, match="retrain=True"):
             plug.delete("e1", retrain=True)

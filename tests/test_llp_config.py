@@ -67,7 +67,7 @@ def test_presets():
     assert LLPConfig.preset("default") == LLPConfig()
     paper = LLPConfig.preset("paper", n_values=3)
     assert paper == replace(LLPConfig(), **(PAPER | {"n_values": 3}))
-    assert (paper.span_keys, paper.mean_key, paper.stop, paper.n_statements) == (False, False, "published", 0)
+    assert (paper.scope, paper.span_keys, paper.mean_key, paper.order) == ("row", False, False, "paper")
     with pytest.raises(ValueError, match=r"no preset 'papers'; there are \['default', 'paper'\]"):
         LLPConfig.preset("papers")
     with pytest.raises(ValueError, match="LLPConfig has no field 'colour'; its fields are .*'think_layers'"):
@@ -104,8 +104,3 @@ def test_every_constant_is_checked():
 def test_think_layers_have_to_be_several_different_ones(layers):
     with pytest.raises(ValueError, match="think_layers is "):
         LLPConfig(think_layers=layers)
-
-
-def test_there_has_to_be_something_to_train_on():
-    with pytest.raises(ValueError, match="n_prefixes is 0 and bare_prompt is off"):
-        LLPConfig(n_prefixes=0, bare_prompt=False)

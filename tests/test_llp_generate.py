@@ -211,13 +211,12 @@ def test_streaming_the_base_model_from_another_thread(plug):
 
 
 @row_only
-@pytest.mark.parametrize("think", ["always", "prompt"])
-def test_a_subject_first_named_while_decoding(base, tokenizer, saved, think):
-    """Recalled from the token that completes its name on, or not at all."""
+def test_a_subject_first_named_while_decoding(base, tokenizer, saved):
+    """Recalled from the token that completes its name on."""
     with memplug.load(saved, copy.deepcopy(base), tokenizer) as loaded:
         entries, memory = loaded.method.state()
         edits = loaded.edits
-    with attach_llp(copy.deepcopy(base), tokenizer, think=think) as plug:
+    with attach_llp(copy.deepcopy(base), tokenizer) as plug:
         plug.method.restore(entries, memory, edits)
         model = plug.model
         prompt = encode(tokenizer, "Who taught")["input_ids"]
@@ -229,8 +228,7 @@ def test_a_subject_first_named_while_decoding(base, tokenizer, saved, think):
                 got = model(input_ids=ids, past_key_values=caches[0]).logits
                 with plug.paused():
                     plain = model(input_ids=ids, past_key_values=caches[1]).logits
-                recalled = think == "always" and step >= last
-                assert torch.equal(got, plain) is not recalled, step
+                assert torch.equal(got, plain) is not (step >= last), step
 
 
 @pytest.mark.parametrize("where", ["one device", "two devices", "offloaded"])

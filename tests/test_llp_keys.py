@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from families import TEXTS, attach_llp, build
+from families import TEXTS, build
 
 from memplug import Edit
 from memplug.calls import CallTracker
@@ -14,7 +14,7 @@ from memplug.layers import dissect
 from memplug.methods.base import Host
 from memplug.methods.llp import LLPConfig
 from memplug.methods.llp.keys import contexts_of, contrast, subject_states, think_states
-from memplug.naming import Written, writings
+from memplug.naming import Written
 from memplug.text import Text, TokenizerError
 
 PROMPT, SUBJECT = "Where was Ada Quill born?", "Ada Quill"
@@ -29,26 +29,18 @@ def host(make_tokenizer):
     return Host(model, Text(model, tokenizer), anatomy, CallTracker(anatomy, 1))
 
 
-def test_contexts_by_default_and_as_published():
+def test_contexts_are_the_published_ones_or_the_prompt_and_the_subject():
     edit = Edit(PROMPT, "Zarnow", SUBJECT)
-    found = contexts_of(edit, ["One day.", "Then"], CONFIG)
-    assert [one.text for one in found] == [
-        PROMPT,
-        f"One day. {PROMPT}",
-        f"Then {PROMPT}",
-        SUBJECT,
-        f"One day. {SUBJECT}",
-    ]
-    paper = LLPConfig.preset("paper")
-    published = contexts_of(edit, ["One day.", "Then"], paper)
+    published = contexts_of(edit, ["One day.", "Then"])
     assert [one.text for one in published] == [f"One day.{PROMPT}", f"Then{PROMPT}"]
-    assert contexts_of(edit, [], paper)[0] == (PROMPT, 10, 19)  # without prefixes the prompt alone
-    assert {text[begin:end] for text, begin, end in (*found, *published)} == {SUBJECT}
+    bare = contexts_of(edit, [])
+    assert bare == [(PROMPT, 10, 19), (SUBJECT, 0, 9)]
+    assert {text[begin:end] for text, begin, end in (*bare, *published)} == {SUBJECT}
 
 
 def test_the_first_place_of_the_whole_word_counts():
     edit = Edit("Is Nigeria larger than Niger?", "no", "Niger")
-    assert contexts_of(edit, (), CONFIG)[0] == (edit.prompt, 23, 28)
+    assert contexts_of(edit, ())[0] == (edit.prompt, 23, 28)
 
 
 def test_states_are_the_outputs_of_the_think_layers(host):
@@ -128,33 +120,3 @@ def test_a_layer_that_is_told_apart_already_stays():
     assert torch.equal(key[0], states.mean(0)[0])
     assert not torch.equal(key[1], states.mean(0)[1])
     assert torch.equal(contrast(states, [rival], LLPConfig(key_steps=0)), states.mean(0))
-
-
-def test_an_edits_own_prompt_recalls_it_in_any_model(make_tokenizer):
-    tokenizer = make_tokenizer(TEXTS)
-    model = build(
-        "olmo2", vocab_size=len(tokenizer)
-    )  # where a subject stands changes its states beyond likeness
-    second = "Who taught Ada Quill?"
-    with attach_llp(model, tokenizer, value_steps=1, stop_loss=1e3) as plug:
-        edits = plug.edit([Edit(PROMPT, "Zarnow", SUBJECT), Edit("What is Vestland?", "Marrow", "Vestland")])
-        keys = plug.method.entries[SUBJECT].keys
-        edits.append(plug.edit(second, "Tam Wickes", SUBJECT))
-        added = plug.method.entries[SUBJECT].keys[len(keys) :]
-        for edit in edits:
-            assert plug.explain(edit.prompt).recalled.subject == edit.subject
-        plug.delete(*edits)
-        assert added
-        assert not len(plug.method.memory)
-
-
-def test_a_subject_is_recalled_behind_marks(make_tokenizer):
-    tokenizer = make_tokenizer(TEXTS)
-    model = build("olmo2", vocab_size=len(tokenizer))
-    with attach_llp(model, tokenizer, value_steps=1, stop_loss=1e3) as plug:
-        plug.edit(PROMPT, "Zarnow", SUBJECT)
-        for text, begin, _ in writings(SUBJECT):
-            for behind in ("", "'s mother", "’s mother", " was born in"):
-                found = plug.explain(f"{text}{behind}").recalled
-                assert found is not None, text[:begin] + behind
-                assert found.subject == SUBJECT

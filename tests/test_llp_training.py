@@ -109,7 +109,7 @@ def test_a_batch_is_each_edit_alone(base, tokenizer):
 
 
 def test_training_is_deterministic_and_leaves_the_global_generator_alone(base, tokenizer):
-    given = {"value_steps": 4, "n_prefixes": 2, "n_statements": 2, "statement_tokens": 6}
+    given = {"value_steps": 4, "n_prefixes": 2, "prefix_tokens": 6}
     results = []
     for seed, torch_seed in ((0, 1), (0, 2), (7, 2)):
         torch.manual_seed(torch_seed)

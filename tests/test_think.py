@@ -40,8 +40,8 @@ def call_with(*rows, past=0, held=None, second=None, valid=None):
     return Call(ok, ok, past, none, none, held=held, states={0: states, 2: other})
 
 
-def match(memory, call, version=0, *, prompt_only=False):
-    key, state = match_rows(memory, call, LAYERS, version, prompt_only=prompt_only)
+def match(memory, call, version=0):
+    key, state = match_rows(memory, call, LAYERS, version)
     return key.tolist(), state
 
 
@@ -103,14 +103,6 @@ def test_entries_that_went_are_not_kept(memory):
     assert match(memory, call_with([NOTHING], [NOTHING], past=3, held=both), version=1)[0] == [-1, -1]
 
 
-def test_the_prompt_only(memory):
-    key, state = match(memory, call_with([NOTHING]), prompt_only=True)
-    assert key == [-1]
-    assert match(memory, call_with([A], past=1, held=held(memory, key, state)), prompt_only=True)[0] == [-1]
-    assert match(memory, call_with([A], past=1, held=held(memory, key, state)))[0] == [5]
-    assert match(memory, call_with([A]), prompt_only=True)[0] == [5]
-
-
 def test_what_another_memory_decided_or_for_other_rows_does_not_count(memory):
     other = KeyMemory(2, 4)
     cases = [held(other, [5]), held(memory, [5, 5]), "a stranger's", None]
@@ -146,7 +138,7 @@ def drafted(memory, words, key=(-1,), state=None, past=2):
     """What is held after a forward of a draft: `words` after `past` others."""
     before = held(memory, list(key), state)
     call = call_with(words, past=past, held=before)
-    draft = draft_of(memory, call, LAYERS, False)
+    draft = draft_of(memory, call, LAYERS)
     found, after = match(memory, call)
     return held(memory, found, after, draft=draft)
 
@@ -176,16 +168,13 @@ def test_a_draft_keeps_what_was_recalled_before_it(memory):
     assert after.crop(1) is after  # cut further back than the draft
 
 
-@pytest.mark.parametrize(
-    ("given", "prompt_only"),
-    [({"past": 0}, False), ({"past": 2}, True), ({"past": 2, "held": None}, False)],
-)
-def test_forwards_that_are_no_draft(memory, given, prompt_only):
+@pytest.mark.parametrize("given", [{"past": 0}, {"past": 2, "held": None}])
+def test_forwards_that_are_no_draft(memory, given):
     call = call_with([A, B], **({"held": held(memory, [-1])} | given))
-    assert draft_of(memory, call, LAYERS, prompt_only) is None
+    assert draft_of(memory, call, LAYERS) is None
     single = call_with([A], past=2, held=held(memory, [-1]))
-    assert draft_of(memory, single, LAYERS, False) is None  # one token is never taken back alone
-    assert draft_of(memory, call_with([A, B], past=2, held=held(memory, [-1])), LAYERS, False) is not None
+    assert draft_of(memory, single, LAYERS) is None  # one token is never taken back alone
+    assert draft_of(memory, call_with([A, B], past=2, held=held(memory, [-1])), LAYERS) is not None
 
 
 def test_hooks_keep_the_outputs_of_the_think_layers():
@@ -255,4 +244,3 @@ def test_what_a_known_prompt_recalls_is_not_changed_by_the_answer(memory):
     assert match(memory, asked)[0] == [5, 5]  # as one text, the older of two equals
     asked.prompt = torch.tensor([2, 2])
     assert match(memory, asked)[0] == [6, 5]  # the answer is matched where the prompt recalls nothing
-    assert match(memory, asked, prompt_only=True)[0] == [6, -1]

@@ -145,7 +145,7 @@ def test_shares_of_quantised_and_offloaded_modules_are_those_of_the_weight_they_
 
 
 def test_replay_is_for_weights_alone(tiny_model: Callable[..., Any]) -> None:
-    plug = memplug.attach(*tiny_model(), "llp", value_steps=1, n_statements=0, n_prefixes=0)
+    plug = memplug.attach(*tiny_model(), "llp", value_steps=1)
     plug.edit(EDITS[0])
     with pytest.raises(ValueError, match="replay=True: deleting an edit of 'llp'"):
         plug.delete("e1", replay=True)

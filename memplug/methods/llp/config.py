@@ -15,9 +15,9 @@ __all__ = ["PAPER", "LLPConfig"]
 class LLPConfig:
     """Layer-level prompting: think in the early layers, recall a soft prompt in the later ones.
 
-    Defaults with scope "answer" were chosen on 16 facts of a pretrained model of 135 M parameters, those that
-    only scope "row" uses on the embedded model (``benchmarks/EMBEDDED.md``); the published value is named
-    where it differs, and ``LLPConfig.preset("paper")`` gives all of them.
+    Defaults were chosen on 16 facts of a pretrained model of 135 M parameters (``benchmarks/README.md``).
+    Scope "row" is the published procedure; the published value is named where it differs, and
+    ``LLPConfig.preset("paper")`` gives all of them.
 
     Raises:
         ValueError: a constant out of its range.
@@ -66,43 +66,31 @@ class LLPConfig:
     """Share of the think layers that must vote for an edit before it is recalled."""
     order: Literal["similarity", "paper"] = "similarity"
     """Ties in votes: by summed similarity, or (published code) by the earliest layer, then the oldest."""
-    think: Literal["always", "prompt"] = "always"
-    """Match every new token, or the prompt's only (no work while decoding)."""
-    n_prefixes: int = 2
-    """Sampled texts put before the prompt in training (published: 3)."""
-    prefix_tokens: int = 8
-    """Longest such text, in tokens (published: 14)."""
+    n_prefixes: int = 3
+    """Sampled texts put before the prompt in training (scope "row"); without any, the prompt alone."""
+    prefix_tokens: int = 14
+    """Longest such text, in tokens."""
     sample_top_k: int = 5
-    """Top-k of that sampling (a shared constant of prefixes and statements)."""
-    bare_prompt: bool = True
-    """Train on the prompt without a text before it, too (published: no)."""
+    """Top-k of that sampling."""
     train_stop: bool = False
     """Train the answer to end with the stop token."""
     value_lr: float = 0.22
     """Adam's step for values, in units of each dimension's spread (published: 0.05, or 0.5, absolute)."""
-    relative_lr: bool = True
-    """Take that step in units of the hidden states' root mean square at layer z (published: absolute)."""
     value_steps: int = 14
     """Most steps for a value (published: 64, or 128 for one model)."""
     products: Literal["fastest", "model"] = "fastest"
     """Precision of the products with the model's weights while values are learned (scope "answer"): bfloat16
     for a float32 model on a CPU that has it in hardware, or always the model's."""
     stop_loss: float = 0.1
-    """Training of a value ends when its loss is below this (published: 0.05)."""
+    """Training of a value ends when its loss is below this; scope "answer": that of the lesson answered worst
+    (published: 0.05, of the total, tested after the step)."""
     stop_divergence: float = 5e-2
-    """... and the KL divergence on its statements below this."""
-    stop: Literal["worst", "published"] = "worst"
-    """Which loss: that of the row answered worst, or the total alone (published, tested after the step)."""
-    norm_penalty: float = 0.0
-    """Weight of the published code's penalty on the value's norm (0.1 to 1 there; not in the paper)."""
-    n_statements: int = 6
-    """Sampled statements about the subject that an edit must not change (published: none)."""
-    n_restatements: int = 2
-    """Most sampled sentences that state the old answer, trained to state the new one (published: none)."""
-    statement_tokens: int = 16
-    """Longest continuation they are cut from, in tokens."""
+    """... and the KL divergence on what is to be answered as before below this (scope "answer")."""
+    norm_penalty: float = 0.5
+    """Weight of the published code's penalty on the value's norm (scope "row"; 0.1 to 1 there, not in the
+    paper)."""
     statement_weight: float = 0.5
-    """Weight of the KL divergence to the base model on these statements."""
+    """Weight of the KL divergence to the base model on what is to be answered as before (scope "answer")."""
     mean_key: bool = True
     """A key is the mean over its contexts (as equation 8 says; the published code takes the last)."""
     key_lr: float = 5e-3
@@ -124,8 +112,6 @@ class LLPConfig:
             object.__setattr__(self, "think_layers", layers)
         check_numbers(self, _RANGES, exact=True)
         check_choices(self, _CHOICES)
-        if not (self.n_prefixes or self.bare_prompt):
-            raise ValueError("n_prefixes is 0 and bare_prompt is off: there is nothing to train on")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> LLPConfig:
@@ -186,8 +172,6 @@ class LLPConfig:
 _CHOICES = {
     "scope": ("answer", "row"),
     "order": ("similarity", "paper"),
-    "think": ("always", "prompt"),
-    "stop": ("worst", "published"),
     "products": ("fastest", "model"),
 }
 _RANGES = (
@@ -211,9 +195,6 @@ _RANGES = (
     ("stop_loss", 0.0, 1e3),
     ("stop_divergence", 0.0, 1e3),
     ("norm_penalty", 0.0, 1e3),
-    ("n_statements", 0, 1 << 10),
-    ("n_restatements", 0, 1 << 10),
-    ("statement_tokens", 1, 1 << 12),
     ("statement_weight", 0.0, 1e3),
     ("key_lr", 0.0, 1e3),
     ("key_steps", 0, 1 << 20),
@@ -225,20 +206,11 @@ _RANGES = (
 PAPER: dict[str, Any] = {
     "scope": "row",
     "value_steps": 64,
-    "n_prefixes": 3,
-    "prefix_tokens": 14,
     "value_lr": 5e-2,
     "stop_loss": 5e-2,
     "n_values": 1,
     "span_keys": False,
     "order": "paper",
-    "bare_prompt": False,
-    "train_stop": False,
-    "relative_lr": False,
-    "norm_penalty": 0.5,
-    "stop": "published",
-    "n_statements": 0,
-    "n_restatements": 0,
     "mean_key": False,
 }
 """What the published procedure does differently (Llama-3.1-8B's norm penalty)."""

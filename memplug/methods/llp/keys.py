@@ -7,8 +7,7 @@ subject in more than one way (at the start of a text, after a space); each way g
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from .config import LLPConfig
 __all__ = [
     "contexts_of",
     "contrast",
-    "keys_missing",
     "outputs_of",
     "spellings",
     "subject_states",
@@ -34,19 +32,17 @@ __all__ = [
 ]
 
 
-def contexts_of(edit: Edit, prefixes: Sequence[str], config: LLPConfig) -> list[Written]:
+def contexts_of(edit: Edit, prefixes: Sequence[str]) -> list[Written]:
     """Texts that name an edit's subject, its question first.
 
     The published keys come from the prompt behind each sampled text, with no space between; the first
-    occurrence of the subject counts. By default the bare prompt and the subject alone are added.
+    occurrence of the subject counts. Without such texts, from the prompt, and from the subject alone.
     """
     prompt, (begin, end) = edit.question, edit.place
     subject = prompt[begin:end]
-    if not config.bare_prompt and prefixes:
+    if prefixes:
         return [Written(p + prompt, len(p) + begin, len(p) + end) for p in prefixes]
-    fronts = ["", *(f"{p} " for p in prefixes)]
-    texts = [Written(p + prompt, len(p) + begin, len(p) + end) for p in fronts]
-    return [*texts, *(Written(p + subject, len(p), len(p) + len(subject)) for p in fronts[:2])]
+    return [Written(prompt, begin, end), Written(subject, 0, len(subject))]
 
 
 def spellings(text: Text, subject: str) -> list[tuple[list[int], range]]:
@@ -150,37 +146,6 @@ def contrast(states: Tensor, others: Sequence[Tensor], config: LLPConfig) -> Ten
         with torch.no_grad():  # a layer that is done stays; Adam's momentum would carry it on
             key[~training] = before[~training]
     return key.detach()
-
-
-def keys_missing(
-    host: Host, named: Sequence[tuple[str, Written]], keys: Mapping[str, Sequence[Tensor]], config: LLPConfig
-) -> list[tuple[str, Tensor]]:
-    """Keys [R,S,D] of subjects as they look in texts in which none of ``keys`` would recognise them.
-
-    Where early layers tell the same words in two places well apart, a mean over places resembles none.
-
-    Args:
-        named: subjects, and texts that name them.
-        keys: by subject, the keys [R,S,D] it has.
-    """
-    if not named:
-        return []
-    states = subject_states(host, [[text] for _, text in named], config)
-    missing: list[tuple[str, Tensor]] = []
-    for (subject, _), [group] in zip(named, states, strict=True):
-        mine = [*keys.get(subject, ()), *(key for name, key in missing if name == subject)]
-        if not any(_recognised(key, group[0], config) for key in mine):
-            missing.append((subject, group[0]))
-    return missing
-
-
-def _recognised(key: Tensor, own: Tensor, config: LLPConfig) -> bool:
-    if key.shape != own.shape:
-        return False  # another way to tokenize the subject
-    similarity = (F.normalize(key.to(own.device), dim=-1) * own).sum(-1).amin(-1)
-    # Stored keys are rounded: what just passes here might fail there.
-    votes = int((similarity > config.threshold + 1e-3).sum())
-    return votes >= max(1, math.ceil(config.quorum * len(own)))
 
 
 _STOP = 0.05

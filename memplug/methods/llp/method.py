@@ -19,7 +19,6 @@ from ...edits import Edit, EditTable
 from ...holding import hold
 from ...hooks import Hook
 from ...kept import Kept
-from ...naming import Written, writings
 from ...prefix import KV, Prefix
 from ...recall import Recall
 from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
@@ -29,8 +28,7 @@ from .config import LLPConfig
 from .entries import Entry, pack, unpack
 from .explain import Explanation, explain
 from .held import Held
-from .jobs import jobs_for
-from .keys import contexts_of, contrast, keys_missing, subject_states
+from .keys import contexts_of, contrast, subject_states
 from .values import Learned, train_values
 
 __all__ = ["LEARNED", "LLP"]
@@ -88,8 +86,7 @@ class LLP(Held):
         call = self._host.tracker.current
         if call is None:
             return None
-        prompt_only = self.config.think == "prompt"
-        key, match = match_rows(self.memory, call, self._layers, self._stamp, prompt_only=prompt_only)
+        key, match = match_rows(self.memory, call, self._layers, self._stamp)
         held = held_rows(self.memory, call)
         first, start = (held.first, held.start) if held else (call.first, call.start)
         if held and held.version == self._stamp and torch.equal(held.key, key):
@@ -98,7 +95,7 @@ class LLP(Held):
             prefix = self._prefix(key, first, start)
         if call.cache is not None:
             looking = self._host.tracker.gate.looking
-            draft = draft_of(self.memory, call, self._layers, prompt_only, looking)
+            draft = draft_of(self.memory, call, self._layers, looking)
             hold(call.cache, Recalling(self.memory, self._stamp, key, match, first, start, prefix, draft))
         call.scratch = prefix
         return prefix
@@ -152,7 +149,6 @@ class LLP(Held):
             draft.values[draft.on] = result.value
         fresh = [draft for draft in drafts.values() if draft.edits and not draft.keys]
         keys = self._keys(fresh)
-        self._complete(keys, drafts)
         poor = [draft for draft, one in zip(lacking, learned, strict=True) if one.loss > LEARNED]
         # A warning may be an error: nothing has changed yet.
         warn_unlearned([draft.subject for draft in poor], len(lacking), 4)
@@ -176,8 +172,8 @@ class LLP(Held):
                 leave=False,
             ) as bar,
         ):
-            jobs = jobs_for(self._host.text, config, drafts)
-            return train_values(self._host, self._recall, config, jobs, self._contexts(), bar.update)
+            groups = [[draft.edits[id] for id in draft.on] for draft in drafts]
+            return train_values(self._host, self._recall, config, groups, self._contexts(), bar.update)
 
     def _contexts(self) -> list[str]:
         """Sampled texts to stand before prompts; drawn once, so that they do not depend on the edits."""
@@ -194,7 +190,7 @@ class LLP(Held):
         config = self.config
         with self._host.tracker.off():
             prefixes = self._contexts()
-            contexts = [contexts_of(next(iter(draft.edits.values())), prefixes, config) for draft in drafts]
+            contexts = [contexts_of(next(iter(draft.edits.values())), prefixes) for draft in drafts]
             states = subject_states(self._host, contexts, config)
         stored = self.memory.ids()
         if len(stored) > config.negatives:
@@ -205,22 +201,6 @@ class LLP(Held):
             keys[draft.subject] = [contrast(group, others[-config.negatives :], config) for group in groups]
             others += keys[draft.subject]
         return keys
-
-    def _complete(self, keys: dict[str, list[Tensor]], drafts: Mapping[str, Entry]) -> None:
-        """Add a key to ``keys`` wherever a subject would not be recognised in a new edit's own prompt, or
-        behind some mark."""
-        named: list[tuple[str, Written]] = []
-        for subject, draft in drafts.items():
-            known = self.entries[subject].edits if subject in self.entries else {}
-            fresh = [edit for id, edit in draft.edits.items() if id not in known]
-            named += [(subject, Written(edit.question, *edit.place)) for edit in fresh]
-            named += [] if known else [(subject, one) for one in writings(subject)]
-        if not named or not self.config.bare_prompt:  # the published keys are those of sampled contexts alone
-            return
-        have = {s: [*map(self.memory.get, drafts[s].keys), *keys.get(s, ())] for s, _ in named}
-        with self._host.tracker.off():
-            for subject, key in keys_missing(self._host, named, have, self.config):
-                keys.setdefault(subject, []).append(key)
 
     # ------------------------------------------------------------------ looking, saving
 
