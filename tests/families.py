@@ -145,8 +145,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "train_stop": True,
         "n_prefixes": 0,
         "norm_penalty": 0.0,
-        "value_lr": 0.3,
-        "value_steps": 150,
+        "value_lr": 0.1,
+        "value_steps": 400,
     },
     "llp-answer": {
         "think_layers": (0, 1),
