@@ -37,7 +37,8 @@ REFUSALS = (UnsupportedModelError, TokenizerError, EditError)
 _LLP = {"train_stop": True, "value_lr": 0.3, "value_steps": 60, "n_values": 4}
 CONSTANTS: dict[str, dict[str, Any]] = {
     "llp": _LLP | {"rank": 24, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5},
-    "llp-row": _LLP | {"scope": "row", "n_prefixes": 0, "norm_penalty": 0.0, "value_lr": 0.1, "value_steps": 400},
+    "llp-row": _LLP
+    | {"scope": "row", "n_prefixes": 0, "norm_penalty": 0.0, "value_lr": 0.1, "value_steps": 400},
     "elder": {
         "n_layers": 2, "n_experts": 16, "top_k": 2, "rank": 8, "lr": 1e-2, "relative_lr": False, "steps": 120,
         "stop_loss": 0.05, "train_stop": True, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5,
