@@ -120,12 +120,13 @@ class ICL:
             cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
         if not cached:
             found = self._continuing.keep(call, found, lambda old, rows: [old[i] for i in rows.tolist()])
+        from_zero = self._reader.by_mask and given.get("position_ids") is None
         bos = (call.real & ~call.valid).gather(1, call.start[:, None])[:, 0]
         empty = Fronted(
             self,
             ((),) * len(found),
             call.start,
-            call.first,
+            torch.zeros_like(call.first) if from_zero else call.first,
             bos,
             None,
             call.prompt_width,
