@@ -71,6 +71,15 @@ _OWN: dict[str, dict[str, Any]] = {
     "blenderbot-small": {"num_hidden_layers": DEPTH},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0, "model_type": ""}},
     "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
+    "dots3_note_text": {
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 16,
+        "swa_qk_nope_head_dim": HEAD,
+        "swa_v_head_dim": HEAD,
+    },
     "dots1": {"n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
@@ -87,7 +96,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"text_config": _MROPE},
     "glm4v": {"text_config": _MROPE},
     "reformer": {"is_decoder": True, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
-    "xlstm": {"qk_dim_factor": 1.0},
+    "xlstm": {"qk_dim_factor": 2.0, "v_dim_factor": 2.0},  # the cache counts in multiples of 64
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 16},
     "zamba2": {
