@@ -37,9 +37,9 @@ def check_holds(model: Any, anatomy: Anatomy) -> None:
     """
     if not anatomy.keeps:
         raise UnsupportedModelError(
-            f"{type(model).__name__} keeps bare tensors between forwards and hands its layers no cache object, "
-            "so what was decided for a prompt would be forgotten at its first new token; choose a method that "
-            "changes weights (ultraedit, finetune)"
+            f"{type(model).__name__} keeps bare tensors between forwards, or hands layers no cache object, "
+            "so what was decided for a prompt would be forgotten at its first new token; choose a method "
+            "that changes weights (ultraedit, finetune)"
         )
 
 

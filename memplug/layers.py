@@ -170,14 +170,15 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
             raise
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UnsupportedModelError(
-                f"{type(model).__name__} does not run on text alone ({type(error).__name__}: {error}); choose a "
-                "model that does"
+                f"{type(model).__name__} does not run on text alone ({type(error).__name__}: {error}); "
+                "choose a model that does"
             ) from error
         _check_states(model, name, seen)
         if sees_ahead(decoder, layers[0], device, _tokens(model)):
             raise UnsupportedModelError(
                 f"{type(model).__name__}: tokens see those that come after them, so it is an encoder, or "
-                "reads prompts both ways; memplug edits decoders (some models are one with is_decoder=True in their config)"
+                "reads prompts both ways; memplug edits decoders (some models are one with is_decoder=True "
+                "in their config)"
             )
     mask_arg = _first(_MASK_NAMES, *taking)
     mask, hidden = seen.given.get(mask_arg), seen.hidden
@@ -222,8 +223,8 @@ def _check_states(model: nn.Module, name: str, seen: Seen) -> None:
         raise UnsupportedModelError(f"{who}: its layers at {name!r} were not called on text alone")
     if seen.fields:
         raise UnsupportedModelError(
-            f"{who}: its layers hand on {', '.join(seen.fields)} by name, not one state for each token; choose "
-            "another model"
+            f"{who}: its layers hand on {', '.join(seen.fields)} by name, not one state for each token; "
+            "choose another model"
         )
     shape = tuple(seen.hidden.shape)
     if len(shape) != 3 or shape[:2] != (1, 3):

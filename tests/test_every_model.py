@@ -32,7 +32,7 @@ EXPECTED = {
     "openai-gpt": NO_PREFIX,  # attention, but no cache
     "glm_moe_dsa": NO_PREFIX,  # attention to tokens that an index chooses
     "dots3_note_text": ALL | {"icl": "cannot join all layers"},  # below a window
-    "xlstm": NO_PREFIX | {"elder": "hands its layers no cache object"},
+    "xlstm": NO_PREFIX | {"elder": "hands layers no cache object"},
     "reformer": dict.fromkeys(METHODS, "by name, not one state for each token"),
     "rwkv": NO_PREFIX | {"elder": "keeps bare tensors"},
     "mllama": dict.fromkeys(METHODS, "not run on text alone") | {"elder": "no linear that maps every token"},
