@@ -63,7 +63,8 @@ class Anatomy:
         masked_is_true: in a boolean mask, ``True`` closes (the usual meaning is that it opens).
         alibi_arg: a bias per key position is handed to the layers under this name.
         bias_by_column: the layers add a bias that depends on the key's column (position_bias).
-        head: the module around the decoder that can be asked for the last logits only; None if there is none.
+        head: the module around the decoder that can be asked for the last logits only, or else is called with
+            token ids; None if there is none.
         shadows: other forwards that single threads use for some of its modules.
     """
 
@@ -166,6 +167,8 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
     with evaluating(model), torch.no_grad():
         try:
             seen = probe(decoder, layers, signature, device)
+            if "pixel_values" in inspect.signature(type(model).forward).parameters:  # it may need some
+                model(input_ids=torch.zeros(1, 3, dtype=torch.long, device=device))
         except torch.OutOfMemoryError:
             raise
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -234,12 +237,15 @@ def _check_states(model: nn.Module, name: str, seen: Seen) -> None:
 
 
 def _head(model: nn.Module, decoder: str) -> nn.Module | None:
+    found = None
     while decoder:
         decoder = decoder.rpartition(".")[0]
         around = model.get_submodule(decoder)
-        if "logits_to_keep" in inspect.signature(type(around).forward).parameters:
+        takes = inspect.signature(type(around).forward).parameters
+        if "logits_to_keep" in takes:
             return around
-    return None
+        found = around if "input_ids" in takes else found
+    return found
 
 
 def input_device(model: Any) -> torch.device:

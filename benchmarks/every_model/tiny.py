@@ -81,6 +81,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "swa_v_head_dim": HEAD,
     },
     "dots1": {"n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "gemma3": {"mm_tokens_per_image": 49},
     "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
@@ -141,13 +142,14 @@ class BuildError(Exception):
     """transformers cannot build a tiny model of this kind from sizes alone."""
 
 
-def build(name: str, vocab_size: int, seed: int = 0) -> Any:
+def build(name: str, vocab_size: int, seed: int = 0, *, seeing: bool = False) -> Any:
     """A random model in evaluation mode.
 
     Args:
         name: one of `names`.
         vocab_size: of its embeddings.
         seed: of its weights.
+        seeing: with what it needs to see images, where there is a model of the kind without.
 
     Raises:
         BuildError: the sizes do not fit this kind.
@@ -165,7 +167,7 @@ def build(name: str, vocab_size: int, seed: int = 0) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = AutoConfig.for_model(kind, **given)
-            maker = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+            maker = AutoModelForCausalLM if causal and not seeing else AutoModelForImageTextToText
             model = maker.from_config(config)
             _draw(model)
     except Exception as error:
