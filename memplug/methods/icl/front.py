@@ -126,7 +126,7 @@ class Reader(Recall):
             else:
                 positions = past + torch.arange(real.shape[1], device=real.device)[None]
         given["position_ids"] = positions + by.to(positions.device)
-        if given.get("attention_mask") is None:  # positions that jump would be taken for several texts in a row
+        if given.get("attention_mask") is None:  # positions that jump would be taken for several texts
             given["attention_mask"] = real.new_ones(len(real), past + real.shape[1], dtype=torch.long)
         return (), given
 
