@@ -168,7 +168,8 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
         try:
             seen = probe(decoder, layers, signature, device)
             if "pixel_values" in inspect.signature(type(model).forward).parameters:  # it may need some
-                model(input_ids=torch.zeros(1, 3, dtype=torch.long, device=device))
+                ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+                model(input_ids=ids, attention_mask=torch.ones_like(ids))
         except torch.OutOfMemoryError:
             raise
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

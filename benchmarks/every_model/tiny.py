@@ -64,6 +64,15 @@ _ALWAYS = ("head_dim", "num_key_value_heads", "moe_intermediate_size", "n_routed
 _LATER = ("image", "video", "audio", "vision", "boi", "eoi", "boa", "eoa")  # ids of what is no text
 
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+_SEEING = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "glm4v",
+    "glm46v",
+    "glm_ocr",
+    "glmga",
+    "paddleocr_vl",
+)
 _OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -93,9 +102,10 @@ _OWN: dict[str, dict[str, Any]] = {
     "mpt": {"expansion_ratio": 2},
     "nemotron_h": {"n_groups": 1},
     "phi3": {"sliding_window": 6},
-    "qwen2_vl": {"text_config": _MROPE},
-    "qwen2_5_vl": {"text_config": _MROPE},
-    "glm4v": {"text_config": _MROPE},
+    "mistral4": {"head_dim": 16},  # half of it is rotary
+    **{kind: {"text_config": _MROPE} for kind in _SEEING},
+    "qwen2_5_omni_thinker": {"text_config": _MROPE, "vision_start_token_id": 3},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 3},
     "reformer": {"is_decoder": True, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
     "xlstm": {"qk_dim_factor": 2.0, "v_dim_factor": 2.0},  # the cache counts in multiples of 64
     "xmod": {"default_language": "en_XX"},
