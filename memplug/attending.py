@@ -22,6 +22,7 @@ __all__ = [
     "whole_cache",
 ]
 
+_ROUNDING = 1e-5  # of the largest: keys vary less than that by the rounding of float32
 _FLAG = "_can_checkpoint_with_cache"
 """What transformers asks of a layer under gradient checkpointing: whether it leaves the layer its cache."""
 
@@ -152,7 +153,15 @@ def turn_of(before: Tensor, after: Tensor) -> Tensor | None:
     if torch.equal(before, after):
         return None
     one, other = (keys.detach().flatten(0, 2).double().cpu() for keys in (before, after))
-    found = torch.linalg.lstsq(one, other, driver="gelsd")
-    close = float((one @ found.solution - other).norm() / other.norm())
-    known = int(torch.linalg.matrix_rank(one)) == one.shape[1]
-    return found.solution.float().to(before.device) if known and close < 0.02 else None
+    missing = one.shape[1] - int(torch.linalg.matrix_rank(one, rtol=_ROUNDING))
+    turn = _rotation(one, other) if missing else torch.linalg.lstsq(one, other, driver="gelsd").solution
+    close = float((one @ turn - other).norm() / other.norm())
+    return turn.float().to(before.device) if missing <= 1 and close < 0.02 else None
+
+
+def _rotation(before: Tensor, after: Tensor) -> Tensor:
+    """The rotation [w,w] that takes rows to others, which leave out one direction (normed keys have no mean):
+    what is learned may lie in it all the same."""
+    left, _, right = torch.linalg.svd(before.T @ after)
+    left[:, -1] *= torch.linalg.det(left @ right).sign()
+    return left @ right

@@ -35,7 +35,7 @@ class Call:
     """One forward.
 
     Attributes:
-        valid: BoolTensor [B,T]; the new tokens that are neither padding nor the leading BOS.
+        valid: BoolTensor [B,T]; the new tokens that are words of the text, without the leading BOS.
         real: BoolTensor [B,T]; the new tokens that are not padding.
         past: number of cached positions before the new ones (padding included).
         first: LongTensor [B]; position id of each row's first real token.
@@ -47,6 +47,8 @@ class Call:
         ids: LongTensor [B,T]; the new tokens, or None where embeddings were given.
         prompt: LongTensor [B]; real tokens of each row that are its prompt, or None where nobody said.
         whole: whether it is known that no token is padding.
+        media: BoolTensor [B,T]; the new tokens that stand for an image, a video or a sound, or around one;
+            None where the model takes none.
     """
 
     valid: Tensor
@@ -61,6 +63,12 @@ class Call:
     ids: Tensor | None = None
     prompt: Tensor | None = None
     whole: bool = False
+    media: Tensor | None = None
+
+    @property
+    def words(self) -> Tensor:
+        """BoolTensor [B,T]; the new tokens that are words of the text, with the leading BOS."""
+        return self.real if self.media is None else self.real & ~self.media
 
     def prompt_end(self) -> Tensor:
         """LongTensor [B]: column, among the new tokens, of each row's last prompt token.
@@ -86,14 +94,20 @@ class CallTracker:
 
     One call is open per thread, so a model that serves several threads keeps them apart.
 
+    Args:
+        anatomy: the model's layers.
+        bos_id: the id that starts a text.
+        media_ids: ids that stand for no words, see `Text.media_ids`.
+
     Attributes:
         gate: every forward is inside it; what forwards look at is changed in `Gate.changing`.
     """
 
-    def __init__(self, anatomy: Anatomy, bos_id: int | None) -> None:
+    def __init__(self, anatomy: Anatomy, bos_id: int | None, media_ids: Sequence[int] = ()) -> None:
         self._signature = inspect.signature(type(anatomy.decoder).forward)
         self._anatomy = anatomy
         self._bos_id = bos_id
+        self._media = torch.tensor(media_ids, dtype=torch.long)
         self._local = threading.local()
         self.gate = Gate()
 
@@ -109,6 +123,10 @@ class CallTracker:
             self._local.running = []
         running: list[Call | None] = self._local.running
         return running
+
+    def media(self, ids: Tensor | None) -> Tensor | None:
+        """Which of some tokens stand for no words, see `Call`; None where none can, or nobody knows."""
+        return None if ids is None or not len(self._media) else torch.isin(ids, self._media.to(ids.device))
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -219,8 +237,11 @@ class CallTracker:
             # The first of the logits asked for is the prompt's: what follows is a draft (assisted decoding),
             # or an answer that is being judged.
             prompt = real.sum(1) - (kept - 1)
-        held = held_by(cache)
-        return Call(valid, real, past, first, start, cache, held, ids=ids, prompt=prompt, whole=whole)
+        held, media = held_by(cache), self.media(ids)
+        valid = valid if media is None else valid & ~media
+        return Call(
+            valid, real, past, first, start, cache, held, ids=ids, prompt=prompt, whole=whole, media=media
+        )
 
     def _prompts(self, batch: int, device: torch.device) -> Tensor | None:
         lengths: Tensor | None = getattr(self._local, "lengths", None)

@@ -32,13 +32,14 @@ def check_holds(model: Any, anatomy: Anatomy) -> None:
     """What was decided for a row can be kept with what the model keeps of it between forwards.
 
     Raises:
-        UnsupportedModelError: it keeps tensors or lists of them, to which nothing can be added.
+        UnsupportedModelError: it keeps tensors or lists of them, to which nothing can be added, or a cache
+            that its layers do not see.
     """
     if not anatomy.keeps:
         raise UnsupportedModelError(
-            f"{type(model).__name__} keeps bare tensors between forwards and no cache object, so what was "
-            "decided for a prompt would be forgotten at its first new token; choose a method that changes "
-            "weights (ultraedit, finetune)"
+            f"{type(model).__name__} keeps bare tensors between forwards, or hands layers no cache object, "
+            "so what was decided for a prompt would be forgotten at its first new token; choose a method "
+            "that changes weights (ultraedit, finetune)"
         )
 
 

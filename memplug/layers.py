@@ -63,7 +63,8 @@ class Anatomy:
         masked_is_true: in a boolean mask, ``True`` closes (the usual meaning is that it opens).
         alibi_arg: a bias per key position is handed to the layers under this name.
         bias_by_column: the layers add a bias that depends on the key's column (position_bias).
-        head: the module around the decoder that can be asked for the last logits only; None if there is none.
+        head: the module around the decoder that can be asked for the last logits only, or else is called with
+            token ids; None if there is none.
         shadows: other forwards that single threads use for some of its modules.
     """
 
@@ -164,12 +165,24 @@ def dissect(model: nn.Module, path: str | None = None) -> Anatomy:
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
     device = input_device(model)
     with evaluating(model), torch.no_grad():
-        seen = probe(decoder, layers, signature, device)
+        try:
+            seen = probe(decoder, layers, signature, device)
+            if "pixel_values" in inspect.signature(type(model).forward).parameters:  # it may need some
+                ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+                model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        except torch.OutOfMemoryError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not run on text alone ({type(error).__name__}: {error}); "
+                "choose a model that does"
+            ) from error
         _check_states(model, name, seen)
         if sees_ahead(decoder, layers[0], device, _tokens(model)):
             raise UnsupportedModelError(
-                f"{type(model).__name__}: tokens see those that come after them, so it is an encoder; "
-                "memplug edits decoders (some models are one with is_decoder=True in their config)"
+                f"{type(model).__name__}: tokens see those that come after them, so it is an encoder, or "
+                "reads prompts both ways; memplug edits decoders (some models are one with is_decoder=True "
+                "in their config)"
             )
     mask_arg = _first(_MASK_NAMES, *taking)
     mask, hidden = seen.given.get(mask_arg), seen.hidden
@@ -212,6 +225,11 @@ def _check_states(model: nn.Module, name: str, seen: Seen) -> None:
     who = type(model).__name__
     if seen.hidden is None:
         raise UnsupportedModelError(f"{who}: its layers at {name!r} were not called on text alone")
+    if seen.fields:
+        raise UnsupportedModelError(
+            f"{who}: its layers hand on {', '.join(seen.fields)} by name, not one state for each token; "
+            "choose another model"
+        )
     shape = tuple(seen.hidden.shape)
     if len(shape) != 3 or shape[:2] != (1, 3):
         raise UnsupportedModelError(
@@ -220,12 +238,15 @@ def _check_states(model: nn.Module, name: str, seen: Seen) -> None:
 
 
 def _head(model: nn.Module, decoder: str) -> nn.Module | None:
+    found = None
     while decoder:
         decoder = decoder.rpartition(".")[0]
         around = model.get_submodule(decoder)
-        if "logits_to_keep" in inspect.signature(type(around).forward).parameters:
+        takes = inspect.signature(type(around).forward).parameters
+        if "logits_to_keep" in takes:
             return around
-    return None
+        found = around if "input_ids" in takes else found
+    return found
 
 
 def input_device(model: Any) -> torch.device:

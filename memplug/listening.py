@@ -155,12 +155,13 @@ class Listener:
             none = torch.zeros(len(self._think), 0, calibration.root.shape[-1], dtype=torch.float32)
             before = tuple(RowHeard(Reading(), none, (), none[0]) for _ in range(count))
             whole, first = call.past == 0, tuple(call.first.tolist())
-        real = call.real.cpu()
+        real = call.words.cpu()  # what stands for an image is not read
+        media = call.real.cpu() & ~real
         begins = torch.zeros_like(real)
         if self._starts and whole:
             for b, row in enumerate(before):
                 if row.reading.count == 0 and bool(real[b].any()):
-                    begins[b, int(real[b].int().argmax())] = True
+                    begins[b, int((real[b] | media[b]).int().argmax())] = True
         at = begins.to(call.valid.device) if bool(begins.any()) else None
         units = [calibration.apply(i, call.states[layer].detach(), at) for i, layer in enumerate(self._think)]
         asked = call.states[self._relation].detach()
@@ -169,8 +170,10 @@ class Listener:
 
         def heard(columns: int) -> tuple[list[RowHeard], list[list[tuple[Speaking, ...]]]]:
             part = [unit[:, :columns] for unit in units]
-            seen = real[:, :columns]
-            return self._rows(before, part, asked[:, :columns], seen, valid, ids, longest, calibration, met)
+            seen, shown = real[:, :columns], media[:, :columns]
+            return self._rows(
+                before, part, asked[:, :columns], seen, shown, valid, ids, longest, calibration, met
+            )
 
         rows, spoken = heard(real.shape[1])
         columns, opened = real.shape[1], None
@@ -191,6 +194,7 @@ class Listener:
         units: Sequence[Tensor],
         states: Tensor,
         real: Tensor,
+        media: Tensor,
         valid: Tensor,
         ids: Sequence[Sequence[int]],
         longest: int,
@@ -217,7 +221,7 @@ class Listener:
             line: list[tuple[Speaking, ...]] = [()] * real.shape[1]
             for column, speaking in zip(columns, said, strict=True):
                 line[column] = speaking
-            spoken.append(line)
+            spoken.append(_seeing(line, row.reading.speaking, real[b], media[b]))
             new = torch.stack([unit[b][columns] for unit in units])
             tail = torch.cat([row.tail.to(new.device), new], 1)[:, -max(longest, 8) :]
             kept = _SENTENCE + self.reader.reach
@@ -284,6 +288,19 @@ class Listener:
                 if place >= back:
                     named.setdefault(row, {}).setdefault(place - back, []).append(key)
         return named
+
+
+def _seeing(
+    line: list[tuple[Speaking, ...]], before: tuple[Speaking, ...], words: Tensor, media: Tensor
+) -> list[tuple[Speaking, ...]]:
+    """``line``, what speaks at each column: what speaks at a word speaks behind an image after it too."""
+    if bool(media.any()):
+        for column, (word, shown) in enumerate(zip(words.tolist(), media.tolist(), strict=True)):
+            ends = column + 1 == len(line) or not media[column + 1]
+            if shown and ends:
+                line[column] = before
+            before = line[column] if word else before
+    return line
 
 
 def span_scores(states: Tensor, valid: Tensor, span: Tensor) -> Tensor:

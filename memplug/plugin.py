@@ -54,7 +54,7 @@ class Plug:
         check_free(model)
         anatomy = dissect(model, layers)
         text = self._text = Text(model, apart(tokenizer))
-        tracker = self._tracker = CallTracker(anatomy, text.bos_id)
+        tracker = self._tracker = CallTracker(anatomy, text.bos_id, text.media_ids)
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         with learning():
             self._host = Host(model, text, anatomy, tracker)

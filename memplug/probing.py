@@ -24,13 +24,15 @@ class Seen:
         given: what the first layer that is run was called with, by name.
         hidden: the hidden states that it returned; None where no layer was run, or it returned no tensor.
         returns: how many things it returned in a tuple; 0 where it returned the hidden states alone.
+        fields: the names of these, where they have any.
         runs: which layers were run.
-        keeps: what the decoder keeps for a next forward is one object, or nothing.
+        keeps: what the decoder keeps for a next forward is an object that its layers are handed, or nothing.
     """
 
     given: Mapping[str, Any]
     hidden: Any
     returns: int
+    fields: tuple[str, ...]
     runs: tuple[bool, ...]
     keeps: bool
 
@@ -91,7 +93,9 @@ def probe(
     many = isinstance(output, tuple | list)
     hidden = output[0] if many and output else output
     returns = len(output) if isinstance(output, tuple | list) else 0
-    return Seen(given, hidden if isinstance(hidden, Tensor) else None, returns, tuple(ran), _keeps(made))
+    fields = getattr(output, "_fields", ())
+    hidden = hidden if isinstance(hidden, Tensor) else None
+    return Seen(given, hidden, returns, fields, tuple(ran), _keeps(made, given))
 
 
 def _own(watch: Callable[..., None]) -> Any:
@@ -105,10 +109,11 @@ def _own(watch: Callable[..., None]) -> Any:
     return hook
 
 
-def _keeps(made: Any) -> bool:
+def _keeps(made: Any, given: Mapping[str, Any]) -> bool:
     items = made.items() if isinstance(made, Mapping) else ()
     kept = [value for name, value in items if name not in _STATES and value is not None]
-    return not any(isinstance(value, tuple | list | dict) for value in kept)
+    handed = [id(value) for value in given.values() if not isinstance(value, tuple | list | dict)]
+    return all(isinstance(value, Tensor) or id(value) in handed for value in kept)
 
 
 class _Stop(Exception):

@@ -135,10 +135,11 @@ class Recall:
             "attention_mask": torch.ones(count, length, dtype=torch.long, device=device),
             "position_ids": positions,
         }
-        hook = Hook(anatomy.layers[self.layer], "before", replace)
+        layers = anatomy.layers[self.layer :]
+        hooks = [Hook(layers[0], "before", replace), *(Hook(layer, "before", _from_zero) for layer in layers)]
         # Dropout would change them, and gradient checkpointing takes the cache away.
         below, plain = skipping_below(anatomy, self.layer), evaluating(self._model)
-        with self.forced(None), plain, below, OwnHooks([hook]):
+        with self.forced(None), plain, below, OwnHooks(hooks):
             given = taken(anatomy.decoder, given | {"use_cache": True})
             anatomy.decoder(**given, past_key_values=cache)
         return self._read(cache, length)
@@ -213,16 +214,24 @@ class Recall:
         return (hidden,), bound
 
     def _cache_of(self, index: int, bound: dict[str, Any]) -> Any:
-        """The caller's cache; none under gradient checkpointing, which is told to leave the prefix."""
+        """The caller's cache of the layer's own keys and values; none under gradient checkpointing, which is
+        told to leave the prefix."""
         layer = self._anatomy.layers[index]
         if checkpointing(layer):
             self._keeps.begin(layer)
             return None
-        return bound.get(self._anatomy.cache_arg)
+        cache = bound.get(self._anatomy.cache_arg)
+        return getattr(cache, "self_attention_cache", cache)  # one for an encoder's states beside it
 
     @property
     def _eager(self) -> bool:
         return getattr(text_config(self._model), "_attn_implementation", "eager") == "eager"
+
+
+def _from_zero(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Rotary tables know any position; a scale of queries that follows theirs may know none below 0."""
+    positions = kwargs.get("position_ids")
+    return None if positions is None else (args, kwargs | {"position_ids": positions.clamp(min=0)})
 
 
 def _turned(states: Tensor, rows: Tensor, turn: Tensor | None) -> Tensor:

@@ -55,6 +55,7 @@ def is_spaced(text: str) -> bool:
     return name.startswith(("LATIN", "GREEK", "CYRILLIC", "DIGIT"))
 
 
+_MEDIA = ("image", "img", "vision", "video", "frame", "audio", "sound", "boi", "eoi", "boa", "eoa")
 _CHARACTERS = 16  # a token; those of ordinary text have four
 
 
@@ -115,6 +116,16 @@ class Text:
         named = [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
         known = self.model.get_input_embeddings().weight.shape[0]
         return [int(token) for token in named if 0 <= int(token) < known]
+
+    @property
+    def media_ids(self) -> tuple[int, ...]:
+        """The ids that stand for images, videos and sounds, and around them, as the config names them."""
+        named = {
+            name: value
+            for name, value in self.model.config.to_dict().items()
+            if name.startswith(_MEDIA) and name.endswith(("_token_id", "_token_index"))
+        }
+        return tuple(sorted({value for value in named.values() if isinstance(value, int)}))
 
     @property
     def pad_id(self) -> int:

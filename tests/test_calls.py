@@ -50,6 +50,18 @@ def call_of(model, tracker, run=None, **given):
     return seen[-1]
 
 
+def test_what_stands_for_an_image_is_no_word(model, anatomy):
+    tracker = CallTracker(anatomy, BOS, (5, 6))
+    call = call_of(model, tracker, input_ids=IDS, attention_mask=MASK)
+    assert torch.equal(call.real, REAL)
+    assert torch.equal(call.media, (IDS == 5) | (IDS == 6))
+    assert torch.equal(call.words, REAL & ~call.media)
+    assert not bool((call.valid & call.media).any())
+    call = call_of(model, tracker, inputs_embeds=model.get_input_embeddings()(IDS), attention_mask=MASK)
+    assert call.media is None  # nobody knows
+    assert torch.equal(call.words, REAL)
+
+
 def test_padding_and_the_leading_bos_are_not_matched(model, tracker):
     call = call_of(model, tracker, input_ids=IDS, attention_mask=MASK)
     assert torch.equal(call.real, REAL)

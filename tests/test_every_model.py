@@ -19,6 +19,10 @@ EXPECTED = {
     "gptj": ALL,  # rotary, from a table of its own
     "deepseek_v3": ALL,  # latent attention: what is rotary stands beside the keys
     "mixtral": ALL,  # experts in one tensor
+    "persimmon": ALL,  # keys without a mean
+    "ministral3": ALL,  # queries that grow with their position
+    "opt": ALL,  # learned positions, counted from the first token that is not masked
+    "megatron-bert+is_decoder": ALL,  # a cache for an encoder's states beside its own
     "bert+is_decoder": ALL,  # the layers lie in a module that takes no token ids
     "bert": ENCODER,
     "electra": ENCODER,
@@ -27,6 +31,9 @@ EXPECTED = {
     "mamba": NO_PREFIX,
     "openai-gpt": NO_PREFIX,  # attention, but no cache
     "glm_moe_dsa": NO_PREFIX,  # attention to tokens that an index chooses
+    "dots3_note_text": ALL | {"icl": "cannot join all layers"},  # below a window
+    "xlstm": NO_PREFIX | {"elder": "hands layers no cache object"},
+    "reformer": dict.fromkeys(METHODS, "by name, not one state for each token"),
     "rwkv": NO_PREFIX | {"elder": "keeps bare tensors"},
     "mllama": dict.fromkeys(METHODS, "not run on text alone") | {"elder": "no linear that maps every token"},
 }

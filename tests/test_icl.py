@@ -309,6 +309,16 @@ def test_in_a_chat_the_note_stands_in_the_users_turn(family, template, tokenizer
         assert plug.explain(ASKED).notes.startswith("Use this fact to answer: ")
 
 
+def test_a_note_in_a_turn_is_no_seam_between_texts(base, tokenizer):
+    talking = chatting(tokenizer, CHATML)
+    with attach(copy.deepcopy(base), talking) as plug, torch.no_grad():
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        ids = torch.tensor([chat_ids(talking, ASKED)])
+        want = plug.model(input_ids=ids).logits
+        got = plug.model(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(got, want, atol=3e-5, rtol=1e-4)
+
+
 def test_a_second_turn_on_the_same_cache_reads_a_note_of_its_own(tokenizer):
     """Both notes stand where they would in one text; taken back, the first one is left."""
     talking = chatting(tokenizer, CHATML)

@@ -124,6 +124,16 @@ def test_lists_that_cannot_be_told(lists, path, match):
         find_layers(Several(**lists), path)
 
 
+def test_a_model_that_needs_more_than_text(llama):
+    def lacking(*_):
+        raise ValueError("pixel_values is missing")
+
+    model = copy.deepcopy(llama)
+    model.model.layers[0].register_forward_pre_hook(lacking)
+    with pytest.raises(UnsupportedModelError, match="does not run on text alone .*pixel_values is missing"):
+        dissect(model)
+
+
 def test_layers_that_are_never_called(llama):
     model = copy.deepcopy(llama)
     model.model.spare = nn.ModuleList(copy.deepcopy(model.model.layers[:2]))

@@ -43,10 +43,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
         "n_layers": 2, "n_experts": 16, "top_k": 2, "rank": 8, "lr": 1e-2, "relative_lr": False, "steps": 120,
         "stop_loss": 0.05, "train_stop": True, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5,
     },
-    "grace": {
-        "scope": "radius", "layer": 2, "replace": "all", "epsilon": 0.003, "steps": 100, "stop_loss": 0.2,
-        "train_stop": True,
-    },
+    "grace": {"layer": 2, "steps": 200, "stop_loss": 0.2, "train_stop": True},
     "icl": {},
     "ultraedit": {
         "statistics": "stream", "protect": 0.0, "guard_every": 0, "max_change": 1e3,

@@ -64,6 +64,15 @@ _ALWAYS = ("head_dim", "num_key_value_heads", "moe_intermediate_size", "n_routed
 _LATER = ("image", "video", "audio", "vision", "boi", "eoi", "boa", "eoa")  # ids of what is no text
 
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+_SEEING = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "glm4v",
+    "glm46v",
+    "glm_ocr",
+    "glmga",
+    "paddleocr_vl",
+)
 _OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -71,7 +80,17 @@ _OWN: dict[str, dict[str, Any]] = {
     "blenderbot-small": {"num_hidden_layers": DEPTH},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0, "model_type": ""}},
     "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
+    "dots3_note_text": {
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 16,
+        "swa_qk_nope_head_dim": HEAD,
+        "swa_v_head_dim": HEAD,
+    },
     "dots1": {"n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "gemma3": {"mm_tokens_per_image": 49},
     "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
@@ -83,11 +102,12 @@ _OWN: dict[str, dict[str, Any]] = {
     "mpt": {"expansion_ratio": 2},
     "nemotron_h": {"n_groups": 1},
     "phi3": {"sliding_window": 6},
-    "qwen2_vl": {"text_config": _MROPE},
-    "qwen2_5_vl": {"text_config": _MROPE},
-    "glm4v": {"text_config": _MROPE},
+    "mistral4": {"head_dim": 16},  # half of it is rotary
+    **{kind: {"text_config": _MROPE} for kind in _SEEING},
+    "qwen2_5_omni_thinker": {"text_config": _MROPE, "vision_start_token_id": 3},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 3},
     "reformer": {"is_decoder": True, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
-    "xlstm": {"qk_dim_factor": 1.0},
+    "xlstm": {"qk_dim_factor": 2.0, "v_dim_factor": 2.0},  # the cache counts in multiples of 64
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 16},
     "zamba2": {
@@ -132,13 +152,14 @@ class BuildError(Exception):
     """transformers cannot build a tiny model of this kind from sizes alone."""
 
 
-def build(name: str, vocab_size: int, seed: int = 0) -> Any:
+def build(name: str, vocab_size: int, seed: int = 0, *, seeing: bool = False) -> Any:
     """A random model in evaluation mode.
 
     Args:
         name: one of `names`.
         vocab_size: of its embeddings.
         seed: of its weights.
+        seeing: with what it needs to see images, where there is a model of the kind without.
 
     Raises:
         BuildError: the sizes do not fit this kind.
@@ -156,7 +177,7 @@ def build(name: str, vocab_size: int, seed: int = 0) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = AutoConfig.for_model(kind, **given)
-            maker = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+            maker = AutoModelForCausalLM if causal and not seeing else AutoModelForImageTextToText
             model = maker.from_config(config)
             _draw(model)
     except Exception as error:

@@ -86,7 +86,8 @@ class Reader(Recall):
         self.counts_on = takes and not relative
         self.inserts = takes and anatomy.alibi_arg is None and not anatomy.bias_by_column
         """Whether a text can stand inside a row: positions behind it can be counted on."""
-        self._by_mask = self.counts_on and self._counts_from_mask()
+        self.by_mask = self.counts_on and self._counts_from_mask()
+        """Whether a row's positions, where nobody hands them in, begin at its first real token."""
 
     def read(self, ids: Sequence[int], begin: int) -> KV:
         """Keys and values of ``ids``, which stand at the positions from ``begin`` on."""
@@ -118,18 +119,20 @@ class Reader(Recall):
         given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
         positions = given.get("position_ids")
         if positions is None:
-            if self._by_mask:
+            if self.by_mask:
                 mask = given.get("attention_mask")
                 before = mask[:, :past].sum(1, keepdim=True) if isinstance(mask, Tensor) else past
                 positions = (before + real.long().cumsum(1) - 1).clamp(min=0)
             else:
                 positions = past + torch.arange(real.shape[1], device=real.device)[None]
         given["position_ids"] = positions + by.to(positions.device)
+        if given.get("attention_mask") is None:  # positions that jump would be taken for several texts
+            given["attention_mask"] = real.new_ones(len(real), past + real.shape[1], dtype=torch.long)
         return (), given
 
     @torch.no_grad()
     def _counts_from_mask(self) -> bool:
-        """Whether a row's positions, where nobody hands them in, start at its first real token."""
+        """See `by_mask`."""
         device = input_device(self._model)
         ids = torch.zeros(1, 3, dtype=torch.long, device=device)
         mask = torch.tensor([[0, 1, 1]], device=device)

@@ -120,12 +120,13 @@ class ICL:
             cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
         if not cached:
             found = self._continuing.keep(call, found, lambda old, rows: [old[i] for i in rows.tolist()])
-        bos = (call.real & ~call.valid).gather(1, call.start[:, None])[:, 0]
+        from_zero = self._reader.by_mask and given.get("position_ids") is None
+        bos = (call.words & ~call.valid).gather(1, call.start[:, None])[:, 0]
         empty = Fronted(
             self,
             ((),) * len(found),
             call.start,
-            call.first,
+            torch.zeros_like(call.first) if from_zero else call.first,
             bos,
             None,
             call.prompt_width,
@@ -184,6 +185,9 @@ class ICL:
             end: LongTensor [B].
         """
         host, layers = self._host, self._finder.room.layers
+        media = self._host.tracker.media(ids)
+        if media is not None and "input_ids" in tokens:  # they have no embeddings of their own
+            tokens, real = {"input_ids": tokens["input_ids"].masked_fill(media, 0)}, real & ~media
         count = real.long().cumsum(1)
         places = (count - 1).clamp(min=0)
         given = {**tokens, "attention_mask": real.long(), "position_ids": places, "use_cache": False}
@@ -195,7 +199,8 @@ class ICL:
         if ids is not None and host.text.bos_id is not None:
             valid = real & ~((ids == host.text.bos_id) & (count == 1))
         seen = dict(zip(layers, states, strict=True))
-        call = Call(valid, real, 0, torch.zeros_like(start), start, states=seen, ids=ids)
+        valid = valid if media is None else valid & ~media
+        call = Call(valid, real, 0, torch.zeros_like(start), start, states=seen, ids=ids, media=media)
         asked = self._finder.asked(call)
         return [row[at] for row, at in zip(asked, end.tolist(), strict=True)]
 

@@ -60,12 +60,17 @@ class Placer:
         notes: list[tuple[Note, ...]] = []
         for b, (ids, row) in enumerate(zip(edits, rows, strict=True)):
             turn = self._notes.turn(row)
-            inside = turn is not None and self.inserts
+            inside = turn is not None and self.inserts and not self._seen(row[:turn])
             room = self._host.text.max_length - size[b] - sum(map(self._size, held.notes[b]))
             ids = self.fitting(ids, inside, room)
             place = turn if turn is not None and inside else int(held.begin[b] + held.bos[b])
             notes.append((*held.notes[b], *([Note(ids, place, inside)] if ids else [])))
         return self.fronted(held, notes)
+
+    def _seen(self, ids: Sequence[int]) -> bool:
+        """Whether there is an image among some tokens: a note cannot be read behind what is no text."""
+        media = self._host.tracker.media(torch.tensor(ids))
+        return media is not None and bool(media.any())
 
     def _size(self, note: Note) -> int:
         return len(self._notes.ids(self.edits(note.edits), note.inside))

@@ -83,7 +83,7 @@ class Chunk:
         before = self.mask.shape[1] - self.ids.shape[1]
         blank = torch.zeros(len(self.ids), 1, before, 1, dtype=self.hidden.dtype, device=self.hidden.device)
         for index in range(recall.layer):
-            if type(cache.layers[index]) is DynamicLayer:
+            if isinstance(cache.layers[index], DynamicLayer):  # masks follow their length, whatever they keep
                 cache.update(blank, blank, index)
         for offset, (keys, values) in enumerate(self.past):
             cache.update(keys, values, recall.layer + offset)
