@@ -34,7 +34,7 @@ SHORT = "Who did"
 NEW_TOKENS = 5
 REFUSALS = (UnsupportedModelError, TokenizerError, EditError)
 
-_LLP = {"train_stop": True, "value_lr": 0.3, "value_steps": 60, "n_values": 4}
+_LLP = {"train_stop": True, "value_lr": 0.3, "value_steps": 120, "n_values": 4}
 CONSTANTS: dict[str, dict[str, Any]] = {
     "llp": _LLP | {"rank": 24, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5},
     "llp-row": _LLP
