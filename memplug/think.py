@@ -141,6 +141,7 @@ def think_hooks(anatomy: Anatomy, tracker: CallTracker, layers: tuple[int, ...])
         def after(_m: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
             call = tracker.current
             if call is not None:
+                call.check()
                 call.states[index] = anatomy.hidden(output)
 
         return Hook(anatomy.layers[index], "after", after)
@@ -165,7 +166,7 @@ def match_rows(
         if held.version != version:
             kept = [k if k in memory and memory.enabled(k) else -1 for k in key.tolist()]
             key = torch.tensor(kept)
-    if (prompt_only and call.past > 0) or bool((key >= 0).all()):
+    if (prompt_only and not call.asks) or bool((key >= 0).all()):
         return key, match
     states = [call.states[i].detach() for i in layers]
     if call.prompt is not None and call.past == 0:

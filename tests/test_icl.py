@@ -160,7 +160,13 @@ def test_embeddings_instead_of_ids_and_prebuilt_caches(base, tokenizer):
         with plug.paused():
             cache = base(input_ids=ids, use_cache=True).past_key_values
             expected = base(input_ids=ids[:, -1:], past_key_values=copy.deepcopy(cache)).logits
-        assert torch.equal(base(input_ids=ids[:, -1:], past_key_values=cache).logits, expected)
+        # What was filled without the note is filled again, and goes on as if it had been read with it.
+        with_note = base(input_ids=ids, use_cache=True).past_key_values
+        noted = base(input_ids=ids[:, -1:], past_key_values=with_note).logits
+        assert not torch.equal(noted, expected)
+        assert torch.equal(base(input_ids=ids[:, -1:], past_key_values=copy.deepcopy(cache)).logits, noted)
+        with plug.paused():
+            assert torch.equal(base(input_ids=ids[:, -1:], past_key_values=cache).logits, expected)
 
 
 def test_nothing_near_is_the_base_model_to_the_bit(base, tokenizer):

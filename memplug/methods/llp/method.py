@@ -22,6 +22,7 @@ from ...kept import Kept
 from ...naming import Written, writings
 from ...prefix import KV, Prefix
 from ...recall import Recall
+from ...sites import adapters
 from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
 from ..base import Host, State
 from ..unlearned import warn_unlearned
@@ -65,7 +66,7 @@ class LLP(Held):
         self._recall = Recall(host.model, host.anatomy, self.config.recall_layer or 0)
         super().__init__(host, self.config, self._width())
         self._prefixes: list[str] | None = None
-        self._kv: Kept[tuple[int, int], KV] = Kept(_PREFIXES_KEPT)
+        self._kv: Kept[tuple[Any, ...], KV] = Kept(_PREFIXES_KEPT)
 
     def _width(self) -> int:
         """Of the states that are compared."""
@@ -92,6 +93,8 @@ class LLP(Held):
         key, match = match_rows(self.memory, call, self._layers, self._stamp, prompt_only=prompt_only)
         held = held_rows(self.memory, call)
         first, start = (held.first, held.start) if held else (call.first, call.start)
+        if call.tokens is not None:  # a row may have been padding so far
+            first, start = call.tokens.first, call.tokens.real.int().argmax(1)
         if held and held.version == self._stamp and torch.equal(held.key, key):
             prefix = held.prefix
         else:
@@ -119,7 +122,7 @@ class LLP(Held):
                 value = entry.values[entry.on][None].to(self._host.text.device)
                 return self._recall.project(value, torch.tensor([first]))
 
-        return self._kv.get((entry.stamp, first), project)
+        return self._kv.get((entry.stamp, first, adapters(self._host.model)), project)
 
     # ------------------------------------------------------------------ edits
 
