@@ -220,9 +220,11 @@ class CallTracker:
             Hook(decoder, "finally", leave),
         ]
 
-    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any], state: int) -> Call:
+    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any], state: int) -> Call | None:
         given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if ids is None and embeds is None:
+            return None  # which the model itself will complain of
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch, length = tokens.shape
         if ids is None:  # a model that also sees embeds its tokens before it enters the text decoder

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import METHODS, method_of
+from families import METHODS, TEXTS, method_of
 from locating import QUICK as LOCATING
 from test_contract import CASES, Trace, encode
 
 import memplug
 from memplug import storage
+from memplug.gate import Gate
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
 OWN = str(Path(memplug.__file__).parent)
@@ -31,7 +32,7 @@ GIVEN = {
     "elder": METHODS["elder"] | {"steps": 2},
     "grace-asked": METHODS["grace-asked"] | {"steps": 2},
     "icl": {},
-    "finetune": {"steps": 2},
+    "finetune": {"steps": 2, "guard_every": 1, "guard_texts": tuple(TEXTS), "keep_weight": 0.0},
     "memit": LOCATING | {"steps": 2},
     "mend": METHODS["mend"],
 }
@@ -68,9 +69,12 @@ def saved(request, model, tokenizer, tmp_path_factory):
 
 
 class Lines:
-    """Notes which of memplug's lines a call runs, in order; at one of them it is broken off."""
+    """Notes which of memplug's lines a call runs, in order, and how often.
 
-    def __init__(self, at=None, hard=False):
+    ``at``: the line at which it is broken off, and at the how many-th time.
+    """
+
+    def __init__(self, at=(None, 1), hard=False):
         self.seen, self._at, self._hard = {}, at, hard
 
     def __enter__(self):
@@ -84,12 +88,12 @@ class Lines:
         return self._line if frame.f_code.co_filename.startswith(OWN) else None
 
     def _line(self, frame, event, _arg):
-        line = frame.f_code.co_filename, frame.f_lineno
-        if event == "line" and line not in self.seen:
-            self.seen[line] = None
-            if line == self._at and self._hard:
-                raise KeyboardInterrupt
-            if line == self._at:
+        if event == "line":
+            line = frame.f_code.co_filename, frame.f_lineno
+            self.seen[line] = self.seen.get(line, 0) + 1
+            if (line, self.seen[line]) == self._at:
+                if self._hard:
+                    raise KeyboardInterrupt
                 signal.raise_signal(signal.SIGINT)
         return self._line
 
@@ -158,12 +162,19 @@ def place(saved, model, tokenizer, tmp_path):
     return Place(saved[1], model, tokenizer, tmp_path / "saved")
 
 
-def chosen(lines, offset):
-    lines = list(lines)
-    if EVERY or len(lines) <= SAMPLE:
-        return lines
-    step = len(lines) / SAMPLE
-    return [lines[int((i + (offset * 0.37) % 1) * step)] for i in range(SAMPLE)]
+def chosen(places, offset):
+    if EVERY or len(places) <= SAMPLE:
+        return places
+    step = len(places) / SAMPLE
+    return [places[int((i + (offset * 0.37) % 1) * step)] for i in range(SAMPLE)]
+
+
+def lines_and_forwards(seen, offset):
+    """Where to break off: lines at their first time, and forwards, at the begin of each."""
+    code = Gate.enter.__code__
+    enter = code.co_filename, min(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
+    forwards = [(enter, n + 1) for n in range(seen.get(enter, 0))]
+    return chosen([(line, 1) for line in seen], offset) + chosen(forwards, offset)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -179,12 +190,12 @@ def test_what_is_broken_off_has_been_done_or_has_not(saved, place, name):
             call(plug, place.folder)
         if name != "detach":
             after = place.state(plug)
-    for line in chosen(lines.seen, saved[0]):
-        where = f"{name}, broken off at {line[0].removeprefix(OWN)}:{line[1]}"
+    for at in lines_and_forwards(lines.seen, saved[0]):
+        where = f"{name}, broken off at {at}"
         with place.fresh() as plug:
             if name == "save":
                 plug.disable("e1")
-            with Lines(line), suppress(KeyboardInterrupt):
+            with Lines(at), suppress(KeyboardInterrupt):
                 call(plug, place.folder)
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, where
             if name != "detach":
@@ -206,10 +217,10 @@ def test_a_detach_that_any_error_broke_off_is_finished_by_the_next(saved, place)
     with place.fresh() as plug, Lines() as lines:
         plug.detach()
     # A tracer can raise where nothing else can, between a lock that is taken and its `with`.
-    mine = [line for line in lines.seen if Path(line[0]).name not in ("gate.py", "interrupts.py")]
-    for line in chosen(mine, saved[0]):
+    mine = [(line, 1) for line in lines.seen if Path(line[0]).name not in ("gate.py", "interrupts.py")]
+    for at in chosen(mine, saved[0]):
         with place.fresh() as plug:
-            with Lines(line, hard=True), suppress(KeyboardInterrupt):
+            with Lines(at, hard=True), suppress(KeyboardInterrupt):
                 plug.detach()
             plug.detach()
             place.trace.check(plug.model)
