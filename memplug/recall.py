@@ -196,7 +196,8 @@ class Recall:
         columns = queries if cache is None else cache.get_mask_sizes(queries, index)[0]
         mask = bound.get(anatomy.mask_arg)
         if mask is None:
-            mask = causal(queries, columns, hidden, self._eager)
+            past = 0 if cache is None else int(cache.get_seq_length(index))
+            mask = causal(queries, columns, past, hidden, self._eager)
         extend = Extension(prefix, anatomy, hidden.device)
         bound[anatomy.mask_arg] = extend.mask(mask, hidden.shape[0])
         if anatomy.alibi_arg:

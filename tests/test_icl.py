@@ -376,3 +376,17 @@ def test_a_note_longer_than_the_context(base, tokenizer):
             plug.edit(PROMPT, "Zarnow", "Ada Quill")
         assert not plug.edits
     assert ICLConfig(template="{prompt} {{}} {target}").k == 4
+
+
+def test_a_static_cache_has_columns_that_are_not_filled(tokenizer):
+    """And GPT-2 is handed no mask over them."""
+    model = build("gpt2", vocab_size=len(tokenizer))
+    with attach(model, tokenizer) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        want = answers(model, tokenizer, PROMPT)
+        with plug.paused():
+            assert answers(model, tokenizer, PROMPT) != want
+        ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+        given = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
+        got = model.generate(ids, **given)[0, ids.shape[1] :].tolist()
+        assert [token for token in got if token] == want[0]
