@@ -74,7 +74,7 @@ def open_columns(mask: Any, batch: int, total: int, device: torch.device, anatom
 
 
 def ordinary(mask: Any, real: Tensor, columns: Tensor, anatomy: Anatomy) -> bool:
-    """Whether new tokens see every real token before them, as far as a mask says more than which are real.
+    """Whether new tokens see the real tokens before them, all or the last ones, and no others.
 
     Args:
         mask: as the decoder was given it.
@@ -83,11 +83,12 @@ def ordinary(mask: Any, real: Tensor, columns: Tensor, anatomy: Anatomy) -> bool
         anatomy: the model's.
     """
     if isinstance(mask, dict):
-        mask = mask.get("full_attention")
-    if not isinstance(mask, Tensor) or mask.ndim != 4:
-        return isinstance(mask, Tensor)
+        mask = mask.get("full_attention", next(iter(mask.values())))
     total = columns.shape[1]
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-1] < total:  # a window alone is kept
+        return mask is None or isinstance(mask, Tensor)
     seen = mask[:, 0, :, :total]
     seen = (seen ^ anatomy.masked_is_true) if seen.dtype == torch.bool else seen > -1
     usual = columns[:, None] & torch.ones_like(seen).tril(total - real.shape[1])
-    return bool((seen == usual)[real.to(seen.device)].all())
+    odd = (seen & ~usual) | (usual & ~seen & (seen.cumsum(-1) > 0))
+    return not bool(odd[real.to(odd.device)].any())

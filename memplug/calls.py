@@ -311,7 +311,12 @@ class CallTracker:
             "use_cache": True,
         }
         decoder = self._anatomy.decoder
-        decoder(**taken(decoder, given))
+        try:
+            decoder(**taken(decoder, given))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a kind of cache that only `generate` knows how to hand in
+            raise UnsupportedModelError(_UNREAD) from error
 
     def _stands_for(self, ids: Tensor | None, embeds: Any) -> bool:
         """Whether embeddings are those of these ids, and of nothing that was seen or heard."""

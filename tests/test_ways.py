@@ -253,11 +253,16 @@ _PIECES = [
     *("chunks, static", "chunks, beams", "pieces", "pieces, copied", "all but one", "off before, one"),
     *("off before", "another before", "paused before", "second turn, again"),
 ]
+_NAMED_LATE = [  # the subject is complete in a later piece only
+    *("chunks of 1", "chunks of 4", "chunks of a batch", "chunks, static", "chunks, beams"),
+    *("pieces", "pieces, copied", "off before", "second turn", "second turn, another"),
+]
 _INSIDE = ("elder", "elder-row", "grace", "grace-asked")  # edits take effect on modules inside the layers
 REFUSED = {
     **{(name, way): "give the whole prompt at once" for name in _ROWS for way in _PIECES},
     ("elder-row", "second turn"): "give the whole prompt at once",
     ("elder-row", "second turn, off in the first"): "give the whole prompt at once",
+    **{("llp", way): "give the whole prompt at once" for way in _NAMED_LATE},
     **{
         (name, way): "begin with a new cache"
         for name in _READS
@@ -274,9 +279,6 @@ DIFFERS = {
     ("finetune", "before attach"),
     ("finetune", "before attach, one"),
     ("finetune", "float8"),  # its first token is the base model's
-    # As published: recalled from the token on that completes the name.
-    ("llp", "second turn"),
-    ("llp", "second turn, another"),
 }
 
 

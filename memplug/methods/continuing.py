@@ -60,10 +60,11 @@ def unflat(x: Tensor, batch: int) -> Tensor:
     return x if x.ndim == 3 else x.view(batch, -1, x.shape[-1])
 
 
-def not_in_pieces(method: str, other: str) -> UnsupportedModelError:
+def not_in_pieces(method: str, scope: str) -> UnsupportedModelError:
     """For a prompt whose later part decides what its earlier part, in the cache, was to be read with."""
     return UnsupportedModelError(
-        f"{method} decides by a prompt's last token what all its tokens are read with, and those before are "
-        "in the cache; give the whole prompt at once, with a new cache and without prefill_chunk_size, say "
-        f"with plug.prompt_lengths(...) that this is an answer to be judged, or attach with {other}"
+        f"with this scope {method} finds out by a later part of a prompt what all its tokens are read with, "
+        "and those before are in the cache; give the whole prompt at once, with a new cache and without "
+        "prefill_chunk_size (or inside plug.prompt_lengths(...) where this is an answer to be judged), or "
+        f"attach with {scope}"
     )

@@ -179,7 +179,8 @@ class ICL:
             if not tokens.plain:
                 raise UnsupportedModelError(
                     "a note has to stand before tokens that are in the cache, which cannot be filled again "
-                    "from embeddings; give the whole prompt at once and with a new cache"
+                    "(from embeddings, or with a mask of the caller's); give the whole prompt at once, and a "
+                    "new cache"
                 )
             self._host.tracker.fill(call.cache, tokens.crop(call.past), fresh)
         return fresh

@@ -25,6 +25,7 @@ from ...recall import Recall
 from ...sites import adapters
 from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
 from ..base import Host, State
+from ..continuing import not_in_pieces
 from ..unlearned import warn_unlearned
 from .config import LLPConfig
 from .entries import Entry, pack, unpack
@@ -92,6 +93,8 @@ class LLP(Held):
         prompt_only = self.config.think == "prompt"
         key, match = match_rows(self.memory, call, self._layers, self._stamp, prompt_only=prompt_only)
         held = held_rows(self.memory, call)
+        if call.past and call.asks and bool((key != (-1 if held is None else held.key)).any()):
+            raise not_in_pieces("llp", 'scope="answer"')
         first, start = (held.first, held.start) if held else (call.first, call.start)
         if call.tokens is not None:  # a row may have been padding so far
             first, start = call.tokens.first, call.tokens.real.int().argmax(1)
