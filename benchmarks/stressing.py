@@ -11,11 +11,12 @@ from __future__ import annotations
 import copy
 import random
 import tempfile
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ from memplug.edits import Edit
 __all__ = ["Asked", "Outcome", "Stress", "changes", "traces"]
 
 _NEW = 5  # tokens of an answer
-_BREATH = 0.02  # seconds between calls that are made only until the changes are
 
 
 class Asked(NamedTuple):
@@ -61,12 +61,10 @@ def changes(facts: int, count: int, seed: int) -> list[Change]:
         }
         what = "edit" if len(made) < 2 else rng.choice([name for name, some in can.items() if some])
         fact = rng.choice(can[what])
-        if what == "edit":
-            held.add(fact)
-        elif what == "delete":
-            held.remove(fact)
+        if what in ("edit", "delete"):
+            held ^= {fact}
         elif what in ("disable", "enable"):
-            (off.add if what == "disable" else off.remove)(fact)
+            off ^= {fact}
         paused = what == "pause" or (paused and what != "resume")
         made.append(Change(what, fact))
     return [*made, *([Change("resume")] if paused else []), Change("detach")]
@@ -74,15 +72,11 @@ def changes(facts: int, count: int, seed: int) -> list[Change]:
 
 @dataclass
 class Outcome:
-    """What was counted.
+    """What was counted of the threads' calls, and for how many seconds.
 
-    Attributes:
-        calls, wrong, mixed: of the threads; ``mixed`` are right answers with a change in their middle.
-        unjudged: generations that more than one change fell into and that none explains alone.
-        errors: of calls, changes and looks, as text.
-        learned: whether what was learned is what is learned alone, to the bit.
-        clean: whether nothing is left on the model.
-        seconds: while the threads ran.
+    ``mixed`` are right answers with a change in their middle, ``unjudged`` those that more than one fell into
+    and that none explains. ``learned``: what was learned is what is learned alone, to the bit; ``clean``:
+    nothing is left on the model.
     """
 
     calls: int = 0
@@ -94,42 +88,24 @@ class Outcome:
     clean: bool = True
     seconds: float = 0.0
 
-    @property
-    def fine(self) -> bool:
-        return not self.wrong and not self.errors and self.learned and self.clean
-
 
 class Stress:
-    """A model, a way to attach a plug, facts, and what is asked.
-
-    Args:
-        model, tokenizer: the model; it is copied for the answers alone.
-        attach: ``attach(model, tokenizer)`` gives the plug.
-        facts: what is edited.
-        asked: the calls to draw from.
-        made: see `changes`.
-    """
+    """A model, ``attach(model, tokenizer)``, the facts that are edited, calls to draw from, and `changes`."""
 
     def __init__(
         self,
         model: Any,
         tokenizer: Any,
-        attach: Callable[[Any, Any], Any],
+        attach: Any,
         facts: Sequence[Edit],
         asked: Sequence[Asked],
-        made: Sequence[Change],
+        made: Any,
     ) -> None:
         self.model, self.tokenizer, self._attach = model, tokenizer, attach
         self.facts, self.asked, self.made = list(facts), list(asked), list(made)
-        self.trace = traces(model)
-        self._alone()
-
-    # ------------------------------------------------------------------ alone
-
-    def _alone(self) -> None:
-        model = copy.deepcopy(self.model)
+        self.trace, model = traces(model), copy.deepcopy(model)
         self.base = {one: self.answer(model, one) for one in self.asked}
-        plug = self._attach(model, self.tokenizer)
+        plug = attach(model, tokenizer)
         hands = _Hands(plug, self.facts)
         self.pure = [dict(self.base)]
         self.between: list[dict[Asked, set[Hashable]]] = []
@@ -138,29 +114,28 @@ class Stress:
             if change.what == "detach":
                 self.learned = state_of(plug)
             hands.do(change)
-            self.between.append(
-                {one: {self._ended(model, row) for row in rows} for one, rows in begun.items()}
-            )
+            ended = {one: {self._ended(model, row) for row in rows} for one, rows in begun.items()}
+            self.between.append(ended)
             self.pure.append({one: self.answer(model, one) for one in self.asked})
 
     def answer(self, model: Any, one: Asked) -> Hashable:
         """What a call gives, so that it can be compared."""
-        inputs = self.tokenizer(list(one.texts), return_tensors="pt", padding=True)
-        given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        if one.kind == "forward":
-            with torch.no_grad():
-                return model(**given).logits[:, -1].contiguous().view(torch.uint8).numpy().tobytes()
         if one.kind == "explain":
             return 0
-        out = model.generate(
-            **given, max_new_tokens=_NEW, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
-        )
+        given, pad = self._inputs(one), self.tokenizer.pad_token_id
+        if one.kind == "forward":
+            with torch.no_grad():
+                return _bits(model(**given).logits[:, -1])
+        out = model.generate(**given, max_new_tokens=_NEW, do_sample=False, pad_token_id=pad)
         return tuple(map(tuple, out[:, given["input_ids"].shape[1] :].tolist()))
+
+    def _inputs(self, one: Asked) -> dict[str, torch.Tensor]:
+        out = self.tokenizer(list(one.texts), return_tensors="pt", padding=True)
+        return {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"]}
 
     def _begun(self, model: Any, one: Asked) -> Iterator[_Row]:
         """The generation after each of its forwards."""
-        inputs = self.tokenizer(list(one.texts), return_tensors="pt", padding=True)
-        row = _Row(inputs["input_ids"], inputs["attention_mask"], DynamicCache(config=model.config), ())
+        row = _Row(*self._inputs(one).values(), DynamicCache(config=model.config), ())
         for _ in range(_NEW - 1):
             row = self._next(model, row)
             yield copy.deepcopy(row)
@@ -168,95 +143,72 @@ class Stress:
     @torch.no_grad()
     def _next(self, model: Any, row: _Row) -> _Row:
         positions = (row.mask.cumsum(1) - 1).clamp(min=0)[:, -row.ids.shape[1] :]
-        out = model(
-            input_ids=row.ids, attention_mask=row.mask, position_ids=positions, past_key_values=row.cache
-        )
-        token = out.logits[:, -1].argmax(-1)
-        ends = model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        for b in range(len(token)):
-            if any(int(step[b]) in ends for step in row.said):
-                token[b] = self.tokenizer.pad_token_id
+        given = {"attention_mask": row.mask, "position_ids": positions, "past_key_values": row.cache}
+        token = model(row.ids, **given).logits[:, -1].argmax(-1)
+        token[self._over(model, row)] = self.tokenizer.pad_token_id
         mask = torch.cat([row.mask, torch.ones_like(row.mask[:, :1])], 1)
         return _Row(token[:, None], mask, row.cache, (*row.said, token))
 
     def _ended(self, model: Any, row: _Row) -> Hashable:
-        ends = model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
-        while len(row.said) < _NEW and not all(
-            ends & {int(s[b]) for s in row.said} for b in range(len(row.ids))
-        ):
+        while len(row.said) < _NEW and not bool(self._over(model, row).all()):
             row = self._next(model, row)
         return tuple(map(tuple, torch.stack(row.said, 1).tolist()))
 
-    # ------------------------------------------------------------------ beside each other
+    def _over(self, model: Any, row: _Row) -> torch.Tensor:  # which rows have said a token that ends them
+        ends = torch.tensor(model.generation_config.eos_token_id).flatten()
+        said = torch.stack(row.said, 1) if row.said else row.ids[:, :0]
+        return torch.isin(said, ends).any(1)
 
     def run(self, threads: int, calls: int, seed: int = 0) -> Outcome:
         """``calls`` calls by ``threads`` threads, and more until all changes are made."""
         plug = self._attach(self.model, self.tokenizer)
         hands, outcome, clock = _Hands(plug, self.facts), Outcome(), _Clock(threads)
         for change in self.made[:2]:
-            clock.tick(lambda change=change: hands.do(change))  # type: ignore[misc]
-        found: list[list[tuple[Asked, int, int, Hashable]]] = [[] for _ in range(threads)]
+            clock.tick(hands, change)
+        found: list[tuple[Asked, int, int, Hashable]] = []
 
         def ask(me: int) -> None:
             rng, left = random.Random(seed * 1000 + me), calls // threads
             while left > 0 or not clock.over:
-                one = rng.choice(self.asked)
-                if one.kind == "explain" and rng.random() < 0.8:  # which keeps changes waiting
-                    continue
-                left -= 1
-                time.sleep(0 if left >= 0 else _BREATH)
+                one, left = rng.choice(self.asked), left - 1
+                time.sleep(0 if left >= 0 else 0.02)  # once only the changes are waited for
                 clock.rounds[me] += 1
                 first = clock.ended
                 try:
                     if one.kind == "explain":
                         plug.explain(one.texts[0])
                     answer = self.answer(self.model, one)
-                    found[me].append((one, first, clock.begun, answer))
+                    found.append((one, first, clock.begun, answer))
                 except Exception as error:
                     if one.kind != "explain" or "detached" not in str(error):
                         outcome.errors.append(_told(one.kind, error))
             clock.rounds[me] = 1 << 30
 
         begin = time.perf_counter()
-        workers = [threading.Thread(target=ask, args=(me,)) for me in range(threads)]
-        for worker in workers:
-            worker.start()
-        self._change(plug, hands, clock, outcome)
-        for worker in workers:
-            worker.join()
+        with ThreadPoolExecutor(threads) as pool:
+            for me in range(threads):
+                pool.submit(ask, me)
+            try:  # each change after every thread has begun a call since the one before
+                for number, change in enumerate(self.made[2:]):
+                    clock.wait()
+                    if change.what == "detach":
+                        outcome.learned = state_of(plug) == self.learned
+                    clock.tick(hands, change)
+                    str(plug.edits)
+                    if change.what != "detach" and number % 2 == 0:
+                        with tempfile.TemporaryDirectory() as folder:
+                            plug.save(folder)
+            except Exception as error:
+                outcome.errors.append(_told("change", error))
+            clock.over = True
         outcome.seconds = time.perf_counter() - begin
-        for one, first, last, answer in (call for some in found for call in some):
-            self._judge(outcome, one, first, last, answer)
+        for call in found:
+            self._judge(outcome, *call)
         outcome.calls += len(outcome.errors)
         plug.detach()
-        outcome.clean = traces(self.model) == self.trace and all(
-            self.answer(self.model, one) == right for one, right in self.base.items()
-        )
+        again = {one: self.answer(self.model, one) for one in self.asked}
+        outcome.clean = traces(self.model) == self.trace and again == self.base
         return outcome
-
-    def _change(self, plug: Any, hands: _Hands, clock: _Clock, outcome: Outcome) -> None:
-        """Make the changes, each after every thread has begun a call since the one before; and look."""
-        try:
-            for number, change in enumerate(self.made[2:]):
-                clock.wait()
-                if change.what == "detach":
-                    outcome.learned = same(state_of(plug), self.learned)
-                clock.tick(lambda change=change: hands.do(change))  # type: ignore[misc]
-                if change.what != "detach":
-                    self._look(plug, number)
-        except Exception as error:
-            outcome.errors.append(_told("change", error))
-        finally:
-            clock.over = True
-
-    def _look(self, plug: Any, number: int) -> None:
-        """What changes nothing."""
-        str(plug.edits)
-        if number % 2 == 0:
-            with tempfile.TemporaryDirectory() as folder:
-                plug.save(folder)
 
     def _judge(self, outcome: Outcome, one: Asked, first: int, last: int, answer: Hashable) -> None:
         outcome.calls += 1
@@ -271,7 +223,7 @@ class Stress:
 
 
 class _Row(NamedTuple):
-    """A generation: the ids to be read next, its mask, its cache, and what was said."""
+    """A generation: ``ids`` are to be read next."""
 
     ids: torch.Tensor
     mask: torch.Tensor
@@ -287,16 +239,15 @@ class _Clock:
         self.rounds = [0] * threads
         self.over = False
 
-    def tick(self, do: Callable[[], None]) -> None:
+    def tick(self, hands: _Hands, change: Change) -> None:
         self.begun += 1
-        do()
+        hands.do(change)
         self.ended += 1
 
     def wait(self) -> None:
         before, until = list(self.rounds), time.monotonic() + 60
         while any(now <= then for now, then in zip(self.rounds, before, strict=True)):
-            if time.monotonic() > until:
-                raise TimeoutError("a thread has not come back for a minute")
+            assert time.monotonic() < until, "a thread has not come back for a minute"
             time.sleep(0.001)
 
 
@@ -306,7 +257,7 @@ class _Hands:
     def __init__(self, plug: Any, facts: Sequence[Edit]) -> None:
         self._plug, self._facts = plug, facts
         self._made: dict[int, Edit] = {}
-        self._pause: Any = None
+        self._pause = ExitStack()
 
     def do(self, change: Change) -> None:
         with warnings.catch_warnings():
@@ -314,44 +265,35 @@ class _Hands:
             if change.what == "detach":
                 self._plug.detach()
             elif change.what == "pause":
-                self._pause = self._plug.paused()
-                self._pause.__enter__()
+                self._pause.enter_context(self._plug.paused())
             elif change.what == "resume":
-                self._pause.__exit__(None, None, None)
+                self._pause.close()
             elif change.what == "edit":
-                fact = self._facts[change.fact]
-                self._made[change.fact] = self._plug.edit(
-                    fact.prompt, fact.target, fact.subject, progress=False
-                )
+                self._made[change.fact] = self._plug.edit(self._facts[change.fact], progress=False)
             else:
                 getattr(self._plug, change.what)(self._made[change.fact])
 
 
-def state_of(plug: Any) -> dict[str, torch.Tensor]:
-    """Copies of all that a plug has learned."""
-    return {name: tensor.clone() for name, tensor in plug.method.state().tensors.items()}
+def state_of(plug: Any) -> dict[str, bytes]:
+    """The bits of all that a plug has learned."""
+    return {name: _bits(tensor) for name, tensor in plug.method.state().tensors.items()}
 
 
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    """Whether two states are the same to the bit."""
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+def _bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def traces(model: Any) -> dict[str, Any]:
     """What must be as before on a model: each module's attributes and hooks, and the bits of its tensors."""
-    found: dict[str, Any] = {"model": sorted(vars(model))}
+    found: dict[str, Any] = {f"bits of {name}": _bits(tensor) for name, tensor in model.state_dict().items()}
     for name, module in model.named_modules():
         hooks = [
-            len(x) for key, x in sorted(vars(module).items()) if "_hooks" in key and hasattr(x, "__len__")
+            len(x) for key, x in sorted(vars(module).items()) if key.endswith("_hooks") and x is not None
         ]
         flags = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
         found[name] = (sorted(vars(module)), hooks, flags, module.training)
-    for name, tensor in model.state_dict().items():
-        found[f"bits of {name}"] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return found
 
 
 def _told(where: str, error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
-    return f"{where}: {type(error).__name__}: {str(error)[:160]} ({place})"
+    return f"{where}: {error!r:.200} {traceback.extract_tb(error.__traceback__)[-1]}"

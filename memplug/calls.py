@@ -8,24 +8,32 @@ filled. The answers are found here once, from the decoder's own arguments, howev
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import begins_anew, filled, forward_frame, generating, open_columns, ordinary
 from .gate import Gate
-from .holding import held_by
+from .holding import Rows, Tokens, held_by, hold, tokens_of
 from .hooks import Hook
-from .layers import Anatomy
+from .interrupts import undone
+from .layers import Anatomy, UnsupportedModelError, taken
 
 __all__ = ["Call", "CallTracker"]
 
+_PACKED = (
+    "{}, but edits are looked for row by row; give each text a row of its own (padded, with its mask) in "
+    "generate() or the model, or choose a method that changes weights (ultraedit, finetune)"
+)
+_UNREAD = (
+    "the cache was filled before these edits could be looked for in it (before the plug was attached, or "
+    "with embeddings before an edit), and cannot be filled again; begin with a new cache and the whole prompt"
+)
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """Names under which decoders are handed what they kept."""
 
@@ -45,10 +53,16 @@ class Call:
         states: hidden states by layer, filled by the hooks of the forward.
         scratch: whatever a method decides for this forward.
         ids: LongTensor [B,T]; the new tokens, or None where embeddings were given.
+        marks: [B,T]; what new tokens are told apart by: their ids, or a part of their embeddings.
         prompt: LongTensor [B]; real tokens of each row that are its prompt, or None where nobody said.
         whole: whether it is known that no token is padding.
         media: BoolTensor [B,T]; the new tokens that stand for an image, a video or a sound, or around one;
             None where the model takes none.
+        tokens: those of the cache's columns and the new ones; None where some went into the cache unseen.
+        asks: whether the new tokens are a prompt's, or a further part of one, and not what is said to it.
+        prefills: whether it is known that they are (``generate`` reads a prompt in pieces).
+        refused: why no edit can be looked for in its rows; empty where one can.
+        met: layers in which a hook was met; see `inner`.
     """
 
     valid: Tensor
@@ -61,14 +75,25 @@ class Call:
     states: dict[int, Tensor] = field(default_factory=dict)
     scratch: Any = None
     ids: Tensor | None = None
+    marks: Tensor | None = None
     prompt: Tensor | None = None
     whole: bool = False
     media: Tensor | None = None
+    tokens: Tokens | None = None
+    asks: bool = True
+    prefills: bool = False
+    refused: str = ""
+    met: set[nn.Module] = field(default_factory=set)
 
     @property
     def words(self) -> Tensor:
         """BoolTensor [B,T]; the new tokens that are words of the text, with the leading BOS."""
         return self.real if self.media is None else self.real & ~self.media
+
+    def check(self) -> None:
+        """Raises UnsupportedModelError where edits cannot be looked for in its rows."""
+        if self.refused:
+            raise UnsupportedModelError(self.refused)
 
     def prompt_end(self) -> Tensor:
         """LongTensor [B]: column, among the new tokens, of each row's last prompt token.
@@ -114,14 +139,16 @@ class CallTracker:
     @property
     def current(self) -> Call | None:
         """The forward that is running on this thread, if any."""
-        running: list[Call | None] | None = getattr(self._local, "running", None)
-        return running[-1] if running else None
+        running: list[tuple[Call | None, bool]] | None = getattr(self._local, "running", None)
+        call, wanted = running[-1] if running else (None, False)
+        return call if wanted else None
 
     @property
-    def _running(self) -> list[Call | None]:
+    def _running(self) -> list[tuple[Call | None, bool]]:
+        """The forwards under way on this thread, and whether a method looks at them."""
         if not hasattr(self._local, "running"):
             self._local.running = []
-        running: list[Call | None] = self._local.running
+        running: list[tuple[Call | None, bool]] = self._local.running
         return running
 
     def media(self, ids: Tensor | None) -> Tensor | None:
@@ -131,12 +158,22 @@ class CallTracker:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Forwards of this thread inside the ``with`` are the base model's."""
-        before = getattr(self._local, "off", False)
-        self._local.off = True
-        try:
+        with self._setting("off", True):
             yield
-        finally:
-            self._local.off = before
+
+    @contextmanager
+    def _setting(self, name: str, value: Any) -> Iterator[None]:
+        before = getattr(self._local, name, None)
+        with undone(lambda: setattr(self._local, name, before)):
+            setattr(self._local, name, value)
+            yield
+
+    def fill(self, cache: Any, tokens: Tokens, rows: Rows) -> None:
+        """Fill ``cache`` again with these tokens, for whose rows a method has decided ``rows``."""
+        cache.reset()
+        hold(cache, rows)
+        with self._setting("again", True):
+            self._read(cache, tokens)
 
     @contextmanager
     def prompt_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
@@ -153,25 +190,22 @@ class CallTracker:
             raise ValueError(
                 f"prompt lengths are {list(lengths)[:8]}; give one number of tokens a row, at least 1"
             )
-        before = getattr(self._local, "lengths", None)
-        self._local.lengths = torch.tensor(list(lengths))
-        try:
+        with self._setting("lengths", torch.tensor(list(lengths))):
             yield
-        finally:
-            self._local.lengths = before
 
-    def hooks(self, wanted: Callable[[], bool]) -> list[Hook]:
-        """Hooks on the decoder; ``wanted()`` false means that this forward is left alone."""
+    def hooks(self, wanted: Callable[[], int]) -> list[Hook]:
+        """Hooks on the decoder; ``wanted()`` is a number for the edits in force, 0 where there are none."""
 
         def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # A forward may run inside another (a prefix is computed when it is first recalled). Each is
             # entered before anything can go wrong, since it is left whatever happens.
-            gone = self.gate.enter(_forward_frame())
+            gone = self.gate.enter(forward_frame())
             running = self._running
             del running[len(running) - gone :]
-            running.append(None)
-            if not getattr(self._local, "off", False) and wanted():
-                running[-1] = self._open(args, kwargs)
+            running.append((None, False))
+            if not getattr(self._local, "off", False):
+                state = wanted()
+                running[-1] = self._open(args, kwargs, state), bool(state)
 
         def begin(_m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             self._local.kept = kwargs.get("logits_to_keep")
@@ -187,10 +221,14 @@ class CallTracker:
 
         def adopt(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # A decoder that is handed no cache makes one; its layers see it first.
-            call = self.current
+            call = self._running[-1][0] if self._running else None
             if call is not None and call.cache is None:
                 call.cache = self._anatomy.bind(args, kwargs).get(self._anatomy.cache_arg)
+            # Also where no edit is in force yet: one that comes later is looked for in what was read.
+            if call is not None and call.cache is not None and call.tokens is not None and keeps:
+                hold(call.cache, call.tokens)
 
+        keeps = self._anatomy.keeps
         decoder, first, head = self._anatomy.decoder, self._anatomy.layers[0], self._anatomy.head
         around = [] if head is None else [Hook(head, "before", begin), Hook(head, "finally", end)]
         return [
@@ -200,16 +238,18 @@ class CallTracker:
             Hook(decoder, "finally", leave),
         ]
 
-    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any], state: int) -> Call | None:
         given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if ids is None and embeds is None:
+            return None  # which the model itself will complain of
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch, length = tokens.shape
         if ids is None:  # a model that also sees embeds its tokens before it enters the text decoder
             whose = getattr(self._local, "ids", None)
             ids = whose if isinstance(whose, Tensor) and whose.shape == tokens.shape else None
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
-        past = _filled(cache, given.get("attention_mask"), length)
+        past = filled(cache, given.get("attention_mask"), length)
         mask, bos, device = given.get("attention_mask"), self._bos_id, tokens.device
         whole = not isinstance(mask, Tensor | dict)  # then nothing is padded, and there is little to find out
         if whole:
@@ -219,7 +259,7 @@ class CallTracker:
                 valid = real.clone()
                 valid[:, 0] = ids[:, 0] != bos
         else:
-            open_ = _open_columns(mask, batch, past + length, device, self._anatomy)
+            open_ = open_columns(mask, batch, past + length, device, self._anatomy)
             start = open_.int().argmax(dim=1)
             real = valid = open_[:, past:]
             # On another device, looking whether a row still begins would wait for it.
@@ -228,20 +268,82 @@ class CallTracker:
                 valid = real & ~((ids == bos) & begins)
         positions = given.get("position_ids")
         first = start
-        if positions is not None and past == 0:
-            positions = positions[0] if positions.ndim == 3 else positions
-            first = positions.expand(batch, -1).gather(1, start[:, None])[:, 0].to(start.device)
-        prompt = None if past else self._prompts(batch, device)
-        kept = getattr(self._local, "kept", None)
-        if prompt is None and past == 0 and type(kept) is int and 1 < kept <= length:
+        refused = ""
+        usual = whole or ordinary(mask, real, open_, self._anatomy)
+        if positions is not None:
+            simple = positions.ndim < 3
+            positions = (positions if simple else positions[0]).expand(batch, -1).to(device)
+            first = positions.gather(1, (start - past).clamp(0, length - 1)[:, None])[:, 0]
+            if state and past == 0 and simple and begins_anew(positions, real):
+                refused = _PACKED.format("position_ids begin anew within a row, which holds several texts")
+                usual = False
+        if type(given.get("cache")).__name__ == "PagedAttentionCache":
+            refused = _PACKED.format("continuous batching (generate_batch) reads many texts as one row")
+        told = getattr(self._local, "lengths", None) is not None
+        prompt = None if past or not state else self._prompts(batch, device)
+        kept: Any = getattr(self._local, "kept", None)
+        judged = type(kept) is int and 1 < kept <= length
+        if prompt is None and judged and (past == 0 or kept < length):
             # The first of the logits asked for is the prompt's: what follows is a draft (assisted decoding),
             # or an answer that is being judged.
             prompt = real.sum(1) - (kept - 1)
-        held, media = held_by(cache), self.media(ids)
+        media = self.media(ids)
         valid = valid if media is None else valid & ~media
-        return Call(
-            valid, real, past, first, start, cache, held, ids=ids, prompt=prompt, whole=whole, media=media
+        reads = generating() if past else ""
+        part = reads != "drafts" and (prompt is not None or not (length == 1 or judged or told))
+        asks = (past == 0 or reads == "prompt" or part) and not getattr(self._local, "again", False)
+        new = Tokens(
+            torch.full_like(real, -1, dtype=torch.long) if ids is None else ids,
+            real,
+            first,
+            (real.sum(1) if prompt is None else prompt) if asks else torch.zeros_like(start),
+            state,
+            usual and (given.get("input_ids") is not None or self._stands_for(ids, embeds)),
         )
+        so_far: Tokens | None = new
+        if past:
+            known = tokens_of(cache)
+            if known is not None and known.ids.shape != (batch, past):
+                known = None  # a caller has put some in by hand
+            if known is not None and known.state != state and known.plain and reads != "drafts":
+                known = self._fill(cache, known, state)
+            if asks and (known is None or known.state != state):
+                refused = refused or _UNREAD
+            so_far = known and known.more(new)
+        return Call(
+            valid, real, past, first, start, cache, held_by(cache), ids=ids, marks=tokens, prompt=prompt,
+            whole=whole, media=media, tokens=so_far, asks=asks, prefills=reads == "prompt", refused=refused,
+        )  # fmt: skip
+
+    def _fill(self, cache: Any, tokens: Tokens, state: int) -> Tokens:
+        """Fill ``cache`` again, with the edits in force: these tokens were read with others."""
+        cache.reset()
+        with self.prompt_lengths(tokens.asked.clamp(min=1).tolist()):
+            self._read(cache, tokens)
+        return replace(tokens, state=state)
+
+    def _read(self, cache: Any, tokens: Tokens) -> None:
+        given = {
+            "input_ids": tokens.ids,
+            "attention_mask": tokens.real.long(),
+            "position_ids": tokens.positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        decoder = self._anatomy.decoder
+        try:
+            decoder(**taken(decoder, given))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a kind of cache that only `generate` knows how to hand in
+            raise UnsupportedModelError(_UNREAD) from error
+
+    def _stands_for(self, ids: Tensor | None, embeds: Any) -> bool:
+        """Whether embeddings are those of these ids, and of nothing that was seen or heard."""
+        ask: Any = getattr(self._anatomy.decoder, "get_input_embeddings", None)
+        if ids is None or ask is None or int(ids.max()) >= ask().weight.shape[0]:
+            return False
+        return torch.equal(ask()(ids), embeds)
 
     def _prompts(self, batch: int, device: torch.device) -> Tensor | None:
         lengths: Tensor | None = getattr(self._local, "lengths", None)
@@ -252,39 +354,3 @@ class CallTracker:
                 f"{len(lengths)} prompt lengths for a batch of {batch} rows; give one for each row"
             )
         return lengths.to(device).repeat_interleave(batch // len(lengths))
-
-
-def _forward_frame() -> FrameType | None:
-    """The frame of the innermost module call that runs a hook; it lasts as long as the module's forward."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__") != nn.Module.__module__:
-        frame = frame.f_back
-    return frame
-
-
-def _filled(cache: Any, mask: Any, length: int) -> int:
-    """Columns in the cache; of one that counts none (state-space layers), as many as the mask says, or 1."""
-    if cache is None:
-        return 0
-    try:
-        return int(cache.get_seq_length())
-    except (AttributeError, ValueError):
-        begun = getattr(cache, "has_previous_state", lambda: True)()
-        columns = mask.shape[1] - length if isinstance(mask, Tensor) and mask.ndim == 2 else 0
-        return max(1, columns) if begun else 0
-
-
-def _open_columns(mask: Any, batch: int, total: int, device: torch.device, anatomy: Anatomy) -> Tensor:
-    """BoolTensor [B,total] of the columns that hold a real token, from any form of attention mask."""
-    if isinstance(mask, dict):  # one mask per kind of layer; full attention sees every real token
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if not isinstance(mask, Tensor):  # None, or a block mask: nothing is padded
-        return torch.ones(batch, total, dtype=torch.bool, device=device)
-    if mask.ndim == 4:  # prebuilt [B,H,T,columns]: what any query sees, since one may see a window only
-        seen = mask[:, 0, :, :total]
-        mask = ((seen ^ anatomy.masked_is_true) if seen.dtype == torch.bool else seen > -1).any(1)
-    mask = mask[:, :total].to(device=device, dtype=torch.bool).expand(batch, -1)
-    if mask.shape[1] < total:  # a caller may leave out the columns of a cache without padding
-        seen = torch.ones(batch, total - mask.shape[1], dtype=torch.bool, device=device)
-        mask = torch.cat([seen, mask], dim=1)
-    return mask

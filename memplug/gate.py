@@ -6,8 +6,9 @@ until the forwards that run have ended, and those that come meanwhile wait until
 sees one state from its first layer to its last, and one that begins later sees the new one.
 
 A forward that was broken off (Ctrl-C) never says that it left. The place in the call stack where it was
-entered tells: it is forgotten when that place is gone. A change is not broken off: once it has the gate to
-itself, Ctrl-C waits until it is done.
+entered tells: it is forgotten when that place is gone. What prepares a change is broken off where it begins
+a forward, and nowhere else. A change is not broken off: once it has the gate to itself, Ctrl-C waits until
+it is done.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Gate:
         self._inside: dict[int, list[FrameType | None]] = {}
         self._changing: int | None = None
         self._depth = 0
-        self._waiting = 0
+        self._waiting = set[int]()
         self._interrupts = Interrupts()
 
     def enter(self, frame: FrameType | None) -> int:
@@ -45,6 +46,7 @@ class Gate:
         Returns:
             Forwards of this thread that had been broken off and are forgotten now.
         """
+        self._interrupts.point()
         me = threading.get_ident()
         with self._moved:
             gone = self._forget(me, sys._getframe(1))
@@ -84,11 +86,10 @@ class Gate:
             self.leave()
 
     @contextmanager
-    def changing(self, *, last: bool = True) -> Iterator[None]:
+    def changing(self) -> Iterator[None]:
         """Inside the ``with`` no forward runs on another thread. To be held for moments only.
 
-        Args:
-            last: whether this completes what `whole` surrounds: from here on it is not broken off.
+        From here on Ctrl-C waits for the end of what `whole` surrounds.
         """
         me = threading.get_ident()
         with self._interrupts.watched():
@@ -101,25 +102,25 @@ class Gate:
                     if not self._depth:
                         self._changing = None
                         self._moved.notify_all()
-                if not last:
-                    self._interrupts.let()
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Inside the ``with`` Ctrl-C waits for its end, once the last change is being made."""
-        return self._interrupts.watched()
+    def whole(self, hold: bool = False) -> AbstractContextManager[None]:
+        """Inside the ``with`` Ctrl-C waits for the next forward; for the end once the last change is being
+        made, or with ``hold``."""
+        return self._interrupts.watched(hold)
 
     def _begin(self, me: int) -> None:
         with self._moved:
-            self._waiting += 1
             try:
+                self._waiting.add(me)
                 while self._changing not in (None, me) or self._inside.keys() - {me}:
                     if not self._moved.wait(_LOOK):
                         self._forget_lost(me)
+                    self._interrupts.point()
                 self._interrupts.hold()
                 self._changing = me
                 self._depth += 1
             finally:
-                self._waiting -= 1
+                self._waiting.discard(me)
                 if self._changing is None:  # broken off: those who wait for it may go on
                     self._moved.notify_all()
 
@@ -132,7 +133,7 @@ class Gate:
     def _forget(self, thread: int, top: FrameType | None) -> int:
         """Forget forwards of a thread that are no longer on its call stack, which ends with ``top``."""
         frames = self._inside.get(thread)
-        if not frames:
+        if frames is None:
             return 0
         running = set[int]()
         while top is not None:

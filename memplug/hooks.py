@@ -7,6 +7,7 @@ before the first is registered, so a mistake leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -64,6 +65,10 @@ class HookSet:
             self.remove()
             raise
         live.on = True
+
+        # Code that was compiled without them would go on without them.
+        if "torch._dynamo" in sys.modules and self._thread is None:
+            torch.compiler.reset()
 
     def remove(self) -> None:
         """Take every hook off; a second call does nothing, or goes on with one that was broken off."""

@@ -278,6 +278,11 @@ def _check_kind(model: nn.Module) -> None:
     name = type(model).__name__
     if not hasattr(model, "config"):
         raise UnsupportedModelError(f"{name} has no config; give a Hugging Face causal language model")
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UnsupportedModelError(
+            f"{name} puts virtual tokens of its own in front of each text (peft, prompt or prefix tuning); "
+            "attach to the model inside it, model.base_model"
+        )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name} is an encoder-decoder; memplug edits decoder-only models")
     if not getattr(model, "can_generate", lambda: False)():

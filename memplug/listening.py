@@ -150,7 +150,12 @@ class Listener:
         held = call.held
         count = len(call.valid)
         if isinstance(held, Heard) and held.owner is self and len(held) == count:
-            before, whole, first = held.rows, True, held.first
+            before, whole = held.rows, True
+            # Those of a row that has been padding so far are known only now.
+            first = tuple(
+                old if row.reading.count else new
+                for row, old, new in zip(before, held.first, call.first.tolist(), strict=True)
+            )
         else:
             none = torch.zeros(len(self._think), 0, calibration.root.shape[-1], dtype=torch.float32)
             before = tuple(RowHeard(Reading(), none, (), none[0]) for _ in range(count))

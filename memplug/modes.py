@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+
+from .interrupts import undone
 
 __all__ = ["evaluating", "frozen", "learning", "uncast"]
 
@@ -31,32 +33,36 @@ def frozen(model: nn.Module) -> AbstractContextManager[None]:
 def _without(model: nn.Module, flag: str) -> Iterator[None]:
     """A flag of modules or parameters off, from the first ``with`` that is entered to the last that is left,
     whichever threads they are on. Until then those that had it are remembered on the model."""
-    key = f"_memplug_{flag}"
-    with _COUNTING:
-        held = vars(model).get(key)
-        if held is None:
-            every = model.modules() if flag == "training" else model.parameters()
-            held = vars(model)[key] = _Held([thing for thing in every if getattr(thing, flag)])
-        held.users += 1
-    try:
+    key, me = f"_memplug_{flag}", object()
+
+    def leave() -> None:
+        with _COUNTING:
+            held = vars(model).get(key)
+            if held is not None:
+                held.users.discard(me)
+                if not held.users:
+                    for thing in held.things:
+                        setattr(thing, flag, True)
+                    del vars(model)[key]
+
+    with undone(leave):
+        with _COUNTING:
+            held = vars(model).get(key)
+            if held is None:
+                every = model.modules() if flag == "training" else model.parameters()
+                held = vars(model)[key] = _Held([thing for thing in every if getattr(thing, flag)])
+            held.users.add(me)
         for thing in held.things:
             setattr(thing, flag, False)
         yield
-    finally:
-        with _COUNTING:
-            held.users -= 1
-            if not held.users:
-                for thing in held.things:
-                    setattr(thing, flag, True)
-                del vars(model)[key]
 
 
 @dataclass
 class _Held:
-    """Modules or parameters whose flag is off meanwhile, and how many asked for that."""
+    """Modules or parameters whose flag is off meanwhile, and who asked for that."""
 
     things: list[Any]
-    users: int = 0
+    users: set[object] = field(default_factory=set)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from .chat import Given, as_prompt, is_chat, question, show
 from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditTable, as_edits
 from .hooks import HookSet
+from .inner import watched
+from .interrupts import undone
 from .layers import dissect, learning, uncast
 from .methods import Registered
 from .methods.base import ChangesWeights, Fits, Host
@@ -62,16 +64,18 @@ class Plug:
         self.layers = anatomy.names[0].rpartition(".")[0]
         self._edits: dict[str, Edit] = {}
         self._off: frozenset[str] = frozenset()
-        self._count = 0
+        self._count, self._version = 0, 1
         self.saves = Saves()
         self._paused = 0
         self._lock = threading.RLock()
         self._hooks: HookSet | None = None
-        self._hooks = HookSet([*tracker.hooks(self._wanted), *self.method.hooks()])
+        self._hooks = HookSet([*tracker.hooks(self._wanted), *watched(anatomy, tracker, self.method.hooks())])
         setattr(model, _MARK, self)
 
-    def _wanted(self) -> bool:
-        return self._hooks is not None and not self._paused and bool(self.method.active)
+    def _wanted(self) -> int:
+        """A number for the edits in force; 0 where there are none."""
+        on = self._hooks is not None and not self._paused and self.method.active
+        return self._version if on else 0
 
     # ------------------------------------------------------------------ editing
 
@@ -146,6 +150,7 @@ class Plug:
     def take_over(self, edits: Mapping[str, Edit], off: Iterable[str], count: int) -> None:
         """Hold these edits, which the method has learned already."""
         self._edits, self._off, self._count = dict(edits), frozenset(off), count
+        self._version += 1
 
     @property
     def edits(self) -> EditTable:
@@ -188,14 +193,14 @@ class Plug:
         with self._changing():
             chosen = [edit for edit in self._chosen(edits) if edit.id not in self._off]
             self.method.switch(chosen, False, progress=True)
-            self._off = self._off.union(str(edit.id) for edit in chosen)
+            self.take_over(self._edits, self._off.union(str(edit.id) for edit in chosen), self._count)
 
     def enable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits on again."""
         with self._changing():
             chosen = [edit for edit in self._chosen(edits) if edit.id in self._off]
             self.method.switch(chosen, True, progress=True)
-            self._off = self._off.difference(str(edit.id) for edit in chosen)
+            self.take_over(self._edits, self._off.difference(str(edit.id) for edit in chosen), self._count)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -206,7 +211,7 @@ class Plug:
         """
         if self._tracker.gate.inside:
             raise RuntimeError("edits cannot be changed inside a forward of the model; do it before or after")
-        with self._lock, learning(), self._tracker.gate.whole():
+        with self._lock, self._tracker.gate.whole(), learning():
             self._check_attached()  # another thread may have detached meanwhile
             yield
 
@@ -262,23 +267,30 @@ class Plug:
         That holds for all threads. A pause begins and ends between forwards; where edits are in the weights
         it waits for a change that another thread is making.
         """
-        weights, stack = isinstance(self.method, ChangesWeights), ExitStack()
+        weights, stack, gate = isinstance(self.method, ChangesWeights), ExitStack(), self._tracker.gate
 
         @contextmanager
         def turning() -> Iterator[None]:
-            with self._lock if weights else nullcontext(), uncast(), self._tracker.gate.changing():
+            with self._lock if weights else nullcontext(), gate.changing(), uncast():
                 yield
 
-        with turning():
-            if isinstance(self.method, ChangesWeights):
-                stack.enter_context(self.method.paused())
-            self._paused += 1
-        try:
-            yield
-        finally:
+        begun = False
+
+        def end() -> None:
+            nonlocal begun
+            if begun:
+                with gate.whole(hold=True), turning():
+                    self._paused -= 1
+                    stack.close()
+                    begun = False
+
+        with undone(end):
             with turning():
-                self._paused -= 1
-                stack.close()
+                if isinstance(self.method, ChangesWeights):
+                    stack.enter_context(self.method.paused())
+                self._paused += 1
+                begun = True
+            yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -317,7 +329,7 @@ class Plug:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         self._text.check_size(asked)
         self._text.check_length(self._text.encode(asked), asked)
-        with self._lock, uncast():
+        with self._lock, self._tracker.gate.whole(), uncast():
             self._check_attached()
             return self.method.explain(asked)
 
@@ -343,7 +355,7 @@ class Plug:
                 written (disk full, no permission, ...). What was there before is as it was.
         """
         folder = Path(path)
-        with self._lock, uncast():
+        with self._lock, self._tracker.gate.whole(), uncast():
             self._check_attached()
             storage.save(folder, self, self.saves.replaceable(folder, overwrite))
 
@@ -353,7 +365,7 @@ class Plug:
         Waits for forwards and changes of other threads that are under way. Detaching twice is fine: where the
         first was broken off, the second goes on with it.
         """
-        with self._lock, uncast(), self._tracker.gate.changing():
+        with self._lock, self._tracker.gate.changing(), uncast():
             if self._hooks is None:
                 return
             self._hooks.remove()
@@ -374,7 +386,7 @@ class Plug:
             raise ValueError(
                 f"edits of {self.name!r} are not weights and cannot be merged; save the plug instead"
             )
-        with self._lock, uncast(), self._tracker.gate.changing():
+        with self._lock, self._tracker.gate.changing(), uncast():
             self.method.merge()
             self.detach()
         return self.model

@@ -60,9 +60,12 @@ class Prefix:
         return Prefix(kv, self.open[rows.cpu()], start)
 
 
-def causal(queries: int, columns: int, hidden: Tensor, additive: bool) -> Tensor:
-    """The mask [1,1,queries,columns] that None stands for: lower-right aligned, causal."""
-    offset = columns - queries
+def causal(queries: int, columns: int, past: int, hidden: Tensor, additive: bool) -> Tensor:
+    """The mask [1,1,queries,columns] that None stands for: causal, behind the first ``past`` columns.
+
+    A static cache has more columns than are filled.
+    """
+    offset = min(columns - queries, past)
     seen = torch.ones(queries, columns, dtype=torch.bool, device=hidden.device).tril(offset)
     if not additive:
         return seen[None, None]

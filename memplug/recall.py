@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .attending import KeepsCache, check_attention, checkpointing, turn_of, whole_cache
 from .hooks import Hook, OwnHooks, resume, skipping_below
+from .interrupts import undone
 from .kept import Kept
 from .layers import Anatomy, UnsupportedModelError, evaluating, input_device, taken, text_config
 from .prefix import KV, Extension, Prefix, PrefixedCache, causal
@@ -87,12 +88,10 @@ class Recall:
     @contextmanager
     def forced(self, prefix: Prefix | None) -> Iterator[None]:
         """Every forward of this thread inside the ``with`` recalls exactly ``prefix`` (None: nothing)."""
-        before = self._busy, self._forced
-        self._local.busy, self._local.forced = True, prefix
-        try:
+        busy, forced = self._busy, self._forced
+        with undone(lambda: vars(self._local).update(busy=busy, forced=forced)):
+            self._local.busy, self._local.forced = True, prefix
             yield
-        finally:
-            self._local.busy, self._local.forced = before
 
     def resume(self, hidden: Tensor, run: Callable[[], Any], prefix: Prefix | None, flat: Tensor) -> Tensor:
         """Logits [P,V] of a forward that starts at ``layer``, with ``prefix`` recalled by its rows.
@@ -205,7 +204,8 @@ class Recall:
         columns = queries if cache is None else cache.get_mask_sizes(queries, index)[0]
         mask = bound.get(anatomy.mask_arg)
         if mask is None:
-            mask = causal(queries, columns, hidden, self._eager)
+            past = 0 if cache is None else int(cache.get_seq_length(index))
+            mask = causal(queries, columns, past, hidden, self._eager)
         extend = Extension(prefix, anatomy, hidden.device)
         bound[anatomy.mask_arg] = extend.mask(mask, hidden.shape[0])
         if anatomy.alibi_arg:

@@ -130,6 +130,31 @@ def linears_of(module: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def adapters(model: nn.Module) -> frozenset[Any]:
+    """Which adapters (peft's) are at work in ``model``; what was computed with others does not hold.
+
+    Raises:
+        UnsupportedModelError: the rows of a batch have adapters of their own.
+    """
+    found: list[Any] = [module for module in model.modules() if hasattr(module, "merged_adapters")]
+    mixed = [
+        (one._forward_pre_hooks, key)
+        for one in found
+        for key, hook in one._forward_pre_hooks.items()
+        if "adapter_names" in getattr(hook, "keywords", ())
+    ]
+    if mixed:
+        for hooks, key in mixed:  # peft leaves them there where a forward ends with an error
+            del hooks[key]
+        raise UnsupportedModelError(
+            "rows of this batch have adapters of their own (adapter_names), and what is put in front of them "
+            "is read with the active one; call set_adapter and the model for each adapter by itself"
+        )
+    return frozenset(
+        (str(one.active_adapters), one.disable_adapters, str(one.merged_adapters)) for one in found
+    )
+
+
 def _base(module: nn.Module) -> Any:
     return getattr(module, "base_layer", None)
 

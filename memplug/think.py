@@ -140,6 +140,7 @@ def think_hooks(anatomy: Anatomy, tracker: CallTracker, layers: tuple[int, ...])
         def after(_m: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
             call = tracker.current
             if call is not None:
+                call.check()
                 call.states[index] = anatomy.hidden(output)
 
         return Hook(anatomy.layers[index], "after", after)

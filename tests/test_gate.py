@@ -91,32 +91,31 @@ def test_a_forward_that_was_broken_off_is_forgotten():
         pass
 
 
-def test_ctrl_c_waits_for_a_change_and_for_what_follows_it():
+def test_ctrl_c_waits_for_the_next_forward_and_behind_a_change_for_the_end():
     gate, done = Gate(), []
 
-    def change(at, last):
+    def change(at):
         with gate.whole():
-            for name in ("a part", "the change"):
-                with gate.changing(last=name == last):
-                    if name == at:
-                        signal.raise_signal(signal.SIGINT)
+            for name in ("a part", "a forward", "the change", "what follows"):
+                if name == at:
+                    signal.raise_signal(signal.SIGINT)
+                    done.append("kept")
+                if name == "the change":
+                    with gate.changing():
+                        done.append(name)
+                with gate.looking():
                     done.append(name)
-            if at == "before":
-                signal.raise_signal(signal.SIGINT)
-            done.append("what follows")
 
-    with pytest.raises(KeyboardInterrupt):
-        change(at="the change", last="the change")
-    assert done == ["a part", "the change", "what follows"]
-    done.clear()
-    with pytest.raises(KeyboardInterrupt):
-        change(at="a part", last="the change")
-    assert done == ["a part"]
-    done.clear()
-    with pytest.raises(KeyboardInterrupt):
-        change(at="before", last=None)
-    assert done == ["a part", "the change"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for at, want in (
+        ("a part", ["kept"]),
+        ("a forward", ["a part", "kept"]),
+        ("what follows", ["a part", "a forward", "the change", "the change", "kept", "what follows"]),
+    ):
+        done.clear()
+        with pytest.raises(KeyboardInterrupt):
+            change(at)
+        assert done == want
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_while_an_edit_is_put_in_force_leaves_it_whole(plug, tokenizer, monkeypatch):

@@ -160,7 +160,13 @@ def test_embeddings_instead_of_ids_and_prebuilt_caches(base, tokenizer):
         with plug.paused():
             cache = base(input_ids=ids, use_cache=True).past_key_values
             expected = base(input_ids=ids[:, -1:], past_key_values=copy.deepcopy(cache)).logits
-        assert torch.equal(base(input_ids=ids[:, -1:], past_key_values=cache).logits, expected)
+        # What was filled without the note is filled again, and goes on as if it had been read with it.
+        with_note = base(input_ids=ids, use_cache=True).past_key_values
+        noted = base(input_ids=ids[:, -1:], past_key_values=with_note).logits
+        assert not torch.equal(noted, expected)
+        assert torch.equal(base(input_ids=ids[:, -1:], past_key_values=copy.deepcopy(cache)).logits, noted)
+        with plug.paused():
+            assert torch.equal(base(input_ids=ids[:, -1:], past_key_values=cache).logits, expected)
 
 
 def test_nothing_near_is_the_base_model_to_the_bit(base, tokenizer):
@@ -380,3 +386,17 @@ def test_a_note_longer_than_the_context(base, tokenizer):
             plug.edit(PROMPT, "Zarnow", "Ada Quill")
         assert not plug.edits
     assert ICLConfig(template="{prompt} {{}} {target}").k == 4
+
+
+def test_a_static_cache_has_columns_that_are_not_filled(tokenizer):
+    """And GPT-2 is handed no mask over them."""
+    model = build("gpt2", vocab_size=len(tokenizer))
+    with attach(model, tokenizer) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        want = answers(model, tokenizer, PROMPT)
+        with plug.paused():
+            assert answers(model, tokenizer, PROMPT) != want
+        ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+        given = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
+        got = model.generate(ids, **given)[0, ids.shape[1] :].tolist()
+        assert [token for token in got if token] == want[0]

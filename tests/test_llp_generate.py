@@ -105,22 +105,28 @@ def test_a_draft_that_is_taken_back_leaves_no_match(plug):
     )
     end = encode(tokenizer, " did")["input_ids"][:, 1:]
     cache = DynamicCache(config=model.config)
+
+    def draft(*parts):
+        """As assisted decoding does, which asks for the logits of all that it hands in."""
+        ids = torch.cat(parts, 1)
+        return model(input_ids=ids, past_key_values=cache, logits_to_keep=ids.shape[1]).logits
+
     with torch.no_grad():
         model(input_ids=prompt, past_key_values=cache)
-        drafted = model(input_ids=name, past_key_values=cache).logits
+        drafted = draft(name)
         with plug.paused():
             plain = model(input_ids=torch.cat([prompt, name], 1)).logits[:, prompt.shape[1] :]
         assert (drafted - plain).abs().max() > 1e-2  # the draft is recalled for
         cache.crop(-name.shape[1])
-        after = model(input_ids=end, past_key_values=cache).logits
+        after = draft(end)
         with plug.paused():
             expected = model(input_ids=torch.cat([prompt, end], 1)).logits[:, prompt.shape[1] :]
         torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
 
         cache.crop(-end.shape[1])
-        model(input_ids=torch.cat([name, end], 1), past_key_values=cache)
+        draft(name, end)
         cache.crop(-end.shape[1])  # the name stays
-        after = model(input_ids=end, past_key_values=cache).logits
+        after = draft(end)
         with plug.paused():
             plain = model(input_ids=torch.cat([prompt, name, end], 1)).logits[:, -end.shape[1] :]
         assert (after - plain).abs().max() > 1e-2

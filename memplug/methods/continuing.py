@@ -13,8 +13,9 @@ from typing import TypeVar
 from torch import Tensor
 
 from ..calls import Call
+from ..layers import UnsupportedModelError
 
-__all__ = ["Continuing", "rows_of", "unflat"]
+__all__ = ["Continuing", "not_in_pieces", "rows_of", "unflat"]
 
 T = TypeVar("T")
 
@@ -38,14 +39,14 @@ class Continuing:
         """
         before = getattr(self._local, "before", None)
         self._local.before = None
-        if call.ids is None or call.prompt is not None:
+        if call.marks is None or call.prompt is not None:
             return read
-        if before is not None and before[0].shape[1] + 1 == call.ids.shape[1]:
-            ids, old = before
-            same = (call.ids[:, None, :-1] == ids[None]).all(-1)  # [B,B']
+        if before is not None and before[0].shape[1] + 1 == call.marks.shape[1]:
+            marks, old = before
+            same = (call.marks[:, None, :-1] == marks[None]).all(-1)  # [B,B']
             if bool(same.any(1).all()):
                 read = take(old, same.int().argmax(1))
-        self._local.before = call.ids, read
+        self._local.before = call.marks, read
         return read
 
 
@@ -57,3 +58,13 @@ def rows_of(x: Tensor, rows: Tensor) -> Tensor:
 def unflat(x: Tensor, batch: int) -> Tensor:
     """[B,T,w] of a linear's input or output, whether or not the model flattened rows and tokens (OPT)."""
     return x if x.ndim == 3 else x.view(batch, -1, x.shape[-1])
+
+
+def not_in_pieces(method: str, scope: str) -> UnsupportedModelError:
+    """For a prompt whose later part decides what its earlier part, in the cache, was to be read with."""
+    return UnsupportedModelError(
+        f"with this scope {method} finds out by a later part of a prompt what all its tokens are read with, "
+        "and those before are in the cache; give the whole prompt at once, with a new cache and without "
+        "prefill_chunk_size (or inside plug.prompt_lengths(...) where this is an answer to be judged), or "
+        f"attach with {scope}"
+    )

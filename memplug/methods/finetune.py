@@ -100,10 +100,11 @@ class FineTune(LedgerMethod):
             with self.ledger.paused(), host.tracker.off():
                 texts = ordinary_texts(host.text, self.config.seed)[:_TEXTS]
                 found = second_moments(host, self.sites, texts, host.text.max_length).by_site
-                for site in self.sites:
+                for name, moment in found.items():
                     # Not the module's own weight: in a draft that still holds the edits in force.
-                    moment, weight = found[site.name], self.ledger.pristine.weight(site.name)
-                    self._usual[site.name] = moment / ((moment @ weight) * weight).sum().clamp(min=1e-30)
+                    weight = self.ledger.pristine.weight(name)
+                    found[name] = moment / ((moment @ weight) * weight).sum().clamp(min=1e-30)
+                self._usual = found  # last: this may be broken off
         return self._usual
 
     def _make(self, edits: Sequence[Edit]) -> Entry:

@@ -23,7 +23,7 @@ from ...hooks import Hook, OwnHooks, StopForward
 from ...layers import evaluating
 from ...text import Pair
 from ..base import Host
-from ..continuing import Continuing, rows_of, unflat
+from ..continuing import Continuing, not_in_pieces, rows_of, unflat
 from ..llp.lessons import Lesson
 from ..llp.passes import Line
 from .config import ELDERConfig
@@ -103,7 +103,10 @@ class RowScope:
 
         def look(states: Tensor) -> None:
             call = tracker.current
-            if call is not None and self._held(call) is None:
+            if call is None:
+                return
+            call.check()
+            if call.asks or self._held(call) is None:
                 call.scratch = unflat(states.detach(), len(call.valid))
 
         return [self._site.hook(self._host.anatomy, look)]
@@ -114,20 +117,27 @@ class RowScope:
         return held if mine else None
 
     def decide(self, call: Call) -> Used | None:
-        """The experts in use: as decided when the rows' cache was begun, or now if this is the beginning."""
-        held, known = self._held(call), self._known()
-        if held is None or held.version != known.version:
-            if held is None and call.past and call.valid.shape[1] == 1:
-                return None  # a cache begun without us; what follows is an answer's token, not a prompt's
-            query = self._query(call) if held is None else held.query
+        """The experts in use: as decided when the rows' cache was begun, or now if this is the beginning.
+
+        Raises:
+            UnsupportedModelError: more of a prompt comes, and decides otherwise than what the cache holds.
+        """
+        before, known = self._held(call), self._known()
+        if before is None and not call.asks:
+            return None  # a cache begun without us; what follows is an answer's token, not a prompt's
+        held = before
+        if held is None or held.version != known.version or call.asks:
+            query = self._query(call) if held is None or call.asks else held.query
             if held is None and call.cache is None and not call.past:
                 query = self._continuing.keep(call, query, rows_of)
             scope, routing = torch.zeros(len(query), dtype=torch.bool), None
             if known.on():
                 routing, decision = self.look(query)
                 scope = decision.scope
-            length = held.length if held is not None else call.past + call.prompt_width
+            length = held.length if held is not None and not call.asks else call.past + call.prompt_width
             held = Held(self, known.version, query, scope, routing, length)
+            if call.past and call.asks and any(one is not None and one.scope.any() for one in (before, held)):
+                raise not_in_pieces("elder", 'scope="answer"')
             if call.cache is not None:
                 hold(call.cache, held)
         if held.routing is None or not bool(held.scope.any()):

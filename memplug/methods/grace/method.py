@@ -20,7 +20,7 @@ from ...hooks import Hook
 from ...nearest import Nearest
 from ...text import Pair
 from ..base import Host, State
-from ..continuing import Continuing, rows_of, unflat
+from ..continuing import Continuing, not_in_pieces, rows_of, unflat
 from ..elder.places import find_places, find_site
 from .codebook import Codebook, Entry, Keyed
 from .coded import Coded, query_of
@@ -36,7 +36,7 @@ class GRACE:
 
     A row's key is read at its last prompt token, once, and decides for the whole text. In a plain forward
     over prompt and answer, `Plug.prompt_lengths` says where the prompt ends; unsaid, the last real token
-    counts. A text given in pieces with a cache is decided by the first piece.
+    counts. A text given in pieces with a cache is refused where a later piece decides otherwise.
 
     Args:
         host: the model.
@@ -77,14 +77,17 @@ class GRACE:
 
         def look(states: Tensor) -> None:
             call = tracker.current
-            if call is not None and self._held(call) is None:
+            if call is None:
+                return
+            call.check()
+            if call.asks or self._held(call) is None:
                 call.scratch = query_of(call, unflat(states.detach(), len(call.valid)))
 
         def after(_m: Any, _args: Any, _kwargs: Any, output: Tensor) -> Tensor | None:
             call = tracker.current
             if call is None:
                 return None
-            begins = self._held(call) is None
+            begins = call.asks or self._held(call) is None
             coded = self._decide(call)
             if coded is None:
                 return None
@@ -99,18 +102,27 @@ class GRACE:
         return held if mine else None
 
     def _decide(self, call: Call) -> Coded | None:
-        """What the rows are given: as decided when their cache was begun, or now if this is the beginning."""
+        """What the rows are given: as decided when their cache was begun, or now if this is the beginning.
+
+        Raises:
+            UnsupportedModelError: more of a prompt comes, and decides otherwise than what the cache holds.
+        """
         held = self._held(call)
-        if held is not None and held.version == self._version:
+        if held is not None and held.version == self._version and not call.asks:
             return held
-        if held is None and call.past and call.valid.shape[1] == 1:
+        if held is None and not call.asks:
             return None  # a cache begun without us; what follows is an answer's token, not a prompt's
-        query = call.scratch if held is None else held.query
+        query = call.scratch if held is None or call.asks else held.query
         if held is None and call.cache is None and not call.past:
             query = self._continuing.keep(call, query, rows_of)
         entry, value = self._find(query)
-        length = held.length if held is not None else call.past + call.prompt_width
+        length = held.length if held is not None and not call.asks else call.past + call.prompt_width
         coded = Coded(self, self._version, query, entry, value, length)
+        if call.past and call.asks:
+            none = torch.full_like(entry, -1)
+            before = none if held is None else held.entry
+            if not torch.equal(before, none if self.config.replace == "last" else entry):
+                raise not_in_pieces("grace", 'scope="asked"')
         if call.cache is not None:
             hold(call.cache, coded)
         return coded

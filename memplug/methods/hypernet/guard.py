@@ -62,8 +62,9 @@ class Guard:
                 )
         if self._texts is None:
             with self._ledger.paused(), self._host.tracker.off():
-                self._texts = self._chosen()
-                self._base = perplexity(self._host, self._texts) if self._texts else 1.0
+                texts = self._chosen()
+                self._base = perplexity(self._host, texts) if texts else 1.0
+                self._texts = texts  # last: this may be broken off
         found = perplexity(self._host, self._texts) if self._texts else 1.0
         if not found <= config.max_perplexity * self._base:
             raise CollapseError(

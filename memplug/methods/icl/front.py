@@ -162,7 +162,8 @@ class Reader(Recall):
         columns, offset = (queries, 0) if cache is None else cache.get_mask_sizes(queries, index)
         mask = bound.get(anatomy.mask_arg)
         if mask is None:
-            mask = causal(queries, columns, hidden, self._eager)
+            past = 0 if cache is None else int(cache.get_seq_length(index))
+            mask = causal(queries, columns, past, hidden, self._eager)
         extend = _Widened(prefix, anatomy, hidden.device)
         bound[anatomy.mask_arg] = extend.widen(mask, offset)
         if anatomy.alibi_arg:

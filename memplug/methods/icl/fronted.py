@@ -57,25 +57,16 @@ class Fronted:
     Attributes:
         owner: the method that decided; another one's decisions do not count.
         notes: those of each row, in the order of the text.
-        begin, first: LongTensor [B]; column and position id of each row's first real token.
+        begin: LongTensor [B]; column of each row's first real token.
         bos: BoolTensor [B]; whether that is a BOS.
         seen: None where no row has any notes.
-        length: columns of the cache when it was decided.
-        ids: LongTensor [B,C], the tokens of the cache's columns; None where they are not known.
-        real: BoolTensor [B,C], which of them are not padding.
-        before: what was decided before this, by fewer columns.
     """
 
     owner: Any
     notes: tuple[tuple[Note, ...], ...]
     begin: Tensor
-    first: Tensor
     bos: Tensor
     seen: Seen | None
-    length: int
-    ids: Tensor | None
-    real: Tensor
-    before: Fronted | None = None
 
     def __len__(self) -> int:
         return len(self.notes)
@@ -86,32 +77,15 @@ class Fronted:
     def select(self, rows: Tensor) -> Fronted:
         """The same for rows ``rows`` of it."""
         at = rows.to(self.begin.device)
-        return Fronted(
-            self.owner,
-            tuple(self.notes[row] for row in rows.tolist()),
-            self.begin[at],
-            self.first[at],
-            self.bos[at],
-            None if self.seen is None else self.seen.select(rows),
-            self.length,
-            None if self.ids is None else self.ids[rows.to(self.ids.device)],
-            self.real[rows.to(self.real.device)],
-            None if self.before is None else self.before.select(rows),
-        )
+        seen = None if self.seen is None else self.seen.select(rows)
+        notes = tuple(self.notes[row] for row in rows.tolist())
+        return Fronted(self.owner, notes, self.begin[at], self.bos[at], seen)
 
-    def crop(self, length: int) -> Fronted | None:
-        """The same for a cache cut to ``length`` columns; None where the prompt is cut as well."""
-        if length < self.length:
-            return None if self.before is None else self.before.crop(length)
-        ids = None if self.ids is None else self.ids[:, :length]
-        return replace(self, ids=ids, real=self.real[:, :length])
-
-    def longer(self, call: Call) -> Fronted:
-        """The same behind the new tokens of ``call``."""
-        ids = None
-        if self.ids is not None and call.ids is not None:
-            ids = torch.cat([self.ids, call.ids.to(self.ids.device)], 1)
-        return replace(self, ids=ids, real=torch.cat([self.real, call.real.to(self.real.device)], 1))
+    def crop(self, length: int) -> Fronted:
+        """The same for a cache cut to ``length`` columns: notes that stand behind them are gone."""
+        notes = tuple(tuple(note for note in row if note.place < length) for row in self.notes)
+        seen = self.seen and self.seen._replace(open=self.seen.open & (self.seen.place < length))
+        return replace(self, notes=notes, seen=seen)
 
     def by(self, call: Call) -> Tensor | None:
         """LongTensor [B,T], what is added to the positions of new tokens; None for nothing."""

@@ -14,9 +14,9 @@ from torch import Tensor
 from ...calls import Call
 from ...chat import Prompt
 from ...edits import Edit, EditTable
-from ...holding import hold
+from ...holding import Tokens, hold
 from ...hooks import Hook
-from ...layers import taken, text_config
+from ...layers import UnsupportedModelError, taken, text_config
 from ..base import Host, State
 from ..continuing import Continuing
 from ..llp.config import LLPConfig
@@ -25,7 +25,7 @@ from ..llp.retriever import Prepared, Retriever
 from .config import ICLConfig
 from .explain import Explanation
 from .front import Reader
-from .fronted import Fronted
+from .fronted import Fronted, Note
 from .notes import Notes
 from .placing import Placer
 
@@ -41,10 +41,10 @@ class ICL:
     positions and the caller's cache keep their length, and attention sees the notes' keys and values in every
     layer, just as it would see them in one text. (Layers with a sliding window see all of the notes.) A
     text's first forward decides, at its last token, or at the prompt's end where that is told
-    (`Plug.prompt_lengths`). With a cache, a later forward of several tokens decides anew where it holds a
-    user's turn, or where nothing is in front yet; what the cache holds already was read with the notes
-    before. A prompt that is given token by token with a cache is decided by its first token, that is, not
-    at all.
+    (`Plug.prompt_lengths`). With a cache, what comes later is a further part of the prompt if it is several
+    tokens or ``generate`` says so; it decides anew for its turn, and the cache is filled again where its
+    tokens would have seen the notes. A prompt that a caller hands to the model token by token is taken for
+    generated text: it is decided by its first token, that is, not at all.
 
     Args:
         host: the model.
@@ -80,6 +80,7 @@ class ICL:
             call = tracker.current
             if call is None:
                 return None
+            call.check()
             fronted = self._decide(call, args, kwargs)
             call.scratch = fronted
             by = None if fronted is None else fronted.by(call)
@@ -104,15 +105,20 @@ class ICL:
         return [Hook(self._host.anatomy.decoder, "before", enter), *self._reader.hooks(begin, current)]
 
     def _decide(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fronted | None:
-        """What the rows have read: as decided when their cache was begun, or now if this is the beginning."""
+        """What the rows have read: as decided before, or now if a prompt begins or goes on."""
         held = call.held
-        if isinstance(held, Fronted) and held.owner is self and len(held) == len(call.valid):
-            return self._later(held.longer(call), call)
-        if call.past:
-            return None  # a cache begun without us goes on without notes
-        if text_config(self._host.model).num_hidden_layers < len(self._host.anatomy.layers):
-            return None  # a draft by the first layers alone (early exit), which the model itself will check
+        if not (isinstance(held, Fronted) and held.owner is self and len(held) == len(call.valid)):
+            held = None
         given = self._named(args, kwargs)
+        read = call.tokens
+        if read is not None and self._reader.by_mask and given.get("position_ids") is None:
+            read = replace(read, first=torch.zeros_like(read.first))
+        if not call.asks:
+            return held and self._left(held, read)
+        if text_config(self._host.model).num_hidden_layers < len(self._host.anatomy.layers):
+            return held  # a draft by the first layers alone (early exit), which the model itself will check
+        if call.past:
+            return self._later(held, call, read)  # type: ignore[arg-type]
         tokens = {name: given[name] for name in _TOKENS if given.get(name) is not None}
         found = self._asked(tokens, call.ids, call.real, call.prompt_end())
         cached = given.get("use_cache")
@@ -120,53 +126,65 @@ class ICL:
             cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
         if not cached:
             found = self._continuing.keep(call, found, lambda old, rows: [old[i] for i in rows.tolist()])
-        from_zero = self._reader.by_mask and given.get("position_ids") is None
-        bos = (call.words & ~call.valid).gather(1, call.start[:, None])[:, 0]
-        empty = Fronted(
-            self,
-            ((),) * len(found),
-            call.start,
-            torch.zeros_like(call.first) if from_zero else call.first,
-            bos,
-            None,
-            call.prompt_width,
-            call.ids,
-            call.real,
-        )
-        return self._placer.add(empty, found)
+        return self._placer.placed(self._empty(read), read, found)  # type: ignore[arg-type]
 
-    def _later(self, held: Fronted, call: Call) -> Fronted:
-        """What rows have read that were decided before, and read now: see the class."""
+    def _empty(self, tokens: Tokens) -> Fronted:
+        """No notes."""
+        begin, bos = tokens.real.int().argmax(1), self._host.text.bos_id
+        ids = tokens.ids.gather(1, begin[:, None])[:, 0]
+        return Fronted(self, ((),) * len(tokens), begin, ids == (-2 if bos is None else bos), None)
+
+    def _left(self, held: Fronted, tokens: Tokens | None) -> Fronted:
+        """``held`` without notes on edits that are no longer in force."""
         on = self._finder.on
-        if any(id not in on for notes in held.notes for note in notes for id in note.edits):
-            left = [
-                [note._replace(edits=tuple(id for id in note.edits if id in on)) for note in notes]
-                for notes in held.notes
-            ]
-            kept = [tuple(note for note in notes if note.edits) for notes in left]
-            held = self._placer.fronted(held, kept)
-        again = self._again(held, call)
-        if held.ids is None or not any(again):
+        if tokens is None or all(id in on for row in held.notes for note in row for id in note.edits):
             return held
-        end = held.real.long().cumsum(1).argmax(1)
-        found = self._asked({"input_ids": held.ids}, held.ids, held.real, end)
-        found = [ids if anew else () for ids, anew in zip(found, again, strict=True)]
-        if not any(found):
-            return held
-        before = replace(held, ids=held.ids[:, : call.past], real=held.real[:, : call.past])
-        return self._placer.add(replace(held, before=before, length=held.real.shape[1]), found)
-
-    def _again(self, held: Fronted, call: Call) -> list[bool]:
-        """Which rows the new tokens decide anew."""
-        count = call.real.shape[1]
-        if count == 1 or held.ids is None:
-            return [False] * len(held)
-        reach = count + len(self._notes.opens)
-        rows = held.ids[:, -reach:].tolist()
-        return [
-            not notes or self._notes.turn(row) is not None
-            for notes, row in zip(held.notes, rows, strict=True)
+        left = [
+            [note._replace(edits=tuple(id for id in note.edits if id in on)) for note in row]
+            for row in held.notes
         ]
+        kept = [tuple(note for note in row if note.edits) for row in left]
+        return self._placer.fronted(held, tokens, kept)
+
+    def _later(self, held: Fronted | None, call: Call, tokens: Tokens) -> Fronted:
+        """What rows have read when their prompt has gone on; the cache is filled anew where it has to be.
+
+        Raises:
+            UnsupportedModelError: its tokens are not known, or the cache cannot be filled with them.
+        """
+        if bool((tokens.ids < 0).any()):
+            raise UnsupportedModelError(
+                "what the cache holds was given as embeddings, in which no edit can be looked for when more "
+                "of the prompt comes; give it as token ids, or at once and with a new cache"
+            )
+        before = self._empty(tokens)
+        if held is not None:
+            left = self._left(held, tokens)
+            before = replace(before, notes=left.notes, seen=left.seen)
+        end = call.past + call.prompt_end()
+        found = self._asked({"input_ids": tokens.ids}, tokens.ids, tokens.real, end)
+        fresh = self._placer.placed(before, tokens, found)
+        if not call.prefills:  # it may be an answer that is judged: where it asks nothing the notes stay
+            notes = [
+                old if old and not ids else new
+                for old, new, ids in zip(before.notes, fresh.notes, found, strict=True)
+            ]
+            fresh = self._placer.fronted(before, tokens, notes)
+
+        def read(fronted: Fronted | None) -> list[list[Note]]:
+            """Notes that the tokens in the cache have seen."""
+            rows = fronted.notes if fronted else ((),) * len(tokens)
+            return [[note for note in row if note.place < call.past] for row in rows]
+
+        if read(held) != read(fresh):
+            if not tokens.plain:
+                raise UnsupportedModelError(
+                    "a note has to stand before tokens that are in the cache, which cannot be filled again "
+                    "(from embeddings, or with a mask of the caller's); give the whole prompt at once, and a "
+                    "new cache"
+                )
+            self._host.tracker.fill(call.cache, tokens.crop(call.past), fresh)
+        return fresh
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The decoder's arguments by name."""

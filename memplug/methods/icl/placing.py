@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ...edits import Edit
+from ...holding import Tokens
 from ...kept import Kept
 from ...layers import evaluating
 from ...prefix import KV
+from ...sites import adapters
 from ..base import Host
 from .front import Front, Reader
 from .fronted import Fronted, Note, Seen
@@ -42,7 +44,7 @@ class Placer:
 
     def __init__(self, host: Host, reader: Reader, notes: Notes, edit: Callable[[str], Edit]) -> None:
         self._host, self._reader, self._notes, self._edit = host, reader, notes, edit
-        self._kv: Kept[tuple[tuple[int, ...], int, int], KV] = Kept(_READ)
+        self._kv: Kept[tuple[Any, ...], KV] = Kept(_READ)
 
     def clear(self) -> None:
         """Forget what was read."""
@@ -53,19 +55,21 @@ class Placer:
         """Whether notes stand inside chats: the template marks turns, and the model takes positions."""
         return self._reader.inserts and bool(self._notes.opens)
 
-    def add(self, held: Fronted, edits: Sequence[tuple[str, ...]]) -> Fronted:
-        """``held`` with more notes, those on ``edits``, as far as they leave a row some room."""
-        rows: list[list[int]] = [[]] * len(held) if held.ids is None else held.ids.tolist()
-        size = held.real.sum(1).tolist()
-        notes: list[tuple[Note, ...]] = []
+    def placed(self, held: Fronted, tokens: Tokens, edits: Sequence[tuple[str, ...]]) -> Fronted:
+        """``held`` with notes on ``edits`` for the last turn of each row, as far as they leave it some room.
+
+        Those of earlier turns stay. Plain text is one turn.
+        """
+        rows, size, notes = tokens.ids.tolist(), tokens.real.sum(1).tolist(), []
         for b, (ids, row) in enumerate(zip(edits, rows, strict=True)):
-            turn = self._notes.turn(row)
-            inside = turn is not None and self.inserts and not self._seen(row[:turn])
-            room = self._host.text.max_length - size[b] - sum(map(self._size, held.notes[b]))
-            ids = self.fitting(ids, inside, room)
-            place = turn if turn is not None and inside else int(held.begin[b] + held.bos[b])
-            notes.append((*held.notes[b], *([Note(ids, place, inside)] if ids else [])))
-        return self.fronted(held, notes)
+            turn = self._notes.turn(row) if self.inserts else None
+            turn = None if turn is None or self._seen(row[:turn]) else turn
+            inside = turn is not None
+            place = int(held.begin[b] + held.bos[b]) if turn is None else turn
+            kept = [note for note in held.notes[b] if inside and note.inside and note.place < place]
+            ids = self.fitting(ids, inside, self._host.text.max_length - size[b] - sum(map(self._size, kept)))
+            notes.append((*kept, *([Note(ids, place, inside)] if ids else [])))
+        return self.fronted(held, tokens, notes)
 
     def _seen(self, ids: Sequence[int]) -> bool:
         """Whether there is an image among some tokens: a note cannot be read behind what is no text."""
@@ -75,9 +79,9 @@ class Placer:
     def _size(self, note: Note) -> int:
         return len(self._notes.ids(self.edits(note.edits), note.inside))
 
-    def fronted(self, held: Fronted, notes: Sequence[tuple[Note, ...]]) -> Fronted:
+    def fronted(self, held: Fronted, tokens: Tokens, notes: Sequence[tuple[Note, ...]]) -> Fronted:
         """``held`` with these notes in the place of its own."""
-        rows = [self._row(held, b, some) if some else None for b, some in enumerate(notes)]
+        rows = [self._row(held, tokens, b, some) if some else None for b, some in enumerate(notes)]
         full = [row for row in rows if row is not None]
         if not full:
             return replace(held, notes=tuple(notes), seen=None)
@@ -92,17 +96,17 @@ class Placer:
         kv = Front.stack([None if row is None else row.kv for row in rows])
         return replace(held, notes=tuple(notes), seen=Seen(kv, open_.bool(), place, shift))
 
-    def _row(self, held: Fronted, b: int, notes: Sequence[Note]) -> _Row:
+    def _row(self, held: Fronted, tokens: Tokens, b: int, notes: Sequence[Note]) -> _Row:
         """The notes of row ``b``, side by side."""
-        first = int(held.first[b])
+        first = int(tokens.first[b])
         parts: list[_Row] = []
         head: list[int] = []
         column = 0
         for note in notes:
             ids = self._notes.ids(self.edits(note.edits), note.inside)
-            if note.inside and held.ids is not None:
-                real = held.real[b, column : note.place]
-                head += [*held.ids[b, column : note.place][real].tolist(), *ids]
+            if note.inside:
+                real = tokens.real[b, column : note.place]
+                head += [*tokens.ids[b, column : note.place][real].tolist(), *ids]
                 column = note.place
                 parts.append(
                     _Row(self._kv_of(head, first, len(ids)), [note.place] * len(ids), [1] * len(ids))
@@ -136,7 +140,7 @@ class Placer:
                 kv = self._reader.read(ids, begin)
             return [(k[:, :, -kept:], v[:, :, -kept:]) for k, v in kv]
 
-        return self._kv.get((tuple(ids), begin, kept), read)
+        return self._kv.get((tuple(ids), begin, kept, adapters(self._host.model)), read)
 
     def edits(self, ids: Sequence[str]) -> list[Edit]:
         """The best one last, as that is where a model looks first."""

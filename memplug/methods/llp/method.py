@@ -21,8 +21,10 @@ from ...hooks import Hook
 from ...kept import Kept
 from ...prefix import KV, Prefix
 from ...recall import Recall
+from ...sites import adapters
 from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
 from ..base import Host, State
+from ..continuing import not_in_pieces
 from ..unlearned import warn_unlearned
 from .config import LLPConfig
 from .entries import Entry, pack, unpack
@@ -63,7 +65,7 @@ class LLP(Held):
         self._recall = Recall(host.model, host.anatomy, self.config.recall_layer or 0)
         super().__init__(host, self.config, self._width())
         self._prefixes: list[str] | None = None
-        self._kv: Kept[tuple[int, int], KV] = Kept(_PREFIXES_KEPT)
+        self._kv: Kept[tuple[Any, ...], KV] = Kept(_PREFIXES_KEPT)
 
     def _width(self) -> int:
         """Of the states that are compared."""
@@ -88,7 +90,11 @@ class LLP(Held):
             return None
         key, match = match_rows(self.memory, call, self._layers, self._stamp)
         held = held_rows(self.memory, call)
+        if call.past and call.asks and bool((key != (-1 if held is None else held.key)).any()):
+            raise not_in_pieces("llp", 'scope="answer"')
         first, start = (held.first, held.start) if held else (call.first, call.start)
+        if call.tokens is not None:  # a row may have been padding so far
+            first, start = call.tokens.first, call.tokens.real.int().argmax(1)
         if held and held.version == self._stamp and torch.equal(held.key, key):
             prefix = held.prefix
         else:
@@ -116,7 +122,7 @@ class LLP(Held):
                 value = entry.values[entry.on][None].to(self._host.text.device)
                 return self._recall.project(value, torch.tensor([first]))
 
-        return self._kv.get((entry.stamp, first), project)
+        return self._kv.get((entry.stamp, first, adapters(self._host.model)), project)
 
     # ------------------------------------------------------------------ edits
 
