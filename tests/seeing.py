@@ -9,7 +9,15 @@ from torch import Tensor
 
 from benchmarks.every_model import tiny
 
-KINDS = {"llava": 49, "qwen2_vl": 4, "qwen2_5_vl": 4, "idefics3": 1, "smolvlm": 1, "gemma3": 49}
+KINDS = {
+    "llava": 49,
+    "qwen2_vl": 4,
+    "qwen2_5_vl": 4,
+    "qwen3_vl": 4,
+    "idefics3": 1,
+    "smolvlm": 1,
+    "gemma3": 49,
+}
 """Kinds of models, and how many tokens stand for an image."""
 
 
@@ -22,7 +30,8 @@ def image(kind: str, seed: int = 0) -> dict[str, Tensor]:
     """An image, as the model of this kind takes it."""
     draw = torch.Generator().manual_seed(seed)
     if kind.startswith("qwen"):
-        pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=draw)
+        size = 16 if kind == "qwen3_vl" else 14
+        pixels = torch.randn(16, 3 * 2 * size * size, generator=draw)
         return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]])}
     shape = (1, 1, 3, 64, 64) if kind in ("idefics3", "smolvlm") else (1, 3, 224, 224)
     return {"pixel_values": torch.randn(shape, generator=draw)}
