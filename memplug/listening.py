@@ -145,7 +145,7 @@ class Listener:
             calibration: of the think layers and the relation layer, in this order.
             call: the forward; its states are those of these layers.
             longest: tokens of the longest subject held.
-            met: by edit, the highest likeness of what was asked; written here if given.
+            met: by edit, the likeness of what was asked last; written here if given.
         """
         held = call.held
         count = len(call.valid)
@@ -252,7 +252,7 @@ class Listener:
             question = self._question(words, base, states, calibration, chat)
             value = calibration.likeness(*self._questions(edit), question, kind == "due")
             if met is not None:
-                met[edit] = max(value, met.get(edit, value))
+                met[edit] = value
             if value <= calibration.limit(chat, kind):
                 return None
             return value if self.agrees is None or self.agrees(edit, key, question) else None

@@ -12,7 +12,6 @@ import memplug
 from benchmarks.every_model import tiny
 from benchmarks.every_model.promises import CONSTANTS, OTHER, PROMPT, SUBJECT, TARGET, TEXTS, attempt
 from memplug.edits import Case, Edit, Probe
-from memplug.holding import held_by
 from memplug.hooks import Hook, HookSet
 from memplug.layers import UnsupportedModelError, dissect
 

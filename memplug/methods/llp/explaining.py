@@ -72,7 +72,7 @@ def _rank(candidate: Candidate) -> tuple[int, float]:
 
 
 def _asked(met: Mapping[str, float], candidate: Candidate | None) -> float | None:
-    """The best likeness of what the prompt asks to the candidate's edits; None where it asks nothing."""
+    """The best likeness of what the prompt asks at its end to the candidate's edits, or None."""
     edits: tuple[Edit, ...] = candidate.edits if candidate else ()
     return max((met[str(e.id)] for e in edits if str(e.id) in met), default=None)
 
