@@ -108,8 +108,8 @@ class CallTracker:
         with self._setting("lengths", torch.tensor(list(lengths))):
             yield
 
-    def hooks(self, wanted: Callable[[], int]) -> list[Hook]:
-        """Hooks on the decoder; ``wanted()`` is a number for the edits in force, 0 where there are none."""
+    def hooks(self, wanted: Callable[[], object]) -> list[Hook]:
+        """Hooks on the decoder; ``wanted()`` stands for the edits in force, and is None where none are."""
 
         def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # A forward may run inside another (a prefix is computed when it is first recalled). Each is
@@ -119,7 +119,7 @@ class CallTracker:
             del running[len(running) - gone :]
             running.append((None, False))
             if not getattr(self._local, "off", False):
-                state = wanted()
+                state = wanted() or None
                 running[-1] = self._open(args, kwargs, state), bool(state)
 
         def begin(_m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ class CallTracker:
             Hook(decoder, "finally", leave),
         ]
 
-    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any], state: int) -> Call | None:
+    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any], state: object) -> Call | None:
         given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if ids is None and embeds is None:
@@ -218,9 +218,9 @@ class CallTracker:
             known = tokens_of(cache)
             if known is not None and known.ids.shape != (batch, past):
                 known = None  # a caller has put some in by hand
-            if known is not None and known.state != state and known.plain and reads != "drafts":
+            if known is not None and known.state is not state and known.plain and reads != "drafts":
                 known = self._fill(cache, known, state)
-            if asks and (known is None or known.state != state):
+            if asks and (known is None or known.state is not state):
                 refused = refused or _UNREAD
             so_far = known and known.more(new)
         return Call(
@@ -228,7 +228,7 @@ class CallTracker:
             whole=whole, tokens=so_far, asks=asks, prefills=reads == "prompt", refused=refused,
         )  # fmt: skip
 
-    def _fill(self, cache: Any, tokens: Tokens, state: int) -> Tokens:
+    def _fill(self, cache: Any, tokens: Tokens, state: object) -> Tokens:
         """Fill ``cache`` again, with the edits in force: these tokens were read with others."""
         cache.reset()
         with self.prompt_lengths(tokens.asked.clamp(min=1).tolist()):
