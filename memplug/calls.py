@@ -11,20 +11,21 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .arguments import begins_anew, filled, forward_frame, generating, open_columns, ordinary
+from .call import Call
 from .gate import Gate
 from .holding import Rows, Tokens, held_by, hold, tokens_of
 from .hooks import Hook
 from .interrupts import undone
 from .layers import Anatomy, UnsupportedModelError, taken
 
-__all__ = ["Call", "CallTracker"]
+__all__ = ["CallTracker"]
 
 _PACKED = (
     "{}, but edits are looked for row by row; give each text a row of its own (padded, with its mask) in "
@@ -36,82 +37,6 @@ _UNREAD = (
 )
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """Names under which decoders are handed what they kept."""
-
-
-@dataclass
-class Call:
-    """One forward.
-
-    Attributes:
-        valid: BoolTensor [B,T]; the new tokens that are words of the text, without the leading BOS.
-        real: BoolTensor [B,T]; the new tokens that are not padding.
-        past: number of cached positions before the new ones (padding included).
-        first: LongTensor [B]; position id of each row's first real token.
-        start: LongTensor [B]; column of each row's first real token, over cache and new tokens.
-        cache: the cache in use, or None.
-        held: what a method kept with that cache from earlier forwards, or None.
-        states: hidden states by layer, filled by the hooks of the forward.
-        scratch: whatever a method decides for this forward.
-        ids: LongTensor [B,T]; the new tokens, or None where embeddings were given.
-        marks: [B,T]; what new tokens are told apart by: their ids, or a part of their embeddings.
-        prompt: LongTensor [B]; real tokens of each row that are its prompt, or None where nobody said.
-        whole: whether it is known that no token is padding.
-        media: BoolTensor [B,T]; the new tokens that stand for an image, a video or a sound, or around one;
-            None where the model takes none.
-        tokens: those of the cache's columns and the new ones; None where some went into the cache unseen.
-        asks: whether the new tokens are a prompt's, or a further part of one, and not what is said to it.
-        prefills: whether it is known that they are (``generate`` reads a prompt in pieces).
-        refused: why no edit can be looked for in its rows; empty where one can.
-        met: layers in which a hook was met; see `inner`.
-    """
-
-    valid: Tensor
-    real: Tensor
-    past: int
-    first: Tensor
-    start: Tensor
-    cache: Any = None
-    held: Any = None
-    states: dict[int, Tensor] = field(default_factory=dict)
-    scratch: Any = None
-    ids: Tensor | None = None
-    marks: Tensor | None = None
-    prompt: Tensor | None = None
-    whole: bool = False
-    media: Tensor | None = None
-    tokens: Tokens | None = None
-    asks: bool = True
-    prefills: bool = False
-    refused: str = ""
-    met: set[nn.Module] = field(default_factory=set)
-
-    @property
-    def words(self) -> Tensor:
-        """BoolTensor [B,T]; the new tokens that are words of the text, with the leading BOS."""
-        return self.real if self.media is None else self.real & ~self.media
-
-    def check(self) -> None:
-        """Raises UnsupportedModelError where edits cannot be looked for in its rows."""
-        if self.refused:
-            raise UnsupportedModelError(self.refused)
-
-    def prompt_end(self) -> Tensor:
-        """LongTensor [B]: column, among the new tokens, of each row's last prompt token.
-
-        That is the last real token, unless `CallTracker.prompt_lengths` says where the prompt ends, or the
-        model was asked for the last k logits only: these begin at the prompt's end. A row without any real
-        token gives column 0.
-        """
-        if self.whole and self.prompt is None:
-            return torch.full(self.real.shape[:1], self.real.shape[1] - 1, device=self.real.device)
-        count = self.real.long().cumsum(1)
-        last = count[:, -1:] if self.prompt is None else self.prompt[:, None].minimum(count[:, -1:])
-        return (count >= last).long().argmax(1)
-
-    @property
-    def prompt_width(self) -> int:
-        """Columns, among the new tokens, until every row's prompt has ended."""
-        return self.valid.shape[1] if self.prompt is None else int(self.prompt_end().max()) + 1
 
 
 class CallTracker:
@@ -193,8 +118,8 @@ class CallTracker:
         with self._setting("lengths", torch.tensor(list(lengths))):
             yield
 
-    def hooks(self, wanted: Callable[[], int]) -> list[Hook]:
-        """Hooks on the decoder; ``wanted()`` is a number for the edits in force, 0 where there are none."""
+    def hooks(self, wanted: Callable[[], object]) -> list[Hook]:
+        """Hooks on the decoder; ``wanted()`` stands for the edits in force, and is None where none are."""
 
         def enter(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # A forward may run inside another (a prefix is computed when it is first recalled). Each is
@@ -204,7 +129,7 @@ class CallTracker:
             del running[len(running) - gone :]
             running.append((None, False))
             if not getattr(self._local, "off", False):
-                state = wanted()
+                state = wanted() or None
                 running[-1] = self._open(args, kwargs, state), bool(state)
 
         def begin(_m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -238,7 +163,7 @@ class CallTracker:
             Hook(decoder, "finally", leave),
         ]
 
-    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any], state: int) -> Call | None:
+    def _open(self, args: tuple[Any, ...], kwargs: dict[str, Any], state: object) -> Call | None:
         given = {**dict(zip(list(self._signature.parameters)[1:], args, strict=False)), **kwargs}
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if ids is None and embeds is None:
@@ -305,9 +230,9 @@ class CallTracker:
             known = tokens_of(cache)
             if known is not None and known.ids.shape != (batch, past):
                 known = None  # a caller has put some in by hand
-            if known is not None and known.state != state and known.plain and reads != "drafts":
+            if known is not None and known.state is not state and known.plain and reads != "drafts":
                 known = self._fill(cache, known, state)
-            if asks and (known is None or known.state != state):
+            if asks and (known is None or known.state is not state):
                 refused = refused or _UNREAD
             so_far = known and known.more(new)
         return Call(
@@ -315,7 +240,7 @@ class CallTracker:
             whole=whole, media=media, tokens=so_far, asks=asks, prefills=reads == "prompt", refused=refused,
         )  # fmt: skip
 
-    def _fill(self, cache: Any, tokens: Tokens, state: int) -> Tokens:
+    def _fill(self, cache: Any, tokens: Tokens, state: object) -> Tokens:
         """Fill ``cache`` again, with the edits in force: these tokens were read with others."""
         cache.reset()
         with self.prompt_lengths(tokens.asked.clamp(min=1).tolist()):

@@ -35,7 +35,7 @@ class Tokens:
         real: BoolTensor [B,C]; which are not padding.
         first: LongTensor [B]; position id of each row's first real token.
         asked: LongTensor [B]; how many of each row's real tokens are its prompt.
-        state: a number for the edits in force when they were read last.
+        state: what stands for the edits in force when they were read last; None for none.
         plain: whether the decoder can be given them again: they are ids, in their order, each once.
     """
 
@@ -43,7 +43,7 @@ class Tokens:
     real: Tensor
     first: Tensor
     asked: Tensor
-    state: int
+    state: object
     plain: bool
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ def watched(anatomy: Anatomy, tracker: CallTracker, hooks: Sequence[Hook]) -> li
         inner = dict.fromkeys(hook.module for hook in hooks if hook.module in inside)
         if inner:
             found += [Hook(module, "after", _meets(tracker, layer)) for module in inner]
-            found.append(Hook(layer, "after", _asks(tracker, layer)))
+            found.append(Hook(layer, "after", _asks(tracker, anatomy, layer)))
     return found
 
 
@@ -38,10 +38,10 @@ def _meets(tracker: CallTracker, layer: nn.Module) -> Any:
     return after
 
 
-def _asks(tracker: CallTracker, layer: nn.Module) -> Any:
+def _asks(tracker: CallTracker, anatomy: Anatomy, layer: nn.Module) -> Any:
     def after(*_: Any) -> None:
         call = tracker.current
-        if call is not None and layer not in call.met:
+        if call is not None and layer not in call.met and not anatomy.shadows.here(layer):
             raise UnsupportedModelError(
                 f"torch.compile passes over the hooks inside {type(layer).__name__}, by which edits take "
                 "effect; set torch._dynamo.config.skip_nnmodule_hook_guards = False and call "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .calibration import Calibration
-from .calls import Call
+from .call import Call
 from .memory import KeyMemory
 from .questions import Question, told
 from .reading import Asks, Kind, Reader, Reading, Speaking

@@ -64,7 +64,8 @@ class Plug:
         self.layers = anatomy.names[0].rpartition(".")[0]
         self._edits: dict[str, Edit] = {}
         self._off: frozenset[str] = frozenset()
-        self._count, self._version = 0, 1
+        self._count = 0
+        self._version = object()  # another one after each change, and in each plug
         self.saves = Saves()
         self._paused = 0
         self._lock = threading.RLock()
@@ -72,10 +73,10 @@ class Plug:
         self._hooks = HookSet([*tracker.hooks(self._wanted), *watched(anatomy, tracker, self.method.hooks())])
         setattr(model, _MARK, self)
 
-    def _wanted(self) -> int:
-        """A number for the edits in force; 0 where there are none."""
+    def _wanted(self) -> object:
+        """What stands for the edits in force; None where there are none."""
         on = self._hooks is not None and not self._paused and self.method.active
-        return self._version if on else 0
+        return self._version if on else None
 
     # ------------------------------------------------------------------ editing
 
@@ -150,7 +151,7 @@ class Plug:
     def take_over(self, edits: Mapping[str, Edit], off: Iterable[str], count: int) -> None:
         """Hold these edits, which the method has learned already."""
         self._edits, self._off, self._count = dict(edits), frozenset(off), count
-        self._version += 1
+        self._version = object()
 
     @property
     def edits(self) -> EditTable:

@@ -35,6 +35,11 @@ class Shadows:
         finally:
             self.take(module)
 
+    def here(self, module: nn.Module) -> bool:
+        """Whether this thread's calls of ``module`` run another forward."""
+        shadow = self._shadows.get(module)
+        return shadow is not None and threading.get_ident() in shadow.forwards
+
     def put(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """This thread's calls of ``module`` run ``forward`` until `take` is called."""
         with self._lock:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .calls import Call, CallTracker
+from .call import Call
+from .calls import CallTracker
 from .hooks import Hook
 from .layers import Anatomy
 from .memory import KeyMemory, MatchState

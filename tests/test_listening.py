@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memplug.calibration import Calibration
-from memplug.calls import Call
+from memplug.call import Call
 from memplug.holding import held_by, hold
 from memplug.listening import Heard, Listener, span_places, span_scores
 from memplug.memory import KeyMemory

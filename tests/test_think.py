@@ -10,7 +10,8 @@ import torch
 from families import TEXTS, attach_llp, build, lexical
 from test_contract import encode
 
-from memplug.calls import Call, CallTracker
+from memplug.call import Call
+from memplug.calls import CallTracker
 from memplug.hooks import HookSet
 from memplug.layers import dissect
 from memplug.memory import KeyMemory

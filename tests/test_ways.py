@@ -47,8 +47,9 @@ def saved(request, roomy, tokenizer, tmp_path_factory):
 class Caller:
     """A model with a plug, and the tokens of a prompt."""
 
-    def __init__(self, plug, bare):
-        self.plug, self.model, self.tokenizer, self.bare = plug, plug.model, plug.tokenizer, bare
+    def __init__(self, plug, bare, saved):
+        self.plug, self.model, self.tokenizer = plug, plug.model, plug.tokenizer
+        self.bare, self.saved = bare, saved
         self.ids = self.tokens(BORN)
 
     def tokens(self, text, front=True):
@@ -116,6 +117,18 @@ def paused_behind(c):
     """What was read with an edit is not left in the base model's answers."""
     cache = c.filled(c.ids[:, :-1])
     with c.plug.paused():
+        return c.say(past_key_values=cache), c.say(use_cache=False)
+
+
+def another_plug(c):
+    """What was read with the edits of a plug that is gone, and with as many changes behind it."""
+    cache = c.filled(c.ids[:, :-2])
+    c.plug.detach()
+    with memplug.load(c.saved, c.model, c.tokenizer) as plug:
+        plug.disable("e1")
+        got = c.say(past_key_values=copy.deepcopy(cache))
+        assert c.say(use_cache=False) == got
+        plug.enable("e1")
         return c.say(past_key_values=cache), c.say(use_cache=False)
 
 
@@ -221,6 +234,7 @@ WAYS = {
     "another before": other_before,
     "paused before": paused_before,
     "paused behind": paused_behind,
+    "another plug": another_plug,
     "before attach": before_attach(2),
     "before attach, one": before_attach(1),
     "pickled cache": lambda c: c.say(
@@ -251,7 +265,7 @@ _READS = tuple(name for name in GIVEN if name != "finetune")
 _PIECES = [
     *("chunks of 1", "chunks of 4", "chunks, the last of one", "chunks of a batch"),
     *("chunks, static", "chunks, beams", "pieces", "pieces, copied", "all but one", "off before, one"),
-    *("off before", "another before", "paused before", "second turn, again"),
+    *("off before", "another before", "paused before", "another plug", "second turn, again"),
 ]
 _NAMED_LATE = [  # the subject is complete in a later piece only
     *("chunks of 1", "chunks of 4", "chunks of a batch", "chunks, static", "chunks, beams"),
@@ -288,7 +302,7 @@ def test_a_way_to_generate(saved, roomy, tokenizer, way):
     if (name, way) in DIFFERS:
         pytest.skip("documented")
     with memplug.load(path, copy.deepcopy(roomy), tokenizer) as plug:
-        caller = Caller(plug, roomy)
+        caller = Caller(plug, roomy, path)
         if (name, way) in REFUSED:
             with pytest.raises(ValueError, match=REFUSED[name, way]):
                 WAYS[way](caller)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ..calls import Call
+from ..call import Call
 from ..layers import UnsupportedModelError
 
 __all__ = ["Continuing", "not_in_pieces", "rows_of", "unflat"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...attending import lowest_layer
-from ...calls import Call
+from ...call import Call
 from ...edits import Edit
 from ...hooks import Hook
 from ...questions import Question

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calls import Call
+from ...call import Call
 from ...chat import Prompt
 from ...edits import Edit
 from ...holding import hold

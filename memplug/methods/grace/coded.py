@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calls import Call
+from ...call import Call
 from ..continuing import unflat
 
 __all__ = ["Coded", "query_of", "tokens_replaced"]

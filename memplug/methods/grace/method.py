@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...attending import check_recomputed
-from ...calls import Call
+from ...call import Call
 from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, many, names, numbered_from, shaped
 from ...edits import Edit, EditTable

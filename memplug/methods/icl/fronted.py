@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...calls import Call
+from ...call import Call
 from ...prefix import KV
 from .front import Front
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...calibration import Calibration
-from ...calls import Call
+from ...call import Call
 from ...chat import Prompt
 from ...edits import Edit
 from ...listening import Listener, span_scores

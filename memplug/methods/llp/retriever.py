@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calls import Call
+from ...call import Call
 from ...chat import Prompt, question
 from ...checked import check_rest
 from ...edits import Edit, EditTable

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...calibration import Calibration
-from ...calls import Call
+from ...call import Call
 from ...checked import check_rest
 from ...edits import Edit, EditTable
 from ...holding import hold
