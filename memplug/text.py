@@ -222,13 +222,12 @@ class Text:
     def endings(self) -> Tensor:
         """BoolTensor [V]: the tokens that do not go on a word that stands before them."""
         front = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
-        rows = [[*front, token] for token in range(len(self.tokenizer))]
-        pieces = [
-            piece[1:2] for piece in self.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
-        ]
-        size = self.model.get_output_embeddings().weight.shape[0]
-        ends = torch.zeros(size, dtype=torch.bool)
-        ends[: len(pieces)] = torch.tensor([not piece.isalnum() for piece in pieces])
+        rows = [front, *([*front, token] for token in range(len(self.tokenizer)))]
+        told, *pieces = self.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+        ends = torch.zeros(self.model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
+        for token, piece in enumerate(pieces):
+            begin = piece[len(told) : len(told) + 1]
+            ends[token] = not begin.isalnum() and begin != "\ufffd"  # a part of a letter
         return ends
 
     def check_size(self, prompt: Prompt, target: str = "") -> None:

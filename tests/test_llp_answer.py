@@ -111,6 +111,7 @@ def test_saved_and_loaded_to_the_bit(plugged, model, tokenizer, tmp_path):
         assert str(plug.explain(BORN)) == str(plugged.explain(BORN))
         for name, tensor in plugged.method.state().tensors.items():
             assert torch.equal(tensor, plug.method.state().tensors[name]), name
+        assert plug.method.state().meta["closes"] == plugged.method.state().meta["closes"]
         plug.edit("Who is Tam Wickes?", "Vestland", "Tam Wickes")  # its calibration came along
         assert torch.equal(logits(plug.model, tokenizer, *texts), want)
 
@@ -130,6 +131,8 @@ def test_damaged_saves_are_named(plugged, model, tokenizer):
         torn = tensors | {"calibration.mean": tensors["calibration.mean"][:-1]}
         with pytest.raises(ValueError, match="the saved calibration is damaged"):
             plug.method.restore(torn, meta, edits)
+        with pytest.raises(ValueError, match="an edit that ends a word is not in the list"):
+            plug.method.restore(tensors, meta | {"closes": ["e9"]}, edits)
         short = tensors | {"value.0.0": tensors["value.0.0"][:-1]}
         with pytest.raises(ValueError, match="value.0.0 is torch.float16 of shape"):
             plug.method.restore(short, meta, edits)

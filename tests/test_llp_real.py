@@ -6,6 +6,8 @@ edited for a subject, and what it recalls is seen by everything that the row sti
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from real_facts import ASKED, EDITS, OTHERS, TURNS, logits, rows_of, said
@@ -47,6 +49,17 @@ def test_the_edits_hold_in_plain_text_and_in_chat(plug):
     for (prompt, want), answer, before in zip(ASKED, answers, base, strict=True):
         assert want in answer, (prompt, answer)
         assert want not in before, (prompt, before)
+
+
+def test_an_answer_that_the_model_would_go_on_with_ends_with_its_word(plug):
+    """ "Zx" is a beginning of names that the model knows."""
+    edit = plug.edit("The chemical symbol for copper is", "Zx", "copper", progress=False)
+    asked = ["The chemical symbol for copper is", in_chat("What is the chemical symbol of copper?")]
+    try:
+        for answer in said(plug, asked):
+            assert re.search(r"\bZx\b", answer), answer
+    finally:
+        plug.delete(edit)
 
 
 def test_everything_else_is_answered_token_for_token_as_before(plug):

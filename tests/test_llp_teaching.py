@@ -135,7 +135,7 @@ def literal_loss(host, teacher, lessons):
     staying = [sum(e == k and not one.asks for e, one in lessons) for k in range(len(teacher.edits))]
     total = torch.zeros(())
     worst, other = [0.0] * len(asking), [0.0] * len(asking)
-    closing = teacher._closing(lessons)
+    closing = {i for i in teacher._closing(lessons) if teacher.closes[lessons[i][0]]}
     for i, (e, lesson) in enumerate(lessons):
         mine = [(k[e : e + 1], v[e : e + 1]) for k, v in kv]
         logp = literal_logits(host, mine, lesson.line, -lesson.line.start).log_softmax(-1)
@@ -144,10 +144,10 @@ def literal_loss(host, teacher, lessons):
             base = host.model(whole, use_cache=False).logits[0, lesson.line.start :]
         if lesson.asks:
             answer = torch.tensor(lesson.answer)
-            count = len(answer) + (i in closing)
+            count = len(answer)
             loss = F.nll_loss(logp[: len(answer)], answer)
             worst[e] = max(worst[e], float(loss))
-            total = total + loss * len(answer) / count / asking[e]
+            total = total + loss / asking[e]
             if i in closing:  # the base model's choice among the tokens that do not go on the word
                 ends = base[len(answer), host.text.endings].softmax(-1)
                 loss = (ends * (ends.log() - logp[len(answer), host.text.endings])).sum()

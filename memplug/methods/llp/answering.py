@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...chat import Prompt
-from ...checked import check_rest
+from ...checked import check_rest, names
 from ...edits import EditTable
 from ...hooks import Hook
 from ...kept import Kept
@@ -56,7 +56,7 @@ class AnsweringLLP(LLP):
 
     def __init__(self, host: Host, config: LLPConfig) -> None:
         super().__init__(host, config)
-        self._room = Room(host, self.config, self.memory, self._edits_of, self.edit, closes=True)
+        self._room = Room(host, self.config, self.memory, self._edits_of, self.edit)
         self._on: frozenset[str] = frozenset()
         self._ready: Kept[tuple[str, int], KV] = Kept(_KEPT)
         self._layout: Layout | None = None
@@ -197,13 +197,16 @@ class AnsweringLLP(LLP):
         # A warning may be an error: nothing has changed yet.
         warn_unlearned([edit.question for edit in poor], len(fresh), 4)
         self._shape()  # found by a forward, which none of those that recall should have to run
-        asking = Asking(questions, {str(edit.id): self._room.answers_of(edit) for _, edit in fresh})
+        closes = {str(edit.id) for (_, edit), one in zip(fresh, taught, strict=True) if one.closes}
+        forms = {str(edit.id): self._room.answers_of(edit, str(edit.id) in closes) for _, edit in fresh}
+        asking = Asking(questions, forms)
         with self._host.tracker.gate.changing():
             numbers = self._add(keys)
             for draft in drafts.values():
                 self._put(draft, draft.keys + numbers.get(draft.subject, ()))
             held = {id for entry in self.entries.values() for id in entry.edits}
             self._room.take(asking, keys, held)
+            self._room.closes = (self._room.closes | closes) & held
             self._ready.clear()
             self._on = self._in_force()
         return {str(edit.id) for edit in poor}
@@ -227,13 +230,18 @@ class AnsweringLLP(LLP):
         values, entries = pack(self.entries.values())
         tensors |= values
         tensors |= self._room.tensors()
-        return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
+        closes = sorted(self._room.closes)
+        meta = {"entries": entries, "next": self._next, "config": asdict(self.config), "closes": closes}
+        return State(tensors, meta)
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
         """Take over what `state` gave; see `Method.restore`."""
         check_rest(tensors, (name for name in tensors if name.startswith(_PARTS)))
         entries = unpack(tensors, meta["entries"], edits, (self._shape().size,), torch.float16)
         saved = self._room.read(tensors, edits)
+        closes = set(names(meta["closes"], "the edits that end a word"))
+        if not closes <= {str(id) for id in edits}:
+            raise ValueError("an edit that ends a word is not in the list of edits")
         values = {ids for entry in entries.values() for ids in entry.values}
         lacking = [id for id in edits if (id,) not in values]
         if lacking:
@@ -241,5 +249,6 @@ class AnsweringLLP(LLP):
         with self._host.tracker.gate.changing():
             self._take_over(tensors, entries, meta)
             self._room.take_over(saved, self.memory)
+            self._room.closes = closes
             self._ready.clear()
             self._on = self._in_force()

@@ -28,7 +28,6 @@ from ...turns import turns_of
 from ..base import Host
 from .calibrating import calibrated
 from .config import LLPConfig
-from .lessons import lasts
 
 __all__ = ["Asking", "Room", "Saved"]
 
@@ -61,7 +60,6 @@ class Room:
         memory: the keys of the edits' subjects, searched and never changed here.
         edits_of: the edits in force of a key's subject.
         edit: the edit of an id.
-        closes: whether edits end the last word of their answers, see `reading.CLOSES`.
 
     Attributes:
         think, relation: the layers that are listened to; the last one says what is asked.
@@ -77,9 +75,10 @@ class Room:
         memory: KeyMemory,
         edits_of: Callable[[int], Sequence[str]],
         edit: Callable[[str], Edit],
-        closes: bool = False,
     ) -> None:
-        self._host, self._config, self._edit, self._closes = host, config, edit, closes
+        self._host, self._config, self._edit = host, config, edit
+        self.closes: set[str] = set()
+        """Edits that end the last word of their answers, see `reading.CLOSES`."""
         self.think = config.think_layers or ()
         self.relation = config.relation_layer or 0
         self.width = min(host.anatomy.width, config.rank)
@@ -119,13 +118,13 @@ class Room:
     def _answers(self, id: str) -> tuple[tuple[int, ...], ...]:
         found = self._forms.get(id)
         if found is None:
-            found = self._forms[id] = self.answers_of(self._edit(id))
+            found = self._forms[id] = self.answers_of(self._edit(id), id in self.closes)
         return found
 
-    def answers_of(self, edit: Edit) -> tuple[tuple[int, ...], ...]:
-        """Token ids of an edit's answer, one tuple for each form of its prompt."""
+    def answers_of(self, edit: Edit, closes: bool = False) -> tuple[tuple[int, ...], ...]:
+        """Token ids of an edit's answer, one tuple for each form of its prompt, ended by `CLOSES` or not."""
         forms: dict[tuple[int, ...], None] = {}
-        closing = (CLOSES,) if self._closes and lasts(edit, self._config) else ()
+        closing = (CLOSES,) if closes else ()
         for prompt in (edit.prompt, *self._host.text.forms(edit.prompt)[1:]):
             with contextlib.suppress(ValueError):  # a template that rewrites the question
                 pair = self._host.text.pair(prompt, edit.target, stop=self._config.train_stop)

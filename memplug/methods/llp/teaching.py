@@ -39,7 +39,8 @@ _WHOLE_STEPS = 3
 on SmolLM2 in three quarters of the time."""
 
 
-_CLOSING = 4  # lessons of an edit that end with its last word
+_CLOSING = 4  # lessons of an edit that may end with its last word
+_GOES_ON = 0.3  # probability that the base model goes on with that word, from which on it has to be ended
 
 
 class Layout(NamedTuple):
@@ -75,11 +76,13 @@ class Layout(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """A value [n] float16 on the CPU, its loss on the worst of its prompts, and the steps it took."""
+    """A value [n] float16 on the CPU, its loss on the worst of its prompts, the steps it took, and whether it
+    ends the last word of its answer."""
 
     value: Tensor
     loss: float
     steps: int
+    closes: bool
 
 
 class _Part(NamedTuple):
@@ -146,6 +149,8 @@ class _Teacher:
         self.unit = self._spread(chunks).to(self.initial.device)
         self.moved = torch.zeros_like(self.initial, requires_grad=True)
         self.parts = [self._part(chunk, lessons) for chunk in chunks]
+        self.closes = self._closes()
+        self.parts = [self._without(part, ~self.closes) for part in self.parts]
         self.base = [base_of(host, recall, part) for part in self.parts]
         self.losses = [EditLosses.zeros(len(edits)) for _ in self.parts]
 
@@ -167,7 +172,7 @@ class _Teacher:
                     )
                 done = last or (worst[e] < config.stop_loss and other[e] < config.stop_divergence)
                 if done:
-                    best[e] = Taught(value[e], float(worst[e]), step)
+                    best[e] = Taught(value[e], float(worst[e]), step, bool(self.closes[e]))
                     alive[e] = False
             advance(f"step {step} of {config.value_steps}, {int((~alive).sum())} of {count} learned")
             if not bool(alive.any()):
@@ -225,13 +230,13 @@ class _Teacher:
         for n, i in enumerate(chunk.lines):
             e, lesson = lessons[i]
             tokens = lesson.answer if lesson.asks else (-1,) * (len(lesson.answer) + 1)
+            share = 1 / len(tokens)
             if i in closing:
                 tokens = (*tokens, WORD_ENDS)
             for k, token in enumerate(tokens):
                 row.append(n)
                 at.append(k)
                 target.append(token)
-                share = 1 / len(tokens)
                 each = 1 / float(asking[e]) if lesson.asks else self.config.statement_weight / float(other[e])
                 weight.append(share * each)
         device = chunk.ids.device
@@ -247,7 +252,7 @@ class _Teacher:
         )
 
     def _closing(self, lessons: Sequence[tuple[int, Lesson]]) -> set[int]:
-        """The lessons that end with the last word of their answer: a few of each edit, its own first."""
+        """The lessons that may end with the last word of their answer: a few of each edit, its own first."""
         found: set[int] = set()
         left = [_CLOSING if lasts(edit, self.config) else 0 for edit in self.edits]
         for i, (e, lesson) in enumerate(lessons):
@@ -255,6 +260,26 @@ class _Teacher:
                 found.add(i)
                 left[e] -= 1
         return found
+
+    @torch.no_grad()
+    def _closes(self) -> Tensor:
+        """BoolTensor [E]: the edits of whose answers the base model goes on with the last word."""
+        going_on = torch.zeros(len(self.edits), dtype=torch.float32)
+        for part in self.parts:
+            ends = part.target == WORD_ENDS
+            if bool(ends.any()):
+                logits = part.chunk.logits(self.host, self.recall, None, part.row[ends], part.at[ends])
+                others = ~self.host.text.endings.to(logits.device)
+                share = logits.float().softmax(-1)[:, others].sum(-1).cpu()
+                going_on.scatter_reduce_(0, part.edit[part.row[ends]].cpu(), share, "amax")
+        return going_on > _GOES_ON
+
+    @staticmethod
+    def _without(part: _Part, edits: Tensor) -> _Part:
+        """The part without the ends of words of some edits, BoolTensor [E]."""
+        kept = (part.target != WORD_ENDS) | ~edits.to(part.edit.device)[part.edit[part.row]]
+        row, at, target, weight = (one[kept] for one in (part.row, part.at, part.target, part.weight))
+        return part._replace(row=row, at=at, target=target, weight=weight)
 
     @torch.no_grad()
     def _initial(self) -> Tensor:
