@@ -142,7 +142,9 @@ def save(folder: Path, plug: Plug, allowed: Set[str] | None) -> None:
 def _make(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and not (folder / MANIFEST).is_file() and not all(map(_ours, folder.iterdir())):
+    there = list(folder.iterdir()) if folder.is_dir() else []  # listed once: another may save just now
+    saved = any(path.name == MANIFEST and path.is_file() for path in there)
+    if not saved and not all(map(_ours, there)):
         raise SaveError(f"{folder} has files that are not a saved plug; name an empty or a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
