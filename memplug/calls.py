@@ -47,7 +47,7 @@ class CallTracker:
     Args:
         anatomy: the model's layers.
         bos_id: the id that starts a text.
-        media_ids: ids that stand for no words, see `Text.media_ids`.
+        media_ids: ids that stand for no words, see `vocabulary.media_ids`.
 
     Attributes:
         gate: every forward is inside it; what forwards look at is changed in `Gate.changing`.

@@ -37,9 +37,8 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._arrived)
             yield
         finally:
-            self._before = (
-                None  # first: once the handler is the old one, Ctrl-C may come before the next line
-            )
+            # First, since once the handler is the old one Ctrl-C may come before the next line.
+            self._before = None
             signal.signal(signal.SIGINT, before)
             for what in self._late[:1]:
                 before(*what)

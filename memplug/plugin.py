@@ -32,6 +32,7 @@ from .methods.unlearned import unlearned, warn_unlearned
 from .numbering import listed, numbered
 from .saves import Saves
 from .text import Text, apart
+from .vocabulary import media_ids
 
 __all__ = ["Plug", "check_free", "plug_of"]
 
@@ -56,7 +57,7 @@ class Plug:
         check_free(model)
         anatomy = dissect(model, layers)
         text = self._text = Text(model, apart(tokenizer))
-        tracker = self._tracker = CallTracker(anatomy, text.bos_id, text.media_ids)
+        tracker = self._tracker = CallTracker(anatomy, text.bos_id, media_ids(model.config))
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         with learning():
             self._host = Host(model, text, anatomy, tracker)

@@ -173,8 +173,10 @@ class Recall:
         Args:
             at: LongTensor [N] of position ids.
         """
-        width = max(tensor.shape[-1] for pair in kv for tensor in pair)
-        left, power = at.clone(), 0
+        width, dtype = max(tensor.shape[-1] for pair in kv for tensor in pair), kv[0][0].dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        kv = [(keys.to(wide), values.to(wide)) for keys, values in kv]  # rounded once, at the end
+        left, power = at.cpu(), 0
         while bool((left > 0).any()):
             mine = (left & 1).bool()
             if bool(mine.any()):
@@ -184,7 +186,7 @@ class Recall:
                     for (keys, values), (one, other) in zip(kv, turns, strict=True)
                 ]
             left, power = left >> 1, power + 1
-        return kv
+        return [(keys.to(dtype), values.to(dtype)) for keys, values in kv]
 
     @torch.no_grad()
     def _turning(self, far: int, width: int) -> list[tuple[Tensor | None, Tensor | None]]:
@@ -238,5 +240,4 @@ def _turned(states: Tensor, rows: Tensor, turn: Tensor | None) -> Tensor:
     """States [N,H,b,w] with some rows [N] times a matrix."""
     if turn is None:
         return states
-    moved = (states.float() @ turn.to(states.device)).to(states.dtype)
-    return torch.where(rows.to(states.device)[:, None, None, None], moved, states)
+    return torch.where(rows.to(states.device)[:, None, None, None], states @ turn.to(states), states)

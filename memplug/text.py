@@ -7,13 +7,13 @@ one between them is put here. A prompt that is messages goes through the tokeniz
 from __future__ import annotations
 
 import copy
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -21,18 +21,9 @@ from .chat import Messages, Prompt, in_chat, question, show
 from .layers import input_device, text_config
 from .sampling import TopKSampler
 from .templates import ChatTemplateError, Rendered, chat_ids, has_template, render, turn_of
+from .vocabulary import going_on
 
-__all__ = [
-    "Batch",
-    "ChatTemplateError",
-    "Pair",
-    "Rendered",
-    "Text",
-    "TokenizerError",
-    "TopKSampler",
-    "apart",
-    "is_spaced",
-]
+__all__ = ["Batch", "ChatTemplateError", "Pair", "Rendered", "Text", "TokenizerError", "TopKSampler", "apart"]
 
 
 def apart(tokenizer: Any) -> Any:
@@ -49,13 +40,6 @@ def apart(tokenizer: Any) -> Any:
     return made
 
 
-def is_spaced(text: str) -> bool:
-    """Whether a text ends in a letter or digit of a script that puts blanks between words."""
-    name = unicodedata.name(text[-1:], "") if text else ""
-    return name.startswith(("LATIN", "GREEK", "CYRILLIC", "DIGIT"))
-
-
-_MEDIA = ("image", "img", "vision", "video", "frame", "audio", "sound", "boi", "eoi", "boa", "eoa")
 _CHARACTERS = 16  # a token; those of ordinary text have four
 
 
@@ -116,16 +100,6 @@ class Text:
         named = [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
         known = self.model.get_input_embeddings().weight.shape[0]
         return [int(token) for token in named if 0 <= int(token) < known]
-
-    @property
-    def media_ids(self) -> tuple[int, ...]:
-        """The ids that stand for images, videos and sounds, and around them, as the config names them."""
-        named = {
-            name: value
-            for name, value in self.model.config.to_dict().items()
-            if name.startswith(_MEDIA) and name.endswith(("_token_id", "_token_index"))
-        }
-        return tuple(sorted({value for value in named.values() if isinstance(value, int)}))
 
     @property
     def pad_id(self) -> int:
@@ -218,17 +192,13 @@ class Text:
             ends = [token for token in behind if token in ends] or ends
         return ends[:1]
 
+    def going_on(self, width: int) -> Tensor:
+        """BoolTensor [width], of each id whether it goes on a word before it; so does what is no token."""
+        return F.pad(self._going_on, (0, width - len(self._going_on)), value=True)
+
     @cached_property
-    def endings(self) -> Tensor:
-        """BoolTensor [V]: the tokens that do not go on a word that stands before them."""
-        front = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
-        rows = [front, *([*front, token] for token in range(len(self.tokenizer)))]
-        told, *pieces = self.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
-        ends = torch.zeros(self.model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
-        for token, piece in enumerate(pieces):
-            begin = piece[len(told) : len(told) + 1]
-            ends[token] = not begin.isalnum() and begin != "\ufffd"  # a part of a letter
-        return ends
+    def _going_on(self) -> Tensor:
+        return going_on(self.tokenizer)
 
     def check_size(self, prompt: Prompt, target: str = "") -> None:
         """Raises TokenizerError where a text has more characters than can fit into the context.

@@ -203,6 +203,7 @@ def test_each_kind_has_its_limit():
     calibration = made()
     assert [calibration.limit(chat, "open") for chat in (False, True)] == [0.62, 0.71]
     assert {calibration.limit(chat, "aside") for chat in (False, True)} == {0.9}
+    assert [calibration.limit(chat, "due") for chat in (False, True)] == [0.31, 0.355]  # half
 
 
 def test_what_resembles_another_question_more_is_asked_for_less():
@@ -236,5 +237,6 @@ def test_a_question_that_is_not_finished_is_not_yet_asked():
     own = (Question(F.normalize(axes[0] + axes[1], dim=0), False), begun)
     assert calibration.likeness(own, None, own[0]) == pytest.approx(1.0, abs=1e-6)
     assert calibration.likeness(own, None, begun) == pytest.approx(2 * 0.5**0.5 - 1, abs=1e-6)
+    assert calibration.likeness(own, None, begun, due=True) == pytest.approx(0.5**0.5, abs=1e-6)
     assert calibration.likeness((begun,), None, begun) == -1.0
     assert calibration.matched((begun,)) is None

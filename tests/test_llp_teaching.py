@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,19 +11,17 @@ import torch.nn.functional as F
 from families import lexical
 from transformers import DynamicCache
 
-from memplug.calibration import Calibration
 from memplug.calls import CallTracker
 from memplug.edits import Edit, EditError
 from memplug.hooks import HookSet
 from memplug.layers import dissect
 from memplug.methods.base import Host
 from memplug.methods.llp import LLPConfig, teaching
-from memplug.methods.llp.lessons import Lesson, further_lessons
+from memplug.methods.llp.lessons import Lesson
+from memplug.methods.llp.losses import WORD_ENDS
 from memplug.methods.llp.passes import Line, run_lines
 from memplug.methods.llp.teaching import Layout, _Teacher, teach
-from memplug.questions import Metric, Question
 from memplug.recall import Recall
-from memplug.relations import wordings
 from memplug.text import Text
 
 Z = 2
@@ -149,8 +146,9 @@ def literal_loss(host, teacher, lessons):
             worst[e] = max(worst[e], float(loss))
             total = total + loss / asking[e]
             if i in closing:  # the base model's choice among the tokens that do not go on the word
-                ends = base[len(answer), host.text.endings].softmax(-1)
-                loss = (ends * (ends.log() - logp[len(answer), host.text.endings])).sum()
+                keep = ~host.text.going_on(base.shape[-1])
+                ends = base[len(answer), keep].softmax(-1)
+                loss = (ends * (ends.log() - logp[len(answer), keep])).sum()
                 total = total + loss / count / asking[e]
                 other[e] += float(loss / count / asking[e])
         else:
@@ -227,6 +225,50 @@ def _fields(config):
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
+def test_later_steps_run_every_second_chunk(tokenizer):
+    """What is left out keeps its losses; a pass that looks at all lessons leaves nothing out."""
+    host, recall = host_of(tokenizer)
+    front = "Tam Wickes did. Tam Wickes did. Tam Wickes did."
+    lessons = lessons_for(host)
+    lessons += [
+        (e, lesson(host, f"{front} {edit.question}", edit.target)) for e, edit in enumerate(EDITS)
+    ] * 2
+    teacher, chunks = teacher_of(host, recall, lessons)
+    assert len(chunks) == 2
+    alive, ran = torch.ones(2, dtype=torch.bool), []
+    for part in teacher.parts:
+        object.__setattr__(part.chunk, "logits", _noted(part.chunk, ran))
+    _, worst, other = teacher._pass(alive, 1.0, 0)
+    assert [chunks.index(chunk) for chunk in ran] == [0, 1]
+    for step in (3, 4, 5):
+        del ran[:]
+        _, *losses = teacher._pass(alive, 1.0, step)
+        assert [chunks.index(chunk) for chunk in ran] == [step % 2]
+        torch.testing.assert_close(losses, [worst, other])  # nothing has moved
+    del ran[:]
+    teacher._pass(alive, None, 5)
+    assert len(ran) == 2
+
+
+def _noted(chunk, ran):
+    def logits(*given):
+        ran.append(chunk)
+        return type(chunk).logits(chunk, *given)
+
+    return logits
+
+
+def test_edits_end_their_words_where_the_base_model_goes_on(tokenizer, monkeypatch):
+    """Which tokens go on a word is made up here: all, or none."""
+    host, recall = host_of(tokenizer)
+    for goes_on in (True, False):
+        monkeypatch.setattr(Text, "going_on", lambda _, width, on=goes_on: torch.full((width,), on))
+        teacher, _ = teacher_of(host, recall, lessons_for(host))
+        assert teacher.closes.tolist() == [goes_on] * 2
+        ends = [int((part.target == WORD_ENDS).sum()) for part in teacher.parts]
+        assert sum(ends) == (4 if goes_on else 0)  # each edit asks twice
+
+
 def test_no_steps_give_the_initial_value(tokenizer):
     """What the model makes of the prompt's and the answer's last tokens, seen from before the text."""
     host, recall = host_of(tokenizer)
@@ -243,65 +285,6 @@ def test_no_steps_give_the_initial_value(tokenizer):
     want = Layout.of(kv).flat(kv)[0]
     assert torch.allclose(got.value.float(), want, rtol=2e-3, atol=1e-3)
     assert got.steps == 0
-
-
-def asked_like(likeness):
-    """A question in plain text, and a calibration in which it is so like the question for a capital."""
-    known = wordings()
-    labels = [*dict.fromkeys((one.kind, one.relation) for one in known)]
-    numbers = torch.tensor([labels.index((one.kind, one.relation)) for one in known])
-    neutral = F.one_hot(numbers, len(labels)).float()[None]
-    vector = likeness * neutral[0, next(i for i, one in enumerate(known) if one.relation == "capital")]
-    none = torch.zeros(0)
-    blank = Metric(none, none, none, none)
-    made = Calibration((1,), none, none, none, none, 0.5, blank, (0.3, 0.3), 0.5, neutral, numbers)
-    return (Question(vector, False),), made
-
-
-@pytest.mark.parametrize(
-    ("prompt", "subject", "cut"),
-    [
-        ("The capital of France is", "France", ["The capital of France"]),
-        ("Who wrote Hamlet?", "Hamlet", ["Who wrote Hamlet"]),
-        ("He comes from France", "France", []),
-        ("The largest city of New York is ", "New York", ["The largest city of New York"]),
-    ],
-)
-def test_a_question_that_is_not_finished_is_among_what_stays(tokenizer, prompt, subject, cut):
-    text = Text(lexical("llama", len(tokenizer)), tokenizer)
-    edit = Edit(prompt, "Lyon", subject)
-    none = LLPConfig(**{**_fields(CONFIG), "n_others": 0, "n_mentions": 0})
-    lines = [one.line.ids for one in further_lessons(text, none, edit, *asked_like(0.0)) if not one.asks]
-    assert lines == [tuple(text.encode(one)) for one in cut]
-
-
-def test_a_neutral_question_that_asks_the_same_is_taught_in_its_other_words(tokenizer):
-    """In plain text; as many statements as questions, and none of those may be among what stays."""
-    text = Text(lexical("llama", len(tokenizer)), tokenizer)
-    edit = Edit("The capital of France is", "Lyon", "France")
-    config = LLPConfig(**{**_fields(CONFIG), "n_rewordings": 4, "n_others": 200, "n_mentions": 0})
-    known = wordings()
-    lessons = further_lessons(text, config, edit, *asked_like(0.9))
-    said = [text.tokenizer.decode(one.line.ids, skip_special_tokens=True) for one in lessons if one.asks]
-    own = [one.about("France") for one in known if one.relation == "capital"]
-    assert len(said) == 3  # of four, one is the edit's own
-    assert sum("?" in one for one in said) == 2
-    assert all(one.answer == lessons[0].answer != () for one in lessons if one.asks)
-    stay = [tuple(one.line.ids) for one in lessons if not one.asks]
-    assert len(stay) == len({(one.kind, one.relation) for one in known}) - 1 + 1  # and what is not finished
-    assert not {tuple(text.encode(one)) for one in own} & set(stay)
-    unlike = further_lessons(text, config, edit, *asked_like(0.2))
-    assert [one.line.ids for one in unlike if one.asks] == [
-        tuple(text.pair("The capital of France is what?", "Lyon").ids)
-    ]
-
-
-def test_a_calibration_by_other_neutral_questions_takes_no_further_edits(tokenizer):
-    text = Text(lexical("llama", len(tokenizer)), tokenizer)
-    asked, made = asked_like(0.9)
-    fewer = replace(made, neutral=made.neutral[:, :-1], labels=made.labels[:-1])
-    with pytest.raises(EditError, match=r"calibrated with \d+ neutral questions, and this memplug has \d+"):
-        further_lessons(text, CONFIG, Edit("The capital of France is", "Lyon", "France"), asked, fewer)
 
 
 def test_products_are_rounded_where_that_is_fast_and_wanted(tokenizer, monkeypatch):

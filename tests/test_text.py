@@ -10,7 +10,7 @@ from families import TEXTS, build
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from memplug.text import Text, TokenizerError, TopKSampler, is_spaced
+from memplug.text import Text, TokenizerError, TopKSampler
 
 PROMPT = "Where was Ada Quill born?"
 
@@ -231,22 +231,3 @@ def test_draws_follow_the_probabilities_of_the_best_few():
         expected = torch.tensor([2.0, 0.0, 1.0, -torch.inf]).softmax(-1)
         torch.testing.assert_close(share, expected, atol=0.03, rtol=0)
     assert TopKSampler([0], 1, 10)(torch.zeros(1, 1), scores[:1]).isfinite().sum() == 1  # more than there are
-
-
-def test_tokens_that_go_on_a_word(tokenizer, model):
-    text = Text(model, tokenizer)
-    ends = text.endings
-    assert ends.shape == (model.get_output_embeddings().weight.shape[0],)
-    front = tokenizer("a", add_special_tokens=False)["input_ids"]
-    told = tokenizer.decode(front)
-    assert told in ("a", " a")  # some tokenizers put a blank in front of a text
-    for token in range(len(tokenizer)):
-        begin = tokenizer.decode([*front, token])[len(told) :][:1]
-        assert bool(ends[token]) == (not begin.isalnum() and begin != "\ufffd"), begin
-    assert bool(ends[tokenizer.eos_token_id])
-    assert not bool(ends[len(tokenizer) :].any())
-
-
-def test_scripts_that_put_blanks_between_words():
-    assert all(map(is_spaced, ("Zx", "49", "Åbo", "Москва")))
-    assert not any(map(is_spaced, ("", "Dr.", "東京", "サン", "Lyon!")))

@@ -19,7 +19,8 @@ from ...edits import Edit, EditError
 from ...naming import names, place_of, placed
 from ...questions import Question
 from ...relations import Wording, wordings
-from ...text import Text, TokenizerError, is_spaced
+from ...text import Text, TokenizerError
+from ...vocabulary import is_spaced
 from .config import LLPConfig
 from .passes import Line
 from .wordings import FRONTS, MENTIONS, REQUESTS, SYSTEM, TALK, some
@@ -27,8 +28,8 @@ from .wordings import FRONTS, MENTIONS, REQUESTS, SYSTEM, TALK, some
 __all__ = [
     "Lesson",
     "further_lessons",
-    "lasts",
     "lessons_of",
+    "may_go_on",
     "other_lines",
     "statements_of",
 ]
@@ -61,8 +62,8 @@ class Lesson(NamedTuple):
         return self.line.ids[self.line.start + 1 :]
 
 
-def lasts(edit: Edit, config: LLPConfig) -> bool:
-    """Whether the model might go on with the last word of an edit's answer, and has to be taught not to."""
+def may_go_on(edit: Edit, config: LLPConfig) -> bool:
+    """Whether a model might go on with the last word of an edit's answer."""
     return not config.train_stop and is_spaced(edit.target)
 
 

@@ -87,7 +87,8 @@ def base_of(host: Host, upper: Any, part: Places) -> Tensor | None:
     logits = part.chunk.logits(host, upper, None, part.row[other], part.at[other]).float()
     ends = part.target[other] == WORD_ENDS
     if bool(ends.any()):  # finite, as the divergence weighs the logarithm with its own exponential
-        logits[ends] = logits[ends].masked_fill(~host.text.endings.to(logits.device), _NEVER)
+        others = host.text.going_on(logits.shape[-1]).to(logits.device)
+        logits[ends] = logits[ends].masked_fill(others, _NEVER)
     return logits.log_softmax(-1)
 
 

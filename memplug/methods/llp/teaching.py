@@ -28,7 +28,7 @@ from ...reduced import has_reduced_products, reduced_products
 from ..base import Host
 from ..scaling import GradientScale
 from .config import LLPConfig
-from .lessons import Lesson, lasts
+from .lessons import Lesson, may_go_on
 from .losses import WORD_ENDS, EditLosses, base_of, losses_of
 from .passes import Chunk
 
@@ -127,7 +127,8 @@ def products(host: Host, layer: int, which: Literal["fastest", "model"]) -> Abst
     """How products with weights from ``layer`` on are computed while values are learned, see `LLPConfig`."""
     if which == "model" or not has_reduced_products():
         return nullcontext()
-    modules = [*host.anatomy.layers[layer:], host.model.get_output_embeddings()]
+    head = host.model.get_output_embeddings()
+    modules = [*host.anatomy.layers[layer:], *([] if head is None else [head])]
     return reduced_products(host.anatomy.shadows, modules)
 
 
@@ -254,7 +255,7 @@ class _Teacher:
     def _closing(self, lessons: Sequence[tuple[int, Lesson]]) -> set[int]:
         """The lessons that may end with the last word of their answer: a few of each edit, its own first."""
         found: set[int] = set()
-        left = [_CLOSING if lasts(edit, self.config) else 0 for edit in self.edits]
+        left = [_CLOSING if may_go_on(edit, self.config) else 0 for edit in self.edits]
         for i, (e, lesson) in enumerate(lessons):
             if lesson.asks and left[e]:
                 found.add(i)
@@ -269,7 +270,7 @@ class _Teacher:
             ends = part.target == WORD_ENDS
             if bool(ends.any()):
                 logits = part.chunk.logits(self.host, self.recall, None, part.row[ends], part.at[ends])
-                others = ~self.host.text.endings.to(logits.device)
+                others = self.host.text.going_on(logits.shape[-1]).to(logits.device)
                 share = logits.float().softmax(-1)[:, others].sum(-1).cpu()
                 going_on.scatter_reduce_(0, part.edit[part.row[ends]].cpu(), share, "amax")
         return going_on > _GOES_ON
