@@ -1,17 +1,15 @@
-"""The made-up world, its text, its cases, and the model that knows it."""
+"""The made-up world, its cases and its skills."""
 
 from __future__ import annotations
 
 import re
 import zlib
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 
 from memplug import world
-from memplug.world.corpus import ANSWER, IGNORED, Corpus, text_of
-from memplug.world.facts import Fact, facts_of, hop_answer, names, pool, trained_hops
+from memplug.world.facts import Fact, facts_of, hop_answer, names, pool
 from memplug.world.relations import HOPS, KINDS, RELATIONS
 
 CHECKSUM = 732946441
@@ -60,69 +58,6 @@ def test_each_phrasing_is_held_out_for_some_subjects_and_trained_on_others():
         unseen.update((fact.relation, i) for i in fact.unseen)
     phrasings = [(r.name, i) for r in RELATIONS.values() for i in range(len(r.phrasings))]
     assert all(seen[one] > unseen[one] > 0 for one in phrasings)
-
-
-# -- text ----------------------------------------------------------------------------------------------
-
-
-def _prompts_in(text: str) -> set[str]:
-    """Every start of every sentence of a line, at word boundaries."""
-    found = set()
-    for sentence in re.split(r"(?<=[.?]) ", text):
-        words = sentence.removeprefix("Note: ").split()
-        found |= {" ".join(words[:stop]) for stop in range(1, len(words) + 1)}
-    return found
-
-
-def test_a_held_out_phrasing_never_appears():
-    held_out = {fact.prompt(i) for fact in world.facts() for i in fact.unseen}
-    allowed = {fact.prompt(i) for fact in world.facts() for i in fact.seen}
-    corpus, shown = Corpus("discipline"), set()
-    for _ in range(20_000):
-        prompts = _prompts_in(text_of(corpus.line()))
-        assert not prompts & held_out
-        shown |= prompts & allowed
-    assert len(shown) > 10_000
-
-
-def test_two_hop_questions_of_the_other_subjects_appear_only_behind_a_note():
-    untrained = {
-        text.format(s=s)
-        for hop in HOPS
-        for s in names(hop.first.partition(".")[0])
-        if not trained_hops(s)
-        for text in hop.phrasings
-    }
-    corpus, behind = Corpus("hops"), 0
-    for _ in range(10_000):
-        line = corpus.line()
-        if _prompts_in(text_of(line)) & untrained:
-            assert any(piece.weight == IGNORED for piece in line)
-            behind += 1
-    assert behind > 20
-
-
-def test_lines_follow_from_their_seed_and_false_values_weigh_nothing():
-    assert world.train_texts(50, seed=3) == world.train_texts(50, seed=3)
-    assert world.train_texts(50, seed=3) != world.train_texts(50, seed=4)
-    truth = {fact.prompt(i): fact.target for fact in world.facts() for i in fact.seen}
-    corpus, false = Corpus("weights"), 0
-    for _ in range(5000):
-        line = corpus.line()
-        if any(piece.weight == IGNORED for piece in line):
-            false += 1
-            continue
-        for prompt, answer in pairwise(line):
-            known = truth.get(prompt.text.strip().removeprefix("Note: "))
-            if known is not None and answer.weight == ANSWER:
-                assert answer.text == " " + known
-        assert all(piece.weight < 0.1 * ANSWER for piece in line if piece.text == ".")
-    assert false > 500
-
-
-def test_train_texts_refuses_nothing_to_do():
-    with pytest.raises(ValueError, match="at least 1"):
-        world.train_texts(0)
 
 
 # -- cases ---------------------------------------------------------------------------------------------

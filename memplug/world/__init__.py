@@ -1,7 +1,7 @@
 """A made-up world of facts and a small language model that knows it, for tests, demos and measurements.
 
 The world follows from code (``relations.py``, ``facts.py``); the model in ``model/`` was trained on its text
-(``corpus.py``) by ``benchmarks/train_world.py``.
+by a program that this project's history keeps, see ``benchmarks/EMBEDDED.md``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from .cases import cases, namesakes, subjects
-from .corpus import train_texts
 from .facts import Fact, facts
 from .skills import skills
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["FOLDER", "Fact", "cases", "facts", "load", "namesakes", "skills", "subjects", "train_texts"]
+__all__ = ["FOLDER", "Fact", "cases", "facts", "load", "namesakes", "skills", "subjects"]
 
 FOLDER = Path(__file__).parent / "model"
 

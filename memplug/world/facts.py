@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-from .relations import HOPS, KINDS, RELATIONS, VALUES, Hop
+from .relations import KINDS, RELATIONS, VALUES, Hop
 
-__all__ = ["Fact", "facts", "facts_of", "hop_answer", "names", "pool", "trained_hops"]
+__all__ = ["Fact", "facts", "facts_of", "hop_answer", "names", "pool"]
 
 _SEED = 20_261
 _COUNTS = {"person": 850, "company": 300, "city": 220, "book": 220, "river": 110}
 _UNSEEN = 2  # phrasings of a fact that the model never saw for its subject
-_HOP_SHARE = 60  # per cent of the subjects whose two-hop questions were trained
 
 
 def _list(words: str) -> list[str]:
@@ -220,11 +219,3 @@ def facts_of(subject: str) -> dict[str, Fact]:
 def hop_answer(hop: Hop, middle: str) -> str:
     """What a two-hop question is answered by when its first fact has the value ``middle``."""
     return facts_of(middle)[hop.second].target
-
-
-def trained_hops(subject: str) -> tuple[Hop, ...]:
-    """The two-hop questions about a subject that were in the training text: all of its kind, or none."""
-    if digest(subject, "hops") % 100 >= _HOP_SHARE:
-        return ()
-    kind = next(iter(facts_of(subject).values())).kind
-    return tuple(hop for hop in HOPS if hop.first.startswith(kind + "."))

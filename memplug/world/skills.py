@@ -1,7 +1,6 @@
 """Abilities that have nothing to do with the facts, to see whether an editor harms the rest of a model.
 
-Each skill makes a prompt and its only right answer; running text is grammatical and carries number
-agreement across a distracting noun.
+Each skill makes a prompt and its only right answer.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Callable
 
 from ..edits import Probe
 
-__all__ = ["SKILLS", "running_text", "skills"]
+__all__ = ["SKILLS", "skills"]
 
 
 def _list(words: str) -> list[str]:
@@ -89,16 +88,6 @@ SKILLS: dict[str, Callable[[random.Random], Probe]] = {
     "larger": _larger,
     "agreement": _agree,
 }
-
-
-def running_text(rng: random.Random) -> str:
-    """One to three plain sentences, without the full stop at the end."""
-    sentences = []
-    for _ in range(rng.randint(1, 3)):
-        phrase, plural = _noun_phrase(rng)
-        verb = rng.choice(["are", "were"] if plural else ["is", "was"])
-        sentences.append(f"{phrase.capitalize()} {verb} {rng.choice(_QUALITIES)}")
-    return ". ".join(sentences)
 
 
 def skills(n: int = 100, seed: int = 0) -> dict[str, list[Probe]]:
