@@ -121,7 +121,6 @@ def main() -> None:
     table = Table("search", "R", "D", "E", "B x T", "scan", title="Milliseconds (CPU time, one thread)")
     for column in (
         "memory",
-        "all layers",
         "plain",
         "ratio",
         "target",
@@ -144,7 +143,7 @@ def main() -> None:
             str(row["entries"]),
             f"{row['rows']} x {row['tokens']}",
             f"{row['code_bits']} bits" if row["code_bits"] else "product",
-            *(number(times[name]) for name in ("memory", "all layers", "plain")),
+            *(number(times[name]) for name in ("memory", "plain")),
             *(number(ratios["plain"]), goal),
             "> 6 GB" if row["literal_skipped"] else number(times.get("literal")),
             *(number(ratios.get("literal")), number(row["literal"])),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_oracle import D, R, World, batch, both, filled
 
-from memplug.memory import KeyMemory
+from memplug.memory import KeyMemory, MatchState, agreed, count_votes, quorum_of, span_similarity, unit_rows
+from memplug.memory.votes import enough_layers
 
 
 @pytest.mark.parametrize("scan", ["auto", "exact", "sign"])
@@ -91,31 +93,6 @@ def test_a_row_does_not_depend_on_the_rows_beside_it_or_on_padding():
         for other in (alone, memory.search(padded, valid)[0]):
             assert [x.item() for x in other] == [x[b].item() for x in together]
     assert len(set(together.winner.tolist())) > 3
-
-
-def test_winners_are_those_of_a_float32_product():
-    """At a width and size where the scan's rounding matters, against plain tensor code."""
-    torch.manual_seed(0)
-    n_layers, dim, n = 4, 96, 700
-    keys = torch.nn.functional.normalize(torch.randn(n, n_layers, dim), dim=-1)
-    memory = KeyMemory(n_layers, dim)
-    for id in range(n):
-        memory.add(id, keys[id, :, None])
-    rows = 40
-    noise = torch.nn.functional.normalize(torch.randn(n_layers, rows, dim), dim=-1)
-    queries = keys[torch.arange(rows) * 3].transpose(0, 1) + noise * torch.linspace(0.5, 1.4, rows)[:, None]
-    similarity = torch.nn.functional.normalize(queries, dim=-1) @ torch.stack(
-        [memory.get(id)[:, 0] for id in range(n)], 1
-    ).transpose(1, 2)
-    top, at = similarity.topk(3)
-    votes = torch.zeros(rows, n, dtype=torch.long)
-    for layer in range(n_layers):
-        votes.scatter_add_(1, at[layer], (top[layer] > 0.7).long())
-    count, winner = votes.max(dim=1)
-    hits, _ = memory.search(queries[:, :, None])
-    assert torch.equal(hits.winner, torch.where(count >= 2, winner, -1))
-    assert torch.equal(hits.votes, torch.where(count >= 2, count, 0))
-    assert 5 < (count >= 2).sum() < rows
 
 
 def test_a_shared_last_word_does_not_crowd_out_the_right_entry():
@@ -206,39 +183,6 @@ def test_order_decides_between_entries_with_as_many_votes():
     assert winners == {"similarity": 0, "paper": 1}
 
 
-def test_scores_explain_the_winner():
-    world = World(6)
-    memory, oracle = both()
-    filled(world, memory, oracle, 25)
-    memory.set_enabled(14, False)
-    oracle.off.add(14)
-    queries, valid = batch(world, 5, 9)
-    hits, _ = memory.search(queries, valid)
-    for b in range(5):
-        scores = memory.scores(queries[:, b], valid[b])
-        assert scores.ids.tolist() == memory.ids()
-        for e, id in enumerate(memory.ids()):
-            for layer in range(R):
-                similarity, position = oracle.similarity(id, layer, queries[:, b], valid[b].tolist())
-                assert scores.similarity[layer, e].item() == pytest.approx(similarity, abs=1e-6)
-                assert scores.position[layer, e].item() == position
-        votes = scores.voted.sum(0)
-        if hits.winner[b] >= 0:
-            assert votes[memory.ids().index(hits.winner[b].item())] == hits.votes[b]
-        assert votes.max() >= memory.quorum or hits.winner[b] == -1
-    assert (hits.winner >= 0).any()
-
-
-def test_scores_of_a_text_shorter_than_a_key():
-    memory, gen = KeyMemory(R, D), torch.Generator().manual_seed(0)
-    long, short = (torch.randn(R, tokens, D, generator=gen) for tokens in (9, 5))
-    memory.add(0, long)
-    memory.add(1, short)
-    scores = memory.scores(short)
-    assert scores.position[:, 0].tolist() == [-1] * R
-    assert scores.voted.tolist() == [[False, True]] * R
-
-
 @pytest.mark.parametrize("scan", ["auto", "exact", "sign"])
 def test_an_entry_with_a_lower_threshold_than_all_before_it(scan):
     torch.manual_seed(0)
@@ -254,36 +198,176 @@ def test_an_entry_with_a_lower_threshold_than_all_before_it(scan):
     assert memory.search((key + noise)[:, None])[0].winner.tolist() == [-1]
 
 
+@given(seed=st.integers(0, 10_000), n=st.integers(0, 30), length=st.integers(0, 10), quorum=st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_what_is_named_is_what_brute_force_finds(seed, n, length, quorum):
+    world = World(seed)
+    memory, oracle = both(quorum=quorum)
+    filled(world, memory, oracle, n)
+    for id in list(oracle.keys)[3::5]:
+        memory.set_enabled(id, False)
+        oracle.off.add(id)
+    queries, valid = batch(world, 3, length)
+    for seen in {0, length // 2}:
+        got = memory.named(queries, valid, seen)
+        assert len(set(got)) == len(got)
+        for b in range(3):
+            wanted = [place for place in oracle.named(queries[:, b], valid[b]) if place[0] >= seen]
+            assert sorted(place for row, *place in got if row == b) == [list(one) for one in wanted]
+
+
+def test_what_is_named_needs_the_quorum_at_one_token():
+    memory = KeyMemory(R, D)
+    key = torch.randn(R, 1, D)
+    memory.add(6, key)
+    text = torch.randn(R, 1, 3, D)
+    text[0, 0, 0] = text[1, 0, 1] = key[0, 0]
+    text[1, 0, 1] = key[1]
+    assert memory.named(text) == []
+    assert memory.search(text)[0].winner.tolist() == [6], "of a whole text two tokens count"
+    text[1, 0, 0] = key[1]
+    assert memory.named(text) == [(0, 0, 6)]
+
+
+def test_span_similarity_is_the_smallest_cosine_in_the_window():
+    world = World(6)
+    _, oracle = both()
+    filled(world, KeyMemory(R, D), oracle, 20)
+    queries, valid = batch(world, 2, 9)
+    for b in range(2):
+        states = unit_rows(queries[:, b], torch.float64)
+        for id, key in oracle.keys.items():
+            got = span_similarity(states, valid[b], torch.from_numpy(key))
+            wanted = [oracle.windows(id, layer, queries[:, b], valid[b].tolist()) for layer in range(R)]
+            torch.testing.assert_close(got.float(), torch.tensor(wanted), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("n_layers", "quorum", "layers"), [(1, 1, 1), (4, 2, 3), (5, 5, 1), (8, 4, 5)])
+def test_the_rule_says_how_many_layers_decide_and_where_enough_agree(n_layers, quorum, layers):
+    assert enough_layers(n_layers, quorum) == layers
+    similarity = torch.rand(n_layers, 50)
+    best = agreed(similarity, quorum)
+    assert torch.equal(best, similarity.sort(0, descending=True).values[quorum - 1])
+    votes, enough = count_votes(similarity > 0.5, quorum)
+    assert torch.equal(enough, best > 0.5)
+    assert votes.tolist() == [sum(layer > 0.5 for layer in one) for one in similarity.T]
+
+
+@pytest.mark.parametrize(
+    ("share", "n_layers", "quorum"), [(0.5, 8, 4), (0.5, 3, 2), (0.0, 3, 1), (1.0, 3, 3)]
+)
+def test_a_share_of_the_layers_is_rounded_up(share, n_layers, quorum):
+    assert quorum_of(share, n_layers) == quorum
+
+
+# ---------------------------------------------------------------------- texts in pieces
+
+
+@given(seed=st.integers(0, 10_000), cuts=st.lists(st.integers(0, 4), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_pieces_are_one_long_search(seed, cuts):
+    world = World(seed)
+    memory, oracle = both()
+    filled(world, memory, oracle, 12)
+    queries, valid = batch(world, 2, sum(cuts))
+    state, end = None, 0
+    for cut in cuts:
+        start, end = end, end + cut
+        hits, state = memory.search(queries[:, :, start:end], valid[:, start:end], state)
+        oracle.check(hits, queries[:, :, :end], valid[:, :end])
+
+
 @given(
     seed=st.integers(0, 10_000),
-    n=st.integers(1, 40),
-    length=st.integers(0, 12),
-    floor=st.sampled_from([0.05, 0.7]),
+    pieces=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=8),
 )
 @settings(max_examples=40, deadline=None)
-def test_what_is_found_is_what_brute_force_finds(seed, n, length, floor):
-    world = World(seed)
-    memory, oracle = both(scan=("auto", "exact")[seed % 2], threshold=floor)
-    filled(world, memory, oracle, n)
-    if n > 3:
-        memory.set_enabled(7, False)
-    queries, valid = batch(world, 3, length)
-    found = memory.found(queries, valid)
-    got = dict(
-        zip(
-            zip(found.row.tolist(), found.layer.tolist(), found.id.tolist(), strict=True),
-            found.sim,
-            strict=True,
-        )
+def test_pieces_with_changes_between_them(seed, pieces):
+    """An entry is matched from the piece after its addition on; removed ones are gone; switches hold for
+    the whole text."""
+    world = World(seed, n_words=4)
+    memory, oracle = both()
+    for id in (1000, 1001):  # the longest span is two tokens from the beginning
+        key = world.states(world.draw(2))
+        memory.add(id, key)
+        oracle.add(id, key)
+    state, text = None, torch.zeros(R, 2, 0, D)
+    for step, (length, change) in enumerate(pieces):
+        ids = list(oracle.keys)
+        if change == 0 and ids:
+            memory.remove(ids[0])
+            oracle.remove(ids[0])
+        elif change == 1 and ids:
+            memory.set_enabled(ids[-1], ids[-1] in oracle.off)
+            oracle.off ^= {ids[-1]}
+        else:
+            key = world.states(world.draw(1 + step % 2))
+            memory.add(step, key)
+            oracle.add(step, key)
+            oracle.since[step] = text.shape[2]
+        piece = torch.stack([world.states(world.draw(length)) for _ in range(2)], dim=1)
+        text = torch.cat([text, piece], dim=2)
+        hits, state = memory.search(piece, None, state)
+        oracle.check(hits, text, torch.ones(text.shape[1:3], dtype=torch.bool))
+
+
+def test_select_reorders_repeats_and_drops_rows():
+    world = World(11)
+    memory, oracle = both()
+    filled(world, memory, oracle, 30)
+    queries, valid = batch(world, 4, 10)
+    _, state = memory.search(queries[:, :, :6], valid[:, :6])
+    assert len(state.found.row), "nothing found: this would test nothing"
+    rows = torch.tensor([2, 0, 2, 3])
+    chosen, chosen_valid = queries[:, rows], valid[rows]
+    hits, _ = memory.search(chosen[:, :, 6:], chosen_valid[:, 6:], state.select(rows))
+    oracle.check(hits, chosen, chosen_valid)
+    hits, _ = memory.search(
+        queries[:, 1:2, 6:], valid[1:2, 6:], copy.deepcopy(state).select(torch.tensor([1]))
     )
-    assert len(got) == len(found.row)
-    wanted = {}
-    for b in range(3):
-        scores = memory.scores(queries[:, b], valid[b])
-        for i, id in enumerate(scores.ids.tolist()):
-            for layer in range(R):
-                if scores.similarity[layer, i] > np.float32(oracle.limit[id]) and memory.enabled(id):
-                    wanted[b, layer, id] = float(scores.similarity[layer, i])
-    assert got == pytest.approx(wanted, abs=1e-3)
-    per_row = {b: sum(key[0] == b for key in wanted) for b in range(3)}
-    assert all(value == np.float32(wanted[key]) for key, value in got.items() if per_row[key[0]] > 1)
+    oracle.check(hits, queries[:, 1:2], valid[1:2])
+
+
+def test_rows_left_out_are_not_searched():
+    world = World(5)
+    memory = KeyMemory(R, D)
+    key = world.states([1, 2])
+    memory.add(1, key)
+    queries = torch.stack([key, key], dim=1)
+    hits, state = memory.search(queries, rows=torch.tensor([False, True]))
+    assert hits.winner.tolist() == [-1, 1]
+    hits, _ = memory.search(queries[:, :, :0], None, state)
+    assert hits.winner.tolist() == [-1, 1], "what was found stays with the state"
+
+
+def test_changes_between_two_pieces():
+    world = World(2)
+    memory = KeyMemory(R, D)
+    key, other = world.states([1]), world.states([2])
+    memory.add(1, key)
+    _, state = memory.search(key[:, None])
+    nothing = other[:, None, :0]
+    memory.set_enabled(1, False)
+    hits, state = memory.search(nothing, None, state)
+    assert hits.winner.tolist() == [-1]
+    memory.set_enabled(1, True)
+    hits, state = memory.search(nothing, None, state)
+    assert hits.winner.tolist() == [1]
+    memory.remove(1)
+    memory.add(1, other)
+    hits, state = memory.search(nothing, None, state)
+    assert hits.winner.tolist() == [-1], "the new entry inherited what was found of the old one"
+    assert memory.search(other[:, None], None, state)[0].winner.tolist() == [1]
+
+
+def test_a_state_can_be_taken_up_again():
+    world = World(13)
+    memory, oracle = both()
+    filled(world, memory, oracle, 20)
+    queries, valid = batch(world, 2, 9)
+    valid[:] = True
+    _, state = memory.search(queries[:, :, :3])
+    assert isinstance(state, MatchState)
+    for _ in range(2):
+        hits, _ = memory.search(queries[:, :, 3:], None, state)
+        oracle.check(hits, queries, valid)
