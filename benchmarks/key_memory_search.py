@@ -161,7 +161,7 @@ def searches(cases: Iterable[Search], seconds: float) -> Iterable[dict[str, Any]
         keys, queries = draw(case)
         quorum = (case.layers + 1) // 2
         memory = filled(keys, scan=case.scan)
-        same = torch.equal(memory.search(queries)[0].winner, plain(keys, queries, quorum))
+        same = torch.equal(memory.search(queries)[0], plain(keys, queries, quorum))
         runs: dict[str, Callable[[], Any]] = {
             "memory": lambda memory=memory, queries=queries: memory.search(queries),
             "plain": lambda keys=keys, queries=queries, quorum=quorum: plain(keys, queries, quorum),

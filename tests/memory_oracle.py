@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memplug.memory import Hits, KeyMemory
+from memplug.memory import KeyMemory
 
 R, D = 3, 8
 
@@ -61,8 +61,8 @@ class Oracle:
                     votes[end, id] = votes.get((end, id), 0) + (similarity > np.float32(self.limit[id]))
         return sorted(place for place, count in votes.items() if count >= self.quorum)
 
-    def winner(self, row: Tensor, valid: Tensor) -> tuple[int, int, float]:
-        """Id (-1 for none), votes and mean similarity of one row (R, T, D)."""
+    def winner(self, row: Tensor, valid: Tensor) -> int:
+        """The id that one row (R, T, D) elects, -1 for none."""
         votes: dict[int, list[tuple[int, float]]] = {}
         valid = valid.tolist()
         for layer in range(R):
@@ -79,16 +79,11 @@ class Oracle:
             if mine and len(mine) >= self.quorum:
                 total = math.fsum(similarity for _, similarity in mine)
                 tie = -total if self.order == "similarity" else mine[0][0]
-                ranked.append((-len(mine), tie, age, id, total))
-        if not ranked:
-            return -1, 0, 0.0
-        negative, _, _, id, total = min(ranked)
-        return id, -negative, float(np.float32(total / -negative))
+                ranked.append((-len(mine), tie, age, id))
+        return min(ranked)[-1] if ranked else -1
 
-    def check(self, hits: Hits, queries: Tensor, valid: Tensor) -> None:
-        expected = [self.winner(queries[:, b], valid[b]) for b in range(queries.shape[1])]
-        got = list(zip(hits.winner.tolist(), hits.votes.tolist(), hits.similarity.tolist(), strict=True))
-        assert got == expected
+    def check(self, winner: Tensor, queries: Tensor, valid: Tensor) -> None:
+        assert winner.tolist() == [self.winner(queries[:, b], valid[b]) for b in range(queries.shape[1])]
 
 
 class World:

@@ -7,9 +7,9 @@ GPU · `votes` the rule that elects.
 
 from .exact import span_similarity, unit_rows
 from .keys import KeyMemory, MatchState
-from .votes import Found, Hits, agreed, count_votes, quorum_of, voting
+from .votes import Found, agreed, count_votes, quorum_of, voting
 
 __all__ = [
-    "Found", "Hits", "KeyMemory", "MatchState", "agreed", "count_votes", "quorum_of", "span_similarity",
+    "Found", "KeyMemory", "MatchState", "agreed", "count_votes", "quorum_of", "span_similarity",
     "unit_rows", "voting",
 ]  # fmt: skip

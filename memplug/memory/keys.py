@@ -22,7 +22,7 @@ Letters: R think layers, B rows, T tokens, D width, E entries, S tokens of a sub
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -34,7 +34,7 @@ from .exact import Pairs, check_spans, near_by_product, unit_rows
 from .faiss_search import GpuScan, faiss_module
 from .record import KeyRecord
 from .signs import SignScan
-from .votes import Found, Hits, Order, Spans, count_votes, elect, enough_layers, merge, quorum_of
+from .votes import Found, Order, Spans, count_votes, elect, enough_layers, merge, quorum_of
 
 __all__ = ["KeyMemory", "MatchState"]
 
@@ -132,27 +132,14 @@ class KeyMemory(KeyRecord):
         coded = scan == "sign" or (scan == "auto" and on_cpu and importlib.util.find_spec("faiss"))
         self._signs = SignScan(self, seed) if coded else None
 
-    def __repr__(self) -> str:
-        return (
-            f"KeyMemory({len(self)} entries, {self.n_layers} layers, dim {self.dim}, threshold "
-            f"{self.threshold}, top_k {self.top_k}, quorum {self.quorum}, {self.device})"
-        )
-
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and of their codes."""
         return super().nbytes + (0 if self._signs is None else self._signs.nbytes)
 
-    def _changed(self, slot: int) -> None:
-        super()._changed(slot)
+    def _changed(self, slot: int | None) -> None:
         if self._signs is not None:
             self._signs.changed(slot)
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `KeyRecord.load_state_dict`."""
-        super().load_state_dict(tensors)
-        if self._signs is not None:
-            self._signs.clear()
 
     # ---------------------------------------------------------------- searching it
 
@@ -163,7 +150,7 @@ class KeyMemory(KeyRecord):
         valid: Tensor | None = None,
         state: MatchState | None = None,
         rows: Tensor | None = None,
-    ) -> tuple[Hits, MatchState]:
+    ) -> tuple[Tensor, MatchState]:
         """Which entry each row recalls, from the tokens given now and those `state` has seen.
 
         A text given in pieces, each with the state that the piece before it returned, is matched as in
@@ -180,7 +167,8 @@ class KeyMemory(KeyRecord):
             rows: bool (B,), False for rows that need no search; to them this piece counts as padding.
 
         Returns:
-            The hits, and the state to hand over with the next piece.
+            The id of each row's entry, int64 (B,) on the CPU, -1 for none; and the state to hand over with
+            the next piece.
 
         Raises:
             ValueError: shapes that do not fit the memory, each other or the state.
@@ -199,9 +187,9 @@ class KeyMemory(KeyRecord):
             valid = torch.cat([state.valid.to(valid.device), valid], dim=1)
             found, seen = state.found, state.valid.shape[1]
         found, on = self._held(merge(found, [*self._match(text, valid, seen)]))
-        hits = elect(found.keep(on), len(valid), quorum=self.quorum, top_k=self.top_k, order=self.order)
+        winner = elect(found.keep(on), len(valid), quorum=self.quorum, top_k=self.top_k, order=self.order)
         tail = slice(max(0, valid.shape[1] - self.rest.shape[1]), None)
-        return hits, MatchState(found, tuple(one[:, tail].clone() for one in text), valid[:, tail].clone())
+        return winner, MatchState(found, tuple(one[:, tail].clone() for one in text), valid[:, tail].clone())
 
     @torch.no_grad()
     def named(

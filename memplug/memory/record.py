@@ -47,7 +47,6 @@ class KeyRecord:
         entries: by slot the caller's number `id`; `seq`, the place in the order of insertion, never given
             twice; S, `length`; `on`, whether it is searched; its threshold, `limit`.
         slot: id -> slot; slots 0..E-1 are in use.
-        version: changes with every change.
     """
 
     def __init__(self, n_layers: int, dim: int, threshold: float, device: torch.device) -> None:
@@ -58,7 +57,6 @@ class KeyRecord:
         self.rest = np.zeros((0, 0), np.int64)
         self.entries = np.zeros(0, _ENTRY)
         self.slot: dict[int, int] = {}
-        self.version = 0
         self._next_seq = 0
         self._free: list[int] = []  # unused rows of the pool
 
@@ -159,14 +157,10 @@ class KeyRecord:
         Raises:
             ValueError: no entry has this id.
         """
-        slot = self._at(id)
-        if self.entries["on"][slot] != on:
-            self.entries["on"][slot] = on
-            self.version += 1
+        self.entries["on"][self._at(id)] = on
 
-    def _changed(self, slot: int) -> None:
-        """Another key is at this slot now, or none."""
-        self.version += 1
+    def _changed(self, slot: int | None) -> None:
+        """Another key is at this slot now, or none, or all are others; for what is derived from the keys."""
 
     def _unit(self, id: int, key: Tensor) -> Tensor:
         shape, wanted = tuple(key.shape), f"({self.n_layers}, S, {self.dim}) with S >= 1 tokens"
@@ -236,7 +230,7 @@ class KeyRecord:
         self.slot = {one: slot for slot, one in enumerate(id.tolist())}
         self._next_seq += len(id)
         self._free = []
-        self.version += 1
+        self._changed(None)
 
     def _used(self, length: np.ndarray) -> np.ndarray:
         """Bool (k, W): which columns of `rest` belong to spans of these lengths (k,)."""

@@ -104,14 +104,12 @@ class SignScan:
         """Bytes of codes and projection."""
         return 0 if self._made is None else self._made.codes.nbytes + self._made.projection.nbytes
 
-    def clear(self) -> None:
-        """All keys are others now."""
-        self._made = None
-
-    def changed(self, slot: int) -> None:
-        """Another key is at this slot now; no search may be running."""
+    def changed(self, slot: int | None) -> None:
+        """Another key is at this slot now, or all are others; no search may be running."""
         made, capacity = self._made, self._record.last.shape[1]
-        if made is None or slot >= len(self._record):
+        if slot is None:
+            self._made = None
+        if made is None or slot is None or slot >= len(self._record):
             return
         if slot >= made.codes.shape[1]:
             grown = np.zeros((made.codes.shape[0], capacity, made.codes.shape[2]), np.uint8)

@@ -18,27 +18,12 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Found", "Hits", "Order", "Spans", "agreed", "count_votes", "elect", "enough_layers", "merge",
-    "quorum_of", "voting",
+    "Found", "Order", "Spans", "agreed", "count_votes", "elect", "enough_layers", "merge", "quorum_of",
+    "voting",
 ]  # fmt: skip
 
 Order = Literal["similarity", "paper"]
 _Array = TypeVar("_Array", np.ndarray, Tensor)
-
-
-class Hits(NamedTuple):
-    """The entry each row recalls; tensors of shape (B,) on the CPU.
-
-    Attributes:
-        winner: int64, the id of the elected entry, -1 where none reaches the quorum.
-        votes: int64, the winner's votes, 0 where there is none.
-        similarity: float32, the winner's mean similarity over the layers that voted for it, 0 where
-            there is none.
-    """
-
-    winner: Tensor
-    votes: Tensor
-    similarity: Tensor
 
 
 class Spans(NamedTuple):
@@ -149,8 +134,8 @@ def voting(found: Found, top_k: int) -> np.ndarray:
     return voted
 
 
-def elect(found: Found, n_rows: int, *, quorum: int, top_k: int, order: Order) -> Hits:
-    """Elect at most one entry per row.
+def elect(found: Found, n_rows: int, *, quorum: int, top_k: int, order: Order) -> Tensor:
+    """The id of the entry that each row elects, int64 (B,) on the CPU; -1 where none reaches the quorum.
 
     A layer votes for its `top_k` most similar entries among those above their threshold. The winner of
     a row is the entry with the most votes, if these reach `quorum`. Ties: ``order="similarity"`` takes
@@ -163,19 +148,14 @@ def elect(found: Found, n_rows: int, *, quorum: int, top_k: int, order: Order) -
         n_rows: B.
     """
     winner = torch.full((n_rows,), -1, dtype=torch.int64)
-    votes = torch.zeros(n_rows, dtype=torch.int64)
-    similarity = torch.zeros(n_rows, dtype=torch.float32)
     if len(found.row):
         voted = voting(found, top_k)
-        count, enough = count_votes(voted, quorum)
+        votes, enough = count_votes(voted, quorum)
         # The sum of a few float32 numbers is exact in float64, so it does not depend on their order.
         total = np.where(voted, found.sim, 0).sum(0, dtype=np.float64)
         tie = -total if order == "similarity" else voted.argmax(0)
-        ranked = np.lexsort((found.seq, tie, -count, found.row))
+        ranked = np.lexsort((found.seq, tie, -votes, found.row))
         ranked = ranked[enough[ranked]]
         rows, first = np.unique(found.row[ranked], return_index=True)
-        best, at = ranked[first], torch.from_numpy(rows)
-        winner[at] = torch.from_numpy(found.id[best])
-        votes[at] = torch.from_numpy(count[best])
-        similarity[at] = torch.from_numpy((total[best] / voted.sum(0)[best]).astype(np.float32))
-    return Hits(winner, votes, similarity)
+        winner[torch.from_numpy(rows)] = torch.from_numpy(found.id[ranked[first]])
+    return winner

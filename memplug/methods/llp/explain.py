@@ -131,7 +131,7 @@ def explain(
         states = think_states(host, [ids], config.think_layers or ())
     valid = torch.ones(1, len(ids), dtype=torch.bool)
     valid[0, 0] = ids[0] != host.text.bos_id
-    hits, _ = memory.search(list(states), valid)
+    winner, _ = memory.search(list(states), valid)
     units, keys = unit_rows(states[:, 0].cpu(), torch.float64), np.array(list(subjects))
     heat = torch.stack([span_similarity(units, valid[0], memory.get(key).cpu()) for key in subjects]).float()
     best, at = heat.max(-1)  # [E,R]
@@ -142,7 +142,7 @@ def explain(
         key: seen(*subjects[key], config.think_layers or (), tokens, quorum, *parts)
         for key, *parts in zip(keys.tolist(), heat, at, voted.T, strict=True)
     }
-    recalled = found.get(int(hits.winner[0]))
+    recalled = found.get(int(winner[0]))
     ranked = sorted(found.values(), key=lambda one: (-one.votes, -one.similarity))
     runner_up = next((one for one in ranked if recalled is None or one.subject != recalled.subject), None)
     reason = _reason(recalled, runner_up, quorum, threshold)
