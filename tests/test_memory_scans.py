@@ -92,22 +92,6 @@ def test_signs_miss_nothing(bits, common, monkeypatch):
     assert lower[0] <= pairs(scan.near(0, queries[0], 0.6)), "the radius followed the floor"
 
 
-def test_too_many_near_codes_are_found_by_products(monkeypatch):
-    """2,000 keys in one place: more than FAISS is asked for."""
-    generator = torch.Generator().manual_seed(0)
-    centre = normalize(torch.randn(2, 1, 64, generator=generator), dim=-1)
-    keys = normalize(
-        centre + 0.3 * normalize(torch.randn(2, 2000, 64, generator=generator), dim=-1), dim=-1
-    ).half()
-    other = normalize(torch.randn(2, 5, 64, generator=generator), dim=-1)
-    queries = torch.cat([other[:, :3], centre, other[:, 3:]], dim=1)
-    scan, truth = codes_of(keys, 512, monkeypatch), brute(queries, keys, 0.7)
-    for layer in range(2):
-        got = pairs(scan.near(layer, queries[layer], 0.7))
-        assert truth[layer] <= got
-        assert 1900 < len(truth[layer]) <= len(got) < len(truth[layer]) + 100
-
-
 def test_radius_bounds_the_binomial_law(monkeypatch):
     """Against the law summed in whole numbers, and against drawn codes."""
     p = math.acos(0.7) / math.pi

@@ -21,7 +21,8 @@ __all__ = ["Pairs", "check_spans", "near_by_product", "pairs_of", "span_similari
 Pairs = tuple[np.ndarray, np.ndarray]
 """Two int64 arrays (p,): the query and the slot of each pair."""
 
-_BLOCK = 1 << 18  # elements of keys, or of a product, held at once
+_BLOCK = 1 << 18  # elements of keys, or of a product, held at once on a CPU
+_PRODUCT = 1 << 24  # elements of a product held at once on a GPU
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -61,12 +62,12 @@ def near_by_product(queries: Tensor, keys: Tensor, floor: float) -> Pairs:
         floor: 0 <= floor < 1.
     """
     limit = floor - 2.0**-11 - keys.shape[1] * 2.0**-22
-    dtype = torch.float32 if keys.device.type == "cpu" else torch.float16
-    if dtype == torch.float16:  # the result is rounded, and a GPU may round a dozen partial sums
-        limit -= 16 * 2.0**-10
-    queries = queries.to(dtype)
-    found: list[Pairs] = []
-    step = max(1, _BLOCK // max(queries.shape))
+    if keys.device.type == "cpu":
+        dtype, step = torch.float32, max(1, _BLOCK // max(queries.shape))
+    else:  # the result is rounded, and a GPU may round a dozen partial sums
+        dtype, step, limit = torch.float16, max(1, _PRODUCT // len(queries)), limit - 16 * 2.0**-10
+    queries, none = queries.to(dtype), np.zeros(0, np.int64)
+    found = [(none, none)]
     for start in range(0, len(keys), step):
         product = keys[start : start + step].to(dtype) @ queries.T
         slot = np.flatnonzero(product.amax(1).cpu().numpy() > limit)  # seldom any
@@ -74,11 +75,8 @@ def near_by_product(queries: Tensor, keys: Tensor, floor: float) -> Pairs:
             rows = product[torch.from_numpy(slot).to(product.device)].cpu().numpy()
             at, token = np.nonzero(rows > limit)
             found.append((token, slot[at] + start))
-    none = np.zeros(0, np.int64)
-    return (
-        np.concatenate([none, *(token for token, _ in found)]),
-        np.concatenate([none, *(slot for _, slot in found)]),
-    )
+    token, slot = (np.concatenate(part) for part in zip(*found, strict=True))
+    return token, slot
 
 
 def pairs_of(near: np.ndarray, slot: np.ndarray, queries: Tensor, keys: Tensor, floor: float) -> Pairs:
@@ -132,10 +130,10 @@ def check_spans(
         for start in range(0, len(here), step):
             part = slice(start, start + step)
             some, key = _rows(text, row[here[part]], at[part]), _rows(keys, rows[part])
-            cosine = torch.nan_to_num(
-                (some * key).sum(-1) / torch.linalg.vector_norm(some, dim=-1), 0.0, 0.0, 0.0
+            cosine = (some * key).sum(-1) / torch.linalg.vector_norm(some, dim=-1)
+            sim[here[part]] = np.minimum(
+                sim[here[part]], torch.nan_to_num(cosine, 0.0, 0.0, 0.0).float().cpu().numpy()
             )
-            sim[here[part]] = np.minimum(sim[here[part]], cosine.float().cpu().numpy())
         items = items[sim[items] > record.entries["limit"][slot[items]]]
     return items, sim[items]
 

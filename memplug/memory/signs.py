@@ -135,7 +135,7 @@ class SignScan:
         return pairs_of(distance <= made.radius, slot, queries, self._record.last[layer, :count], floor)
 
     def _make(self, layer: int, queries: Tensor, floor: float) -> _Codes:
-        """In one piece: threads that find none to be there make the same ones."""
+        """Whole, so that threads which find none at the same time each make theirs, and any will do."""
         record, count = self._record, len(self._record)
         some = torch.from_numpy(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64))
         bits = fewest_bits(queries[:64], record.last[layer, some].float(), count, floor)
