@@ -130,14 +130,16 @@ def check_spans(
         for start in range(0, len(here), step):
             part = slice(start, start + step)
             some, key = _rows(text, row[here[part]], at[part]), _rows(keys, rows[part])
-            cosine = (some * key).sum(-1) / torch.linalg.vector_norm(some, dim=-1)
-            sim[here[part]] = np.minimum(
-                sim[here[part]], torch.nan_to_num(cosine, 0.0, 0.0, 0.0).float().cpu().numpy()
-            )
+            norm, cosine = np.sqrt(np.einsum("pd,pd->p", some, some)), np.zeros(len(some))
+            np.divide(np.einsum("pd,pd->p", some, key), norm, out=cosine, where=(norm > 0) & (norm < np.inf))
+            sim[here[part]] = np.minimum(sim[here[part]], cosine.astype(np.float32))
         items = items[sim[items] > record.entries["limit"][slot[items]]]
     return items, sim[items]
 
 
-def _rows(table: Tensor, *index: np.ndarray) -> Tensor:
-    """Some rows (p, D) of a table, float64."""
-    return table[tuple(torch.from_numpy(one).to(table.device) for one in index)].double()
+def _rows(table: Tensor, *index: np.ndarray) -> np.ndarray:
+    """Some rows (p, D) of a table, float64, on the host."""
+    rows: np.ndarray = (
+        table[tuple(torch.from_numpy(one).to(table.device) for one in index)].double().cpu().numpy()
+    )
+    return rows
