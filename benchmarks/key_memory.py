@@ -56,7 +56,7 @@ def spans(entries: int, seconds: float) -> Iterable[dict[str, Any]]:
         return int(votes.argmax()) if votes.max() >= 2 else -1
 
     for name, text in texts.items():
-        hits, _ = memory.search(text)
+        winner, _ = memory.search(text)
         times = cpu_times(
             {"memory": lambda t=text: memory.search(t), "plain": lambda t=text: plain_spans(t)}, seconds
         )
@@ -65,7 +65,7 @@ def spans(entries: int, seconds: float) -> Iterable[dict[str, Any]]:
             "entries": entries,
             "times_ms": times,
             "ratio": times["plain"] / times["memory"],
-            "same_winner": hits.winner.item() == plain_spans(text) == (7 if name == "a subject" else -1),
+            "same_winner": winner.item() == plain_spans(text) == (7 if name == "a subject" else -1),
         }
 
 
@@ -121,7 +121,6 @@ def main() -> None:
     table = Table("search", "R", "D", "E", "B x T", "scan", title="Milliseconds (CPU time, one thread)")
     for column in (
         "memory",
-        "all layers",
         "plain",
         "ratio",
         "target",
@@ -144,7 +143,7 @@ def main() -> None:
             str(row["entries"]),
             f"{row['rows']} x {row['tokens']}",
             f"{row['code_bits']} bits" if row["code_bits"] else "product",
-            *(number(times[name]) for name in ("memory", "all layers", "plain")),
+            *(number(times[name]) for name in ("memory", "plain")),
             *(number(ratios["plain"]), goal),
             "> 6 GB" if row["literal_skipped"] else number(times.get("literal")),
             *(number(ratios.get("literal")), number(row["literal"])),

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memplug.memory import KeyMemory, stream
+from memplug.memory import KeyMemory
 
 __all__ = ["FULL", "QUICK", "Search", "cpu_times", "searches"]
 
@@ -161,7 +161,7 @@ def searches(cases: Iterable[Search], seconds: float) -> Iterable[dict[str, Any]
         keys, queries = draw(case)
         quorum = (case.layers + 1) // 2
         memory = filled(keys, scan=case.scan)
-        same = torch.equal(memory.search(queries)[0].winner, plain(keys, queries, quorum))
+        same = torch.equal(memory.search(queries)[0], plain(keys, queries, quorum))
         runs: dict[str, Callable[[], Any]] = {
             "memory": lambda memory=memory, queries=queries: memory.search(queries),
             "plain": lambda keys=keys, queries=queries, quorum=quorum: plain(keys, queries, quorum),
@@ -170,8 +170,6 @@ def searches(cases: Iterable[Search], seconds: float) -> Iterable[dict[str, Any]
         if case.literal and need < LITERAL_BYTES:
             runs["literal"] = lambda keys=keys, queries=queries, quorum=quorum: literal(keys, queries, quorum)
         times = cpu_times(runs, seconds)
-        with everything_at_once():
-            times["all layers"] = cpu_times({"all": runs["memory"]}, seconds / 4)["all"]
         ratios = {other: times[other] / times["memory"] for other in ("plain", "literal") if other in times}
         targets = {"plain": case.plain, "literal": case.literal if "literal" in runs else None}
         passed = same and all(not target or ratios[name] >= target for name, target in targets.items())
@@ -181,7 +179,7 @@ def searches(cases: Iterable[Search], seconds: float) -> Iterable[dict[str, Any]
             **case._asdict(),
             "times_ms": times,
             "ratios": ratios,
-            "code_bits": memory._matcher._scan and memory._matcher._scan.bits,
+            "code_bits": memory._signs.bits if memory._signs else 0,
             "same_winners": same,
             "bytes_per_key_and_layer": memory.nbytes / case.entries / case.layers,
             "literal_skipped": bool(case.literal) and need >= LITERAL_BYTES,
@@ -189,13 +187,3 @@ def searches(cases: Iterable[Search], seconds: float) -> Iterable[dict[str, Any]
         }
         del memory, runs, keys, queries
         gc.collect()
-
-
-class everything_at_once:
-    """Search every layer at once instead of letting the late ones wait."""
-
-    def __enter__(self) -> None:
-        self.before, stream._WAITING = stream._WAITING, -1
-
-    def __exit__(self, *error: object) -> None:
-        stream._WAITING = self.before

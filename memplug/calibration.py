@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checked import check_rest, shaped
+from .memory import agreed
 from .questions import Metric, Question, likeness
 from .reading import Kind
 
@@ -235,8 +236,7 @@ def chance_threshold(units: Tensor, sample: Sample, quorum: int, rate: float, se
     reached = []
     for i in chosen:
         cosines = torch.einsum("nk,ntk->nt", units[:, i], units)
-        agreed = cosines.sort(0, descending=True).values[quorum - 1]
-        reached.append(agreed[(word != word[i]) & (text != text[i])])
+        reached.append(agreed(cosines, quorum)[(word != word[i]) & (text != text[i])])
     values = torch.cat(reached)
     if not len(values):
         return 0.5

@@ -9,7 +9,6 @@ Letters: R think layers, B rows, T tokens, K width of calibrated states, S token
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -282,16 +281,9 @@ class Listener:
                     seen[b, back - tail.shape[1] :] = True
             units = [torch.cat([front[r], unit], 1) for r, unit in enumerate(units)]
             valid = torch.cat([seen, valid], 1)
-        found = self.memory.found(units, valid.to(units[0].device))
-        votes = Counter(zip(found.row.tolist(), found.id.tolist(), strict=True))
         named: dict[int, dict[int, list[int]]] = {}
-        for (row, key), count in votes.items():
-            if count < self.memory.quorum:
-                continue
-            states = torch.stack([unit[row] for unit in units])
-            for place in span_places(states, valid[row], self.memory, key):
-                if place >= back:
-                    named.setdefault(row, {}).setdefault(place - back, []).append(key)
+        for row, place, key in self.memory.named(units, valid.to(units[0].device), back):
+            named.setdefault(row, {}).setdefault(place - back, []).append(key)
         return named
 
 
@@ -306,28 +298,3 @@ def _seeing(
                 line[column] = before
             before = line[column] if word else before
     return line
-
-
-def span_scores(states: Tensor, valid: Tensor, span: Tensor) -> Tensor:
-    """[R,T]: the smallest cosine in the window that ends at each token; -1 where none fits.
-
-    Args:
-        states: [R,T,K] unit.
-        valid: BoolTensor [T], the tokens that may be matched.
-        span: [R,S,K] a key.
-    """
-    length = span.shape[1]
-    cosines = torch.einsum("rtk,rsk->rts", states, span.to(states))
-    cosines[:, ~valid.to(states.device)] = -1.0
-    out = torch.full(states.shape[:2], -1.0, device=states.device, dtype=torch.float32)
-    if states.shape[1] >= length:
-        windows = cosines.unfold(1, length, 1)  # [R,T-S+1,S,S]
-        out[:, length - 1 :] = windows.diagonal(dim1=2, dim2=3).amin(-1)
-    return out
-
-
-def span_places(states: Tensor, valid: Tensor, memory: KeyMemory, key: int) -> list[int]:
-    """Tokens at which enough layers see the span of ``key`` end."""
-    scores = span_scores(states, valid, memory.get(key))
-    votes = (scores > memory.limit(key)).sum(0)
-    return (votes >= memory.quorum).nonzero()[:, 0].tolist()

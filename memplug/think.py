@@ -80,8 +80,8 @@ class Recalling:
         if kept and not bool((key >= 0).all()):
             states, valid = [state[:, :kept] for state in draft.states], draft.valid[:, :kept]
             with draft.looking():
-                hits, match = self.owner.search(states, valid, match, rows=key < 0)
-            key = torch.where(key >= 0, key, hits.winner.cpu())
+                winner, match = self.owner.search(states, valid, match, rows=key < 0)
+            key = torch.where(key >= 0, key, winner)
         same = torch.equal(key, self.key)
         return replace(
             self, key=key, match=match, draft=None,
@@ -171,9 +171,9 @@ def match_rows(
     states = [call.states[i].detach() for i in layers]
     if call.prompt is not None and call.past == 0:
         asked = call.real.long().cumsum(1) <= call.prompt.to(call.real.device)[:, None]
-        hits, first = memory.search(states, call.valid & asked, None, rows=key < 0)
-        key = torch.where(key >= 0, key, hits.winner.cpu())
+        winner, first = memory.search(states, call.valid & asked, None, rows=key < 0)
+        key = torch.where(key >= 0, key, winner)
         if bool((key >= 0).all()):
             return key, first
-    hits, match = memory.search(states, call.valid, match, rows=key < 0)
-    return torch.where(key >= 0, key, hits.winner.cpu()), match
+    winner, match = memory.search(states, call.valid, match, rows=key < 0)
+    return torch.where(key >= 0, key, winner), match

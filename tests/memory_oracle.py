@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memplug.memory import Hits, KeyMemory
+from memplug.memory import KeyMemory
 
 R, D = 3, 8
 
@@ -36,28 +36,39 @@ class Oracle:
         del self.keys[id], self.limit[id]
         self.off.discard(id)
 
-    def similarity(self, id: int, layer: int, row: Tensor, valid: list[bool]) -> tuple[float, int]:
-        """Of one row (R, T, D), and where the best window ends."""
+    def windows(self, id: int, layer: int, row: Tensor, valid: list[bool]) -> list[float]:
+        """Of one row (R, T, D): the similarity of the window that ends at each position, -1 for none."""
         key, text = self.keys[id][layer], row[layer].double().numpy()
         length = np.linalg.norm(text, axis=1, keepdims=True)
         cosines = (text @ key.T / np.where(length > 0, length, 1)).astype(np.float32)  # token, key token
-        best, where = -1.0, -1
+        found = [-1.0] * len(text)
         for end in range(max(len(key) - 1, self.since.get(id, 0)), len(text)):
             window = range(end - len(key) + 1, end + 1)
             if all(valid[t] for t in window):
-                smallest = min(float(cosines[t, i]) for i, t in enumerate(window))
-                if where < 0 or smallest > best:
-                    best, where = smallest, end
-        return best, where
+                found[end] = min(float(cosines[t, i]) for i, t in enumerate(window))
+        return found
 
-    def winner(self, row: Tensor, valid: Tensor) -> tuple[int, int, float]:
-        """Id (-1 for none), votes and mean similarity of one row (R, T, D)."""
+    def similarity(self, id: int, layer: int, row: Tensor, valid: list[bool]) -> float:
+        """Of one row (R, T, D)."""
+        return max(self.windows(id, layer, row, valid), default=-1.0)
+
+    def named(self, row: Tensor, valid: Tensor) -> list[tuple[int, int]]:
+        """Position and id of every entry that enough layers see end there."""
+        votes: dict[tuple[int, int], int] = {}
+        for id in self.keys.keys() - self.off:
+            for layer in range(R):
+                for end, similarity in enumerate(self.windows(id, layer, row, valid.tolist())):
+                    votes[end, id] = votes.get((end, id), 0) + (similarity > np.float32(self.limit[id]))
+        return sorted(place for place, count in votes.items() if count >= self.quorum)
+
+    def winner(self, row: Tensor, valid: Tensor) -> int:
+        """The id that one row (R, T, D) elects, -1 for none."""
         votes: dict[int, list[tuple[int, float]]] = {}
         valid = valid.tolist()
         for layer in range(R):
             passing = []
             for age, id in enumerate(self.keys):
-                similarity, _ = self.similarity(id, layer, row, valid)
+                similarity = self.similarity(id, layer, row, valid)
                 if id not in self.off and similarity > np.float32(self.limit[id]):
                     passing.append((-similarity, age, id))
             for negative, _, id in sorted(passing)[: self.top_k]:
@@ -68,16 +79,11 @@ class Oracle:
             if mine and len(mine) >= self.quorum:
                 total = math.fsum(similarity for _, similarity in mine)
                 tie = -total if self.order == "similarity" else mine[0][0]
-                ranked.append((-len(mine), tie, age, id, total))
-        if not ranked:
-            return -1, 0, 0.0
-        negative, _, _, id, total = min(ranked)
-        return id, -negative, float(np.float32(total / -negative))
+                ranked.append((-len(mine), tie, age, id))
+        return min(ranked)[-1] if ranked else -1
 
-    def check(self, hits: Hits, queries: Tensor, valid: Tensor) -> None:
-        expected = [self.winner(queries[:, b], valid[b]) for b in range(queries.shape[1])]
-        got = list(zip(hits.winner.tolist(), hits.votes.tolist(), hits.similarity.tolist(), strict=True))
-        assert got == expected
+    def check(self, winner: Tensor, queries: Tensor, valid: Tensor) -> None:
+        assert winner.tolist() == [self.winner(queries[:, b], valid[b]) for b in range(queries.shape[1])]
 
 
 class World:

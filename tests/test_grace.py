@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -99,6 +100,25 @@ def test_a_copy_is_changed_on_its_own():
     before = list(book.entries)
     book.copy().add(edits[5:])
     assert book.entries == before
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_the_nearest_key_is_that_of_brute_force_in_any_company(count):
+    generator = torch.Generator().manual_seed(0)
+    # Far from the origin, where |x|^2 - 2xy + |y|^2 loses most digits.
+    keys = torch.randn(count, 24, generator=generator) + 300
+    keys[2] = keys[1]  # of equally near ones the first
+    book = Codebook(0.0)
+    book.add(Keyed(n, f"e{n}", f"answer {n}", key) for n, key in enumerate(keys))
+    queries = keys + 0.01 * torch.randn(count, 24, generator=generator)
+    queries[0, 3] = torch.nan
+    places, measured = book.nearest(queries)
+    distances = (keys.double()[None] - queries.double()[:, None]).norm(dim=-1)
+    assert places[1:] == distances[1:].argmin(1).tolist()
+    assert measured[1:] == pytest.approx(distances[1:].amin(1).tolist(), rel=1e-9)
+    assert math.isnan(measured[0])
+    for row, query in enumerate(queries[1:], start=1):
+        assert book.nearest(query[None]) == ([places[row]], [measured[row]])  # to the bit
 
 
 # ---------------------------------------------------------------------- forwards

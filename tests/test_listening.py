@@ -10,7 +10,7 @@ import torch
 from memplug.calibration import Calibration
 from memplug.call import Call
 from memplug.holding import held_by, hold
-from memplug.listening import Heard, Listener, span_places, span_scores
+from memplug.listening import Heard, Listener
 from memplug.memory import KeyMemory
 from memplug.questions import Metric, Question
 from memplug.reading import Reader
@@ -285,31 +285,6 @@ def test_it_follows_a_cache():
     assert isinstance(held_by(copy.deepcopy(cache)), Heard)
     cache.reset()
     assert held_by(cache) is None
-
-
-def test_scores_are_the_smallest_cosine_in_the_window():
-    draw = torch.Generator().manual_seed(0)
-    states = torch.nn.functional.normalize(torch.randn(2, 6, 4, generator=draw), dim=-1)
-    span = torch.nn.functional.normalize(torch.randn(2, 3, 4, generator=draw), dim=-1)
-    valid = torch.tensor([True, True, False, True, True, True])
-    scores = span_scores(states, valid, span)
-    for r in range(2):
-        for t in range(6):
-            fits = t >= 2 and bool(valid[t - 2 : t + 1].all())
-            want = min(float(states[r, t - 2 + s] @ span[r, s]) for s in range(3)) if fits else -1.0
-            assert float(scores[r, t]) == pytest.approx(want, abs=1e-6)
-    assert bool((span_scores(states[:, :2], valid[:2], span) == -1).all())  # too short
-
-
-def test_places_need_the_quorum_at_one_token():
-    memory = KeyMemory(2, 4, threshold=0.9, quorum=2)
-    memory.add(6, torch.stack([B, C]).expand(2, 2, 4))
-    row = torch.stack([B, C, NOTHING, B, C])
-    states = torch.stack([row, row])
-    valid = torch.ones(5, dtype=torch.bool)
-    assert span_places(states, valid, memory, 6) == [1, 4]
-    states[1, 3] = NOTHING
-    assert span_places(states, valid, memory, 6) == [1]
 
 
 @pytest.mark.parametrize("cut", [40, 75, 90])

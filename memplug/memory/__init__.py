@@ -1,14 +1,15 @@
 """The key memory: which stored subject, if any, a row of hidden states speaks of.
 
-One file, one word: `keys` KeyMemory, what others use · `record` the stored keys · `search` which layers are
-looked at when · `match` from hidden states to the entries above their threshold · `small`, `products`,
-`signs` scans that propose · `spans` the check that decides · `votes` the election · `stream` texts given in
-pieces · `scores` every similarity, to explain a result · `gpu` FAISS on a GPU.
+One file, one word: `keys` KeyMemory, what others use · `record` the stored keys · `exact` the definition of a
+match, and the scan by products · `signs` the scan by compressed keys · `faiss_search` the scan by FAISS on a
+GPU · `votes` the rule that elects.
 """
 
-from memplug.memory.keys import KeyMemory
-from memplug.memory.scores import Scores
-from memplug.memory.stream import MatchState
-from memplug.memory.votes import Hits
+from .exact import span_similarity, unit_rows
+from .keys import KeyMemory, MatchState
+from .votes import Found, agreed, count_votes, quorum_of, voting
 
-__all__ = ["Hits", "KeyMemory", "MatchState", "Scores"]
+__all__ = [
+    "Found", "KeyMemory", "MatchState", "agreed", "count_votes", "quorum_of", "span_similarity",
+    "unit_rows", "voting",
+]  # fmt: skip

@@ -11,35 +11,68 @@ where every position of the window is a token. A layer votes for its `top_k` mos
 those whose similarity exceeds their threshold; a row recalls the entry with the most votes if they reach
 the quorum. LLP: threshold 0.7, top_k 3, half of the layers.
 
-The record is float16 keys. Scans are derived from it and only propose matches by the last token of a
-span; every proposal is checked on the record before the top_k are taken, so that entries which share
-their last word with many others are not crowded out. Results therefore do not depend on the scan, on the
-rows beside a row, or on padding.
+The record is float16 keys. A scan proposes matches by the last token of a span: by products with every key,
+by sign codes, or by FAISS on a GPU. Every proposal is checked on the record before the top_k are taken, so
+that entries which share their last word with many others are not crowded out. Results therefore do not depend
+on the scan, on the rows beside a row, or on padding.
 
-Letters: R think layers, B rows, T tokens, D width, E entries, S tokens of a subject.
+Letters: R think layers, B rows, T tokens, D width, E entries, S tokens of a subject, N query tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memplug.memory.gpu import FaissScan
-from memplug.memory.match import Matcher, ScanName
-from memplug.memory.record import KeyRecord, checked_threshold
-from memplug.memory.scores import Scores, brute_force
-from memplug.memory.search import advance, check_queries
-from memplug.memory.signs import faiss_module
-from memplug.memory.stream import Block, MatchState
-from memplug.memory.votes import Found, Hits, Order, merge, tally
+from ..checked import whole
+from .exact import Pairs, check_spans, near_by_product, unit_rows
+from .faiss_search import GpuScan, faiss_module
+from .record import KeyRecord
+from .signs import SignScan
+from .votes import Found, Order, Spans, count_votes, elect, enough_layers, merge, quorum_of
 
-__all__ = ["KeyMemory"]
+__all__ = ["KeyMemory", "MatchState"]
+
+ScanName = Literal["auto", "exact", "sign", "faiss"]
+
+_ROWS = 512  # tokens scanned at once
+# Elements of a layer's keys from which sign codes are quicker than a product, for few tokens and for many.
+_FEW = 8
+_SIGNS_SIZE, _SIGNS_SIZE_MANY = 1 << 19, 1 << 21
 
 
-class KeyMemory:
+class MatchState(NamedTuple):
+    """What matching remembers of texts that are given in pieces: kept by the caller beside his KV cache, one
+    for a batch. It is never changed in place, so that an older one can be taken up again.
+
+    Attributes:
+        found: the entries above their threshold so far.
+        tail: the last positions (B, w, D) of each layer, which windows of the next piece may reach back to.
+        valid: bool (B, w), which of them are tokens to match.
+    """
+
+    found: Found
+    tail: tuple[Tensor, ...]
+    valid: Tensor
+
+    def select(self, rows: Tensor) -> MatchState:
+        """The state whose row j is this state's row ``rows[j]`` (beam reorder, repeat, subset).
+
+        Args:
+            rows: int64 (B',), values in 0..B-1, repeats allowed.
+        """
+        row, item = np.nonzero(rows.cpu().numpy()[:, None] == self.found.row)
+        tail = tuple(layer.index_select(0, rows.to(layer.device)) for layer in self.tail)
+        valid = self.valid.index_select(0, rows.to(self.valid.device))
+        return MatchState(self.found.keep(item)._replace(row=row), tail, valid)
+
+
+class KeyMemory(KeyRecord):
     """Entries of keys, found by the hidden states that resemble them.
 
     Any number of threads may search it at once; while it is changed, no other thread may use it.
@@ -50,18 +83,18 @@ class KeyMemory:
         threshold: cosine that a similarity has to exceed, for entries added without their own.
         top_k: how many entries a layer votes for at most.
         quorum: votes that a winner needs; None is half of the layers, rounded up.
-        scan: how matches are proposed; the results are the same. "exact" multiplies with every key, on a
-            CPU in int8; "sign" (CPU) compares sign codes with FAISS; "faiss" (CUDA) lets FAISS multiply;
-            "auto" takes sign codes where they are quicker, else "exact". They are quicker on a CPU from a
-            width of 512 and 4 million elements a layer on (8,000 entries of width 512, 1,000 of 4096), if
-            FAISS is installed and queries and keys are not all alike. (Sign codes leave out a match that
-            just reaches the threshold with probability 1e-9, a clear one never.)
-        order: how ties of votes are broken, see `memplug.memory.votes.tally`.
+        scan: how matches are proposed; the results are the same. "exact" multiplies with every key; "sign"
+            (CPU) compares sign codes with FAISS, unless queries and keys are all alike; "faiss" (CUDA) lets
+            FAISS multiply; "auto" takes sign codes where they are quicker, else "exact". They are quicker on
+            a CPU from two million elements a layer on (4,000 entries of width 512, 500 of 4096), for up to
+            8 tokens from half a million, if FAISS is installed. (Sign codes leave out a match that just
+            reaches the threshold with probability 1e-9, a clear one never.)
+        order: how ties of votes are broken, see `memplug.memory.votes.elect`.
         device: where the keys are held and compared.
-        seed: of the random projections of the sign scan.
+        seed: of the sign codes' random projections.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or a scan that is not for the device.
         ImportError: ``scan="sign"`` without FAISS, ``scan="faiss"`` without its build for GPUs.
     """
 
@@ -77,119 +110,36 @@ class KeyMemory:
         order: Order = "similarity",
         device: str | torch.device = "cpu",
         seed: int = 0,
-    ):
-        quorum = (n_layers + 1) // 2 if quorum is None else quorum
-        for name, value in (("n_layers", n_layers), ("dim", dim), ("top_k", top_k), ("quorum", quorum)):
-            if value < 1:
-                raise ValueError(f"{name} is {value!r}; give a whole number of at least 1")
-        if quorum > n_layers:
-            raise ValueError(f"quorum is {quorum}, but only {n_layers} layers vote; give 1..{n_layers}")
-        for name, choice, choices in (
-            ("scan", scan, ("auto", "exact", "sign", "faiss")),
-            ("order", order, ("similarity", "paper")),
-        ):
-            if choice not in choices:
-                raise ValueError(f"{name} is {choice!r}; choose one of {', '.join(map(repr, choices))}")
-        if scan == "sign":
-            if torch.device(device).type != "cpu":
-                raise ValueError(f'scan="sign" works on the CPU, not on {device}; take "auto" or "exact"')
-            faiss_module()
-        if scan == "faiss":
-            FaissScan(torch.device(device))
-        self.n_layers, self.dim = n_layers, dim
-        self.threshold, self.top_k, self.quorum = checked_threshold(threshold), top_k, quorum
-        self.scan, self.order, self.seed = scan, order, seed
-        self.version = 0
-        self._record = KeyRecord(n_layers, dim, torch.device(device))
-        self._matcher = Matcher(self._record, scan, seed)
-
-    # ---------------------------------------------------------------- what it holds
-
-    def __len__(self) -> int:
-        return len(self._record)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._record.slot
-
-    def __repr__(self) -> str:
-        return (
-            f"KeyMemory({len(self)} entries, {self.n_layers} layers, dim {self.dim}, threshold "
-            f"{self.threshold}, top_k {self.top_k}, quorum {self.quorum}, {self._record.device})"
+    ) -> None:
+        super().__init__(
+            whole(n_layers, "n_layers", 1), whole(dim, "dim", 1), threshold, torch.device(device)
         )
-
-    def ids(self) -> list[int]:
-        """The ids, in order of insertion."""
-        return self._record.id[self._record.slots()].tolist()
-
-    def enabled(self, id: int) -> bool:
-        """Whether the entry takes part in searches."""
-        return bool(self._record.on[self._record.at(id)])
-
-    def get(self, id: int) -> Tensor:
-        """The entry's key as it is compared: float32 (R, S, D), unit rows to float16 rounding."""
-        return self._record.span(self._record.at(id)).float()
-
-    def limit(self, id: int) -> float:
-        """The entry's threshold."""
-        return float(self._record.limit[self._record.at(id)])
+        self.top_k = whole(top_k, "top_k", 1)
+        self.quorum = whole(quorum_of(0.5, n_layers) if quorum is None else quorum, "quorum", 1, n_layers)
+        for name, choice, choices in (("scan", scan, ScanName), ("order", order, Order)):
+            if choice not in get_args(choices):
+                raise ValueError(f"{name} is {choice!r}; choose one of {', '.join(get_args(choices))}")
+        self.scan, self.order, self.seed = scan, order, seed
+        self._early = enough_layers(n_layers, self.quorum)
+        self._gpu = GpuScan(self.device) if scan == "faiss" else None
+        on_cpu = self.device.type == "cpu"
+        if scan == "sign":
+            if not on_cpu:
+                raise ValueError(
+                    f'scan="sign" works on the CPU, not on {self.device}; take "auto" or "exact"'
+                )
+            faiss_module()
+        coded = scan == "sign" or (scan == "auto" and on_cpu and importlib.util.find_spec("faiss"))
+        self._signs = SignScan(self, seed) if coded else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and of the scan's copy of them."""
-        return self._record.last.nbytes + self._record.pool.nbytes + self._matcher.nbytes
+        """Bytes of the keys and of their codes."""
+        return super().nbytes + (0 if self._signs is None else self._signs.nbytes)
 
-    # ---------------------------------------------------------------- changing it
-
-    def add(self, id: int, key: Tensor, *, threshold: float | None = None) -> None:
-        """Add an entry.
-
-        Args:
-            id: the caller's number for it, an integer from 0.
-            key: (R, S, D), any float dtype, S >= 1 tokens; scaled to unit length here.
-            threshold: its own threshold; None takes the memory's.
-
-        Raises:
-            ValueError: the id is in use or negative; the key has another shape, is not finite or has a
-                zero row; the threshold is out of range. Nothing is changed then.
-        """
-        limit = self.threshold if threshold is None else checked_threshold(threshold)
-        self._matcher.changed(self._record.add(id, key, limit))
-        self.version += 1
-
-    def remove(self, id: int) -> None:
-        """Remove an entry.
-
-        Raises:
-            ValueError: no entry has this id.
-        """
-        self._matcher.changed(self._record.remove(id))
-        self.version += 1
-
-    def set_enabled(self, id: int, on: bool) -> None:
-        """Switch an entry on or off; an entry that is off is found by no search.
-
-        Raises:
-            ValueError: no entry has this id.
-        """
-        slot = self._record.at(id)
-        if self._record.on[slot] != on:
-            self._record.on[slot] = on
-            self.version += 1
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The entries as plain tensors on the CPU, see `KeyRecord.tensors`."""
-        return self._record.tensors()
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold what `state_dict` gave, and nothing else; settings such as the quorum stay.
-
-        Raises:
-            ValueError: a tensor is missing, of another dtype or shape, or holds impossible values.
-                Nothing is changed then.
-        """
-        self._record = self._record.loaded(tensors)
-        self._matcher = Matcher(self._record, self.scan, self.seed)
-        self.version += 1
+    def _changed(self, slot: int | None) -> None:
+        if self._signs is not None:
+            self._signs.changed(slot)
 
     # ---------------------------------------------------------------- searching it
 
@@ -200,7 +150,7 @@ class KeyMemory:
         valid: Tensor | None = None,
         state: MatchState | None = None,
         rows: Tensor | None = None,
-    ) -> tuple[Hits, MatchState]:
+    ) -> tuple[Tensor, MatchState]:
         """Which entry each row recalls, from the tokens given now and those `state` has seen.
 
         A text given in pieces, each with the state that the piece before it returned, is matched as in
@@ -217,64 +167,113 @@ class KeyMemory:
             rows: bool (B,), False for rows that need no search; to them this piece counts as padding.
 
         Returns:
-            The hits, and the state to hand over with the next piece.
+            The id of each row's entry, int64 (B,) on the CPU, -1 for none; and the state to hand over with
+            the next piece.
 
         Raises:
             ValueError: shapes that do not fit the memory, each other or the state.
         """
-        n_rows, length = check_queries(self.n_layers, self.dim, queries, valid, state)
-        if valid is None:
-            valid = torch.ones(n_rows, length, dtype=torch.bool, device=queries[0].device)
+        valid = self._valid(queries, valid)
         if rows is not None:
             valid = valid & rows.to(valid.device)[:, None]
-        state = advance(self._matcher, self.n_layers, self.quorum, queries, valid, state)
-        found, slots = self._known(state.found)
-        active = found.keep(self._record.on[slots]) if len(slots) else found
-        hits = tally(active, n_rows, quorum=self.quorum, top_k=self.top_k, order=self.order)
-        return hits, state._replace(found=found)
+        text, seen, found = tuple(queries), 0, Found.empty(self.n_layers)
+        if state is not None:
+            if len(state.valid) != len(valid):
+                raise ValueError(
+                    f"the state has {len(state.valid)} rows, the queries {len(valid)}; take "
+                    "state.select(rows) where rows were dropped, repeated or reordered"
+                )
+            text = tuple(torch.cat([a.to(b), b], dim=1) for a, b in zip(state.tail, text, strict=True))
+            valid = torch.cat([state.valid.to(valid.device), valid], dim=1)
+            found, seen = state.found, state.valid.shape[1]
+        found, on = self._held(merge(found, [*self._match(text, valid, seen)]))
+        winner = elect(found.keep(on), len(valid), quorum=self.quorum, top_k=self.top_k, order=self.order)
+        tail = slice(max(0, valid.shape[1] - self.rest.shape[1]), None)
+        return winner, MatchState(found, tuple(one[:, tail].clone() for one in text), valid[:, tail].clone())
 
     @torch.no_grad()
-    def found(self, queries: Tensor | Sequence[Tensor], valid: Tensor | None = None) -> Found:
-        """Every entry above its threshold, in texts given whole: what is elected from in `search`.
-
-        Where a row has one entry alone its similarity may be off by 1e-3, as nothing depends on it.
+    def named(
+        self, queries: Tensor | Sequence[Tensor], valid: Tensor | None = None, seen: int = 0
+    ) -> list[tuple[int, int, int]]:
+        """The entries that enough layers see end at one token: (row, position, id) of each.
 
         Args:
             queries, valid: as in `search`.
+            seen: so many first positions are only there for windows to reach back to.
 
         Raises:
             ValueError: shapes that do not fit the memory or each other.
         """
-        n_rows, length = check_queries(self.n_layers, self.dim, queries, valid, None)
-        if valid is None:
-            valid = torch.ones(n_rows, length, dtype=torch.bool, device=queries[0].device)
-        layers = tuple(range(self.n_layers))
-        every = self._matcher.match(
-            layers, Block(tuple(queries[r] for r in layers), valid), length, exact=False
-        )
-        found, slots = self._known(merge(Found.empty(), every))
-        return found.keep(self._record.on[slots]) if len(slots) else found
+        valid = self._valid(queries, valid)
+        spans: list[Spans] = []
+        for one in self._match(tuple(queries), valid, seen):
+            spans.append(one._replace(row=one.row * valid.shape[1] + one.position))
+            if len(spans) == self._early and not any(len(some.row) for some in spans):
+                return []
+        found, on = self._held(merge(Found.empty(self.n_layers), spans))
+        found = found.keep(on & count_votes(found.sim > 0, self.quorum)[1])
+        row, position = np.divmod(found.row, valid.shape[1])
+        return list(zip(row.tolist(), position.tolist(), found.id.tolist(), strict=True))
 
-    def _known(self, found: Found) -> tuple[Found, np.ndarray]:
-        """What was found of the entries that are still held, and their slots."""
-        if not len(found.row):
-            return found, found.row
-        slot = np.array([self._record.slot.get(id, -1) for id in found.id.tolist()], np.int64)
+    def _match(self, text: Sequence[Tensor], valid: Tensor, seen: int) -> Iterator[Spans]:
+        """By layer the spans in its text (B, T, D) that end from position `seen` on."""
+        ok, width = valid.cpu().numpy(), valid.shape[1] - seen
+        tokens = np.flatnonzero(ok[:, seen:])
+        floor = float(self.entries["limit"][: len(self)].min(initial=1.0))
+        for layer, states in enumerate(text):
+            states, found = states.to(self.device), [Spans.empty()]
+            queries = states[:, seen:].flatten(0, 1)
+            for start in range(0, len(tokens) if len(self) else 0, _ROWS):
+                some = tokens[start : start + _ROWS]
+                asked = queries
+                if len(some) < len(queries):
+                    asked = queries.index_select(0, torch.from_numpy(some).to(self.device))
+                token, slot = self._near(layer, unit_rows(asked), floor)
+                if len(token):
+                    row, position = np.divmod(some[token], width)
+                    position += seen
+                    held, sim = check_spans(self, layer, states, ok, row, position, slot)
+                    entries = self.entries[slot[held]]
+                    found.append(Spans(row[held], position[held], entries["seq"], entries["id"], sim))
+            yield found[-1] if len(found) < 3 else Spans(*map(np.concatenate, zip(*found, strict=True)))
+
+    def _near(self, layer: int, queries: Tensor, floor: float) -> Pairs:
+        """Pairs that a scan proposes for queries (N, D) float32, of length 1."""
+        keys = self.last[layer, : len(self)]
+        if self._gpu is not None:
+            return self._gpu.near(queries, keys, floor)
+        least = 0 if self.scan == "sign" else _SIGNS_SIZE if len(queries) <= _FEW else _SIGNS_SIZE_MANY
+        if self._signs is not None and keys.numel() >= least:
+            pairs = self._signs.near(layer, queries, floor)
+            if pairs is not None:
+                return pairs
+        return near_by_product(queries, keys, floor)
+
+    def _held(self, found: Found) -> tuple[Found, np.ndarray]:
+        """What was found of entries that are still held, and which of these are switched on."""
+        slot = np.array([self.slot.get(id, -1) for id in found.id.tolist()], np.int64)
         held = slot >= 0
-        held[held] = self._record.seq[slot[held]] == found.seq[held]
-        return found.keep(held), slot[held]
+        held[held] = self.entries["seq"][slot[held]] == found.seq[held]
+        return found.keep(held), self.entries["on"][slot[held]]
 
-    @torch.no_grad()
-    def scores(self, queries: Tensor | Sequence[Tensor], valid: Tensor | None = None) -> Scores:
-        """Every entry's similarity to one row, by brute force: slow, for explanations.
-
-        Args:
-            queries: (R, T, D) or R tensors (T, D), any float dtype.
-            valid: bool (T,), as in `search`; None is all True.
+    def _valid(self, queries: Tensor | Sequence[Tensor], valid: Tensor | None) -> Tensor:
+        """`valid` (B, T), all True where it is None.
 
         Raises:
-            ValueError: shapes that do not fit the memory.
+            ValueError: shapes that do not fit the memory or each other.
         """
-        row = None if valid is None else valid[None]
-        check_queries(self.n_layers, self.dim, [q[None] for q in queries], row, None)
-        return brute_force(self._record, queries, valid, self.top_k)
+        shapes = {tuple(one.shape) for one in queries}
+        shape = next(iter(shapes), ())
+        fits = len(queries) == self.n_layers and len(shapes) == 1 and len(shape) == 3 and shape[2] == self.dim
+        if not fits or not queries[0].is_floating_point():
+            raise ValueError(
+                f"queries are {len(queries)} layers of shape {shapes}, of {queries[0].dtype}; give floats "
+                f"(R, B, T, D) = ({self.n_layers}, B, T, {self.dim})"
+            )
+        if valid is None:
+            return torch.ones(shape[:2], dtype=torch.bool, device=queries[0].device)
+        if tuple(valid.shape) != shape[:2] or valid.dtype != torch.bool:
+            raise ValueError(
+                f"valid is {valid.dtype} of shape {tuple(valid.shape)}; give bool of shape {shape[:2]}"
+            )
+        return valid

@@ -1,4 +1,4 @@
-"""The scan by sign codes: for memories too large to multiply with every key.
+"""The compressed scan: sign codes, for memories too large to multiply with every key.
 
 A code is the signs of b random projections of a vector (Charikar, "Similarity estimation techniques from
 rounding algorithms", 2002). For Gaussian projections a bit of two vectors differs with probability
@@ -6,171 +6,145 @@ arccos(cosine) / pi, whatever the data are, so the Hamming distance of the codes
 finds the keys whose codes are within a radius of a query's; the radius is so wide that it leaves out a
 pair which just reaches the floor with probability `LOSS`, and a pair well above it practically never.
 
-Letters: N query tokens, n keys, D width, R think layers, l layers searched at once, b bits.
+Letters: N query tokens, n keys, D width, R think layers, b bits.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memplug.memory.products import Pairs, by_product, joined, quickest_format
+from .exact import Pairs, pairs_of
+from .record import KeyRecord
 
-__all__ = ["BITS", "SignScan", "faiss_module", "fewest_bits", "pass_rate", "radius"]
+__all__ = ["SignScan", "fewest_bits", "radius"]
 
 LOSS = 1e-9
 BITS = (512, 1024, 2048)
-# How many nearest codes are asked for. Mostly the nearest one tells that nothing is near, and one costs
-# half of what 64 cost; for a few queries all the same.
-_NEAREST = (1, 64, 1024)
-# More often than Gaussian theory a bit differs because vectors and projections are held in bfloat16:
-# rounding turns a vector by less than 2^-8, so two by 2^-7 / pi of the bits, and the projections less.
-_BLUR = 0.004
+_NEAREST = 64  # codes asked for; a query with more of them within the radius is multiplied with every key
+_SAMPLE = 1024  # keys that tell how alike everything is
+_ELEMENTS = 1 << 21  # of keys encoded at once
 
 
-def faiss_module(extra: str = "cpu") -> Any:
-    """The faiss package.
-
-    Raises:
-        ImportError: it is not installed, or two of its distributions are, which overwrite each other.
-    """
-    names = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")
-    installed = [name for name in names if _installed(name)]
-    if len(installed) > 1:
-        raise ImportError(
-            f"{' and '.join(installed)} are both installed, but share one package folder and overwrite each "
-            f"other; run `pip uninstall {' '.join(installed)}` and install one of them again"
-        )
-    try:
-        return importlib.import_module("faiss")
-    except ImportError as error:
-        raise ImportError(
-            f'FAISS is needed for this search; run `pip install "memplug[{extra}]"`, or use scan="exact"'
-        ) from error
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _difference(cosine: float) -> float:
-    """Probability that a bit of two vectors with this cosine differs."""
-    return math.acos(max(-1.0, min(1.0, cosine))) / math.pi
-
-
-def _binomial(bits: int, p: float) -> np.ndarray:
-    """P(X <= h) for h = 0..bits, X binomial."""
+def _at_most(bits: int, cosine: float) -> np.ndarray:
+    """Probability that at most h = 0..bits bits of two vectors with this cosine are the same."""
+    same = min(max(1 - math.acos(max(-1.0, min(1.0, cosine))) / math.pi, 1e-9), 1 - 1e-9)
     k = np.arange(bits + 1)
     choose = np.array([math.lgamma(bits + 1) - math.lgamma(i + 1) - math.lgamma(bits - i + 1) for i in k])
-    return np.exp(choose + k * math.log(p) + (bits - k) * math.log1p(-p)).cumsum()
+    return np.exp(choose + k * math.log(same) + (bits - k) * math.log1p(-same)).cumsum()
 
 
 def radius(bits: int, cosine: float) -> int:
     """The smallest h for which codes of two vectors with this cosine, or a larger one, are further than h
     bits apart with probability `LOSS` at most."""
-    # P(differing bits > h) = P(equal bits < b - h); summed from the small end, where it is accurate.
-    fewer = _binomial(bits, 1 - min(_difference(cosine) + _BLUR, 0.5))
-    return bits - 1 - (int(np.searchsorted(fewer, LOSS, side="right")) - 1)
+    # P(differing > h) = P(same <= b - h - 1); summed from the small end, where it is accurate.
+    return bits - int(np.searchsorted(_at_most(bits, cosine), LOSS, side="right"))
 
 
-def pass_rate(bits: int, cosine: float, floor: float) -> float:
-    """Probability that codes of two vectors with this cosine are within the radius for `floor`."""
-    return float(_binomial(bits, _difference(cosine))[radius(bits, floor)])
-
-
-def fewest_bits(queries: Tensor, keys: Tensor, count: int, floor: float) -> int | None:
-    """The shortest code with which a query has 8 proposals or fewer among `count` keys, None if none has.
+def fewest_bits(queries: Tensor, keys: Tensor, count: int, floor: float) -> int:
+    """The shortest code with which a query has 8 proposals or fewer among `count` keys, 0 if none has.
 
     Args:
         queries, keys: samples (N, D) and (n, D), float32 of length 1. What the memory is mostly asked for
             is taken to be the typical query's 99th percentile of cosines.
     """
-    background = float(torch.quantile(queries @ keys.T, 0.99, dim=1).median())
-    return next((bits for bits in BITS if count * pass_rate(bits, background, floor) <= 8), None)
+    usual = float(torch.quantile(queries @ keys.T, 0.99, dim=1).median())
+    for bits in BITS:
+        passing = 1 - float(_at_most(bits, usual)[bits - radius(bits, floor) - 1])
+        if count * passing <= 8:
+            return bits
+    return 0
+
+
+class _Codes(NamedTuple):
+    """Codes uint8 (R, capacity, b / 8) by the projection (b, D), made when the record had so many keys, for a
+    floor with this radius. Without bits where codes do not tell the keys apart."""
+
+    codes: np.ndarray
+    projection: Tensor
+    size: int
+    floor: float
+    radius: int
+
+    def of(self, x: Tensor) -> np.ndarray:
+        """Codes uint8 (..., b / 8) of x (..., D)."""
+        return np.packbits((x @ self.projection.T > 0).numpy(), axis=-1)
 
 
 class SignScan:
-    """Keys as codes of `bits` bits, on the CPU; a different projection for each layer.
+    """Codes of a record's last tokens, on the CPU.
+
+    They are made by the first search and kept up with changes. Another search makes them anew where the
+    record has half or twice as many keys since, or the floor is lower.
 
     Args:
+        record: the keys.
         seed: of the projections.
+
+    Raises:
+        ImportError: FAISS is not installed.
     """
 
-    def __init__(self, n_layers: int, dim: int, bits: int, seed: int):
-        faiss_module()
-        self.bits: int | None = bits
-        self.asked = self.crowded = 0
-        dtype = quickest_format(torch.device("cpu"), dim, (torch.float32, torch.bfloat16))
-        self.projection = torch.empty(n_layers, bits, dim, dtype=dtype)
-        for layer in range(n_layers):
-            generator = torch.Generator().manual_seed(seed * n_layers + layer)
-            self.projection[layer] = torch.randn(bits, dim, generator=generator, dtype=torch.float32)
-        self.codes = np.zeros((n_layers, 0, bits // 8), np.uint8)
-        self._radius: dict[float, int] = {}
+    def __init__(self, record: KeyRecord, seed: int) -> None:
+        self._record, self._seed = record, seed
+        self._made: _Codes | None = None
+
+    @property
+    def bits(self) -> int:
+        """b; 0 where there are no codes."""
+        return 0 if self._made is None else 8 * self._made.codes.shape[2]
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.projection.nbytes
+        """Bytes of codes and projection."""
+        return 0 if self._made is None else self._made.codes.nbytes + self._made.projection.nbytes
 
-    def resize(self, capacity: int) -> None:
-        if capacity != self.codes.shape[1]:
-            codes = np.zeros((*self.codes.shape[:1], capacity, self.codes.shape[2]), np.uint8)
-            kept = min(capacity, self.codes.shape[1])
-            codes[:, :kept] = self.codes[:, :kept]
-            self.codes = codes
+    def changed(self, slot: int | None) -> None:
+        """Another key is at this slot now, or all are others; no search may be running."""
+        made, capacity = self._made, self._record.last.shape[1]
+        if slot is None:
+            self._made = None
+        if made is None or slot is None or slot >= len(self._record):
+            return
+        if slot >= made.codes.shape[1]:
+            grown = np.zeros((made.codes.shape[0], capacity, made.codes.shape[2]), np.uint8)
+            grown[:, : made.codes.shape[1]] = made.codes
+            made = self._made = made._replace(codes=grown)
+        made.codes[:, slot] = made.of(self._record.last[:, slot].float())
 
-    def write(self, slots: Tensor, keys: Tensor) -> None:
-        self.codes[:, slots.numpy()] = self._encode(range(len(keys)), keys)
+    def near(self, layer: int, queries: Tensor, floor: float) -> Pairs | None:
+        """Pairs whose cosine may exceed the floor, None where codes do not tell the keys apart.
 
-    def _encode(self, layers: Sequence[int], x: Tensor) -> np.ndarray:
-        """Codes (l, k, b / 8) uint8 of x (l, k, D), the layers one after another."""
-        projection = self.projection[layers[0] : layers[-1] + 1]
-        projected = torch.bmm(x.to(projection.dtype), projection.transpose(1, 2))
-        return np.packbits((projected > 0).numpy(), axis=2)
+        Args:
+            queries: (N, D) float32, of length 1.
+            floor: 0 <= floor < 1.
+        """
+        count, made = len(self._record), self._made
+        if made is None or not made.size / 2 <= count <= 2 * made.size or floor < made.floor:
+            made = self._made = self._make(layer, queries, floor)
+        if not made.codes.shape[2]:
+            return None
+        faiss = importlib.import_module("faiss")
+        codes = made.codes[layer, :count]
+        distance, slot = faiss.knn_hamming(made.of(queries), codes, min(_NEAREST, count))
+        return pairs_of(distance <= made.radius, slot, queries, self._record.last[layer, :count], floor)
 
-    def candidates(
-        self, layers: Sequence[int], queries: Tensor, keys: Tensor, floor: float
-    ) -> list[Pairs | None]:
-        limit = self._radius.get(floor)
-        if limit is None:
-            limit = radius(8 * self.codes.shape[2], floor)
-            self._radius = {floor: limit}
-        found = []
-        for layer, x, codes in zip(layers, queries, self._encode(layers, queries), strict=True):
-            pairs, left = self._within(codes, self.codes[layer, : keys.shape[1]], limit)
-            self.asked += len(x)
-            if len(left):
-                self.crowded += len(left)
-                rest = x[torch.from_numpy(left)]
-                pairs += [(left[token], slot) for token, slot in by_product(rest, keys[layer], floor)]
-            found.append(joined(pairs))
-        return found
-
-    def _within(self, codes: np.ndarray, table: np.ndarray, limit: int) -> tuple[list[Pairs], np.ndarray]:
-        """Pairs of codes at most `limit` bits apart, and the rows of `codes` that have too many."""
-        faiss = importlib.import_module("faiss")  # not an attribute: modules cannot be copied
-        pairs: list[Pairs] = []
-        rows = np.arange(len(codes))
-        for nearest in _NEAREST if len(codes) > 4 else _NEAREST[1:]:
-            nearest = min(nearest, len(table))
-            distance, slot = faiss.knn_hamming(codes[rows], table, nearest)
-            inside = distance <= limit
-            full = inside[:, -1] if nearest < len(table) else np.zeros(len(rows), bool)
-            at, place = np.nonzero(inside & ~full[:, None])
-            if len(at):
-                pairs.append((rows[at], slot[at, place]))
-            rows = rows[full]
-            if not len(rows):
-                break
-        return pairs, rows
+    def _make(self, layer: int, queries: Tensor, floor: float) -> _Codes:
+        """Whole, so that threads which find none at the same time each make theirs, and any will do."""
+        record, count = self._record, len(self._record)
+        some = torch.from_numpy(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64))
+        bits = fewest_bits(queries[:64], record.last[layer, some].float(), count, floor)
+        draw = torch.Generator().manual_seed(self._seed)
+        projection = torch.randn(bits, record.dim, generator=draw, dtype=torch.float32)
+        codes = np.zeros((record.n_layers, record.last.shape[1], bits // 8), np.uint8)
+        made = _Codes(codes, projection, count, floor, radius(bits, floor) if bits else 0)
+        step = max(1, _ELEMENTS // (record.n_layers * record.dim))
+        for start in range(0, count if bits else 0, step):
+            part = slice(start, min(start + step, count))
+            codes[:, part] = made.of(record.last[:, part].float())
+        return made

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from ...nearest import measure
-
 __all__ = ["Codebook", "Entry", "Keyed"]
+
+_SPARE = 16  # the nearest by products, of which the nearest is told
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,13 @@ class Codebook:
     def __init__(self, epsilon: float, slack: float = 1e-4) -> None:
         self.epsilon, self.slack = epsilon, slack
         self.entries: list[Entry] = []
-        self._keys = np.zeros((0, 0), np.float32)
+        self._keys = np.zeros((0, 0))
+        self._squares = np.zeros(0)
 
     def copy(self) -> Codebook:
         """The same, to be changed on its own."""
         other = Codebook(self.epsilon, self.slack)
-        other.entries, other._keys = list(self.entries), self._keys
+        other.entries, other._keys, other._squares = list(self.entries), self._keys, self._squares
         return other
 
     def add(self, edits: Iterable[Keyed]) -> None:
@@ -81,26 +82,42 @@ class Codebook:
         edits = list(edits)
         count = len(self.entries)
         if edits:  # room for every key at once
-            fresh = np.stack([edit.key.numpy() for edit in edits])
-            keys = np.concatenate([self._keys[:count].reshape(count, fresh.shape[1]), fresh])
-            for edit in edits:
-                count = self._place(edit, keys, count)
-            self._keys = keys[:count]
+            fresh = np.stack([edit.key.double().numpy() for edit in edits])
+            self._keys = np.concatenate([self._keys[:count].reshape(count, fresh.shape[1]), fresh])
+            self._squares = np.concatenate([self._squares[:count], np.zeros(len(fresh))])
+            for edit, key in zip(edits, fresh, strict=True):
+                self._place(edit, key)
 
-    def _place(self, edit: Keyed, keys: np.ndarray, count: int) -> int:
-        """The number of entries after ``edit`` has found its place; ``keys`` holds those of the entries."""
-        radius = self.epsilon
+    def _place(self, edit: Keyed, key: np.ndarray) -> None:
+        radius, count = self.epsilon, len(self.entries)
         if count:
-            distances = measure(edit.key.numpy(), keys[:count], "euclidean")
-            at = int(distances.argmin())
-            near, distance = self.entries[at], float(distances[at])
+            (at,), (distance,) = self.nearest(edit.key[None])
+            near = self.entries[at]
             if distance <= near.radius + self.epsilon:
                 if near.first.label == edit.label:
                     wide = max(near.radius, distance * (1 + self.slack))
                     self.entries[at] = replace(near, radius=wide, members=(*near.members, edit.id))
-                    return count
+                    return
                 radius = min(radius, distance / 2)
                 self.entries[at] = replace(near, radius=min(near.radius, distance / 2))
-        keys[count] = edit.key.numpy()
+        self._keys[count], self._squares[count] = key, key @ key
         self.entries.append(Entry(edit, radius, (edit.id,)))
-        return count + 1
+
+    def nearest(self, queries: Tensor) -> tuple[list[int], list[float]]:
+        """The place of the entry whose key is nearest to each of ``queries`` [B,p], any float dtype and
+        device, and its distance; NaN for a query that is not finite. Of keys equally near it is the first.
+
+        Products tell which are near. Their distances are measured pair by pair in float64, so that those of a
+        row do not depend on the rows beside it. There has to be an entry.
+        """
+        asked, count = queries.detach().double().cpu().numpy(), len(self.entries)
+        with np.errstate(invalid="ignore"):
+            rough = self._squares[:count] - 2 * asked @ self._keys[:count].T  # less the query's own square
+            some = np.argpartition(rough, min(_SPARE, count) - 1, axis=1)[:, :_SPARE]
+            some.sort(axis=1)
+            distances = np.sqrt(((self._keys[some] - asked[:, None]) ** 2).sum(2))
+        best = distances.argmin(1)[:, None]
+        return (
+            np.take_along_axis(some, best, 1)[:, 0].tolist(),
+            np.take_along_axis(distances, best, 1)[:, 0].tolist(),
+        )

@@ -17,12 +17,11 @@ from ...checked import check_edits, check_rest, many, names, numbered_from, shap
 from ...edits import Edit, EditTable
 from ...holding import check_holds, hold
 from ...hooks import Hook
-from ...nearest import Nearest
 from ...text import Pair
 from ..base import Host, State
 from ..continuing import Continuing, not_in_pieces, rows_of, unflat
 from ..elder.places import find_places, find_site
-from .codebook import Codebook, Entry, Keyed
+from .codebook import Codebook, Keyed
 from .coded import Coded, query_of
 from .config import GRACEConfig
 from .explain import Explanation
@@ -45,7 +44,6 @@ class GRACE:
     Raises:
         ValueError: a layer out of range.
         UnsupportedModelError: a layer without a linear that can be edited.
-        ImportError: FAISS is missing.
     """
 
     def __init__(self, host: Host, config: GRACEConfig) -> None:
@@ -60,8 +58,6 @@ class GRACE:
         self.off: set[str] = set()
         self.book = Codebook(0.0)
         self._values: dict[tuple[str, ...], Tensor] = {}
-        self._index = Nearest(self._site.width, "euclidean")
-        self._at: dict[int, Entry] = {}
         self._next = self._version = 0
 
     @property
@@ -130,14 +126,14 @@ class GRACE:
     @torch.no_grad()
     def _find(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """The entry [B] of each row, -1 for none, and their values [B,D]."""
-        near = self._index.search(query[:, :-1])
         which = torch.full((len(query),), -1)
         values = torch.zeros(len(query), self._place.fan_out, dtype=torch.float32)
-        for row, (found, distance) in enumerate(zip(near.number[:, 0], near.measure[:, 0], strict=True)):
-            entry = self._at.get(int(found))
-            if entry is not None and distance <= entry.radius:
-                which[row] = int(found)
-                values[row] = self._values[entry.members]
+        if self.book.entries:
+            for row, (at, distance) in enumerate(zip(*self.book.nearest(query[:, :-1]), strict=True)):
+                entry = self.book.entries[at]
+                if distance <= entry.radius:
+                    which[row] = entry.first.number
+                    values[row] = self._values[entry.members]
         return which, values.to(self._place.device) if bool((which >= 0).any()) else None
 
     # ------------------------------------------------------------------ edits
@@ -191,11 +187,8 @@ class GRACE:
         book: Codebook,
         values: dict[tuple[str, ...], Tensor],
     ) -> None:
-        keys = {entry.first.number: entry.first.key for entry in book.entries}
-        at = {entry.first.number: entry for entry in book.entries}
         with self._host.tracker.gate.changing():
-            self._index.hold(keys)
-            self._at, self.book, self._values = at, book, values
+            self.book, self._values = book, values
             self.records, self.off = dict(records), set(off)
             self._version += 1
 
@@ -246,9 +239,8 @@ class GRACE:
         if not self.active:
             return Explanation(prompt, True, (), float("nan"), float("nan"))
         with self._host.tracker.off():
-            near = self._index.search(self._read([self._host.text.encode(prompt)]))
-        entry = self._at[int(near.number[0, 0])]
-        distance = float(near.measure[0, 0])
+            (at,), (distance,) = self.book.nearest(self._read([self._host.text.encode(prompt)]))
+        entry = self.book.entries[at]
         edits = tuple(self.records[id][1] for id in entry.members)
         return Explanation(prompt, distance > entry.radius, edits, distance, entry.radius)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from ...calibration import Calibration, Sample, chance_threshold, whitening
 from ...chat import in_chat
 from ...contexts import sample_prefixes
 from ...files import load_tensors
+from ...memory import quorum_of
 from ...pretrained import cache, is_large
 from ...questions import Metric, metric, told
 from ...relations import wordings
@@ -89,7 +89,7 @@ def calibrate(host: Host, config: LLPConfig, think: Sequence[int], relation: int
     blank = Metric(*(torch.zeros(0) for _ in range(4)))
     made = Calibration(layers, *spaces, 0.0, blank, (0.0, 0.0), 1.0, torch.zeros(0), torch.zeros(0))
     units = torch.stack([made.apply(i, states[None])[0] for i, states in enumerate(sample.states)])
-    quorum = max(1, math.ceil(config.quorum * len(think)))
+    quorum = quorum_of(config.quorum, len(think))
     threshold = chance_threshold(units, sample, quorum, config.false_accepts, config.seed)
     made = replace(made, threshold=min(max(threshold, 0.05), 0.95)).to(host.text.device)
     return _relations(host, made, relation, config.other_accepts)

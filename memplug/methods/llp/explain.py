@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...chat import Prompt, question, quoted
 from ...edits import Edit
-from ...memory import KeyMemory, Scores
+from ...memory import Found, KeyMemory, count_votes, span_similarity, unit_rows, voting
 from ...shown import printable
 from ..base import Host
 from .config import LLPConfig
 from .keys import think_states
 
-__all__ = ["Candidate", "Explanation", "LayerVote", "explain"]
+__all__ = ["Candidate", "Explanation", "LayerVote", "explain", "seen"]
 
 
 class LayerVote(NamedTuple):
@@ -41,6 +41,7 @@ class Candidate(NamedTuple):
         similarity: its mean similarity over the layers.
         layers: each layer's view.
         heat: [R,T] similarity of the window of tokens that ends at each position; NaN where none fits.
+        enough: whether its votes reach the quorum.
     """
 
     subject: str
@@ -49,6 +50,7 @@ class Candidate(NamedTuple):
     similarity: float
     layers: tuple[LayerVote, ...]
     heat: Tensor
+    enough: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,23 +131,51 @@ def explain(
         states = think_states(host, [ids], config.think_layers or ())
     valid = torch.ones(1, len(ids), dtype=torch.bool)
     valid[0, 0] = ids[0] != host.text.bos_id
-    hits, _ = memory.search(list(states), valid)
-    scores = memory.scores(list(states[:, 0]), valid[0])
-    winner = int(hits.winner[0])
-    order = _ranking(scores, subjects)
-    make = _Maker(host, memory, config, subjects, scores, states[:, 0].float().cpu(), valid[0], tokens)
-    recalled = make(winner) if winner >= 0 else None
-    other = next((k for k in order if recalled is None or subjects[k][0] != recalled.subject), None)
-    runner_up = None if other is None else make(other)
+    winner, _ = memory.search(list(states), valid)
+    units, keys = unit_rows(states[:, 0].cpu(), torch.float64), np.array(list(subjects))
+    heat = torch.stack([span_similarity(units, valid[0], memory.get(key).cpu()) for key in subjects]).float()
+    best, at = heat.max(-1)  # [E,R]
+    limits = torch.tensor([memory.limit(key) for key in subjects])
+    passing = torch.where(best > limits[:, None], best, 0.0).T
+    voted = torch.from_numpy(voting(Found(np.zeros_like(keys), keys, keys, passing.numpy()), memory.top_k))
+    found = {
+        key: seen(*subjects[key], config.think_layers or (), tokens, quorum, *parts)
+        for key, *parts in zip(keys.tolist(), heat, at, voted.T, strict=True)
+    }
+    recalled = found.get(int(winner[0]))
+    ranked = sorted(found.values(), key=lambda one: (-one.votes, -one.similarity))
+    runner_up = next((one for one in ranked if recalled is None or one.subject != recalled.subject), None)
     reason = _reason(recalled, runner_up, quorum, threshold)
     return Explanation(prompt, tokens, quorum, threshold, recalled, runner_up, reason)
 
 
-def _ranking(scores: Scores, subjects: Mapping[int, object]) -> list[int]:
-    """Key numbers, best first: by votes, then by summed similarity."""
-    votes, total = scores.voted.sum(0), scores.similarity.sum(0)
-    rank = sorted(range(len(scores.ids)), key=lambda i: (-int(votes[i]), -float(total[i])))
-    return [int(scores.ids[i]) for i in rank if int(scores.ids[i]) in subjects]
+def seen(
+    subject: str,
+    edits: tuple[Edit, ...],
+    layers: Sequence[int],
+    tokens: Sequence[str],
+    quorum: int,
+    heat: Tensor,
+    at: Tensor,
+    voted: Tensor,
+) -> Candidate:
+    """A subject as the layers see it.
+
+    Args:
+        layers: the R think layers.
+        heat: [R,T], see `span_similarity`.
+        at: LongTensor [R], where each layer sees it.
+        voted: BoolTensor [R], which layers vote for it.
+    """
+    seen_by = []
+    for layer, similarity, t, vote in zip(layers, heat, at.tolist(), voted.tolist(), strict=True):
+        fits = bool(similarity[t] > -1.0)
+        token = tokens[t] if fits else ""
+        seen_by.append(LayerVote(layer, token, t if fits else -1, float(similarity[t]), vote))
+    mean = sum(vote.similarity for vote in seen_by) / len(seen_by)
+    votes, enough = count_votes(voted, quorum)
+    heat = heat.masked_fill(heat <= -1.0, torch.nan)
+    return Candidate(subject, edits, int(votes), mean, tuple(seen_by), heat, bool(enough))
 
 
 def _reason(best: Candidate | None, other: Candidate | None, quorum: int, threshold: float) -> str:
@@ -160,46 +190,9 @@ def _reason(best: Candidate | None, other: Candidate | None, quorum: int, thresh
     text = f"{printable(best.subject)} is recalled with {best.votes} votes ({quorum} needed)"
     if other is None:
         return text
-    if other.votes < quorum:
+    if not other.enough:
         return f"{text}; the runner-up, {second}, has {other.votes}"
     if other.votes < best.votes:
         return f"{text}; the runner-up, {second}, has fewer ({other.votes})"
     gap = f"{other.similarity:.3f} < {best.similarity:.3f}"
     return f"{text}; {second} has as many, but is less similar ({gap})"
-
-
-class _Maker(NamedTuple):
-    """What a `Candidate` is made from."""
-
-    host: Host
-    memory: KeyMemory
-    config: LLPConfig
-    subjects: Mapping[int, tuple[str, tuple[Edit, ...]]]
-    scores: Scores
-    states: Tensor  # [R,T,D]
-    valid: Tensor
-    tokens: tuple[str, ...]
-
-    def __call__(self, key: int) -> Candidate:
-        column = self.scores.ids.tolist().index(key)
-        subject, edits = self.subjects[key]
-        votes = []
-        for r, layer in enumerate(self.config.think_layers or ()):
-            at = int(self.scores.position[r, column])
-            similarity = float(self.scores.similarity[r, column])
-            voted = bool(self.scores.voted[r, column])
-            votes.append(LayerVote(layer, self.tokens[at] if at >= 0 else "", at, similarity, voted))
-        mean = sum(vote.similarity for vote in votes) / len(votes)
-        count = sum(vote.voted for vote in votes)
-        return Candidate(subject, edits, count, mean, tuple(votes), self._heat(key))
-
-    def _heat(self, key: int) -> Tensor:
-        span = self.memory.get(key).float().cpu()
-        cosines = torch.einsum("rtd,rsd->rts", F.normalize(self.states, dim=-1), span)
-        cosines[:, ~self.valid] = torch.nan
-        length = span.shape[1]
-        heat = torch.full(cosines.shape[:2], torch.nan, dtype=torch.float32)
-        for t in range(length - 1, cosines.shape[1]):
-            window = cosines[:, t - length + 1 : t + 1].diagonal(dim1=1, dim2=2)
-            heat[:, t] = window.amin(-1)
-        return heat

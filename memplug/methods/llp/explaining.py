@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from ...calibration import Calibration
 from ...call import Call
 from ...chat import Prompt
 from ...edits import Edit
-from ...listening import Listener, span_scores
+from ...memory import count_votes, span_similarity
 from ...shown import printable
 from ..base import Host
 from .entries import Entry
-from .explain import Candidate, Explanation, LayerVote
+from .explain import Candidate, Explanation, seen
 from .keys import think_states
 from .room import Room
 
 __all__ = ["explain_answer"]
-
-_NONE = -1.0  # where no window fits
 
 
 @torch.no_grad()
@@ -53,8 +50,17 @@ def explain_answer(
     begins = torch.zeros(1, len(ids), dtype=torch.bool)
     begins[0, 0] = host.text.bos_id is None
     units = [calibration.apply(i, kept[one], begins)[0] for i, one in enumerate(calibration.layers[:-1])]
-    found = _Found(listener, calibration, torch.stack(units), valid[0], tokens)
-    best = sorted((found.candidate(key, entry) for key, entry in on.items()), key=_rank)
+    states = torch.stack(units)
+    best = []
+    for key, entry in on.items():
+        heat = span_similarity(states, valid[0], listener.memory.get(key)).cpu()
+        passing = heat > listener.memory.limit(key)
+        votes, _ = count_votes(passing, quorum)
+        at = (votes + heat.mean(0) / 4).argmax().expand(len(heat))  # the most votes, then the closest
+        voted = passing.gather(1, at[:, None])[:, 0]
+        edits = tuple(entry.edits[id] for id in entry.on)
+        best.append(seen(entry.subject, edits, calibration.layers[:-1], tokens, quorum, heat, at, voted))
+    best.sort(key=lambda one: (-one.votes, -one.similarity))
     recalled = next((one for one in best if any(e.id in speaking for e in one.edits)), None)
     if recalled is not None:
         edits = tuple(edit for edit in recalled.edits if edit.id in speaking)
@@ -65,10 +71,6 @@ def explain_answer(
     return Explanation(
         prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits
     )
-
-
-def _rank(candidate: Candidate) -> tuple[int, float]:
-    return -candidate.votes, -candidate.similarity
 
 
 def _asked(met: Mapping[str, float], candidate: Candidate | None) -> float | None:
@@ -89,7 +91,7 @@ def _reason(
     if other is None:
         return "nothing is recalled; no edit is in force"
     subject = printable(other.subject)
-    if other.votes >= quorum:
+    if other.enough:
         limits = "{:.2f} in plain text, {:.2f} in chat".format(*calibration.relation)
         likeness = "" if asked is None else f" (likeness {asked:.2f}; to be exceeded: {limits})"
         return f"nothing is recalled; {subject} is named, but its edits are not asked for{likeness}"
@@ -97,33 +99,3 @@ def _reason(
         f"nothing is recalled; the closest subject, {subject}, has {other.votes} votes of the "
         f"{quorum} needed (similarity above {calibration.threshold:.2f})"
     )
-
-
-class _Found:
-    """What the think layers see of each key."""
-
-    def __init__(
-        self,
-        listener: Listener,
-        calibration: Calibration,
-        units: Tensor,
-        valid: Tensor,
-        tokens: tuple[str, ...],
-    ) -> None:
-        self._memory, self._calibration = listener.memory, calibration
-        self._units, self._valid, self._tokens = units, valid, tokens
-
-    def candidate(self, key: int, entry: Entry) -> Candidate:
-        heat = span_scores(self._units, self._valid, self._memory.get(key)).cpu()
-        limit = self._memory.limit(key)
-        best = int(((heat > limit).sum(0) + heat.mean(0) / 4).argmax())  # the most votes, then the closest
-        fits = bool(heat[0, best] > _NONE)
-        at, token = (best, self._tokens[best]) if fits else (-1, "")
-        votes = tuple(
-            LayerVote(layer, token, at, float(heat[r, best]), bool(heat[r, best] > limit))
-            for r, layer in enumerate(self._calibration.layers[:-1])
-        )
-        heat = heat.masked_fill(heat <= _NONE, torch.nan)
-        mean = sum(vote.similarity for vote in votes) / len(votes)
-        edits = tuple(entry.edits[id] for id in entry.on)
-        return Candidate(entry.subject, edits, sum(v.voted for v in votes), mean, votes, heat)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ...checked import whole
 from ...edits import Edit
-from ...memory import KeyMemory
+from ...memory import KeyMemory, quorum_of
 from ..base import Host
 from .config import LLPConfig
 from .entries import Entry, changed, check_keys
@@ -38,7 +37,7 @@ class Held:
             width,
             threshold=config.threshold,
             top_k=config.top_k,
-            quorum=max(1, math.ceil(config.quorum * len(layers))),
+            quorum=quorum_of(config.quorum, len(layers)),
             order=config.order,
             device=str(host.text.device),
             seed=config.seed,

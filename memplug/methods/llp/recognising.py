@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...calibration import Calibration
-from ...listening import span_scores
-from ...memory import KeyMemory
+from ...memory import KeyMemory, count_votes, span_similarity
 from ...questions import Question, told
 from ..base import Host
 from .config import LLPConfig
@@ -150,8 +149,9 @@ class Recogniser:
         if key.shape[1] > span.shape[1]:
             return False
         valid = torch.ones(span.shape[1], dtype=torch.bool)
-        scores = span_scores(F.normalize(span.float(), dim=-1), valid, F.normalize(key.float(), dim=-1))
-        return int((scores[:, -1] > self._calibration.threshold + _ROUNDING).sum()) >= self._memory.quorum
+        scores = span_similarity(F.normalize(span.float(), dim=-1), valid, F.normalize(key.float(), dim=-1))
+        passing = scores[:, -1] > self._calibration.threshold + _ROUNDING
+        return bool(count_votes(passing, self._memory.quorum)[1])
 
 
 def _alike(old: Tensor, key: Tensor) -> bool:

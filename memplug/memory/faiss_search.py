@@ -1,39 +1,58 @@
-"""The scan by FAISS on a GPU: the nearest keys of each query, read from the record's own tensor.
+"""FAISS: how it is found, and the search by it on a GPU: the nearest keys of each query, by product.
 
-No index object and no copy: FAISS is handed the address of the keys on the GPU. It has its own CUDA
-stream, which would race with PyTorch's, so it is told to use PyTorch's for each call.
+No index object and no copy: FAISS is handed the address of the keys on the GPU. It has its own CUDA stream,
+which would race with PyTorch's, so it is told to use PyTorch's for each call.
 
-Letters: N query tokens, n keys, D width, l layers searched at once.
+Letters: N query tokens, n keys, D width.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import threading
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from memplug.memory.products import Pairs, by_product, joined
-from memplug.memory.signs import faiss_module
+from .exact import Pairs, pairs_of
 
-__all__ = ["FaissScan"]
+__all__ = ["GpuScan", "faiss_module"]
 
 _NEAREST = 64
 _SCRATCH = 1 << 26  # bytes that FAISS may keep on the GPU; it would take 1.5 GB
 
 
-class FaissScan:
-    """Nothing of its own beside FAISS's scratch memory. One thread at a time.
+def faiss_module(extra: str = "cpu") -> Any:
+    """The faiss package.
+
+    Raises:
+        ImportError: it is not installed, or two of its distributions are, which overwrite each other.
+    """
+    installed = sorted(set(importlib.metadata.packages_distributions().get("faiss", ())))
+    if len(installed) > 1:
+        raise ImportError(
+            f"{' and '.join(installed)} are both installed, but share one package folder and overwrite each "
+            f"other; run `pip uninstall {' '.join(installed)}` and install one of them again"
+        )
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise ImportError(
+            f'FAISS is needed for this search; run `pip install "memplug[{extra}]"`, or use scan="exact"'
+        ) from error
+
+
+class GpuScan:
+    """Products of FAISS on a GPU. Holds nothing beside FAISS's scratch memory; one search at a time.
 
     Raises:
         ImportError: FAISS is missing, or is the build for CPUs.
         ValueError: the device is not a CUDA device.
     """
 
-    def __init__(self, device: torch.device):
-        self.bits: int | None = None
-        self.asked = self.crowded = 0
+    def __init__(self, device: torch.device) -> None:
         if device.type != "cuda":
             raise ValueError(f'scan="faiss" works on a CUDA device, not on {device}; take "auto"')
         self.faiss = faiss_module("gpu")
@@ -46,40 +65,21 @@ class FaissScan:
         self.resources.setTempMemory(_SCRATCH)
         self._one = threading.Lock()  # FAISS takes its memory for one search at a time
 
-    @property
-    def nbytes(self) -> int:
-        return 0
+    def near(self, queries: Tensor, keys: Tensor, floor: float) -> Pairs:
+        """Pairs whose cosine may exceed `floor`.
 
-    def resize(self, capacity: int) -> None:
-        pass  # it searches the record itself
-
-    def write(self, slots: Tensor, keys: Tensor) -> None:
-        pass
-
-    def candidates(
-        self, layers: Sequence[int], queries: Tensor, keys: Tensor, floor: float
-    ) -> list[Pairs | None]:
+        Args:
+            queries: (N, D) float32, of length 1.
+            keys: (n, D) float16, the record's of slots 0..n-1.
+            floor: 0 <= floor < 1.
+        """
         # Queries are rounded to float16, and sums over D elements are in float32.
-        limit = floor - 2.0**-9 - queries.shape[2] * 2.0**-22
-        found = []
-        for layer, x in zip(layers, queries, strict=True):
-            table = keys[layer]
-            nearest = min(_NEAREST, len(table))
-            with self._one:
-                cosine, slot = self._nearest(x.half().contiguous(), table.contiguous(), nearest)
-            near = cosine > limit
-            full = near[:, -1] if nearest < len(table) else torch.zeros_like(near[:, 0])
-            self.asked += len(x)
-            pairs = []
-            if bool(near.any()):
-                token, place = torch.nonzero(near & ~full[:, None], as_tuple=True)
-                pairs.append((token.cpu().numpy(), slot[token, place].cpu().numpy()))
-                rows = torch.nonzero(full).squeeze(1)
-                self.crowded += len(rows)
-                rest, left = by_product(x[rows], table, floor), rows.cpu().numpy()
-                pairs += [(left[token], at) for token, at in rest]
-            found.append(joined([pair for pair in pairs if len(pair[0])]))
-        return found
+        limit = floor - 2.0**-9 - queries.shape[1] * 2.0**-22
+        with self._one:
+            cosine, slot = self._nearest(
+                queries.half().contiguous(), keys.contiguous(), min(_NEAREST, len(keys))
+            )
+        return pairs_of((cosine > limit).cpu().numpy(), slot.cpu().numpy(), queries, keys, floor)
 
     def _nearest(self, queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Products (N, count) float32 and rows (N, count) int64 of the keys most like each query."""
