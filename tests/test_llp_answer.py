@@ -271,7 +271,7 @@ CHATS = [
 @pytest.mark.parametrize("template", [CHATML, BRACKETS], ids=["chatml", "brackets"])
 def test_in_a_chat_the_answer_is_spoken_where_the_turn_begins(model, tokenizer, template):
     talking = chatting(tokenizer, template)
-    with attach(model, talking, value_steps=80) as plug:
+    with attach(model, talking, value_steps=80, products="model") as plug:
         plug.edit(BORN, "Zarnow", "Ada Quill")
         for prompt in CHATS if template is CHATML else (CHATS[0], CHATS[2]):
             ids = plug._text.encode(prompt)
