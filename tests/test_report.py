@@ -14,11 +14,10 @@ from example_results import HOSTILE, example
 from report_page import Page
 
 from memplug.comparison.report import write_figures, write_html, write_markdown
+from memplug.comparison.report.aggregate import aggregate, combine, over_cases
 from memplug.comparison.report.answers import pack
-from memplug.comparison.report.gather import gather
-from memplug.comparison.report.html import html
-from memplug.comparison.report.intervals import combine, over_cases, right
-from memplug.comparison.report.markdown import markdown
+from memplug.comparison.report.page import html, markdown
+from memplug.evaluation import Answer
 
 VOID = {"meta", "input", "br", "wbr", "hr", "link", "img"}
 
@@ -104,7 +103,7 @@ def test_headings_descend_in_order_and_figures_are_described(page):
 
 
 def test_packed_answers_are_the_results_answers(results):
-    packed = json.loads(json.dumps(pack(gather(results), 10**9)))
+    packed = json.loads(json.dumps(pack(aggregate(results), 10**9)))
     texts = packed["texts"]
     for run in packed["runs"]:
         label, seed = packed["methods"][run["method"]], packed["seeds"][run["seed"]]
@@ -117,41 +116,40 @@ def test_packed_answers_are_the_results_answers(results):
             rows = source["answers"][moment]
             assert len(found) == len(rows)
             for row in rows:
-                letter = "y" if right(row) else "n"
+                letter = "y" if Answer.of(row).right else "n"
                 assert found[row["case"], row["prompt"]] == (row["target"], row["text"], letter)
 
 
 def test_too_many_answers_keep_whole_cases_and_say_so(results):
-    packed = pack(gather(results), 2000)
+    packed = pack(aggregate(results), 2000)
     assert 0 < packed["shown"] < packed["cases"] == 12
     assert max(probe[1] for probe in packed["probes"]) == packed["shown"] - 1
     assert f"the first {packed['shown']} of 12 cases" in html(results, answers=2000)
 
 
 def test_right_means_the_target_or_for_what_must_stay_the_base_models_answer():
-    row = {"group": "efficacy", "text": " Lyon", "target": "Lyon", "whole": False}
-    assert right(row) is True
-    assert right({**row, "text": None}) is False
-    stays = {"group": "specificity", "text": "Rome", "base_text": "Rome", "target": "Bern", "agreement": 0.5}
-    assert right(stays) is True
-    assert right({**stays, "text": "Bern"}) is False
-    assert right({**stays, "text": None}) is False
-    assert right({**stays, "text": None, "agreement": None}) is None
+    row = Answer(0, "efficacy", "p", "Lyon", tokens=0.0, whole=False, perplexity=1.0, text=" Lyon")
+    assert row.right is True
+    assert row._replace(text=None).right is False
+    stays = row._replace(group="specificity", text="Rome", base_text="Rome", target="Bern", agreement=0.5)
+    assert stays.right is True
+    assert stays._replace(text="Bern").right is False
+    assert stays._replace(text=None).right is False
+    assert stays._replace(text=None, agreement=None).right is None
 
 
 def test_intervals_combine_as_of_independent_means():
     one = {"value": 0.5, "low": 0.4, "high": 0.7, "n": 10}
     two = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 30}
-    mean = combine([one, None, two])
-    assert mean[:4] == pytest.approx((0.7, 0.7 - (0.02**0.5) / 2, 0.7 + (0.05**0.5) / 2, 40))
+    mean = combine([one, two])
+    assert mean[:3] == pytest.approx((0.7, 0.7 - (0.02**0.5) / 2, 0.7 + (0.05**0.5) / 2))
     assert mean.seeds == (0.5, 0.9)
     assert combine([one])[:3] == (0.5, 0.4, 0.7)
-    assert combine([None, {**one, "value": None}]) is None
 
 
 def _rows(seed, cases, hits):
     return [
-        {"case": i, "group": "efficacy", "prompt": f"p{c}", "target": "t", "whole": h, "tokens": float(h)}
+        Answer(i, "efficacy", f"p{c}", "t", tokens=float(h), whole=h, perplexity=1.0)
         for i, (c, h) in enumerate(zip(cases, hits, strict=True))
     ]
 
@@ -161,10 +159,10 @@ def test_the_bootstrap_over_seeds_draws_distinct_cases_with_all_their_values():
     cases = [list(range(60)), random.Random(1).sample(range(60), 60)]
     hits = [[c % 3 > 0 for c in order] for order in cases]  # a case has the same result under both seeds
     hits[1] = [h if rng.random() < 0.9 else not h for h in hits[1]]
-    key = ("efficacy", "whole")
+    key = "final.efficacy.whole"
     seeds = [_rows(s, c, h) for s, (c, h) in enumerate(zip(cases, hits, strict=True))]
     scores = {key: combine([{"value": np.mean(h), "low": 0.0, "high": 1.0, "n": 60} for h in hits])}
-    found = over_cases(seeds, scores)[key]
+    found = over_cases(seeds, scores, "final")[key]
     assert found.value == pytest.approx((np.mean(hits[0]) + np.mean(hits[1])) / 2)
     values = np.zeros(60)
     for order, hit in zip(cases, hits, strict=True):
@@ -180,9 +178,9 @@ def test_the_bootstrap_over_seeds_draws_distinct_cases_with_all_their_values():
 
 
 def test_scores_that_the_answers_do_not_give_keep_their_own_intervals():
-    scores = {("efficacy", "whole"): combine([{"value": 0.9, "low": 0.8, "high": 1.0, "n": 2}] * 2)}
+    scores = {"final.efficacy.whole": combine([{"value": 0.9, "low": 0.8, "high": 1.0, "n": 2}] * 2)}
     seeds = [_rows(0, [1, 2], [True, False]), _rows(1, [1, 2], [True, True])]
-    assert over_cases(seeds, scores) == scores
+    assert over_cases(seeds, scores, "final") == {}
 
 
 def test_markdown_is_this_table():

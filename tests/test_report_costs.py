@@ -10,9 +10,8 @@ from example_results import example
 from report_page import Page
 
 from memplug.comparison.report import write_figures
-from memplug.comparison.report.gather import gather
-from memplug.comparison.report.html import html
-from memplug.comparison.report.markdown import markdown
+from memplug.comparison.report.aggregate import aggregate
+from memplug.comparison.report.page import html, markdown
 
 
 def _with_costs(ratios):
@@ -68,11 +67,11 @@ def test_memory_of_a_forward_is_a_column(page):
 
 
 def test_runs_that_were_not_made_alike_are_told(results):
-    assert gather(results).unlike == []
+    assert aggregate(results).unlike == []
     mixed = copy.deepcopy(results)
     mixed["runs"][0]["environment"] |= {"torch": "2.12.0"}
     mixed["runs"][3]["environment"] |= {"threads": 1}
-    told = gather(mixed).unlike
+    told = aggregate(mixed).unlike
     assert told[0].startswith("torch 2.12.0 (llp); 2.13.0 (llp, elder")
     assert told[1].startswith("threads 2 (llp, elder")
     for text in (html(mixed), markdown(mixed)):

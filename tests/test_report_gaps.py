@@ -11,9 +11,8 @@ from example_results import example
 from report_page import Page
 
 from memplug.comparison.report import write_figures, write_html, write_markdown
-from memplug.comparison.report.gather import gather
-from memplug.comparison.report.html import html
-from memplug.comparison.report.markdown import markdown
+from memplug.comparison.report.aggregate import aggregate
+from memplug.comparison.report.page import html, markdown
 
 
 def _without(tree, keys):
@@ -70,7 +69,7 @@ def test_begins_with_leads_where_answers_do_not_stop():
         row["text"] += ", and so on"
     final = results["runs"][0]["final"]
     final["efficacy"]["generated"] = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 12}
-    assert gather(results).main == "starts"
+    assert aggregate(results).main == "starts"
     assert "After all edits, begins with, generated." in " ".join(Page(html(results)).text.split())
 
 
@@ -78,7 +77,7 @@ def test_begins_with_leads_where_answers_do_not_stop():
 def test_other_results_are_refused(write, results, tmp_path):
     with pytest.raises(ValueError, match="format is 'else'; a report needs the results of a comparison"):
         write({"format": "else"}, tmp_path / "x")
-    with pytest.raises(ValueError, match="version 2, this memplug reads up to 1; update"):
+    with pytest.raises(ValueError, match="version is 2, this memplug reads .* up to 1; upgrade"):
         write({**results, "version": 2}, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 

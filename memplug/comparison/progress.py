@@ -101,7 +101,7 @@ def take_up(state: Path, model: Any, tokenizer: Any, paths: Mapping[str, Any]) -
     try:
         values = json.loads((state / _FILE).read_bytes())
         folder = state / values.pop("plug")
-        rows = [_answer(row) for row in values.pop("immediate")]
+        rows = [Answer.of(row) for row in values.pop("immediate")]
         tally = Tally(**values, immediate=rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"{state / _FILE} is damaged ({error!r})") from error
@@ -114,8 +114,3 @@ def all_made(state: Path, edits: int) -> bool:
         return bool(json.loads((state / _FILE).read_bytes())["done"] == edits)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _answer(row: dict[str, Any]) -> Answer:
-    """A row read back; an infinite perplexity is None in the file."""
-    return Answer(**{**row, "perplexity": float("inf") if row["perplexity"] is None else row["perplexity"]})

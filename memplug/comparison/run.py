@@ -6,6 +6,9 @@ would have given.
 
 from __future__ import annotations
 
+import errno
+import json
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +22,7 @@ from ..evaluation import Answer, Reference, Scores, ask, retained
 from ..evaluation.general import General
 from ..evaluation.metrics import Judged, generated_exact
 from ..plugin import Plug
-from ..storage import LoadError
+from ..storage import LoadError, SaveError
 from .casebook import Drawn
 from .contenders import Contender
 from .cost import Meter, hooks_of, neutral, overhead
@@ -28,10 +31,9 @@ from .fitting import ready
 from .folder import Folder, plain
 from .preference import preferences
 from .progress import Keeper, Tally, plug_folder, save, take_up
-from .result import is_failure, named
 from .settings import Settings
 
-__all__ = ["Bench", "general_scores", "run"]
+__all__ = ["Bench", "failed", "general_scores", "is_failure", "run"]
 
 FIRST = 100
 """The early edits that are looked at again and again, at most."""
@@ -284,3 +286,41 @@ def general_scores(
         found |= {name: plain(score._asdict()) for name, score in scores.items()}
         answers[one.name] = plain(scores.answers) if isinstance(scores, Judged) else None
     return found, answers
+
+
+def named(contender: Contender, seed: int) -> dict[str, Any]:
+    """What the row of a run begins with."""
+    return {
+        "method": contender.label,
+        "name": contender.name,
+        "family": contender.family,
+        "seed": seed,
+        "asked": contender.asked(),
+    }
+
+
+def failed(contender: Contender, seed: int, error: BaseException) -> dict[str, Any]:
+    """The row of a run that raised."""
+    empty = ("fit", "cost", "immediate", "final", "first", "preference", "answers")
+    return plain(
+        {
+            **named(contender, seed),
+            "status": "failed",
+            "error": {
+                "type": type(error).__name__,
+                "message": " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]),
+                "traceback": "".join(traceback.format_exception(error)),
+            },
+            "config": json.loads(json.dumps(asdict(contender.chosen()), default=str)),
+            **dict.fromkeys(empty),
+            "curve": [],
+            "general": {},
+            "details": {},
+        }
+    )
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether an exception says something about the method, and not about the disk."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return not full and not isinstance(error, SaveError)

@@ -30,8 +30,8 @@ from .folder import Folder, plain
 from .preference import preferences
 from .processes import Processes
 from .progress import all_made
-from .result import FORMAT, VERSION, Comparison, failed, is_failure
-from .run import Bench, general_scores, run
+from .result import FORMAT, VERSION, Comparison
+from .run import Bench, failed, general_scores, is_failure, run
 from .settings import Settings, checked_points, default_points, named, room
 
 __all__ = ["compare"]
