@@ -11,9 +11,8 @@ import toy
 from comparing import CASES, SETTINGS, figures, no_nan
 
 import memplug
-from memplug.comparison import NotRestoredError, runner
-from memplug.comparison.bits import bits_of
-from memplug.comparison.cost import bare, hooks_of
+from memplug.comparison import NotRestoredError, run, runner
+from memplug.comparison.model_state import bare, bits_of, hooks_of
 from memplug.comparison.preference import preferences
 from memplug.edits import Case, Edit
 from memplug.evaluation import Scores, ask, refer
@@ -66,7 +65,7 @@ def compared_vocabulary(results):
 def test_scores_are_those_of_the_method_by_hand(loaded, compared):
     """Immediate: after the edit's own batch; final: after all; each as `score` gives it."""
     model, tokenizer = loaded
-    order = runner.open_casebook(CASES).draw(6, seed=1).cases
+    order = runner.open_cases(CASES).draw(6, seed=1).cases
     assert [c.edit.prompt for c in order] != [c.edit.prompt for c in CASES]
     options = {"max_new_tokens": 6}
     reference = refer(model, tokenizer, order, **options)
@@ -103,7 +102,7 @@ def test_the_base_model_is_scored_once_a_seed(loaded, compared):
     base = compared.results["base"]["1"]["scores"]
     assert base["specificity"]["generated"]["value"] == 1.0
     model, tokenizer = loaded
-    order = runner.open_casebook(CASES).draw(6, seed=1).cases
+    order = runner.open_cases(CASES).draw(6, seed=1).cases
     reference = refer(model, tokenizer, order, everything=True, max_new_tokens=6)
     told = Scores.from_answers(ask(model, tokenizer, order, reference, max_new_tokens=6))
     assert base == told.to_dict()
@@ -120,10 +119,12 @@ def test_preference_takes_the_base_models_answers_where_the_data_gives_none(comp
 
 
 def test_preferences_of_the_base_model_are_those_of_the_unedited_model(loaded, compared):
-    order = runner.open_casebook(CASES).draw(6, seed=1)
+    order = runner.open_cases(CASES).draw(6, seed=1)
     reference = refer(*loaded, order.cases, everything=True, max_new_tokens=6)
     settings = SimpleNamespace(batch_size=3, level=0.95)
-    found = preferences(*loaded, order, reference, settings)
+    found = preferences(
+        run.RunContext(*loaded, settings, None, 1, order, reference, general=(), fit_cases=None)
+    )
     assert compared.results["base"]["1"]["preference"] == found
     assert found != compared.results["runs"][2]["preference"]
 

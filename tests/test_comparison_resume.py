@@ -10,7 +10,8 @@ import toy
 from comparing import CASES, SETTINGS, case, figures
 
 import memplug
-from memplug.comparison import SettingsError, progress, run
+from memplug.comparison import SettingsError, checkpoint, run
+from memplug.comparison.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -25,7 +26,7 @@ def compared(loaded):
 def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, monkeypatch, compared, saves):
     """Also within a method; the figures are those of the run that was never stopped."""
     asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
-    save, count = run.save, []
+    save, count = Checkpoint.save, []
 
     def stopping(*given):
         save(*given)
@@ -34,7 +35,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "save", stopping)
+        patch.setattr(Checkpoint, "save", stopping)
         with pytest.raises(KeyboardInterrupt):
             memplug.compare(*loaded, CASES, **asked)
     assert len(list((tmp_path / "runs").iterdir())) == 1
@@ -52,16 +53,17 @@ def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, monkeypatch
 def test_between_points_it_is_saved_by_the_clock(loaded, tmp_path, monkeypatch):
     """A minute after the last time, and never for more than a twentieth of the time."""
     clock = [100.0]
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    kept, save = [], run.save
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    kept, save = [], Checkpoint.save
 
-    def slow(state, plug, tally):
-        kept.append(tally.done)
-        save(state, plug, tally)
+    def slow(self, plug, state):
+        kept.append(state.done)
         clock[0] += 10
+        save(self, plug, state)
+        self._began -= 10
 
     learn = toy.Toy.learn
-    monkeypatch.setattr(run, "save", slow)
+    monkeypatch.setattr(Checkpoint, "save", slow)
     monkeypatch.setattr(
         toy.Toy, "learn", lambda *a, **k: (learn(*a, **k), clock.__setitem__(0, clock[0] + 70))[0]
     )
@@ -70,14 +72,14 @@ def test_between_points_it_is_saved_by_the_clock(loaded, tmp_path, monkeypatch):
 
 
 def _stop_at_first_save(loaded, asked, monkeypatch):
-    save = run.save
+    save = Checkpoint.save
 
     def stopping(*given):
         save(*given)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "save", stopping)
+        patch.setattr(Checkpoint, "save", stopping)
         with pytest.raises(KeyboardInterrupt):
             memplug.compare(*loaded, CASES, **asked)
 

@@ -82,10 +82,10 @@ def compare(
     accelerate launch --multi_gpu --num_processes 2 -m memplug compare ...
     """
     with explained():
-        from ..comparison.bits import NotRestoredError
-        from ..comparison.contenders import parse_constants
+        from ..comparison.model_state import NotRestoredError
         from ..comparison.processes import Processes
         from ..comparison.runner import compare as run
+        from ..comparison.specs import parse_constants
 
         here = Processes.here()
         given: dict[str, Any] = {

@@ -10,67 +10,14 @@ from typing import Any
 from ..edits import Case
 from ..methods.base import Fits
 from ..plugin import Plug
-from .contenders import Contender
 from .cost import Meter
 from .folder import Folder
+from .specs import MethodSpec
 
-__all__ = ["ready"]
+__all__ = ["attach_fitted"]
 
-
-def ready(
-    contender: Contender,
-    model: Any,
-    tokenizer: Any,
-    folder: Folder,
-    seed: int,
-    cases: Callable[[], Sequence[Case]] | None,
-    *,
-    steps: int | None,
-    alone: bool,
-    progress: bool,
-) -> tuple[Plug, dict[str, Any] | None]:
-    """A plug that can edit, and what fitting it cost (None for methods that need none).
-
-    Args:
-        contender: the method.
-        model, tokenizer: the model.
-        folder: keeps fitted editors; one that is there already is used.
-        seed: of the run, and of the fitting.
-        cases: gives the cases to fit on; None where there are none.
-        steps: of the fitting; None leaves the method's own.
-        alone: do not share the fitting with other processes that were launched.
-        progress: show a bar.
-
-    Raises:
-        ValueError: the method has to be fitted, and there are no cases for that.
-    """
-    plug = contender.attach(model, tokenizer)
-    try:
-        if not isinstance(plug.method, Fits):
-            plug.detach()
-            return contender.with_constants(seed=seed).attach(model, tokenizer), None
-        if _is_fitted(plug.method):
-            return plug, {"shipped": True, **_nothing, "parameters": _numbers(plug.method)}
-        own = contender.with_constants(seed=seed, **({} if steps is None else {"fit_steps": steps}))
-        path = folder.editor(contender.label, seed)
-        if not (path.is_file() and path.with_suffix(".json").is_file()):
-            plug.detach()
-            if cases is None:
-                raise ValueError(
-                    f"{contender.name!r} has to be fitted to this model first; say on what: fit_cases=200 "
-                    "(so many other cases of the same source), or a file of cases (--fit-cases)"
-                )
-            plug = own.attach(model, tokenizer)
-            _fit(plug, cases(), folder, path, alone, progress)
-        plug.detach()
-        plug = own.attach(model, tokenizer, editor=path)
-        return plug, folder.read(path.with_suffix(".json"))
-    except BaseException:
-        plug.detach()
-        raise
-
-
-_nothing = {
+_SHIPPED = {
+    "shipped": True,
     "seconds": 0.0,
     "steps": 0,
     "seconds_per_step": None,
@@ -80,12 +27,65 @@ _nothing = {
 }
 
 
-def _fit(plug: Plug, cases: Sequence[Case], folder: Folder, path: Path, alone: bool, progress: bool) -> None:
+def attach_fitted(
+    spec: MethodSpec,
+    model: Any,
+    tokenizer: Any,
+    folder: Folder,
+    seed: int,
+    cases: Callable[[], Sequence[Case]] | None,
+    *,
+    steps: int | None,
+    **options: Any,
+) -> tuple[Plug, dict[str, Any] | None]:
+    """A plug that can edit, and what fitting it cost (None for methods that need none).
+
+    Args:
+        spec: the method.
+        model, tokenizer: the model.
+        folder: keeps fitted editors; one that is there already is used.
+        seed: of the run, and of the fitting.
+        cases: gives the cases to fit on; None where there are none.
+        steps: of the fitting; None leaves the method's own.
+        options: for a ``fit`` that takes them: ``alone``, not to share the fitting with other processes that
+            were launched; ``progress``, to show a bar.
+
+    Raises:
+        ValueError: the method has to be fitted, and there are no cases for that.
+    """
+    plug = spec.attach(model, tokenizer)
+    try:
+        if not isinstance(plug.method, Fits):
+            plug.detach()
+            return spec.with_constants(seed=seed).attach(model, tokenizer), None
+        if parameters := _parameters(plug.method):
+            return plug, {**_SHIPPED, "parameters": parameters}
+        own = spec.with_constants(seed=seed, **({} if steps is None else {"fit_steps": steps}))
+        path = folder.editor(spec.label, seed)
+        if not (path.is_file() and path.with_suffix(".json").is_file()):
+            plug.detach()
+            if cases is None:
+                raise ValueError(
+                    f"{spec.name!r} has to be fitted to this model first; say on what: fit_cases=200 "
+                    "(so many other cases of the same source), or a file of cases (--fit-cases)"
+                )
+            plug = own.attach(model, tokenizer)
+            _fit(plug, cases(), folder, path, options)
+        plug.detach()
+        plug = own.attach(model, tokenizer, editor=path)
+        return plug, folder.read(path.with_suffix(".json"))
+    except BaseException:
+        plug.detach()
+        raise
+
+
+def _fit(plug: Plug, cases: Sequence[Case], folder: Folder, path: Path, options: dict[str, Any]) -> None:
     method: Any = plug.method
-    offered = {"progress": progress, "checkpoint": path.with_suffix(".checkpoint"), "alone": alone}
+    checkpoint = path.with_suffix(".checkpoint")
     known = inspect.signature(method.fit).parameters
+    given = {name: v for name, v in {**options, "checkpoint": checkpoint}.items() if name in known}
     with Meter() as meter:
-        report = plug.fit(list(cases), **{name: v for name, v in offered.items() if name in known})
+        report = plug.fit(list(cases), **given)
     steps = getattr(report, "steps", None)
     seconds = float(getattr(report, "seconds", meter.seconds))  # over checkpoints, if it was taken up
     plug.save_editor(path)
@@ -95,20 +95,17 @@ def _fit(plug: Plug, cases: Sequence[Case], folder: Folder, path: Path, alone: b
         "seconds_per_step": seconds / steps if steps else None,
         "peak_host_bytes": meter.host,
         "peak_device_bytes": meter.device,
-        "parameters": _numbers(method),
+        "parameters": _parameters(method),
         "shipped": False,
         "cases": len(cases),
     }
     folder.write(path.with_suffix(".json"), cost)
-    path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
 
 
-def _is_fitted(method: Fits) -> bool:
+def _parameters(method: Fits) -> int:
+    """How many numbers were learned; 0 where nothing was."""
     try:
-        return bool(method.editor_state())
+        return sum(tensor.numel() for tensor in method.editor_state().values())
     except ValueError:
-        return False
-
-
-def _numbers(method: Fits) -> int:
-    return sum(tensor.numel() for tensor in method.editor_state().values())
+        return 0
