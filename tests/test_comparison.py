@@ -122,9 +122,7 @@ def test_preferences_of_the_base_model_are_those_of_the_unedited_model(loaded, c
     order = runner.open_cases(CASES).draw(6, seed=1)
     reference = refer(*loaded, order.cases, everything=True, max_new_tokens=6)
     settings = SimpleNamespace(batch_size=3, level=0.95)
-    found = preferences(
-        run.RunContext(*loaded, settings, None, 1, order, reference, general=(), fit_cases=None)
-    )
+    found = preferences(run.RunContext(*loaded, settings, None, None, drawn=order, reference=reference))
     assert compared.results["base"]["1"]["preference"] == found
     assert found != compared.results["runs"][2]["preference"]
 

@@ -141,7 +141,7 @@ def test_pairs_too_long_for_the_context_are_left_out_of_the_preferences_and_coun
     made = memplug.evaluation.refer(model, tokenizer, drawn.cases, everything=True, max_new_tokens=6)
     settings = type("Settings", (), {"batch_size": 3, "level": 0.95})()
     found = run.preferences(
-        run.RunContext(model, tokenizer, settings, None, 0, drawn, made, general=(), fit_cases=None)
+        run.RunContext(model, tokenizer, settings, None, None, drawn=drawn, reference=made)
     )
     assert found["too_long"] == 1
     assert found["before"]["data"] == 1

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..edits import Case
 from ..methods.base import Fits
 from ..plugin import Plug
 from .cost import Meter
-from .folder import Folder
 from .specs import MethodSpec
+
+if TYPE_CHECKING:
+    from .run import RunContext
 
 __all__ = ["attach_fitted"]
 
@@ -27,65 +28,52 @@ _SHIPPED = {
 }
 
 
-def attach_fitted(
-    spec: MethodSpec,
-    model: Any,
-    tokenizer: Any,
-    folder: Folder,
-    seed: int,
-    cases: Callable[[], Sequence[Case]] | None,
-    *,
-    steps: int | None,
-    **options: Any,
-) -> tuple[Plug, dict[str, Any] | None]:
+def attach_fitted(spec: MethodSpec, context: RunContext) -> tuple[Plug, dict[str, Any] | None]:
     """A plug that can edit, and what fitting it cost (None for methods that need none).
-
-    Args:
-        spec: the method.
-        model, tokenizer: the model.
-        folder: keeps fitted editors; one that is there already is used.
-        seed: of the run, and of the fitting.
-        cases: gives the cases to fit on; None where there are none.
-        steps: of the fitting; None leaves the method's own.
-        options: for a ``fit`` that takes them: ``alone``, not to share the fitting with other processes that
-            were launched; ``progress``, to show a bar.
 
     Raises:
         ValueError: the method has to be fitted, and there are no cases for that.
     """
-    plug = spec.attach(model, tokenizer)
+    model, folder, steps = (context.model, context.tokenizer), context.folder, context.settings.fit_steps
+    own = spec.with_constants(seed=context.seed, **({} if steps is None else {"fit_steps": steps}))
+    plug = spec.attach(*model)
     try:
         if not isinstance(plug.method, Fits):
             plug.detach()
-            return spec.with_constants(seed=seed).attach(model, tokenizer), None
+            return spec.with_constants(seed=context.seed).attach(*model), None
         if parameters := _parameters(plug.method):
             return plug, {**_SHIPPED, "parameters": parameters}
-        own = spec.with_constants(seed=seed, **({} if steps is None else {"fit_steps": steps}))
-        path = folder.editor(spec.label, seed)
+        plug.detach()
+        path = folder.editor(spec.label, context.seed)
         if not (path.is_file() and path.with_suffix(".json").is_file()):
-            plug.detach()
+            cases = context.cases_to_fit()
             if cases is None:
                 raise ValueError(
                     f"{spec.name!r} has to be fitted to this model first; say on what: fit_cases=200 "
                     "(so many other cases of the same source), or a file of cases (--fit-cases)"
                 )
-            plug = own.attach(model, tokenizer)
-            _fit(plug, cases(), folder, path, options)
-        plug.detach()
-        plug = own.attach(model, tokenizer, editor=path)
-        return plug, folder.read(path.with_suffix(".json"))
+            plug = own.attach(*model)
+            _fit(plug, cases, path, context)
+            plug.detach()
+        return own.attach(*model, editor=path), folder.read(path.with_suffix(".json"))
     except BaseException:
         plug.detach()
         raise
 
 
-def _fit(plug: Plug, cases: Sequence[Case], folder: Folder, path: Path, options: dict[str, Any]) -> None:
+def _fit(plug: Plug, cases: list[Case], path: Path, context: RunContext) -> None:
+    """Fit and save an editor, and what that cost."""
     method: Any = plug.method
     checkpoint = path.with_suffix(".checkpoint")
+    # A fitting is not shared with the other processes, which have runs of their own.
+    offered = {
+        "progress": context.progress,
+        "checkpoint": checkpoint,
+        "alone": context.processes.count > 1,
+    }
     known = inspect.signature(method.fit).parameters
-    given = {name: v for name, v in {**options, "checkpoint": checkpoint}.items() if name in known}
     with Meter() as meter:
-        report = plug.fit(list(cases), **given)
+        report = plug.fit(cases, **{name: value for name, value in offered.items() if name in known})
     steps = getattr(report, "steps", None)
     seconds = float(getattr(report, "seconds", meter.seconds))  # over checkpoints, if it was taken up
     plug.save_editor(path)
@@ -99,7 +87,7 @@ def _fit(plug: Plug, cases: Sequence[Case], folder: Folder, path: Path, options:
         "shipped": False,
         "cases": len(cases),
     }
-    folder.write(path.with_suffix(".json"), cost)
+    context.folder.write(path.with_suffix(".json"), cost)
     checkpoint.unlink(missing_ok=True)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
-from .settings import FITTING, Settings, SettingsError, changed, differences
+from .settings import FITTING, Settings, SettingsError, differences
 from .specs import MethodSpec
 
 __all__ = ["Folder", "plain"]
@@ -41,10 +41,7 @@ class Folder:
 
     root: Path
 
-    @classmethod
-    def open(
-        cls, root: Path, settings: Settings, identity: Mapping[str, Any], specs: Sequence[MethodSpec]
-    ) -> Folder:
+    def open(self, settings: Settings, identity: Mapping[str, Any], specs: Sequence[MethodSpec]) -> None:
         """Make the folder, or go on in one that holds the same comparison.
 
         The constants of a method may change while no run of it is done or under way, and what editors are
@@ -52,7 +49,6 @@ class Folder:
         then removed.
 
         Args:
-            root: the folder.
             settings: of this comparison.
             identity: names of the model and the data.
             specs: the methods.
@@ -60,40 +56,37 @@ class Folder:
         Raises:
             SettingsError: it is a file, holds something else, or another comparison (what differs is named).
         """
+        root, path = self.root, self.root / "settings.json"
         if root.exists() and not root.is_dir():
             raise SettingsError(f"{root} is a file; name a folder")
-        folder, path = cls(root), root / "settings.json"
         if root.is_dir() and any(root.iterdir()) and not path.is_file():
             raise SettingsError(f"{root} has files that are not a comparison; name an empty or a new folder")
         now = plain({**settings.to_dict(), **identity})
         now["contenders"] = {spec.label: plain(spec.asked()) for spec in specs}
         # Where nothing was made, what stopped it may have been the settings.
         if path.is_file() and any(file.is_file() for part in _PARTS for file in (root / part).rglob("*")):
-            before, stale = folder._binding(folder.read(path), now, specs)
-            found = differences(before, now, specs)
+            before, stale = self._binding(self.read(path), now)
+            found = differences(before, now)
             if found:
                 raise SettingsError(
                     f"{root} holds a comparison with other settings: {'; '.join(found)}. Give the same "
                     "settings to go on with it, or name another folder"
                 )
-            for file in (file for label in stale for part in _PARTS for file in folder._files(part, label)):
+            for file in (file for label in stale for part in _PARTS for file in self._files(part, label)):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
             for name in ("contenders", "orders"):
-                now[name] = {**before.get(name, {}), **now.get(name, {})}
+                now[name] = {**before.get(name, {}), **now[name]}
         for name in _PARTS:
             (root / name).mkdir(parents=True, exist_ok=True)
-        folder.write(path, now)
-        return folder
+        self.write(path, now)
 
-    def _binding(
-        self, before: Mapping[str, Any], now: Mapping[str, Any], specs: Sequence[MethodSpec]
-    ) -> tuple[dict[str, Any], list[str]]:
+    def _binding(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The earlier settings less those on which no run rests, and the labels whose files are to go."""
         refit = any(before.get(name) != now.get(name) for name in FITTING)
-        others = {spec.label for spec in changed(before, specs)}
+        labels = before.get("contenders", {})
+        others = {label for label, asked in now["contenders"].items() if labels.get(label, asked) != asked}
         if not refit and not others:
             return dict(before), []
-        labels = before.get("contenders", {})
         runs = [self.read(file) for file in (self.root / "runs").glob("*.json")]
         resting = [(run["method"], run.get("fit")) for run in runs if run["status"] == "done"]
         states = [(label, state) for label in labels for state in self._files("state", label)]

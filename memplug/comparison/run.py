@@ -11,19 +11,19 @@ import json
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from ..edits import Case
-from ..evaluation import Answer, Reference, Scores, ask, retained
+from ..evaluation import Answer, Reference, Scores, ask, refer, retained
 from ..evaluation.general import General
 from ..evaluation.metrics import Judged
 from ..plugin import Plug
 from ..storage import LoadError, SaveError
 from ..text import TokenizerError
-from .cases import Drawn
+from .cases import CaseSource, Drawn
 from .checkpoint import Checkpoint, RunState
 from .cost import Meter, neutral, overhead
 from .decisions import details, recalled
@@ -31,6 +31,7 @@ from .fitting import attach_fitted
 from .folder import Folder, plain
 from .model_state import hooks_of
 from .preference import preferences
+from .processes import Processes
 from .settings import Settings
 from .specs import MethodSpec
 
@@ -42,32 +43,51 @@ FIRST = 100
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all runs of one seed share.
+    """What all runs share.
 
     Attributes:
         model, tokenizer: the model, unedited between runs.
         settings: of the comparison.
         folder: its files.
-        seed: the seed.
-        drawn: the seed's cases.
-        reference: the unedited model on them.
+        source: where cases come from.
         general: the general sets.
-        fit_cases: gives the cases to fit on, if there are any.
-        alone: other processes were launched that must not take part in a fitting.
+        fit_cases: the cases to fit on, or how many further ones; None to fit none.
+        processes: that share the runs.
         progress: show bars.
+        seed, drawn, reference: a seed, its cases, and the unedited model on them.
     """
 
     model: Any
     tokenizer: Any
     settings: Settings
     folder: Folder
-    seed: int
-    drawn: Drawn
-    reference: Reference
-    general: Sequence[General]
-    fit_cases: Callable[[], Sequence[Case]] | None
-    alone: bool = False
+    source: CaseSource
+    general: Sequence[General] = ()
+    fit_cases: int | Sequence[Case] | None = None
+    processes: Processes = field(default_factory=Processes)
     progress: bool = True
+    seed: int = 0
+    drawn: Drawn = field(default_factory=lambda: Drawn((), ()))
+    reference: Reference = field(default_factory=lambda: Reference({}, {}, 0))
+
+    def at(self, seed: int) -> RunContext:
+        """The same for a seed."""
+        settings, drawn = self.settings, self.source.draw(self.settings.edits, seed)
+        reference = refer(
+            self.model,
+            self.tokenizer,
+            drawn.cases,
+            everything=True,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+        )
+        return replace(self, seed=seed, drawn=drawn, reference=reference)
+
+    def cases_to_fit(self) -> list[Case] | None:
+        """The cases to fit an editor on with this seed; None to fit none."""
+        if self.fit_cases is None:
+            return None
+        return self.source.fitting(self.fit_cases, self.settings.edits, self.seed)
 
     def ask(self, at: Sequence[int]) -> list[Answer]:
         """Rows about the cases with these numbers."""
@@ -109,17 +129,15 @@ def run(context: RunContext, spec: MethodSpec) -> dict[str, Any]:
 
 def _begin(context: RunContext, spec: MethodSpec, checkpoint: Checkpoint) -> tuple[Plug, RunState]:
     """The plug as it was saved, or a fresh one."""
-    model = (context.model, context.tokenizer)
     try:
-        found = checkpoint.load(*model, spec.paths())
+        found = checkpoint.load(context.model, context.tokenizer, spec.paths())
     except LoadError as error:
         warnings.warn(f"{spec.label} begins anew: {error}", stacklevel=2)
         found = None
     if found is not None:
         return found
     checkpoint.remove()
-    options = {"steps": context.settings.fit_steps, "alone": context.alone, "progress": context.progress}
-    plug, fit = attach_fitted(spec, *model, context.folder, context.seed, context.fit_cases, **options)
+    plug, fit = attach_fitted(spec, context)
     return plug, RunState(fit=fit, config=plain(asdict(plug.method.config)))
 
 

@@ -6,7 +6,6 @@ import gc
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from ..chat import in_chat
 from ..data import Loaded
 from ..edits import Case
-from ..evaluation import Scores, refer
 from ..evaluation.encoding import longest
 from ..evaluation.general import General, open_general
 from ..evaluation.protocol import check_targets
@@ -23,7 +21,7 @@ from ..layers import input_device
 from ..plugin import plug_of
 from ..storage import fingerprint
 from ..text import Text
-from .cases import CaseSource, open_cases, open_fitting
+from .cases import open_cases, open_fitting
 from .checkpoint import Checkpoint
 from .environment import environment
 from .folder import Folder, plain
@@ -157,133 +155,68 @@ def compare(
         general_sets={one.name: plain(one.asked()) for one in sets if hasattr(one, "asked")},
         chat=chat,
     )
-    kept = nullcontext(out) if out is not None else tempfile.TemporaryDirectory(prefix="memplug-")
-    with kept as root:
-        folder = Folder(Path(root).expanduser())
-        return _Runs(model, tokenizer, settings, folder, source, specs, sets, wanted, retry, progress).make()
+    where = nullcontext(out) if out is not None else tempfile.TemporaryDirectory(prefix="memplug-")
+    with where as root:
+        folder, here = Folder(Path(root).expanduser()), Processes.here()
+        shown = progress and here.rank == 0
+        context = RunContext(model, tokenizer, settings, folder, source, sets, wanted, here, shown)
+        return _make(context, specs, retry)
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """All runs of a comparison."""
+def _make(context: RunContext, specs: Sequence[MethodSpec], retry: bool) -> Comparison:
+    """Make this process's runs; the first process gathers all."""
+    settings, folder, here = context.settings, context.folder, context.processes
+    data = context.source.account(settings.edits, settings.seeds)
+    if here.rank == 0:
+        identity = context.source.identity(settings.edits, settings.seeds)
+        folder.open(settings, {"fingerprint": fingerprint(context.model), **identity}, specs)
+    here.wait()
+    # All seeds' cases fit the model, before the first hour of work; those that were asked before do.
+    for seed in (seed for seed in settings.seeds if not folder.base(seed).is_file()):
+        cases = context.source.draw(settings.edits, seed).cases
+        check_targets(context.model, context.tokenizer, cases, settings.max_new_tokens)
+    bits = bits_of(context.model)
+    mine = here.mine([(spec, seed) for seed in settings.seeds for spec in specs])
+    try:
+        for seed in dict.fromkeys(seed for _, seed in mine):
+            rows = [(spec, folder.read(folder.run(spec.label, seed))) for spec, own in mine if own == seed]
+            todo = [spec for spec, row in rows if not row or (retry and row["status"] == "failed")]
+            if todo or not folder.base(seed).is_file():
+                _make_seed(context.at(seed), todo, bits)
+    except NotRestoredError:
+        _gather(context, specs, data, write=True)
+        raise
+    here.wait()
+    return _gather(context, specs, data, write=here.rank == 0)
 
-    model: Any
-    tokenizer: Any
-    settings: Settings
-    folder: Folder
-    source: CaseSource
-    specs: list[MethodSpec]
-    sets: list[General]
-    fit_cases: int | Sequence[Case] | None
-    retry: bool
-    progress: bool
 
-    def make(self) -> Comparison:
-        """Make this process's runs; the first process gathers all."""
-        settings, folder, here = self.settings, self.folder, Processes.here()
-        data = self.source.account(settings.edits, settings.seeds)
-        if here.rank == 0:
-            identity = self.source.identity(settings.edits, settings.seeds)
-            Folder.open(
-                folder.root, settings, {"fingerprint": fingerprint(self.model), **identity}, self.specs
+def _make_seed(context: RunContext, specs: Sequence[MethodSpec], bits: str) -> None:
+    """Score the base model where that has not been done, and make the runs of a seed."""
+    settings, folder, seed = context.settings, context.folder, context.seed
+    base = folder.read(folder.base(seed)) or {}
+    if not {"answers", "general_answers", "preference"} <= base.keys():  # earlier versions kept less
+        scores = context.scores(context.reference.answers(context.drawn.cases))
+        base["scores"], base["answers"] = scores.to_dict(), [row.to_dict() for row in scores.answers]
+        base["general"], base["general_answers"] = general_scores(context)
+        base["preference"] = preferences(context)
+        folder.write(folder.base(seed), base)
+    for spec in specs:
+        row, error = _attempt(context, spec)
+        row["restored"] = bits_of(context.model) == bits
+        if not row["restored"]:
+            error = NotRestoredError(
+                f"{spec.label!r} did not leave the model as it was (parameters, buffers or hooks differ "
+                "after detach), so that nothing after it could be compared; load the model anew, and leave "
+                "the method out"
             )
-        here.wait()
-        # All seeds' cases fit the model, before the first hour of work; those that were asked before do.
-        for seed in (seed for seed in settings.seeds if not folder.base(seed).is_file()):
-            cases = self.source.draw(settings.edits, seed).cases
-            check_targets(self.model, self.tokenizer, cases, settings.max_new_tokens)
-        bits = bits_of(self.model)
-        mine = here.mine([(spec, seed) for seed in settings.seeds for spec in self.specs])
-        try:
-            for seed in dict.fromkeys(seed for _, seed in mine):
-                self._make_seed(seed, [spec for spec, own in mine if own == seed], bits, here)
-        except NotRestoredError:
-            self._gather(data, write=True)
-            raise
-        here.wait()
-        return self._gather(data, write=here.rank == 0)
-
-    def _make_seed(self, seed: int, specs: Sequence[MethodSpec], bits: str, here: Processes) -> None:
-        folder = self.folder
-        before = {spec.label: folder.read(folder.run(spec.label, seed)) for spec in specs}
-        todo = [
-            s for s in specs if not (row := before[s.label]) or (self.retry and row["status"] == "failed")
-        ]
-        if not todo and folder.base(seed).is_file():
-            return
-        context = self._context(seed, here)
-        for spec in todo:
-            row, error = _attempt(context, spec)
-            row["restored"] = bits_of(self.model) == bits
-            if not row["restored"]:
-                error = NotRestoredError(
-                    f"{spec.label!r} did not leave the model as it was (parameters, buffers or hooks differ "
-                    "after detach), so that nothing after it could be compared; load the model anew, and "
-                    "leave the method out"
-                )
-                row = {**failed_row(spec, seed, error), "restored": False}
-            made = {"environment": environment(self.settings.device), "command": self.settings.command}
-            folder.write(folder.run(spec.label, seed), {**row, **made})
-            checkpoint = Checkpoint(folder.state(spec.label, seed))
-            if error is None or not row["restored"] or not checkpoint.holds(self.settings.edits):
-                checkpoint.remove()
-            if isinstance(error, NotRestoredError):
-                raise error
-
-    def _context(self, seed: int, here: Processes) -> RunContext:
-        """What the runs of a seed share; the base model is scored where that has not been done."""
-        settings, wanted = self.settings, self.fit_cases
-        drawn = self.source.draw(settings.edits, seed)
-        reference = refer(
-            self.model,
-            self.tokenizer,
-            drawn.cases,
-            everything=True,
-            batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
-        )
-        context = RunContext(
-            self.model,
-            self.tokenizer,
-            settings=settings,
-            folder=self.folder,
-            seed=seed,
-            drawn=drawn,
-            reference=reference,
-            general=self.sets,
-            fit_cases=None if wanted is None else lambda: self.source.fitting(wanted, settings.edits, seed),
-            alone=here.count > 1,
-            progress=self.progress and here.rank == 0,
-        )
-        base = self.folder.read(self.folder.base(seed)) or {}
-        if not {"answers", "general_answers", "preference"} <= base.keys():  # earlier versions kept less
-            scores = Scores.from_answers(reference.answers(drawn.cases), level=settings.level)
-            base["scores"], base["answers"] = scores.to_dict(), [row.to_dict() for row in scores.answers]
-            base["general"], base["general_answers"] = general_scores(context)
-            base["preference"] = preferences(context)
-            self.folder.write(self.folder.base(seed), base)
-        return context
-
-    def _gather(self, data: Mapping[str, Any], write: bool) -> Comparison:
-        folder, settings = self.folder, self.settings.to_dict()
-        files = [folder.run(spec.label, seed) for seed in self.settings.seeds for spec in self.specs]
-        files += sorted((folder.root / "runs").glob("*.json"))  # what earlier calls added
-        runs = [row for file in dict.fromkeys(files) if (row := folder.read(file)) is not None]
-        settings["methods"] = list(dict.fromkeys([*settings["methods"], *(row["method"] for row in runs)]))
-        settings["seeds"] = sorted({*settings["seeds"], *(row["seed"] for row in runs)})
-        results = {
-            "format": FORMAT,
-            "version": VERSION,
-            "environment": environment(self.settings.device),
-            "settings": settings,
-            "fingerprint": (folder.read(folder.root / "settings.json") or {}).get("fingerprint"),
-            "data": dict(data),
-            "base": {str(seed): folder.read(folder.base(seed)) for seed in settings["seeds"]},
-            "runs": runs,
-        }
-        if write:
-            folder.write(folder.root / "results.json", results)
-        return Comparison(results)
+            row = {**failed_row(spec, seed, error), "restored": False}
+        made = {"environment": environment(settings.device), "command": settings.command}
+        folder.write(folder.run(spec.label, seed), {**row, **made})
+        checkpoint = Checkpoint(folder.state(spec.label, seed))
+        if error is None or not row["restored"] or not checkpoint.holds(settings.edits):
+            checkpoint.remove()
+        if isinstance(error, NotRestoredError):
+            raise error
 
 
 def _attempt(context: RunContext, spec: MethodSpec) -> tuple[dict[str, Any], Exception | None]:
@@ -298,3 +231,27 @@ def _attempt(context: RunContext, spec: MethodSpec) -> tuple[dict[str, Any], Exc
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         return row, error
+
+
+def _gather(
+    context: RunContext, specs: Sequence[MethodSpec], data: dict[str, Any], write: bool
+) -> Comparison:
+    folder, settings = context.folder, context.settings.to_dict()
+    files = [folder.run(spec.label, seed) for seed in context.settings.seeds for spec in specs]
+    files += sorted((folder.root / "runs").glob("*.json"))  # what earlier calls added
+    runs = [row for file in dict.fromkeys(files) if (row := folder.read(file)) is not None]
+    settings["methods"] = list(dict.fromkeys([*settings["methods"], *(row["method"] for row in runs)]))
+    settings["seeds"] = sorted({*settings["seeds"], *(row["seed"] for row in runs)})
+    results = {
+        "format": FORMAT,
+        "version": VERSION,
+        "environment": environment(context.settings.device),
+        "settings": settings,
+        "fingerprint": (folder.read(folder.root / "settings.json") or {}).get("fingerprint"),
+        "data": data,
+        "base": {str(seed): folder.read(folder.base(seed)) for seed in settings["seeds"]},
+        "runs": runs,
+    }
+    if write:
+        folder.write(folder.root / "results.json", results)
+    return Comparison(results)

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .specs import MethodSpec
-
-__all__ = ["FITTING", "Settings", "SettingsError", "changed", "differences", "named", "points_of"]
+__all__ = ["FITTING", "Settings", "SettingsError", "differences", "named", "points_of"]
 
 _LEAST = {"edits": 1, "batch": 1, "batch_size": 1, "max_new_tokens": 0, "fit_steps": 1, "fit_cases": 1}
 _SERIES = [factor * 10**power for power in range(2, 8) for factor in (1, 2, 5)]
@@ -27,28 +25,16 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What every run of a comparison shares.
+    """What every run of a comparison shares; the names are those of `compare` and of the results.
 
     Attributes:
-        model: how the model is called in the results.
-        cases: how the cases are called.
+        model, cases: how they are called in the results.
         methods: labels, in order.
-        edits: edits of a run.
-        batch: edits made together.
-        seeds: one run of every method each.
         points: numbers of edits at which the early ones are looked at again; the last is all of them.
-        level: coverage of the intervals.
-        max_new_tokens: where a generated answer is cut off; 0 generates none.
-        batch_size: prompts run at once when scoring.
         general: names of the general sets.
-        drop: oddities left out of the cases.
-        probes: how many probes of a kind are asked about a case at most; None asks all.
         fit_cases: what editors are fitted on: how many further cases at most, a source, or None.
-        fit_steps: steps of a fitting; None leaves each method its own.
         device, dtype: of the model.
-        command: the command line, if there was one.
         general_sets: of each general set that can tell, what was asked: kind, number, digest of a file.
-        chat: whether every prompt that is a text stood in the chat template, as one user turn.
 
     Raises:
         SettingsError: a number out of its range.
@@ -115,35 +101,24 @@ def points_of(points: Sequence[int] | None, edits: int, batch: int) -> tuple[int
     return tuple(sorted({edits, *(min(edits, -(-point // batch) * batch) for point in points)}))
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], specs: Sequence[MethodSpec]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What keeps a comparison from going on in the folder of an earlier one; each as a sentence.
 
-    Other methods and further seeds may join. A label stands for the same constants in all of a folder.
-    Leave out of ``before`` what may change: `FITTING`, and labels in ``before["contenders"]``.
+    Other methods and further seeds may join, but what both name has to be the same. Leave out of ``before``
+    what may change: `FITTING`, and labels in ``before["contenders"]``.
     """
-    free = _FREE | {name for name in FITTING if name not in before}
-    before = {**_EARLIER, **before}
-    pairs = [(name, now[name], before.get(name)) for name in now if name not in free]
-    for whole in ("data", "general_sets"):
-        # Folders of earlier versions know less: what both know has to be the same.
-        old, new = before.get(whole) or {}, now.get(whole) or {}
-        both = [name for name in new if name in old]
-        pairs += [(f"{whole.split('_')[0]} {n}", _content(new[n]), _content(old[n])) for n in both]
-    orders = before.get("orders", {})
-    seeds = [seed for seed, digest in now.get("orders", {}).items() if orders.get(seed, digest) != digest]
-    labels = before.get("contenders", {})
-    pairs_of_specs = [(spec.label, spec.asked(), labels[spec.label]) for spec in changed(before, specs)]
-    return [
-        *(f"{name} is {new!r}, was {old!r}" for name, new, old in pairs if new != old),
-        *(f"the cases of seed {seed} are not the same" for seed in seeds),
-        *(f"{label} is {new!r}, was {old!r}" for label, new, old in pairs_of_specs),
+    pairs = [("", {**_EARLIER, **before}, {k: v for k, v in now.items() if k not in _FREE})]
+    for part, word in (("data", "data "), ("general_sets", "general "), ("contenders", "")):
+        pairs.append((word, before.get(part) or {}, now.get(part) or {}))
+    both = [
+        (word + n, _content(old[n]), _content(new[n])) for word, old, new in pairs for n in new if n in old
     ]
-
-
-def changed(before: Mapping[str, Any], specs: Sequence[MethodSpec]) -> list[MethodSpec]:
-    """Those of the methods that had other constants before."""
-    labels = before.get("contenders", {})
-    return [spec for spec in specs if labels.get(spec.label, spec.asked()) != spec.asked()]
+    orders = now.get("orders", {}).items()
+    seeds = [seed for seed, digest in orders if before.get("orders", {}).get(seed, digest) != digest]
+    return [
+        *(f"{name} is {new!r}, was {old!r}" for name, old, new in both if new != old),
+        *(f"the cases of seed {seed} are not the same" for seed in seeds),
+    ]
 
 
 def named(fit_cases: Any) -> int | str | None:

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .aggregate import Aggregate, Mean, MethodResult, lowest, suits
-from .labels import MEASURES, MOMENTS, PREFERENCES, PROPERTIES, Term
+from .labels import MEASURES, MOMENTS, PREFERENCES, PROPERTIES
 from .units import NONE, amount, decimal, percent, ratio, seconds, size, whole_percent
 
 __all__ = [
-    "Cell", "Row", "Table", "costs", "curve", "general", "overview", "preferences", "quality", "retention",
-    "summary", "votes",
+    "Cell", "Column", "Row", "Table", "costs", "curve", "general", "overview", "preferences", "quality",
+    "retention", "summary", "votes",
 ]  # fmt: skip
 
 _SHOWN = 30  # prompts of a table of votes
+
+
+class Column(NamedTuple):
+    """A column: its heading, the path of its scores, how one is printed, which way is better.
+
+    Attributes:
+        better: 1: higher, -1: lower, 0: neither.
+        noisy: measured with noise: the best is marked only where it can be told from the others.
+    """
+
+    label: str
+    meaning: str = ""
+    path: str = ""
+    text: Callable[[float], str] = percent
+    better: int = 1
+    noisy: bool = False
 
 
 class Cell(NamedTuple):
@@ -48,57 +63,37 @@ class Row(NamedTuple):
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table with its heading, what its columns mean, and its rows; ``key`` names it within the page."""
+class Table(NamedTuple):
+    """A table; ``key`` names it within the page, ``head`` is the heading of its labels."""
 
     key: str
     title: str
-    columns: Sequence[Term]
+    columns: Sequence[Column]
     rows: Sequence[Row]
     head: str = "Method"
 
 
-class _Column(NamedTuple):
-    """A column to fill: the path of its scores, how to print one, and which way is better."""
-
-    term: Term
-    path: str
-    text: Callable[[float], str] = percent
-    better: int = 1  # -1: lower is; 0: neither
-    noisy: bool = True  # of costs: the best is marked only where it can be told from the others
-
-
-def _cost(
-    label: str, meaning: str, path: str, text: Callable[[float], str], better: int = -1, noisy: bool = True
-) -> _Column:
-    return _Column(Term(path, label, meaning), path, text, better, noisy)
-
-
+_TIME = Column("Time per edit", "wall-clock time by edit", "cost.seconds_per_edit", seconds, -1, True)
+_FORWARD = Column(
+    "Forward",
+    "a forward on texts that name no edited subject, over the bare model's in the same run",
+    "cost.forward.ratio",
+    ratio,
+    -1,
+    True,
+)
+_BYTES = Column("Bytes per edit", "of the saved state", "cost.bytes_per_edit", size, -1)
 _COSTS = (
-    _cost(
-        "Time per edit", "wall-clock time of the edits over their number", "cost.seconds_per_edit", seconds
-    ),
-    _cost(
-        "Forward",
-        "a forward on texts that name no edited subject, over the bare model's in the same run",
-        "cost.forward.ratio",
-        ratio,
-    ),
-    _cost("Decoding", "a decoded token, over the bare model's in the same run", "cost.decode.ratio", ratio),
-    _cost("Host memory", "growth of the process's peak memory in editing", "cost.peak_host_bytes", size),
-    _cost("Device memory", "peak of accelerator memory allocated in editing", "cost.peak_device_bytes", size),
-    _cost("Host memory, forward", "growth of it during that forward", "cost.forward.peak_host_bytes", size),
-    _cost("Device memory, forward", "its peak during it", "cost.forward.peak_device_bytes", size),
-    _cost(
-        "Learned numbers",
-        "learned and held when all edits had been made",
-        "cost.parameters",
-        amount,
-        noisy=False,
-    ),
-    _cost("Bytes per edit", "saved state over the number of edits", "cost.bytes_per_edit", size, noisy=False),
-    _cost("Fitting", "time to learn to edit, before the first edit", "fit.seconds", seconds, 0),
+    _TIME,
+    _FORWARD,
+    Column("Decoding", "the same of a decoded token", "cost.decode.ratio", ratio, -1, True),
+    Column("Host memory", "peak growth while editing", "cost.peak_host_bytes", size, -1, True),
+    Column("Device memory", "the same of accelerators", "cost.peak_device_bytes", size, -1, True),
+    Column("Host memory, forward", "peak growth in it", "cost.forward.peak_host_bytes", size, -1, True),
+    Column("Device memory, forward", "peak growth in it", "cost.forward.peak_device_bytes", size, -1, True),
+    Column("Learned numbers", "held when all edits had been made", "cost.parameters", amount, -1),
+    _BYTES,
+    Column("Fitting", "time to learn to edit, before the first edit", "fit.seconds", seconds, 0),
 )
 
 
@@ -109,68 +104,66 @@ def quality(found: Aggregate, moment: str, measure: str) -> Table:
     return _filled(f"{moment}-{measure}", title, found, _quality(moment, measure))
 
 
+def _quality(moment: str, measure: str) -> list[Column]:
+    columns = [Column(label, meaning, f"{moment}.{key}.{measure}") for key, label, meaning in PROPERTIES]
+    if measure == "tokens":
+        label, meaning = "Perplexity of the new answer", "of the edit's answer; lower is better"
+        columns.append(Column(label, meaning, f"{moment}.perplexity", decimal, -1))
+    return columns
+
+
 def costs(found: Aggregate) -> Table:
     """Time, memory and size."""
     table = _filled("costs", "Costs", found, _COSTS, base=False)
     shipped = {m.label for m in found.done if all(run.fit.get("shipped") for run in m.runs)}
     told = "fitted beforehand; comes with the package"
-    rows = [row._replace(note=told) if row.label in shipped else row for row in table.rows]
-    return Table(table.key, table.title, table.columns, rows)
+    return table._replace(
+        rows=[row._replace(note=told) if row.label in shipped else row for row in table.rows]
+    )
 
 
 def overview(found: Aggregate) -> Table:
     """The qualities after all edits under the report's main measure, and the three costs asked for most."""
-    kept = [c for c in _COSTS if c.term.label in ("Time per edit", "Forward", "Bytes per edit")]
-    return _filled("overview", "Methods", found, [*_quality("final", found.main), *kept])
+    return _filled("overview", "", found, [*_quality("final", found.main), _TIME, _FORWARD, _BYTES])
 
 
 def summary(found: Aggregate) -> Table:
     """What fits a terminal: whole answers after all edits, the first edits, general tasks, two costs."""
     how = "generated" if found.settings.get("max_new_tokens") else "whole"
-    short = dict(zip(("eff.", "gen.", "spec.", "same", "port."), PROPERTIES, strict=False))
-    asked = [(label, f"final.{prop.key}.{how}") for label, prop in short.items()]
-    asked += [("first", f"first.efficacy.{how}"), *((task, f"general.{task}") for task in found.tasks)]
-    columns = [_Column(Term(label, label), path, whole_percent) for label, path in asked]
-    for label, path in (("s/edit", "cost.seconds_per_edit"), ("fwd", "cost.forward.ratio")):
-        columns.append(_Column(Term(label, label), path, decimal, -1))
+    short = zip(("eff.", "gen.", "spec.", "same", "port."), PROPERTIES, strict=False)
+    paths = {label: f"final.{prop.key}.{how}" for label, prop in short}
+    paths |= {"first": f"first.efficacy.{how}"} | {task: f"general.{task}" for task in found.tasks}
+    columns = [Column(label, path=path, text=whole_percent) for label, path in paths.items()]
+    columns += [_TIME._replace(label="s/edit", text=decimal), _FORWARD._replace(label="fwd", text=decimal)]
     return _filled("summary", "", found, columns, whole=True)
 
 
 def general(found: Aggregate) -> Table:
     """The general tasks when all edits had been made."""
-    columns = [_Column(Term(task, task, "items answered right"), f"general.{task}") for task in found.tasks]
+    columns = [Column(task, "items answered right", f"general.{task}") for task in found.tasks]
     return _filled("general", "General tasks (%)", found, columns)
 
 
 def retention(found: Aggregate) -> Table:
     """Edited retention: the first edits when all had been made, and what held of all edits."""
-    first = min(100, int(found.settings.get("edits") or 100))
-    columns = [
-        _Column(
-            Term(prop.key, f"First {first}: {prop.label.lower()}", prop.meaning),
-            f"first.{prop.key}.{suits(prop.key, found.main)}",
-        )
-        for prop in PROPERTIES[:3]
-    ] + [
-        _Column(
-            Term(f"held-{prop.key}", f"Held: {prop.label.lower()}", "of what was right after its batch"),
-            f"retained.{prop.key}",
-        )
-        for prop in PROPERTIES[:2]
-    ]  # fmt: skip
+    first, columns = min(100, int(found.settings.get("edits") or 100)), []
+    for key, label, meaning in PROPERTIES[:3]:
+        path = f"first.{key}.{suits(key, found.main)}"
+        columns.append(Column(f"First {first}: {label.lower()}", meaning, path))
+    for key, label, _ in PROPERTIES[:2]:
+        meaning = "of what was right after its batch"
+        columns.append(Column(f"Held: {label.lower()}", meaning, f"retained.{key}"))
     return _filled("retention", "Edited retention (%)", found, columns, base=False)
 
 
 def preferences(found: Aggregate) -> list[Table]:
     """Comparisons of the new answer's and the true answer's likelihood, each way of counting by itself."""
     tables = []
-    for way in PREFERENCES:
-        columns = [
-            _Column(Term(key, key.capitalize(), way.meaning), f"preference.{way.key}.{key}")
-            for key in ("efficacy", "generalization", "neighborhood")
-        ]
-        base = any(column.path in found.base.means for column in columns)
-        tables.append(_filled(f"preference-{way.key}", f"{way.label} (%)", found, columns, base=base))
+    for way, label, meaning in PREFERENCES:
+        paths = {k: f"preference.{way}.{k}" for k in ("efficacy", "generalization", "neighborhood")}
+        columns = [Column(key.capitalize(), meaning, path) for key, path in paths.items()]
+        base = any(path in found.base.means for path in paths.values())
+        tables.append(_filled(f"preference-{way}", f"{label} (%)", found, columns, base=base))
     return [table for table in tables if table.columns]
 
 
@@ -183,57 +176,50 @@ def curve(found: Aggregate, title: str, path: str) -> Table:
         for label, points in along.items()
         if points
     ]
-    return Table(path, f"{title} (%)", [Term(str(edits), f"{edits:,} edits") for edits in steps], rows)
+    return Table(path, f"{title} (%)", [Column(f"{edits:,} edits") for edits in steps], rows)
 
 
 def votes(method: MethodResult) -> list[Table]:
     """The votes on the prompts that a run of the method noted (of the first seed that has some): by kind of
     prompt the share for which each layer voted, and prompt by prompt the layers' similarities."""
-    noted: Sequence[Mapping[str, Any]] = next(
-        (run.details["votes"] for run in method.runs if run.details.get("votes")), []
-    )
-    layers = sorted({int(layer) for vote in noted for layer in vote["layers"]})
+    noted = [votes for run in method.runs if (votes := run.details.get("votes"))][:1]
+    asked: list[Mapping[str, Any]] = [vote for votes in noted for vote in votes]
+    layers = sorted({int(layer) for vote in asked for layer in vote["layers"]})
     if not layers:
         return []
-    columns = [*(Term(str(layer), f"layer {layer}") for layer in layers), Term("recalled", "recalled")]
-    shares = []
-    for kind in dict.fromkeys(vote["kind"] for vote in noted):
-        its = [vote for vote in noted if vote["kind"] == kind]
-        voted = [sum(_at(vote, "voted", layer) or 0 for vote in its) / len(its) for layer in layers]
-        voted.append(sum(vote["recalled"] is not None for vote in its) / len(its))
-        shares.append(Row(f"{kind} ({len(its)})", "", [Cell(percent(share), heat=share) for share in voted]))
-    rows = []
-    for vote in noted[:_SHOWN]:
-        seen = [(_at(vote, "similarity", layer), bool(_at(vote, "voted", layer))) for layer in layers]
+    columns = [*(Column(f"layer {layer}") for layer in layers), Column("recalled")]
+    rows, by_kind = [], dict[str, list[list[bool]]]()
+    for vote in asked:
+        similarity, voted = (
+            dict(zip(vote["layers"], vote[k], strict=False)) for k in ("similarity", "voted")
+        )
+        by_kind.setdefault(vote["kind"], []).append(
+            [*(bool(voted.get(layer)) for layer in layers), vote["recalled"] is not None]
+        )
         cells = [
-            Cell(NONE if value is None else f"{value:.2f}", heat=value or 0.0, marked=voted)
-            for value, voted in seen
+            Cell(f"{value:.2f}", heat=value, marked=bool(voted.get(layer)))
+            if (value := similarity.get(layer)) is not None
+            else Cell(heat=0.0)
+            for layer in layers
         ]
         recalled = "nothing" if vote["recalled"] is None else str(vote["recalled"])
         rows.append(Row(vote["prompt"], vote["kind"], [*cells, Cell(recalled)]))
+    shares = {
+        f"{kind} ({len(its)})": [sum(column) / len(its) for column in zip(*its, strict=True)]
+        for kind, its in by_kind.items()
+    }
+    kinds = [Row(kind, "", [Cell(percent(s), heat=s) for s in its]) for kind, its in shares.items()]
     return [
-        Table("votes", f"{method.label}: votes by layer (%)", columns, shares, "Prompts"),
-        Table("similarities", f"{method.label}: similarities", columns, rows, "Prompt"),
+        Table("votes", f"{method.label}: votes by layer (%)", columns, kinds, "Prompts"),
+        Table("similarities", f"{method.label}: similarities", columns, rows[:_SHOWN], "Prompt"),
     ]
-
-
-def _at(vote: Mapping[str, Any], name: str, layer: int) -> Any:
-    return dict(zip(vote["layers"], vote[name], strict=False)).get(layer)
-
-
-def _quality(moment: str, measure: str) -> list[_Column]:
-    columns = [_Column(prop, f"{moment}.{prop.key}.{measure}", noisy=False) for prop in PROPERTIES]
-    if measure == "tokens":
-        term = Term("perplexity", "Perplexity of the new answer", "of the edit's answer; lower is better")
-        columns.append(_Column(term, f"{moment}.perplexity", decimal, -1, False))
-    return columns
 
 
 def _filled(
     key: str,
     title: str,
     found: Aggregate,
-    columns: Sequence[_Column],
+    columns: Sequence[Column],
     *,
     base: bool = True,
     whole: bool = False,
@@ -254,15 +240,15 @@ def _filled(
         asked = len(method.runs) + len(method.failed)
         note = f"{len(method.failed)} of {asked} runs failed: {method.error}" if method.failed else ""
         rows.append(Row(method.label, method.family, cells, note=note))
-    return Table(key, title, [column.term for column in columns], rows)
+    return Table(key, title, columns, rows)
 
 
-def _best(found: Aggregate, column: _Column) -> str | None:
+def _best(found: Aggregate, column: Column) -> str | None:
     """The best number as printed; None where none is: those that read the same are equally good."""
     means = {m.label: m.means[column.path] for m in found.done if column.path in m.means}
     if not column.better or len({column.text(mean.value) for mean in means.values()}) < 2:
         return None
-    if column.noisy and column.better < 0:
+    if column.noisy:
         first = lowest(means)
         return column.text(means[first[0]].value) if len(first) == 1 else None
     return column.text(max((mean.value for mean in means.values()), key=lambda v: column.better * v))
