@@ -6,12 +6,11 @@ import math
 from functools import partial
 
 import pytest
-from comparing import figures
+from comparing import figures, stopped_after
 from families import METHODS, TEXTS, lexical
 
 import memplug
 from memplug.comparison import decisions, run
-from memplug.comparison.checkpoint import Checkpoint
 from memplug.edits import Case, Edit, Probe
 
 CONSTANTS = {
@@ -58,15 +57,7 @@ def test_a_stopped_run_goes_on(name, make_tokenizer, monkeypatch, tmp_path):
         kinds = [vote["kind"] for vote in made["details"]["votes"]]
         assert {kind: kinds.count(kind) for kind in kinds} == {"edited": 3, "rephrased": 1, "unrelated": 1}
         assert all(len(vote["similarity"]) == 2 for vote in made["details"]["votes"])
-    save = Checkpoint.save
-
-    def stopping(*given):
-        save(*given)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            memplug.compare(model, tokenizer, CASES, out=tmp_path, **asked)
+    with stopped_after(1):
+        memplug.compare(model, tokenizer, CASES, out=tmp_path, **asked)
     found = memplug.compare(model, tokenizer, CASES, out=tmp_path, **asked)
     assert figures(found) == figures(expected)

@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["attach_fitted"]
 
-_SHIPPED = {
-    "shipped": True,
-    "seconds": 0.0,
-    "steps": 0,
-    "seconds_per_step": None,
-    "peak_host_bytes": 0,
-    "peak_device_bytes": None,
-    "cases": 0,
-}
-
 
 def attach_fitted(spec: MethodSpec, context: RunContext) -> tuple[Plug, dict[str, Any] | None]:
     """A plug that can edit, and what fitting it cost (None for methods that need none).
@@ -42,7 +32,7 @@ def attach_fitted(spec: MethodSpec, context: RunContext) -> tuple[Plug, dict[str
             plug.detach()
             return spec.with_constants(seed=context.seed).attach(*model), None
         if parameters := _parameters(plug.method):
-            return plug, {**_SHIPPED, "parameters": parameters}
+            return plug, _cost(parameters, Meter(), shipped=True)
         plug.detach()
         path = folder.editor(spec.label, context.seed)
         if not (path.is_file() and path.with_suffix(".json").is_file()):
@@ -74,21 +64,26 @@ def _fit(plug: Plug, cases: list[Case], path: Path, context: RunContext) -> None
     known = inspect.signature(method.fit).parameters
     with Meter() as meter:
         report = plug.fit(cases, **{name: value for name, value in offered.items() if name in known})
-    steps = getattr(report, "steps", None)
-    seconds = float(getattr(report, "seconds", meter.seconds))  # over checkpoints, if it was taken up
+    meter.seconds = float(getattr(report, "seconds", meter.seconds))  # over checkpoints, if it was taken up
     plug.save_editor(path)
-    cost = {
-        "seconds": seconds,
-        "steps": steps,
-        "seconds_per_step": seconds / steps if steps else None,
-        "peak_host_bytes": meter.host,
-        "peak_device_bytes": meter.device,
-        "parameters": _parameters(method),
-        "shipped": False,
-        "cases": len(cases),
-    }
+    cost = _cost(_parameters(method), meter, getattr(report, "steps", None), len(cases))
     context.folder.write(path.with_suffix(".json"), cost)
     checkpoint.unlink(missing_ok=True)
+
+
+def _cost(
+    parameters: int, meter: Meter, steps: int | None = 0, cases: int = 0, shipped: bool = False
+) -> dict[str, Any]:
+    return {
+        "seconds": meter.seconds,
+        "steps": steps,
+        "seconds_per_step": meter.seconds / steps if steps else None,
+        "peak_host_bytes": meter.host,
+        "peak_device_bytes": meter.device,
+        "parameters": parameters,
+        "shipped": shipped,
+        "cases": cases,
+    }
 
 
 def _parameters(method: Fits) -> int:

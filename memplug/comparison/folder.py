@@ -88,15 +88,15 @@ class Folder:
         if not refit and not others:
             return dict(before), []
         runs = [self.read(file) for file in (self.root / "runs").glob("*.json")]
-        resting = [(run["method"], run.get("fit")) for run in runs if run["status"] == "done"]
+        used = [(run["method"], run.get("fit")) for run in runs if run["status"] == "done"]
         states = [(label, state) for label in labels for state in self._files("state", label)]
         for label, state in states:
             under_way = not (self.root / "runs" / f"{state.name}.json").is_file()
             if under_way and (saved := self.read(state / "progress.json")):
-                resting.append((label, saved.get("fit")))
-        held = {label for label, _ in resting}
-        stale = [label for label in labels if label not in held and (refit or label in others)]
-        free = FITTING if refit and not any(fit and not fit.get("shipped") for _, fit in resting) else ()
+                used.append((label, saved.get("fit")))
+        in_use = {label for label, _ in used}
+        stale = [label for label in labels if label not in in_use and (refit or label in others)]
+        free = FITTING if refit and not any(fit and not fit.get("shipped") for _, fit in used) else ()
         kept = {name: value for name, value in before.items() if name not in free}
         return {**kept, "contenders": {k: v for k, v in labels.items() if k not in stale}}, stale
 

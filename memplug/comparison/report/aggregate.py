@@ -166,12 +166,10 @@ def aggregate(results: Mapping[str, Any]) -> Aggregate:
     methods = tuple(_method(label, its, level) for label, its in runs.items())
     bases = []
     for seed, one in (results["base"] or {}).items():
-        scores = dict.fromkeys((term.key for term in MOMENTS), one.get("scores"))
-        rest = {name: one.get(name) for name in ("general", "preference")}
-        said = {"answers": {"final": one.get("answers")}}
-        bases.append(
-            Run.of({"method": "base model", "family": "base", "seed": int(seed), **scores, **rest, **said})
-        )
+        row = {"method": "base model", "family": "base", "seed": int(seed)}
+        row |= dict.fromkeys((term.key for term in MOMENTS), one.get("scores"))
+        row |= {name: one.get(name) for name in ("general", "preference")}
+        bases.append(Run.of(row | {"answers": {"final": one.get("answers")}}))
     return Aggregate(results, methods, _method("base model", bases, level))
 
 
@@ -181,12 +179,12 @@ def _method(label: str, runs: Sequence[Run], level: float) -> MethodResult:
     points: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for point in (point for run in done for point in run.curve):
         points[int(point["edits"])].append({part: point.get(part) for part in ("first", "recent", "general")})
-    if len(done) > 1:  # a single seed's intervals are over its cases already
+    family = runs[0].family if runs else "base"
+    if len(done) > 1 and family != "base":  # a single seed's intervals are over its cases already
         for moment in (term.key for term in MOMENTS):
             seeds = [_rows(run, moment) for run in done]
             if all(seeds):
                 means |= over_cases(seeds, means, moment, level)
-    family = runs[0].family if runs else "base"
     failed = tuple(run for run in runs if run.status != "done")
     return MethodResult(label, family, done, failed, means, {n: _means(points[n]) for n in sorted(points)})
 

@@ -23,22 +23,12 @@ _FOLDER = Path(__file__).parent / "page"
 
 
 def write_html(results: Mapping[str, Any], path: str | Path, *, answers: int = 400_000) -> Path:
-    """Write `html` of the results to a file.
-
-    Args:
-        results: as `Comparison.to_json` writes them.
-        path: the file; its folder is made, an earlier file is replaced in one step.
-        answers: as for `html`.
-
-    Raises:
-        ValueError: these are not results of a comparison.
-        ImportError: jinja2 or matplotlib is not installed.
-    """
+    """Write `html` of the results to a file; its folder is made, an earlier file is replaced in one step."""
     return _write(path, html(results, answers=answers))
 
 
 def write_markdown(results: Mapping[str, Any], path: str | Path) -> Path:
-    """Write `markdown` of the results to a file; arguments and errors as for `write_html`."""
+    """Write `markdown` of the results to a file in the same way."""
     return _write(path, markdown(results))
 
 
@@ -86,10 +76,6 @@ def markdown(results: Mapping[str, Any]) -> str:
 
     The properties are those after all edits under the report's main measure, which the line names. Where
     likelihoods of two answers were compared, a table for each way of counting follows.
-
-    Raises:
-        ValueError: these are not results of a comparison.
-        ImportError: jinja2 is not installed.
     """
     found = aggregate(results)
     return _filled("table.md", found, table=tables.overview(found), preferences=tables.preferences(found))
