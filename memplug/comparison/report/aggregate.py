@@ -248,29 +248,28 @@ def over_cases(
     """
     units: dict[Any, int] = {}
     own: dict[tuple[int, int], int] = {}  # seed and case -> unit
-    found: dict[str, list[dict[int, list[float]]]] = defaultdict(lambda: [defaultdict(list) for _ in seeds])
+    found: dict[tuple[str, ...], list[dict[int, list[float]]]]
+    found = defaultdict(lambda: [defaultdict(list) for _ in seeds])
     for seed, rows in enumerate(seeds):
         names = {row.case: (row.prompt, row.target) for row in rows if row.group == "efficacy"}
         for row in rows:
             own[seed, row.case] = units.setdefault(names.get(row.case, (seed, row.case)), len(units))
             for key, value in row.values().items():
-                found[".".join(filter(None, (moment, *key)))][seed][row.case].append(value)
-    found = {path: cases for path, cases in found.items() if path in means}
-    values, weights = np.zeros((2, len(units), len(found)))
-    centres: list[list[float]] = []
-    for column, by_seed in enumerate(found.values()):
-        centres.append([])
-        for seed, cases in enumerate(by_seed):
-            for case, its in cases.items():
-                values[own[seed, case], column] += sum(its) / len(its) / len(cases)
-                weights[own[seed, case], column] += 1 / len(cases)
-            if cases:
-                centres[-1].append(sum(sum(its) / len(its) for its in cases.values()) / len(cases))
+                found[key][seed][row.case].append(value)
+    paths = {path: found[key] for key in found if (path := ".".join((moment, *key))) in means}
+    values, weights = np.zeros((2, len(units), len(paths)))
+    centres: dict[str, list[float]] = {path: [] for path in paths}
+    for column, (path, by_seed) in enumerate(paths.items()):
+        for seed, cases in ((seed, cases) for seed, cases in enumerate(by_seed) if cases):
+            index = [own[seed, case] for case in cases]
+            shares = np.array([sum(its) / len(its) for its in cases.values()]) / len(cases)
+            np.add.at(values[:, column], index, shares)
+            np.add.at(weights[:, column], index, 1 / len(cases))
+            centres[path].append(float(shares.sum()))
     bounds = zip(*bootstrap_ratio(values, weights, level=level), strict=True)
     out = {}
-    for path, centre, (low, high) in zip(found, centres, bounds, strict=True):
-        same = len(centre) == len(means[path].seeds) and all(map(_same, centre, means[path].seeds))
-        if same:
+    for (path, centre), (low, high) in zip(centres.items(), bounds, strict=True):
+        if len(centre) == len(means[path].seeds) and all(map(_same, centre, means[path].seeds)):
             out[path] = means[path]._replace(low=float(low), high=float(high))
     return out
 
