@@ -11,7 +11,8 @@ import toy
 from comparing import CASES, SETTINGS, figures, no_nan
 
 import memplug
-from memplug.comparison import NotRestoredError, run, runner
+from memplug.comparison import NotRestoredError, runner
+from memplug.comparison.context import RunContext
 from memplug.comparison.model_state import bare, bits_of, hooks_of
 from memplug.comparison.preference import preferences
 from memplug.edits import Case, Edit
@@ -112,7 +113,7 @@ def test_preferences_of_the_base_model_are_those_of_the_unedited_model(loaded, c
     order = runner.open_cases(CASES).draw(6, seed=1)
     reference = refer(*loaded, order.cases, everything=True, max_new_tokens=6)
     settings = SimpleNamespace(batch_size=3, level=0.95)
-    found = preferences(run.RunContext(*loaded, settings, None, None, drawn=order, reference=reference))
+    found = preferences(RunContext(*loaded, settings, None, None, drawn=order, reference=reference))
     assert compared.results["base"]["1"]["preference"] == found
     assert found != compared.results["runs"][2]["preference"]
 

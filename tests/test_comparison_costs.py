@@ -9,6 +9,7 @@ from comparing import CASES, NAMES, SETTINGS, figures
 
 import memplug
 from memplug.comparison import run, runner
+from memplug.comparison.context import RunContext
 from memplug.comparison.cost import neutral, overhead
 from memplug.comparison.decisions import recalled
 from memplug.comparison.model_state import hooks_of
@@ -140,9 +141,7 @@ def test_pairs_too_long_for_the_context_are_left_out_of_the_preferences_and_coun
     drawn = type(drawn)(drawn.cases, truths)
     made = memplug.evaluation.refer(model, tokenizer, drawn.cases, everything=True, max_new_tokens=6)
     settings = type("Settings", (), {"batch_size": 3, "level": 0.95})()
-    found = run.preferences(
-        run.RunContext(model, tokenizer, settings, None, None, drawn=drawn, reference=made)
-    )
+    found = run.preferences(RunContext(model, tokenizer, settings, None, None, drawn=drawn, reference=made))
     assert found["too_long"] == 1
     assert found["before"]["data"] == 1
 

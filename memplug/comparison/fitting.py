@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..edits import Case
 from ..methods.base import Fits
 from ..plugin import Plug
+from .context import RunContext
 from .cost import Meter
 from .specs import MethodSpec
-
-if TYPE_CHECKING:
-    from .run import RunContext
 
 __all__ = ["attach_fitted"]
 

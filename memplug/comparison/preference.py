@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..chat import Prompt
 from ..evaluation import bootstrap, prefer
 from ..text import Text, TokenizerError
+from .context import RunContext
 from .folder import plain
-
-if TYPE_CHECKING:
-    from .run import RunContext
 
 __all__ = ["preferences"]
 

@@ -23,13 +23,14 @@ from ..storage import fingerprint
 from ..text import Text
 from .cases import open_cases, open_fitting
 from .checkpoint import Checkpoint
+from .context import RunContext
 from .environment import environment
 from .folder import Folder, plain
 from .model_state import NotRestoredError, bits_of
 from .preference import preferences
 from .processes import Processes
 from .result import FORMAT, VERSION, Comparison
-from .run import RunContext, failed_row, general_scores, is_failure, run
+from .run import failed_row, general_scores, is_failure, run
 from .settings import Settings, named, points_of
 from .specs import MethodSpec, method_specs
 

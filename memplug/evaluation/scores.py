@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..chat import Prompt, show
-from .metrics import Score, answer_agreement, bootstrap, generated_exact, generated_start
+from .metrics import Score, answer_agreement, generated_exact, generated_start
+from .resampling import bootstrap
 
 if TYPE_CHECKING:
     from rich.table import Table

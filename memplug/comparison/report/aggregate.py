@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...evaluation import Answer
-from ...evaluation.metrics import bootstrap_ratio
+from ...evaluation.resampling import bootstrap_ratio
 from ..result import Run, checked
 from .labels import MEASURES, MOMENTS
 
