@@ -15,6 +15,7 @@ from families import TEXTS
 
 import memplug
 from memplug.comparison import run
+from memplug.comparison.checkpoint import Checkpoint
 from memplug.edits import Case, Edit, Probe
 from memplug.methods import METHODS
 
@@ -51,11 +52,26 @@ def figures(comparison: memplug.Comparison) -> dict[str, Any]:
 
 def no_nan(value: Any) -> bool:
     """Whether all numbers in it are finite."""
-    if isinstance(value, dict):
-        return all(map(no_nan, value.values()))
-    if isinstance(value, list):
-        return all(map(no_nan, value))
+    if isinstance(value, dict | list):
+        return all(map(no_nan, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+@contextmanager
+def stopped_after(saves: int) -> Iterator[None]:
+    """Inside, a comparison is interrupted as soon as runs have been saved so many times."""
+    save, count = Checkpoint.save, []
+
+    def stopping(*given: Any) -> None:
+        save(*given)
+        count.append(given)
+        if len(count) == saves:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @contextmanager

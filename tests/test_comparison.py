@@ -12,8 +12,8 @@ from comparing import CASES, SETTINGS, figures, no_nan
 
 import memplug
 from memplug.comparison import NotRestoredError, runner
-from memplug.comparison.bits import bits_of
-from memplug.comparison.cost import bare, hooks_of
+from memplug.comparison.context import RunContext
+from memplug.comparison.model_state import bare, bits_of, hooks_of
 from memplug.comparison.preference import preferences
 from memplug.edits import Case, Edit
 from memplug.evaluation import Scores, ask, refer
@@ -49,7 +49,7 @@ def test_every_run_has_what_the_report_needs(compared):
         assert len(one["answers"]["final"]) == len(one["answers"]["immediate"]) == 6 * 4
         assert all(row["base_text"] is not None for row in one["answers"]["final"])
         cost = one["cost"]
-        assert cost["parameters"] == compared_vocabulary(results)
+        assert cost["parameters"] == results["runs"][0]["cost"]["parameters"]
         assert cost["bytes_per_edit"] == cost["bytes"] / 6
         assert cost["forward"]["tokens"] == 64
         assert cost["forward"]["ratio"] == cost["forward"]["edited_ms"] / cost["forward"]["bare_ms"]
@@ -59,14 +59,10 @@ def test_every_run_has_what_the_report_needs(compared):
         assert one["environment"]["torch"] == torch.__version__
 
 
-def compared_vocabulary(results):
-    return results["runs"][0]["cost"]["parameters"]
-
-
 def test_scores_are_those_of_the_method_by_hand(loaded, compared):
     """Immediate: after the edit's own batch; final: after all; each as `score` gives it."""
     model, tokenizer = loaded
-    order = runner.open_casebook(CASES).draw(6, seed=1).cases
+    order = runner.open_cases(CASES).draw(6, seed=1).cases
     assert [c.edit.prompt for c in order] != [c.edit.prompt for c in CASES]
     options = {"max_new_tokens": 6}
     reference = refer(model, tokenizer, order, **options)
@@ -87,14 +83,8 @@ def test_scores_are_those_of_the_method_by_hand(loaded, compared):
     early, late = ([row for row in middle if row.case // 2 == half] for half in (0, 1))
     assert found["curve"][1]["first"] == Scores.from_answers(early).to_dict()
     assert found["curve"][1]["recent"] == Scores.from_answers(late).to_dict()
-    held, asked = (
-        [{k: v for k, v in answer.items() if k != "base_text"} for answer in answers]
-        for answers in (
-            found["curve"][1]["answers"],
-            Scores.from_answers(middle).to_dict(answers=True)["answers"],
-        )
-    )
-    assert held == asked
+    held = [{**answer, "base_text": None} for answer in found["curve"][1]["answers"]]
+    assert held == [row._replace(base_text=None).to_dict() for row in middle]
     assert found["curve"][2]["answers"] is None  # they are the run's
     assert found["curve"][2]["first"] == Scores.from_answers(r for r in final.answers if r.case < 2).to_dict()
 
@@ -103,7 +93,7 @@ def test_the_base_model_is_scored_once_a_seed(loaded, compared):
     base = compared.results["base"]["1"]["scores"]
     assert base["specificity"]["generated"]["value"] == 1.0
     model, tokenizer = loaded
-    order = runner.open_casebook(CASES).draw(6, seed=1).cases
+    order = runner.open_cases(CASES).draw(6, seed=1).cases
     reference = refer(model, tokenizer, order, everything=True, max_new_tokens=6)
     told = Scores.from_answers(ask(model, tokenizer, order, reference, max_new_tokens=6))
     assert base == told.to_dict()
@@ -120,18 +110,17 @@ def test_preference_takes_the_base_models_answers_where_the_data_gives_none(comp
 
 
 def test_preferences_of_the_base_model_are_those_of_the_unedited_model(loaded, compared):
-    order = runner.open_casebook(CASES).draw(6, seed=1)
+    order = runner.open_cases(CASES).draw(6, seed=1)
     reference = refer(*loaded, order.cases, everything=True, max_new_tokens=6)
     settings = SimpleNamespace(batch_size=3, level=0.95)
-    found = preferences(*loaded, order, reference, settings)
+    found = preferences(RunContext(*loaded, settings, None, None, drawn=order, reference=reference))
     assert compared.results["base"]["1"]["preference"] == found
     assert found != compared.results["runs"][2]["preference"]
 
 
 def test_a_method_that_fails_is_a_row(loaded, tmp_path):
-    made = memplug.compare(
-        *loaded, CASES, methods=[("broken", toy.ToyConfig(fail_at=3)), "toy"], out=tmp_path, **SETTINGS
-    )
+    asked = {"methods": [("broken", toy.ToyConfig(fail_at=3)), "toy"], "out": tmp_path, **SETTINGS}
+    made = memplug.compare(*loaded, CASES, **asked)
     broken, fine = made.results["runs"]
     assert (broken["status"], broken["error"]["type"]) == ("failed", "RuntimeError")
     assert "edit e3 cannot be made (after 2 of 6 edits)" in broken["error"]["message"]
@@ -142,11 +131,8 @@ def test_a_method_that_fails_is_a_row(loaded, tmp_path):
     shown = list(made.table().columns[0].cells)
     assert shown == ["base model", "broken", "toy"]
     assert list(made.table().columns[1].cells)[1] == "[red]failed[/red]"
-    # It stays a row, and is tried again when that is asked for.
-    again = memplug.compare(
-        *loaded, CASES, methods=[("broken", toy.ToyConfig(fail_at=3)), "toy"], out=tmp_path, **SETTINGS
-    )
-    assert figures(again) == figures(made)
+    # It stays a row.
+    assert figures(memplug.compare(*loaded, CASES, **asked)) == figures(made)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -165,14 +151,9 @@ def test_a_model_that_is_not_restored_stops_the_comparison(loaded, tmp_path):
     model, _ = loaded
     before = next(model.parameters()).detach().clone()
     try:
+        leaky = ("leaky", toy.ToyConfig(leak=True))
         with pytest.raises(NotRestoredError, match="'leaky' did not leave the model as it was"):
-            memplug.compare(
-                *loaded,
-                CASES,
-                methods=[("leaky", toy.ToyConfig(leak=True)), "toy"],
-                out=tmp_path,
-                **SETTINGS,
-            )
+            memplug.compare(*loaded, CASES, methods=[leaky, "toy"], out=tmp_path, **SETTINGS)
     finally:
         next(model.parameters()).data.copy_(before)
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
@@ -279,19 +260,11 @@ def test_all_seeds_are_looked_at_before_the_first_run(loaded, tmp_path):
     """The one case that does not fit is drawn by one of the seeds alone."""
     name = "Ada Quill"
     long = Case(Edit(f"Where was {name} born?", "Zarnow " * 60, name))
+    given = {"methods": "toy", "edits": 1, "max_new_tokens": 6, "progress": False}
     for seeds in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]):
         out = tmp_path / str(seeds[0])
         with pytest.raises(ValueError, match="max_new_tokens is 6"):
-            memplug.compare(
-                *loaded,
-                [*CASES[1:4], long],
-                methods="toy",
-                edits=1,
-                seeds=seeds,
-                max_new_tokens=6,
-                out=out,
-                progress=False,
-            )
+            memplug.compare(*loaded, [*CASES[1:4], long], seeds=seeds, out=out, **given)
         assert not list((out / "runs").iterdir())
 
 

@@ -9,10 +9,10 @@ from families import TEXTS
 
 import memplug
 from memplug import world
-from memplug.comparison.casebook import open_casebook, open_fitting
-from memplug.comparison.contenders import contenders, parse_constants
+from memplug.comparison.cases import open_cases, open_fitting
 from memplug.comparison.folder import Folder, plain
-from memplug.comparison.settings import SettingsError, checked_points, default_points
+from memplug.comparison.settings import SettingsError, points_of
+from memplug.comparison.specs import method_specs, parse_constants
 from memplug.data import DataError, sift
 from memplug.edits import Case, Edit, Probe
 from memplug.methods.llp import LLPConfig
@@ -24,7 +24,7 @@ def named(i, target="Quill"):
 
 
 def test_methods_are_named_in_many_ways():
-    found = contenders(["llp", "llp:paper", "slow=ultraedit", "elder"])
+    found = method_specs(["llp", "llp:paper", "slow=ultraedit", "elder"])
     assert [(one.label, one.name, one.preset) for one in found] == [
         ("llp", "llp", "default"),
         ("llp:paper", "llp", "paper"),
@@ -32,10 +32,10 @@ def test_methods_are_named_in_many_ways():
         ("elder", "elder", "default"),
     ]
     config = UltraEditConfig(batch_size=3)
-    plain_one, labelled = contenders([config, ("mine", config)])
+    plain_one, labelled = method_specs([config, ("mine", config)])
     assert (plain_one.label, plain_one.name, plain_one.chosen()) == ("ultraedit", "ultraedit", config)
     assert (labelled.label, labelled.config) == ("mine", config)
-    assert [one.family for one in contenders(["llp", "ultraedit", "mend", "elder"])] == [
+    assert [one.family for one in method_specs(["llp", "ultraedit", "mend", "elder"])] == [
         "memory", "weights", "weights", "memory"
     ]  # fmt: skip
 
@@ -49,40 +49,40 @@ def test_constants_go_to_a_label_or_to_all_variants_of_a_method():
         "llp:paper": {"top_k": 3},
         "ultraedit": {"mode": "side"},
     }
-    base, paper, side = contenders(["llp", "llp:paper", "x=ultraedit"], {**set_, "llp": {"threshold": 0.8}})
+    base, paper, side = method_specs(["llp", "llp:paper", "x=ultraedit"], {**set_, "llp": {"threshold": 0.8}})
     assert (base.constants, paper.constants) == ({"threshold": 0.8}, {"top_k": 3})
     assert side.chosen().mode == "side"
     for wrong in ("llp.threshold", "threshold=3", "=3", "llp.=3"):
         with pytest.raises(ValueError, match="write METHOD.KEY=VALUE"):
             parse_constants([wrong])
     with pytest.raises(ValueError, match="has no field 'nope'"):
-        contenders(["llp"], {"llp": {"nope": 1}})
+        method_specs(["llp"], {"llp": {"nope": 1}})
     with pytest.raises(ValueError, match="'ultraedit' is a config object, which comes with its constants"):
-        contenders([UltraEditConfig()], {"ultraedit": {"batch_size": 2}})
+        method_specs([UltraEditConfig()], {"ultraedit": {"batch_size": 2}})
     with pytest.raises(ValueError, match="is no pair of a label and a method"):
-        contenders([("llp", "llp", 3)])
+        method_specs([("llp", "llp", 3)])
 
 
 def test_what_nobody_set_takes_the_runs_seed():
-    (free,) = contenders(["llp"])
+    (free,) = method_specs(["llp"])
     assert free.with_constants(seed=3, fit_steps=9).chosen().seed == 3
-    (fixed,) = contenders(["llp"], {"llp": {"seed": 5}})
+    (fixed,) = method_specs(["llp"], {"llp": {"seed": 5}})
     assert fixed.with_constants(seed=3).chosen().seed == 5
-    (given,) = contenders([LLPConfig(seed=7)])
+    (given,) = method_specs([LLPConfig(seed=7)])
     assert given.with_constants(seed=3).chosen().seed == 7
 
 
 def test_points():
-    assert default_points(3, 1) == (3,)
-    assert default_points(30, 10) == (20, 30)
-    assert default_points(1200, 1) == (100, 200, 500, 1000, 1200)
-    assert checked_points([1, 7, 8], 20, 5) == (5, 10, 20)
+    assert points_of(None, 3, 1) == (3,)
+    assert points_of(None, 30, 10) == (20, 30)
+    assert points_of(None, 1200, 1) == (100, 200, 500, 1000, 1200)
+    assert points_of([1, 7, 8], 20, 5) == (5, 10, 20)
     with pytest.raises(SettingsError, match="there is no point at 0 edits"):
-        checked_points([0], 20, 5)
+        points_of([0], 20, 5)
 
 
 def test_a_seed_orders_and_chooses_the_cases():
-    book = open_casebook([named(i) for i in range(20)])
+    book = open_cases([named(i) for i in range(20)])
     first, second = book.draw(8, 0), book.draw(8, 1)
     assert book.draw(8, 0) == first
     assert set(first.cases) != set(second.cases)
@@ -97,7 +97,7 @@ def test_a_seed_orders_and_chooses_the_cases():
 
 def test_fewer_probes_a_case_are_drawn_by_the_seed():
     cases = world.cases(40, 3)
-    book = open_casebook(cases, probes=2)
+    book = open_cases(cases, probes=2)
     drawn = book.draw(40, 1)
     whole = {case.edit.prompt: case for case in cases}
     kinds = ("rephrases", "locality", "same_subject", "portability")
@@ -110,7 +110,7 @@ def test_fewer_probes_a_case_are_drawn_by_the_seed():
     assert book.draw(40, 1) == drawn != book.draw(40, 2)
     assert book.draw(10, 1).cases == drawn.cases[:10]
     with pytest.raises(ValueError, match="probes is 0; give a whole number of at least 1"):
-        open_casebook(cases, probes=0)
+        open_cases(cases, probes=0)
 
 
 def test_answers_are_cut_off_where_the_longest_target_allows(make_tokenizer, make_llama):
@@ -129,16 +129,16 @@ def test_answers_are_cut_off_where_the_longest_target_allows(make_tokenizer, mak
 
 def test_truths_stay_with_their_cases():
     cases = [named(i, f"T{i}") for i in range(9)]
-    book = open_casebook(sift(cases, [[f"old {i}"] for i in range(9)]))
+    book = open_cases(sift(cases, [[f"old {i}"] for i in range(9)]))
     drawn = book.draw(9, 4)
     assert [c.edit.target.replace("T", "old ") for c in drawn.cases] == [truths[0] for truths in drawn.truths]
 
 
 def test_odd_edits_are_counted_and_dropped():
     cases = [named(0), named(0), named(0, "Sedge"), named(1)]
-    kept = open_casebook(cases).account(4, [0])
+    kept = open_cases(cases).account(4, [0])
     assert (kept["repeated"], kept["contradicting"], kept["left_out"]) == (1, 1, 0)
-    book = open_casebook(cases, drop=["repeated"])
+    book = open_cases(cases, drop=["repeated"])
     assert book.account(3, [0]) | {"sha256": 0} == {
         "sha256": 0, "read": 4, "used": 3, "no_op": 0, "repeated": 1, "contradicting": 1, "left_out": 1,
         "skipped_lines": 0,
@@ -152,17 +152,17 @@ def test_skipped_lines_are_named_up_to_a_number(tmp_path):
     half = {"locality": [{"prompt": "Who is two?", "target": ""}]}
     file = tmp_path / "cases.jsonl"
     file.write_text("\n".join([row(0, **half), *["{" * 900] * 25, row(1, target=" "), row(2)]))
-    account = open_casebook(file, skip_bad=True).account(2, [0])
+    account = open_cases(file, skip_bad=True).account(2, [0])
     assert (account["read"], account["skipped_lines"], account["empty_probes"]) == (28, 26, 1)
     assert [one["line"] for one in account["skipped"]] == list(range(2, 22))
     assert account["skipped"][0]["reason"].startswith("not valid JSON")
     file.write_text("\n".join([row(0), json.dumps({"prompt": "who " * 900, "target": "x"})]))
-    (bad,) = open_casebook(file, skip_bad=True).account(1, [0])["skipped"]
+    (bad,) = open_cases(file, skip_bad=True).account(1, [0])["skipped"]
     assert bad["line"] == 2
     assert bad["reason"].endswith("...")
     assert len(bad["reason"]) <= 200
     # What there is none of is not mentioned, as in accounts written before.
-    nothing = open_casebook([named(0)]).account(1, [0])
+    nothing = open_cases([named(0)]).account(1, [0])
     assert not {"skipped", "empty_probes", "changed_probes"} & nothing.keys()
 
 
@@ -178,7 +178,7 @@ def test_probes_that_another_edit_changes_are_not_asked():
         beside(2, "Where was Mara V1 born?", kind="same_subject"),
         beside(3, "Where was Mara V9 born?"),
     ]
-    book = open_casebook(cases)
+    book = open_cases(cases)
     drawn = book.draw(4, 0)
     found = {case.edit.subject: case for case in drawn.cases}
     assert [probe.prompt for probe in found["Mara V1"].locality] == ["Who is two?"]
@@ -192,7 +192,7 @@ def test_probes_that_another_edit_changes_are_not_asked():
         part = book.draw(1, seed)
         assert (part.changed, part.cases[0] in cases) == (0, True)
     # Fewer probes are drawn from those that are left.
-    few = open_casebook(cases, probes=1).draw(4, 0)
+    few = open_cases(cases, probes=1).draw(4, 0)
     assert few.changed == 3
     asked = {case.edit.subject: [probe.prompt for probe in case.locality] for case in few.cases}
     assert (asked["Mara V1"], asked["Mara V3"]) == (["Who is two?"], ["Where was Mara V9 born?"])
@@ -200,12 +200,12 @@ def test_probes_that_another_edit_changes_are_not_asked():
 
 def test_the_worlds_probes_are_all_asked():
     for seed in range(3):
-        drawn = open_casebook("world").draw(100, seed)
+        drawn = open_cases("world").draw(100, seed)
         assert (list(drawn.cases), drawn.changed) == (world.cases(100, seed), 0)
 
 
 def test_a_source_is_known_by_what_more_seeds_do_not_change():
-    book = open_casebook([named(0), beside(1, "Where was Mara V0 born?"), named(2)])
+    book = open_cases([named(0), beside(1, "Where was Mara V0 born?"), named(2)])
     one, two = book.identity(2, [0]), book.identity(2, [0, 1])
     assert one["data"] == two["data"]
     assert one["data"].keys() == {
@@ -236,20 +236,19 @@ def test_what_to_fit_on_is_opened_before_anything_runs(tmp_path):
 
 def test_cases_to_fit_on_share_no_subject_with_the_edits(tmp_path):
     cases = [named(i % 10, f"T{i}") for i in range(20)]
-    book = open_casebook(cases)
+    book = open_cases(cases)
     edited = {c.edit.subject for c in book.draw(5, 0).cases}
-    for wanted in (4, cases):
+    file = tmp_path / "fit.jsonl"
+    file.write_text(json.dumps({"prompt": "Where was Oren Fisk born?", "target": "Quill"}) + "\n")
+    for wanted in (4, cases, open_fitting(str(file))):
         found = book.fitting(wanted, 5, 0)
         assert found
         assert not edited & {c.edit.subject for c in found}
     assert len(book.fitting(4, 5, 0)) == 4
-    file = tmp_path / "fit.jsonl"
-    file.write_text(json.dumps({"prompt": "Where was Oren Fisk born?", "target": "Quill"}) + "\n")
-    assert [c.edit.subject for c in book.fitting(str(file), 5, 0)] == ["Oren Fisk"]
 
 
 def test_the_worlds_cases_are_drawn_by_seed_and_fitted_on_its_training_split():
-    book = open_casebook("world")
+    book = open_cases("world")
     assert book.size(None) == 100
     assert list(book.draw(3, 7).cases) == world.cases(3, 7)
     assert book.fitting(4, 3, 7) == world.cases(4, 7, split="train")

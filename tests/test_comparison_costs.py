@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import toy
@@ -11,9 +9,16 @@ from comparing import CASES, NAMES, SETTINGS, figures
 
 import memplug
 from memplug.comparison import run, runner
-from memplug.comparison.cost import hooks_of, neutral, overhead
-from memplug.comparison.details import recalled
+from memplug.comparison.context import RunContext
+from memplug.comparison.cost import neutral, overhead
+from memplug.comparison.decisions import recalled
+from memplug.comparison.model_state import hooks_of
 from memplug.edits import Case, Edit, Probe
+from memplug.methods.elder import explain as elder
+from memplug.methods.grace import explain as grace
+from memplug.methods.icl import explain as icl
+from memplug.methods.llp import explain as llp
+from memplug.methods.lora import seen as lora
 from memplug.text import TokenizerError
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -36,19 +41,14 @@ def test_forwards_are_timed_on_texts_that_name_no_edited_subject():
     assert len(neutral([Case(Edit("What is the harbour?", "Zarnow", "harbour"))])) == 7
 
 
-class Deferring(toy.Toy):
-    """Tells that it answers where a text has this word."""
-
-    word = ""
-
-    def explain(self, prompt):
-        return type("Said", (), {"deferred": self.word not in prompt})()
+def said_by_grace(prompt, deferred):
+    return grace.Explanation(prompt, deferred, (CASES[0].edit,), 0.5, 1.0)
 
 
 @pytest.mark.parametrize("word", ["afternoon", "nowhere to be found"])
 def test_whether_something_was_recalled_in_the_timed_text_is_noted(loaded, monkeypatch, word):
-    monkeypatch.setattr(toy.Toy, "explain", Deferring.explain)
-    monkeypatch.setattr(toy.Toy, "word", word, raising=False)
+    """By a method that answers where a text has this word."""
+    monkeypatch.setattr(toy.Toy, "explain", lambda self, prompt: said_by_grace(prompt, word not in prompt))
     cases = [Case(one.edit) for one in CASES]
     monkeypatch.setattr(
         run, "overhead", lambda *given: overhead(*given, turns=1, steps=2, seconds=0, tokens=200)
@@ -59,15 +59,19 @@ def test_whether_something_was_recalled_in_the_timed_text_is_noted(loaded, monke
     assert len(told) == (word == "afternoon")
 
 
-def test_recalled_is_read_off_every_kind_of_explanation(loaded):
-    def said(**given):
-        plug = type("Plug", (), {"explain": lambda self, text: type("Said", (), given)()})
-        return recalled(plug(), "text")
-
-    assert [said(recalled=None), said(recalled="edit")] == [False, True]
-    assert [said(deferred=True), said(deferred=False)] == [False, True]
-    assert [said(notes=""), said(notes="read this")] == [False, True]
-    assert said(shares=()) is None
+def test_recalled_is_read_off_every_kind_of_explanation():
+    edits = (CASES[0].edit,)
+    subject = llp.Candidate("Ada Quill", edits, 2, 0.9, (), torch.zeros(0))
+    nothing, something = (llp.Explanation("p", (), 1, 0.8, found, None, "") for found in (None, subject))
+    assert [recalled(nothing), recalled(something)] == [(), edits]
+    assert [recalled(elder.Answered.of(one, ())) for one in (nothing, something)] == [(), edits]
+    near = [elder.Explanation.of("p", (), edits[0], distance, 6, False) for distance in (9, 2)]
+    assert [recalled(one) for one in (elder.Explanation.of("p", (), None, None, 6, False), *near)] == [
+        (), (), edits
+    ]  # fmt: skip
+    assert [recalled(said_by_grace("p", deferred)) for deferred in (True, False)] == [(), edits]
+    assert [recalled(icl.Explanation(nothing, its, "")) for its in ((), edits)] == [(), edits]
+    assert recalled(lora.Explanation("p", "", "", ())) is None
 
 
 def test_memory_of_a_forward_is_measured_with_and_without_the_method(loaded):
@@ -83,10 +87,10 @@ def test_memory_of_a_forward_is_measured_with_and_without_the_method(loaded):
         found = overhead(model, tokenizer, ["Who taught?"], before, turns=1, steps=2, seconds=0)
     finally:
         hook.remove()
-    assert found.edited_memory[0] - found.bare_memory[0] > 40e6
+    assert found.edited.host - found.bare.host > 40e6
     made = found.to_dict()["forward"]
-    assert made["peak_host_bytes"] == found.edited_memory[0]
-    assert made["bare_peak_host_bytes"] == found.bare_memory[0]
+    assert made["peak_host_bytes"] == found.edited.host
+    assert made["bare_peak_host_bytes"] == found.bare.host
     assert made["peak_device_bytes"] is None
     assert found.text.startswith("Who taught?")
 
@@ -132,20 +136,24 @@ def test_pairs_too_long_for_the_context_are_left_out_of_the_preferences_and_coun
     prompts = [f"Who taught{' Tam' * n}" for n in range(400)]
     long = [p for p in prompts if len(tokenizer(f"{p} {CASES[0].edit.target}").input_ids) <= room - 8][-1]
     first = Case(CASES[0].edit, rephrases=(long,), locality=CASES[0].locality)
-    drawn = runner.open_casebook([first, *CASES[1:]]).draw(6, seed=0)
+    drawn = runner.open_cases([first, *CASES[1:]]).draw(6, seed=0)
     truths = tuple((old,) if case.edit == first.edit else () for case in drawn.cases)
     drawn = type(drawn)(drawn.cases, truths)
     made = memplug.evaluation.refer(model, tokenizer, drawn.cases, everything=True, max_new_tokens=6)
     settings = type("Settings", (), {"batch_size": 3, "level": 0.95})()
-    found = run.preferences(model, tokenizer, drawn, made, settings)
+    found = run.preferences(RunContext(model, tokenizer, settings, None, None, drawn=drawn, reference=made))
     assert found["too_long"] == 1
     assert found["before"]["data"] == 1
 
 
-def test_a_text_that_became_too_long_says_nothing_about_recall():
+def test_a_text_that_became_too_long_says_nothing_about_recall(loaded, monkeypatch):
     """Decoded text can take more tokens than it was decoded from."""
 
-    def explain(text):
-        raise TokenizerError("too long")
+    def explain(self, text):
+        if text not in {case.edit.prompt for case in CASES}:
+            raise TokenizerError("too long")
 
-    assert recalled(SimpleNamespace(explain=explain), "text") is None
+    monkeypatch.setattr(toy.Toy, "explain", explain)
+    (made,) = memplug.compare(*loaded, CASES, methods=["toy"], **SETTINGS).results["runs"]
+    assert made["cost"]["forward"]["recalled"] is None
+    assert made["cost"]["forward"]["ratio"] > 0

@@ -6,11 +6,11 @@ import math
 from functools import partial
 
 import pytest
-from comparing import figures
+from comparing import figures, stopped_after
 from families import METHODS, TEXTS, lexical
 
 import memplug
-from memplug.comparison import details, run
+from memplug.comparison import decisions, run
 from memplug.edits import Case, Edit, Probe
 
 CONSTANTS = {
@@ -32,10 +32,10 @@ CASES = [
 def test_how_often_modules_were_chosen_and_how_evenly():
     first = {"scores": {"a": 1.0, "b": 0.0, "c": 2.0}, "chosen": ["a", "c"]}
     second = {"scores": {"a": 1.0, "b": 0.0, "c": 2.0}, "chosen": ["a"]}
-    found = details._choices([first, second, {}])
+    found = decisions.module_choices([first, second, {}])
     assert found["layers"] == {"a": 2, "b": 0, "c": 1}
     assert found["entropy"] == pytest.approx(-(2 / 3) * math.log2(2 / 3) - (1 / 3) * math.log2(1 / 3))
-    assert details._choices([{}]) == {}
+    assert decisions.module_choices([{}]) == {}
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
@@ -57,15 +57,7 @@ def test_a_stopped_run_goes_on(name, make_tokenizer, monkeypatch, tmp_path):
         kinds = [vote["kind"] for vote in made["details"]["votes"]]
         assert {kind: kinds.count(kind) for kind in kinds} == {"edited": 3, "rephrased": 1, "unrelated": 1}
         assert all(len(vote["similarity"]) == 2 for vote in made["details"]["votes"])
-    save = run.save
-
-    def stopping(*given):
-        save(*given)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            memplug.compare(model, tokenizer, CASES, out=tmp_path, **asked)
+    with stopped_after(1):
+        memplug.compare(model, tokenizer, CASES, out=tmp_path, **asked)
     found = memplug.compare(model, tokenizer, CASES, out=tmp_path, **asked)
     assert figures(found) == figures(expected)

@@ -7,43 +7,44 @@ from types import SimpleNamespace
 
 import pytest
 import toy
-from comparing import CASES, SETTINGS, case, figures
+from comparing import CASES, SETTINGS, case, figures, stopped_after
 
 import memplug
-from memplug.comparison import SettingsError, progress, run
+from memplug.comparison import SettingsError, checkpoint, run
+from memplug.comparison.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
-def compared(loaded):
+def asked():
+    return {"methods": ["toy", "toy:strong"], "seeds": [0, 1], **SETTINGS}
+
+
+@pytest.fixture(scope="module")
+def compared(loaded, asked):
     """What was never stopped."""
-    return memplug.compare(*loaded, CASES, methods=["toy", "toy:strong"], seeds=[0, 1], **SETTINGS)
+    return memplug.compare(*loaded, CASES, **asked)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The number of edits of each batch that is made."""
+    sizes, learn = [], toy.Toy.learn
+    monkeypatch.setattr(toy.Toy, "learn", lambda *a, **k: (sizes.append(len(a[1])), learn(*a, **k))[1])
+    return sizes
 
 
 @pytest.mark.parametrize("saves", [1, 2])
-def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, monkeypatch, compared, saves):
+def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, compared, asked, made, saves):
     """Also within a method; the figures are those of the run that was never stopped."""
-    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
-    save, count = run.save, []
-
-    def stopping(*given):
-        save(*given)
-        count.append(given)
-        if len(count) == 3 + saves:  # the second method's
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            memplug.compare(*loaded, CASES, **asked)
+    with stopped_after(3 + saves):  # the second method's
+        memplug.compare(*loaded, CASES, out=tmp_path, **asked)
     assert len(list((tmp_path / "runs").iterdir())) == 1
     (state,) = [p for p in (tmp_path / "state").iterdir() if (p / "progress.json").is_file()]
     assert json.loads((state / "progress.json").read_text())["done"] == 2 * saves
-    made = []
-    learn = toy.Toy.learn
-    monkeypatch.setattr(toy.Toy, "learn", lambda *a, **k: (made.append(len(a[1])), learn(*a, **k))[1])
-    again = memplug.compare(*loaded, CASES, **asked)
+    made.clear()
+    again = memplug.compare(*loaded, CASES, out=tmp_path, **asked)
     assert sum(made) == (6 - 2 * saves) + 2 * 6
     assert figures(again) == figures(compared)
     assert not list((tmp_path / "state").iterdir())
@@ -52,16 +53,17 @@ def test_a_stopped_comparison_goes_on_where_it_was(loaded, tmp_path, monkeypatch
 def test_between_points_it_is_saved_by_the_clock(loaded, tmp_path, monkeypatch):
     """A minute after the last time, and never for more than a twentieth of the time."""
     clock = [100.0]
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    kept, save = [], run.save
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    kept, save = [], Checkpoint.save
 
-    def slow(state, plug, tally):
-        kept.append(tally.done)
-        save(state, plug, tally)
+    def slow(self, plug, state):
+        kept.append(state.done)
         clock[0] += 10
+        save(self, plug, state)
+        self._began -= 10
 
     learn = toy.Toy.learn
-    monkeypatch.setattr(run, "save", slow)
+    monkeypatch.setattr(Checkpoint, "save", slow)
     monkeypatch.setattr(
         toy.Toy, "learn", lambda *a, **k: (learn(*a, **k), clock.__setitem__(0, clock[0] + 70))[0]
     )
@@ -69,36 +71,20 @@ def test_between_points_it_is_saved_by_the_clock(loaded, tmp_path, monkeypatch):
     assert kept == [1, 4, 6]
 
 
-def _stop_at_first_save(loaded, asked, monkeypatch):
-    save = run.save
-
-    def stopping(*given):
-        save(*given)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "save", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            memplug.compare(*loaded, CASES, **asked)
-
-
-def test_a_damaged_state_begins_anew(loaded, tmp_path, monkeypatch, compared):
-    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
-    _stop_at_first_save(loaded, asked, monkeypatch)
-    for file in (tmp_path / "state").rglob("*.safetensors"):
-        file.write_bytes(b"x")
-    with pytest.warns(UserWarning, match="toy begins anew: .*is not the file that was saved"):
-        again = memplug.compare(*loaded, CASES, **asked)
-    assert figures(again) == figures(compared)
-
-
-def test_a_damaged_note_of_progress_begins_anew(loaded, tmp_path, monkeypatch, compared):
-    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
-    _stop_at_first_save(loaded, asked, monkeypatch)
-    (note,) = (tmp_path / "state").rglob("progress.json")
-    note.write_text(note.read_text()[:40])
-    with pytest.warns(UserWarning, match="toy begins anew: .*progress.json is damaged"):
-        again = memplug.compare(*loaded, CASES, **asked)
+@pytest.mark.parametrize(
+    ("pattern", "end", "told"),
+    [
+        ("*.safetensors", 1, "is not the file that was saved"),
+        ("progress.json", 40, "progress.json is damaged"),
+    ],
+)
+def test_a_damaged_state_begins_anew(loaded, tmp_path, compared, asked, pattern, end, told):
+    with stopped_after(1):
+        memplug.compare(*loaded, CASES, out=tmp_path, **asked)
+    for file in (tmp_path / "state").rglob(pattern):
+        file.write_bytes(file.read_bytes()[:end])
+    with pytest.warns(UserWarning, match=f"toy begins anew: .*{told}"):
+        again = memplug.compare(*loaded, CASES, out=tmp_path, **asked)
     assert figures(again) == figures(compared)
 
 
@@ -164,28 +150,26 @@ def test_what_editors_are_fitted_on_may_change_until_one_was_used(loaded, tmp_pa
         memplug.compare(*loaded, CASES, methods=["toy", "toyfit"], fit_cases=3, fit_steps=7, **asked)
 
 
-def test_a_run_that_fails_when_it_is_judged_is_judged_again(loaded, tmp_path, monkeypatch, compared):
+def test_a_run_that_fails_when_it_is_judged_is_judged_again(
+    loaded, tmp_path, monkeypatch, compared, asked, made
+):
     """Its edits are kept."""
-    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
 
     def failing(*_given):
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "_judge", failing)
-        made = memplug.compare(*loaded, CASES, **asked)
-    assert len(made.failed) == 4
+        assert len(memplug.compare(*loaded, CASES, out=tmp_path, **asked).failed) == 4
     assert len(list((tmp_path / "state").iterdir())) == 4
-    learned = []
-    learn = toy.Toy.learn
-    monkeypatch.setattr(toy.Toy, "learn", lambda *a, **k: (learned.append(1), learn(*a, **k))[1])
-    again = memplug.compare(*loaded, CASES, retry=True, **asked)
+    made.clear()
+    again = memplug.compare(*loaded, CASES, out=tmp_path, retry=True, **asked)
     assert figures(again) == figures(compared)
-    assert not learned
+    assert not made
     assert not list((tmp_path / "state").iterdir())
 
 
-def test_a_folder_of_an_earlier_version_goes_on(loaded, tmp_path, compared):
+def test_a_folder_of_an_earlier_version_goes_on(loaded, tmp_path, compared, asked):
     """One that knows less: no digests of general sets, no preferences of the base model."""
     memplug.compare(*loaded, CASES, methods=["toy"], seeds=[0, 1], out=tmp_path, **SETTINGS)
     settings = json.loads((tmp_path / "settings.json").read_text())
@@ -198,8 +182,7 @@ def test_a_folder_of_an_earlier_version_goes_on(loaded, tmp_path, compared):
         one = json.loads(file.read_text())
         del one["environment"], one["command"]
         file.write_text(json.dumps(one))
-    asked = {"methods": ["toy", "toy:strong"], "seeds": [0, 1], "out": tmp_path, **SETTINGS}
-    again = memplug.compare(*loaded, CASES, **asked)
+    again = memplug.compare(*loaded, CASES, out=tmp_path, **asked)
     assert [one["status"] for one in again.results["runs"]] == ["done"] * 4
     assert again.results["base"] == compared.results["base"]
     again.to_html(tmp_path / "report.html")

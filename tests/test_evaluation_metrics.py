@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from memplug.evaluation.metrics import (
     answer_agreement,
-    bootstrap,
     choose_likeliest,
     choose_per_byte,
     generated_exact,
@@ -23,6 +22,7 @@ from memplug.evaluation.metrics import (
     token_agreement,
     whole_answer,
 )
+from memplug.evaluation.resampling import bootstrap
 
 
 def test_token_accuracy_counts_positions():

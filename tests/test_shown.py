@@ -19,8 +19,7 @@ import memplug
 from memplug import cli
 from memplug.chat import Message, quoted
 from memplug.comparison import Comparison
-from memplug.comparison.report.html import html
-from memplug.comparison.report.markdown import markdown
+from memplug.comparison.report.page import html, markdown
 from memplug.edits import Edit, EditTable
 from memplug.methods.elder import explain as elder
 from memplug.methods.grace import explain as grace
@@ -208,9 +207,10 @@ def test_the_page(results):
 
 def test_the_table_of_a_comparison():
     error = {"type": "EditError", "message": f"cannot edit {EVIL}"}
-    run = {"method": f"llp{EVIL}", "status": "failed", "general": {}, "error": error}
+    run = {"method": f"llp{EVIL}", "seed": 0, "status": "failed", "general": {}, "error": error}
     settings = {"max_new_tokens": 8, "edits": 1, "batch": 1, "seeds": [0]}
-    comparison = Comparison({"settings": settings, "base": {}, "runs": [run]})
+    head = {"format": "memplug comparison", "version": 1, "data": {}}
+    comparison = Comparison({**head, "settings": settings, "base": {}, "runs": [run]})
     console = Console(width=400, file=io.StringIO())
     console.print(comparison.table())
     shown = console.file.getvalue()

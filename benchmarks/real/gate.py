@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memplug.comparison.contenders import contenders, parse_constants
+from memplug.comparison.decisions import recalled as recalled_by
+from memplug.comparison.specs import method_specs, parse_constants
 from memplug.plugin import Plug
 
 from ..common import machine, table
@@ -35,19 +36,11 @@ GROUPS = {**dict.fromkeys(ASKED, "asked"), "neighbours": "neighbours", "passing 
 
 
 def recalled(plug: Plug, prompts: Sequence[str]) -> list[list[str]]:
-    """Ids of the edits that each prompt recalls: the one place that knows how a method says so."""
+    """Ids of the edits that each prompt recalls."""
     found = []
     for prompt in prompts:
-        told = plug.explain(prompt)
-        if hasattr(told, "recalled"):  # llp, elder, grace
-            edits = told.recalled.edits if told.recalled else ()
-        elif hasattr(told, "uses"):  # elder, published
-            edits = () if told.deferred else (told.nearest,)
-        elif hasattr(told, "notes"):  # icl
-            edits = told.edits
-        elif hasattr(told, "deferred"):  # grace:paper
-            edits = () if told.deferred else told.nearest
-        else:
+        edits = recalled_by(plug.explain(prompt))
+        if edits is None:
             raise ValueError(f"{plug.name!r} does not say which edits a prompt recalls")
         found.append([str(edit.id) for edit in edits])
     return found
@@ -134,12 +127,12 @@ def main(given: Sequence[str] | None = None) -> None:
     counts = sorted(int(count) for count in args.counts.split(","))
     facts = sets.counterfact(args.data, args.part)
     facts = random.Random(args.seed).sample(facts, min(max(counts), len(facts)))
-    (contender,) = contenders([args.method], parse_constants(args.set))
+    (spec,) = method_specs([args.method], parse_constants(args.set))
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "data")}
     results: dict[str, Any] = {"machine": machine(), "settings": settings, "points": []}
     asker = Asker(model, tokenizer)
     begin = time.perf_counter()
-    with contender.attach(model, tokenizer) as plug:
+    with spec.attach(model, tokenizer) as plug:
         for held, count in zip([0, *counts], counts, strict=False):
             todo = facts[held:count]
             for start in range(0, len(todo), args.batch):

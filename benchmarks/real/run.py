@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from memplug.comparison.bits import bits_of
-from memplug.comparison.contenders import Contender, contenders, parse_constants
-from memplug.comparison.cost import hooks_of, overhead
+from memplug.comparison.cost import overhead
+from memplug.comparison.model_state import bits_of, hooks_of
+from memplug.comparison.specs import MethodSpec, method_specs, parse_constants
 from memplug.edits import Case, Edit, Probe
 from memplug.methods.base import Fits
 from memplug.plugin import Plug
@@ -116,12 +116,12 @@ def _timed_edit(plug: Plug, edits: Sequence[Edit]) -> tuple[float, float]:
 
 
 def measured(
-    contender: Contender, model: Any, tokenizer: Any, facts: Sequence[Fact], reference: Reference, args: Any
+    spec: MethodSpec, model: Any, tokenizer: Any, facts: Sequence[Fact], reference: Reference, args: Any
 ) -> Generator[dict[str, Any]]:
     """Attach, edit, measure, detach; gives the figures as they come."""
     found: dict[str, Any] = {"edits": len(facts)}
     before = hooks_of(model)
-    plug = contender.attach(model, tokenizer)
+    plug = spec.attach(model, tokenizer)
     try:
         begin = time.perf_counter()
         _fit(plug, args.data)
@@ -148,13 +148,11 @@ def measured(
         plug.detach()
 
 
-def attempt(
-    contender: Contender, *given: Any, seconds: float, keep: Callable[[dict[str, Any]], None]
-) -> None:
+def attempt(spec: MethodSpec, *given: Any, seconds: float, keep: Callable[[dict[str, Any]], None]) -> None:
     """`measured`, with how it ended; a method that fails or takes too long keeps the figures it has.
 
     Args:
-        contender: the method.
+        spec: the method.
         *given: to `measured`.
         seconds: it may take.
         keep: takes the figures as they come, each time all there are.
@@ -164,7 +162,7 @@ def attempt(
     status = {"status": "done"}
     with warnings.catch_warnings(record=True) as said:
         try:
-            with time_limit(seconds), closing(measured(contender, *given)) as steps:
+            with time_limit(seconds), closing(measured(spec, *given)) as steps:
                 for found in steps:
                     keep({"status": "running", **found})
         except TimeUp as error:
@@ -207,20 +205,20 @@ def main(given: Sequence[str] | None = None) -> None:
     write(args.out, results)
     print(tables(results), flush=True)
     bits = bits_of(model)
-    for contender in contenders(args.methods.split(","), parse_constants(args.set)) if args.methods else ():
-        asked = contender.asked()
-        if runs.get(contender.label, {}).get("status") == "done" and runs[contender.label]["asked"] == asked:
+    for spec in method_specs(args.methods.split(","), parse_constants(args.set)) if args.methods else ():
+        asked = spec.asked()
+        if runs.get(spec.label, {}).get("status") == "done" and runs[spec.label]["asked"] == asked:
             continue
 
-        def keep(found: dict[str, Any], label: str = contender.label, asked: Any = asked) -> None:
+        def keep(found: dict[str, Any], label: str = spec.label, asked: Any = asked) -> None:
             runs[label] = {"asked": asked, **found}
             write(args.out, results)
 
         every = (model, tokenizer, facts, reference, args)
-        attempt(contender, *every, seconds=args.max_seconds, keep=keep)
+        attempt(spec, *every, seconds=args.max_seconds, keep=keep)
         print(tables(results), flush=True)
         if bits_of(model) != bits:
-            raise SystemExit(f"{contender.label} left the model changed; nothing after it would be true")
+            raise SystemExit(f"{spec.label} left the model changed; nothing after it would be true")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -82,20 +82,25 @@ def compare(
     accelerate launch --multi_gpu --num_processes 2 -m memplug compare ...
     """
     with explained():
-        from ..comparison.bits import NotRestoredError
-        from ..comparison.contenders import parse_constants
+        from ..comparison.model_state import NotRestoredError
         from ..comparison.processes import Processes
         from ..comparison.runner import compare as run
+        from ..comparison.specs import parse_constants
 
         here = Processes.here()
+        skills = ["skills"] if model == "world" else []
         given: dict[str, Any] = {
             "methods": _parts(methods),
             "edits": edits,
             "batch": batch,
-            "seeds": [_number(part, "seed") for part in _parts(seed)],
-            "points": None if points is None else [_number(part, "points") for part in _parts(points)],
-            "general": _general(general, model),
-            "fit_cases": _fit_cases(fit_cases),
+            "seeds": _numbers(seed, "seed"),
+            "points": None if points is None else _numbers(points, "points"),
+            "general": skills if general is None else [] if general == "none" else _parts(general),
+            "fit_cases": None
+            if fit_cases == "none"
+            else int(fit_cases)
+            if fit_cases.isdigit()
+            else fit_cases,
             "fit_steps": fit_steps,
             "constants": parse_constants(set_ or []),
             "drop": _parts(drop or ""),
@@ -163,17 +168,12 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _number(text: str, what: str) -> int:
-    if not text.isdigit():
-        raise ValueError(f"{what} has {text!r}; give whole numbers with commas between, such as 0,1,2")
-    return int(text)
+def _whole(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
-def _fit_cases(text: str) -> int | str | None:
-    return None if text == "none" else int(text) if text.isdigit() else text
-
-
-def _general(text: str | None, model: str) -> list[str]:
-    if text is None:
-        return ["skills"] if model == "world" else []
-    return [] if text == "none" else _parts(text)
+def _numbers(text: str, what: str) -> list[int]:
+    for part in _parts(text):
+        if not part.isdigit():
+            raise ValueError(f"{what} has {part!r}; give whole numbers with commas between, such as 0,1,2")
+    return [int(part) for part in _parts(text)]

@@ -1,6 +1,6 @@
 """Methods side by side: the same edits on the same model, judged alike, with what they cost."""
 
-from .bits import NotRestoredError
+from .model_state import NotRestoredError
 from .result import Comparison
 from .runner import compare
 from .settings import SettingsError

@@ -10,24 +10,22 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import psutil
 import torch
-from torch import nn
 
 from ..chat import question
 from ..edits import Case
 from ..layers import evaluating, input_device
 from ..subjects import find_subject
 from ..text import Text
+from .model_state import bare, hooks_of
 
-__all__ = ["Meter", "Overhead", "bare", "hooks_of", "neutral", "overhead"]
+__all__ = ["Meter", "Overhead", "Pass", "neutral", "overhead"]
 
-_EVERY = 0.01  # seconds between two looks at the process's memory
 _NEUTRAL = (
     "The rain stopped in the afternoon, and the streets were dry again by the evening.",
     "She put the kettle on and opened the window to let some air in.",
@@ -38,7 +36,6 @@ _NEUTRAL = (
     "In autumn the leaves are swept up and burnt at the end of the garden.",
     "They counted the boxes twice and wrote the number on a sheet of paper.",
 )
-_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class Meter:
@@ -53,7 +50,7 @@ class Meter:
         every: seconds between two looks at the process's memory.
     """
 
-    def __init__(self, every: float = _EVERY) -> None:
+    def __init__(self, every: float = 0.01) -> None:
         self._every = every
         self.seconds, self.host = 0.0, 0
         self.device: int | None = None
@@ -83,29 +80,7 @@ class Meter:
         self._thread.join()
         self.host = max(self._peak, self._process.memory_info().rss) - self._rss
         if self._gpus:
-            peaks = [torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus]
-            self.device = sum(peaks) - sum(self._held)
-
-
-def hooks_of(model: nn.Module) -> frozenset[int]:
-    """Ids of all forward hooks on the model; no two hooks of a process have the same."""
-    return frozenset(id for module in model.modules() for table in _TABLES for id in getattr(module, table))
-
-
-@contextmanager
-def bare(model: nn.Module, before: frozenset[int]) -> Iterator[None]:
-    """Inside the ``with`` no hooks run but those whose ids are in ``before``; weights stay as they are."""
-    tables = [getattr(module, table) for module in model.modules() for table in _TABLES]
-    whole = [(hooks, dict(hooks)) for hooks in tables if any(id not in before for id in hooks)]
-    try:
-        for hooks, all_of_them in whole:
-            for id in all_of_them.keys() - before:
-                del hooks[id]
-        yield
-    finally:
-        for hooks, all_of_them in whole:
-            hooks.clear()
-            hooks.update(all_of_them)
+            self.device = sum(map(torch.cuda.max_memory_allocated, self._gpus)) - sum(self._held)
 
 
 def neutral(cases: Sequence[Case]) -> list[str]:
@@ -125,44 +100,42 @@ def neutral(cases: Sequence[Case]) -> list[str]:
     return free or list(_NEUTRAL)
 
 
-class Overhead(NamedTuple):
-    """Costs of a forward with and without the method.
+class Pass(NamedTuple):
+    """Costs of one row: milliseconds of a forward and of a decoded token (the fastest of several turns), and
+    peak growth of memory in a forward, bytes of the process and of the GPUs (None without one)."""
 
-    Attributes:
-        tokens: length of the forward's one row.
-        text: what it reads, with what was decoded behind it.
-        bare, edited: milliseconds, the fastest of several turns taken one after the other.
-        bare_token, edited_token: milliseconds of one decoded token with a cache.
-        bare_memory, edited_memory: peak growth while the row is run: bytes of the process, and of the GPUs
-            (None without one).
-    """
+    forward: float
+    token: float
+    host: int
+    device: int | None
+
+
+class Overhead(NamedTuple):
+    """Costs of a row of ``tokens`` with and without the method; ``text`` is what was read and decoded."""
 
     tokens: int
     text: str
-    bare: float
-    edited: float
-    bare_token: float
-    edited_token: float
-    bare_memory: tuple[int, int | None]
-    edited_memory: tuple[int, int | None]
+    bare: Pass
+    edited: Pass
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the results."""
+        bare, edited = self.bare, self.edited
         return {
             "forward": {
                 "tokens": self.tokens,
-                "bare_ms": self.bare,
-                "edited_ms": self.edited,
-                "ratio": self.edited / self.bare,
-                "bare_peak_host_bytes": self.bare_memory[0],
-                "bare_peak_device_bytes": self.bare_memory[1],
-                "peak_host_bytes": self.edited_memory[0],
-                "peak_device_bytes": self.edited_memory[1],
+                "bare_ms": bare.forward,
+                "edited_ms": edited.forward,
+                "ratio": edited.forward / bare.forward,
+                "bare_peak_host_bytes": bare.host,
+                "bare_peak_device_bytes": bare.device,
+                "peak_host_bytes": edited.host,
+                "peak_device_bytes": edited.device,
             },
             "decode": {
-                "bare_ms_per_token": self.bare_token,
-                "edited_ms_per_token": self.edited_token,
-                "ratio": self.edited_token / self.bare_token,
+                "bare_ms_per_token": bare.token,
+                "edited_ms_per_token": edited.token,
+                "ratio": edited.token / bare.token,
             },
         }
 
@@ -196,25 +169,23 @@ def overhead(
     row = text.encode(texts[0])
     for more in islice(cycle(texts), 1, tokens):
         row += text.encode(more)[text.bos_id is not None :]
-        if len(row) >= tokens:
-            break
-    row = row[:tokens]
-    ids = torch.tensor([row], device=input_device(model))
-    best = {name: [float("inf"), float("inf")] for name in ("bare", "edited")}
-    memory, made = {}, list[int]()
+    ids = torch.tensor([row[:tokens]], device=input_device(model))
+    kept = {"bare": before, "edited": hooks_of(model)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in kept}
+    memory: dict[str, tuple[int, int | None]] = {}
     with evaluating(model):
-        begin, turn = time.perf_counter(), -1
-        while (turn := turn + 1) <= turns or time.perf_counter() - begin < seconds:
-            for name in best:
-                with bare(model, before if name == "bare" else hooks_of(model)):
-                    *found, made = _once(model, ids, steps)
-                    if turn:
-                        best[name] = [min(pair) for pair in zip(best[name], found, strict=True)]
-                    else:
+        begin = time.perf_counter()
+        while len(times["edited"]) <= turns or time.perf_counter() - begin < seconds:
+            for name, hooks in kept.items():
+                with bare(model, hooks):
+                    forward, token, made = _timed(model, ids, steps)
+                    times[name].append((forward, token))
+                    if name not in memory:
                         memory[name] = _memory(model, ids)
-    read = tokenizer.decode([*row, *made], skip_special_tokens=True)
-    times = (best["bare"][0], best["edited"][0], best["bare"][1], best["edited"][1])
-    return Overhead(len(row), read, *times, memory["bare"], memory["edited"])
+    read = tokenizer.decode([*row[:tokens], *made], skip_special_tokens=True)
+    best = {name: tuple(map(min, zip(*its[1:], strict=True))) for name, its in times.items()}
+    passes = [Pass(best[name][0], best[name][1], *memory[name]) for name in kept]
+    return Overhead(ids.shape[1], read, *passes)
 
 
 def _memory(model: Any, ids: torch.Tensor) -> tuple[int, int | None]:
@@ -229,38 +200,29 @@ def _memory(model: Any, ids: torch.Tensor) -> tuple[int, int | None]:
     return meter.host, meter.device
 
 
-def _once(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float, list[int]]:
+def _timed(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float, list[int]]:
     """Milliseconds of a plain forward, and of a token decoded with a cache; the tokens decoded."""
     mask = torch.ones_like(ids)
-    forward = _timed(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False), ids.device)
+    forward = _milliseconds(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False), ids.device)
     output = model(input_ids=ids, attention_mask=mask, use_cache=True)
-    state = {"cache": output.past_key_values, "next": output.logits[:, -1:].argmax(-1), "mask": mask}
-    made = [state["next"]]
+    made = [output.logits[:, -1:].argmax(-1)]
 
     def decode() -> None:
+        cache, seen = output.past_key_values, mask
         for _ in range(steps):
-            state["mask"] = torch.cat([state["mask"], state["mask"][:, :1]], dim=1)
-            out = model(
-                input_ids=state["next"],
-                attention_mask=state["mask"],
-                past_key_values=state["cache"],
-                use_cache=True,
-            )
-            state["next"] = out.logits[:, -1:].argmax(-1)
-            made.append(state["next"])
+            seen = torch.cat([seen, seen[:, :1]], dim=1)
+            out = model(input_ids=made[-1], attention_mask=seen, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            made.append(out.logits[:, -1:].argmax(-1))
 
-    took = _timed(decode, ids.device) / steps
-    return forward, took, [int(token) for token in torch.cat(made, dim=1)[0]]
+    token = _milliseconds(decode, ids.device) / steps
+    return forward, token, torch.cat(made, dim=1)[0].tolist()
 
 
-def _timed(run: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)  # for what was asked of the device before
+def _milliseconds(run: Callable[[], Any], device: torch.device) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
+    wait(device)  # for what was asked of the device before
     begin = time.perf_counter()
     run()
-    _wait(device)
+    wait(device)
     return 1000 * (time.perf_counter() - begin)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,22 +14,16 @@ import torch
 
 __all__ = ["environment"]
 
+_FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+
 
 def environment(device: str) -> dict[str, Any]:
     """Versions, machine, threads and the moment (UTC); ``device`` is where the model runs."""
-    found: dict[str, Any] = {}
-    for key, packages in {
-        "memplug": ("memplug",),
-        "torch": ("torch",),
-        "transformers": ("transformers",),
-        "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
-        "peft": ("peft",),
-        "lm_eval": ("lm_eval",),
-    }.items():
-        found[key] = next((v for v in map(_version, packages) if v is not None), None)
     on_gpu = device.startswith("cuda")
     return {
-        **found,
+        **{name: _version(name) for name in ("memplug", "torch", "transformers")},
+        "faiss": _version(*_FAISS),
+        **{name: _version(name) for name in ("peft", "lm_eval")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -39,15 +34,15 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _version(*packages: str) -> str | None:
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return None
 
 
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

@@ -3,112 +3,90 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..edits import Case
 from ..methods.base import Fits
 from ..plugin import Plug
-from .contenders import Contender
+from .context import RunContext
 from .cost import Meter
-from .folder import Folder
+from .specs import MethodSpec
 
-__all__ = ["ready"]
+__all__ = ["attach_fitted"]
 
 
-def ready(
-    contender: Contender,
-    model: Any,
-    tokenizer: Any,
-    folder: Folder,
-    seed: int,
-    cases: Callable[[], Sequence[Case]] | None,
-    *,
-    steps: int | None,
-    alone: bool,
-    progress: bool,
-) -> tuple[Plug, dict[str, Any] | None]:
+def attach_fitted(spec: MethodSpec, context: RunContext) -> tuple[Plug, dict[str, Any] | None]:
     """A plug that can edit, and what fitting it cost (None for methods that need none).
-
-    Args:
-        contender: the method.
-        model, tokenizer: the model.
-        folder: keeps fitted editors; one that is there already is used.
-        seed: of the run, and of the fitting.
-        cases: gives the cases to fit on; None where there are none.
-        steps: of the fitting; None leaves the method's own.
-        alone: do not share the fitting with other processes that were launched.
-        progress: show a bar.
 
     Raises:
         ValueError: the method has to be fitted, and there are no cases for that.
     """
-    plug = contender.attach(model, tokenizer)
+    model, folder, steps = (context.model, context.tokenizer), context.folder, context.settings.fit_steps
+    own = spec.with_constants(seed=context.seed, **({} if steps is None else {"fit_steps": steps}))
+    plug = spec.attach(*model)
     try:
         if not isinstance(plug.method, Fits):
             plug.detach()
-            return contender.with_constants(seed=seed).attach(model, tokenizer), None
-        if _is_fitted(plug.method):
-            return plug, {"shipped": True, **_nothing, "parameters": _numbers(plug.method)}
-        own = contender.with_constants(seed=seed, **({} if steps is None else {"fit_steps": steps}))
-        path = folder.editor(contender.label, seed)
+            return spec.with_constants(seed=context.seed).attach(*model), None
+        if parameters := _parameters(plug.method):
+            return plug, _cost(parameters, Meter(), shipped=True)
+        plug.detach()
+        path = folder.editor(spec.label, context.seed)
         if not (path.is_file() and path.with_suffix(".json").is_file()):
-            plug.detach()
+            cases = context.cases_to_fit()
             if cases is None:
                 raise ValueError(
-                    f"{contender.name!r} has to be fitted to this model first; say on what: fit_cases=200 "
+                    f"{spec.name!r} has to be fitted to this model first; say on what: fit_cases=200 "
                     "(so many other cases of the same source), or a file of cases (--fit-cases)"
                 )
-            plug = own.attach(model, tokenizer)
-            _fit(plug, cases(), folder, path, alone, progress)
-        plug.detach()
-        plug = own.attach(model, tokenizer, editor=path)
-        return plug, folder.read(path.with_suffix(".json"))
+            plug = own.attach(*model)
+            _fit(plug, cases, path, context)
+            plug.detach()
+        return own.attach(*model, editor=path), folder.read(path.with_suffix(".json"))
     except BaseException:
         plug.detach()
         raise
 
 
-_nothing = {
-    "seconds": 0.0,
-    "steps": 0,
-    "seconds_per_step": None,
-    "peak_host_bytes": 0,
-    "peak_device_bytes": None,
-    "cases": 0,
-}
-
-
-def _fit(plug: Plug, cases: Sequence[Case], folder: Folder, path: Path, alone: bool, progress: bool) -> None:
+def _fit(plug: Plug, cases: list[Case], path: Path, context: RunContext) -> None:
+    """Fit and save an editor, and what that cost."""
     method: Any = plug.method
-    offered = {"progress": progress, "checkpoint": path.with_suffix(".checkpoint"), "alone": alone}
+    checkpoint = path.with_suffix(".checkpoint")
+    # A fitting is not shared with the other processes, which have runs of their own.
+    offered = {
+        "progress": context.progress,
+        "checkpoint": checkpoint,
+        "alone": context.processes.count > 1,
+    }
     known = inspect.signature(method.fit).parameters
     with Meter() as meter:
-        report = plug.fit(list(cases), **{name: v for name, v in offered.items() if name in known})
-    steps = getattr(report, "steps", None)
-    seconds = float(getattr(report, "seconds", meter.seconds))  # over checkpoints, if it was taken up
+        report = plug.fit(cases, **{name: value for name, value in offered.items() if name in known})
+    meter.seconds = float(getattr(report, "seconds", meter.seconds))  # over checkpoints, if it was taken up
     plug.save_editor(path)
-    cost = {
-        "seconds": seconds,
+    cost = _cost(_parameters(method), meter, getattr(report, "steps", None), len(cases))
+    context.folder.write(path.with_suffix(".json"), cost)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _cost(
+    parameters: int, meter: Meter, steps: int | None = 0, cases: int = 0, shipped: bool = False
+) -> dict[str, Any]:
+    return {
+        "seconds": meter.seconds,
         "steps": steps,
-        "seconds_per_step": seconds / steps if steps else None,
+        "seconds_per_step": meter.seconds / steps if steps else None,
         "peak_host_bytes": meter.host,
         "peak_device_bytes": meter.device,
-        "parameters": _numbers(method),
-        "shipped": False,
-        "cases": len(cases),
+        "parameters": parameters,
+        "shipped": shipped,
+        "cases": cases,
     }
-    folder.write(path.with_suffix(".json"), cost)
-    path.with_suffix(".checkpoint").unlink(missing_ok=True)
 
 
-def _is_fitted(method: Fits) -> bool:
+def _parameters(method: Fits) -> int:
+    """How many numbers were learned; 0 where nothing was."""
     try:
-        return bool(method.editor_state())
+        return sum(tensor.numel() for tensor in method.editor_state().values())
     except ValueError:
-        return False
-
-
-def _numbers(method: Fits) -> int:
-    return sum(tensor.numel() for tensor in method.editor_state().values())
+        return 0

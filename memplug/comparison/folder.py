@@ -3,8 +3,8 @@
     settings.json             what decides the figures; a run with other settings is refused
     base/<seed>.json          the unedited model's scores
     runs/<label>-seed<seed>.json      a run that is done, or failed
-    state/<label>-seed<seed>/         answers so far and the plug, of an unfinished run, and of one that made
-                                      all edits and failed when it was judged
+    state/<label>-seed<seed>/         a `Checkpoint` of an unfinished run, and of one that made all edits and
+                                      failed when it was judged
     editors/<label>-seed<seed>.safetensors, .json    a fitted editor and what fitting it cost
     results.json              all runs
 
@@ -17,14 +17,14 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
-from .contenders import Contender
-from .settings import FITTING, Settings, SettingsError, changed, differences
+from .settings import FITTING, Settings, SettingsError, differences
+from .specs import MethodSpec
 
 __all__ = ["Folder", "plain"]
 
@@ -41,10 +41,7 @@ class Folder:
 
     root: Path
 
-    @classmethod
-    def open(
-        cls, root: Path, settings: Settings, identity: Mapping[str, Any], contenders: Sequence[Contender]
-    ) -> Folder:
+    def open(self, settings: Settings, identity: Mapping[str, Any], specs: Sequence[MethodSpec]) -> None:
         """Make the folder, or go on in one that holds the same comparison.
 
         The constants of a method may change while no run of it is done or under way, and what editors are
@@ -52,95 +49,75 @@ class Folder:
         then removed.
 
         Args:
-            root: the folder.
             settings: of this comparison.
             identity: names of the model and the data.
-            contenders: the methods.
+            specs: the methods.
 
         Raises:
             SettingsError: it is a file, holds something else, or another comparison (what differs is named).
         """
+        root, path = self.root, self.root / "settings.json"
         if root.exists() and not root.is_dir():
             raise SettingsError(f"{root} is a file; name a folder")
-        path = root / "settings.json"
         if root.is_dir() and any(root.iterdir()) and not path.is_file():
             raise SettingsError(f"{root} has files that are not a comparison; name an empty or a new folder")
         now = plain({**settings.to_dict(), **identity})
-        asked = {one.label: plain(one.asked()) for one in contenders}
-        if path.is_file():
-            before = _read(path)
-            if not any(file.is_file() for part in _PARTS for file in (root / part).rglob("*")):
-                before = now  # nothing was made: what stopped it may have been these settings
-            before, lost = cls(root)._without_failures(before, now, contenders)
-            found = differences(before, now, contenders)
+        now["contenders"] = {spec.label: plain(spec.asked()) for spec in specs}
+        # Where nothing was made, what stopped it may have been the settings.
+        if path.is_file() and any(file.is_file() for part in _PARTS for file in (root / part).rglob("*")):
+            before, stale = self._binding(self.read(path), now)
+            found = differences(before, now)
             if found:
                 raise SettingsError(
                     f"{root} holds a comparison with other settings: {'; '.join(found)}. Give the same "
                     "settings to go on with it, or name another folder"
                 )
-            for label in lost:
-                cls(root)._remove(label)
-            asked = {**before.get("contenders", {}), **asked}
-            now["orders"] = {**before.get("orders", {}), **now.get("orders", {})}
+            for file in (file for label in stale for part in _PARTS for file in self._files(part, label)):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+            for name in ("contenders", "orders"):
+                now[name] = {**before.get(name, {}), **now[name]}
         for name in _PARTS:
             (root / name).mkdir(parents=True, exist_ok=True)
-        folder = cls(root)
-        folder.write(path, {**now, "contenders": asked})
-        return folder
+        self.write(path, now)
 
-    def _without_failures(
-        self, before: Mapping[str, Any], now: Mapping[str, Any], contenders: Sequence[Contender]
-    ) -> tuple[dict[str, Any], list[str]]:
-        """The earlier settings less those on which nothing rests, and the labels of which all is to go."""
-        other_fit = any(before.get(name) != now.get(name) for name in FITTING)
-        others = {one.label for one in changed(before, contenders)}
-        if not other_fit and not others:
-            return dict(before), []
+    def _binding(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The earlier settings less those on which no run rests, and the labels whose files are to go."""
+        refit = any(before.get(name) != now.get(name) for name in FITTING)
         labels = before.get("contenders", {})
-        held, fitted = self._held(labels)
-        lost = [label for label in labels if label not in held and (label in others or other_fit)]
-        kept = {**before, "contenders": {k: v for k, v in labels.items() if k not in lost}}
-        if other_fit and not fitted:
-            kept = {name: value for name, value in kept.items() if name not in FITTING}
-        return kept, lost
+        others = {label for label, asked in now["contenders"].items() if labels.get(label, asked) != asked}
+        if not refit and not others:
+            return dict(before), []
+        runs = [self.read(file) for file in (self.root / "runs").glob("*.json")]
+        used = [(run["method"], run.get("fit")) for run in runs if run["status"] == "done"]
+        states = [(label, state) for label in labels for state in self._files("state", label)]
+        for label, state in states:
+            under_way = not (self.root / "runs" / f"{state.name}.json").is_file()
+            if under_way and (saved := self.read(state / "progress.json")):
+                used.append((label, saved.get("fit")))
+        in_use = {label for label, _ in used}
+        stale = [label for label in labels if label not in in_use and (refit or label in others)]
+        free = FITTING if refit and not any(fit and not fit.get("shipped") for _, fit in used) else ()
+        kept = {name: value for name, value in before.items() if name not in free}
+        return {**kept, "contenders": {k: v for k, v in labels.items() if k not in stale}}, stale
 
-    def _held(self, labels: Iterable[str]) -> tuple[set[str], bool]:
-        """Labels with a run that is done or under way, and whether one of these has an editor fitted here."""
-        held, fits = set(), []
-        for file in (self.root / "runs").glob("*.json"):
-            run = _read(file)
-            if run["status"] == "done":
-                held.add(run["method"])
-                fits.append(run.get("fit"))
-        for label in labels:
-            for state in self._of(label, "state"):
-                if (state / "progress.json").is_file() and not (
-                    self.root / "runs" / f"{state.name}.json"
-                ).is_file():
-                    held.add(label)
-                    fits.append(_read(state / "progress.json").get("fit"))
-        return held, any(fit and not fit.get("shipped") for fit in fits)
-
-    def _of(self, label: str, part: str) -> list[Path]:
+    def _files(self, part: str, label: str) -> list[Path]:
         """All of a method's files or folders in a part, of any seed."""
         ours = re.compile(re.escape(_named(label)) + r"-seed\d+(\..*)?")
-        found = (self.root / part).iterdir() if (self.root / part).is_dir() else ()
-        return [path for path in found if ours.fullmatch(path.name)]
-
-    def _remove(self, label: str) -> None:
-        for part in ("runs", "state", "editors"):
-            for path in self._of(label, part):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return [path for path in (self.root / part).glob("*") if ours.fullmatch(path.name)]
 
     def write(self, path: Path, values: Any) -> None:
         """Write JSON."""
-        write_atomically(
-            path, json.dumps(plain(values), indent=1, ensure_ascii=False, allow_nan=False).encode()
-        )
+        text = json.dumps(plain(values), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(path, text.encode())
 
     def read(self, path: Path) -> Any:
         """What `write` wrote; None where there is nothing."""
-        return _read(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_bytes())
+        except ValueError as error:
+            raise SettingsError(f"{path} is damaged ({error}); remove it to have it made anew") from error
 
     def run(self, label: str, seed: int) -> Path:
         """The file of a finished run."""
@@ -158,10 +135,6 @@ class Folder:
         """The folder of an unfinished run."""
         return self.root / "state" / f"{_named(label)}-seed{seed}"
 
-    def forget(self, label: str, seed: int) -> None:
-        """Remove what an unfinished run left."""
-        shutil.rmtree(self.state(label, seed), ignore_errors=True)
-
 
 def plain(value: Any) -> Any:
     """The value for JSON: numbers that are not finite as None, tuples as lists, the unknown as text."""
@@ -172,13 +145,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SettingsError(f"{path} is damaged ({error}); remove it to have it made anew") from error
 
 
 def _named(label: str) -> str:

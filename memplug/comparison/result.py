@@ -1,27 +1,103 @@
-"""What a comparison gives back: the rows of its runs, the results as a table and as reports."""
+"""What a comparison gives back: its results, which are read here and nowhere else, as reports and a table."""
 
 from __future__ import annotations
 
-import errno
 import json
-import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import SaveError, write_atomically
+from ..evaluation import Answer
+from ..files import write_atomically
 from ..shown import printable
-from .contenders import Contender
-from .folder import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["FORMAT", "VERSION", "Comparison", "failed", "is_failure", "named"]
+__all__ = ["FORMAT", "VERSION", "Comparison", "Run", "checked"]
 
 FORMAT, VERSION = "memplug comparison", 1
-_NONE = "–"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed, as it stands in the results; what is not there is empty.
+
+    Attributes:
+        method: its label; ``name`` is the registered method, ``family`` where its edits are kept.
+        seed: of the run.
+        status: "done" or "failed"; then ``error`` has a type, a message and a traceback.
+        config: the method's constants.
+        final, immediate, first: scores after all edits, of each edit right after its batch, and of the first
+            edits after all; by property, measure and value, low, high, n.
+        retained, preference, general, cost, fit: further scores and plain numbers.
+        curve: the same at the points on the way: edits, first, recent, general.
+        details: what the method told about its decisions, see `decisions`.
+        answers: rows of `Answer.to_dict` by moment, "immediate" and "final".
+        warnings: what the method warned of.
+        environment: versions and machine.
+    """
+
+    method: str
+    seed: int
+    name: str = ""
+    family: str = "–"
+    status: str = "done"
+    error: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    final: Mapping[str, Any] = field(default_factory=dict)
+    immediate: Mapping[str, Any] = field(default_factory=dict)
+    first: Mapping[str, Any] = field(default_factory=dict)
+    retained: Mapping[str, Any] = field(default_factory=dict)
+    preference: Mapping[str, Any] = field(default_factory=dict)
+    general: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    curve: Sequence[Mapping[str, Any]] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Mapping[str, int] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Run:
+        """The run of a row of the results."""
+        names = [one.name for one in fields(cls)]
+        return cls(**{name: row[name] for name in names if row.get(name) is not None})
+
+    def said(self, moment: str) -> list[Answer]:
+        """The answers of a moment, "immediate" or "final"."""
+        return [Answer.of(row) for row in self.answers.get(moment) or ()]
+
+    @property
+    def problem(self) -> str:
+        """Why it failed, in a line."""
+        return f"{self.error.get('type') or 'failed'}: {self.error.get('message') or 'no message'}"
+
+
+def checked(results: Any) -> Mapping[str, Any]:
+    """The results, if they are some.
+
+    Raises:
+        ValueError: they are none, are damaged, or were written by a newer memplug.
+    """
+    found = results.get("format") if isinstance(results, Mapping) else type(results).__name__
+    if found != FORMAT:
+        raise ValueError(
+            f"format is {found!r}; a report needs the results of a comparison ({FORMAT!r}), which "
+            "`memplug compare` writes to results.json"
+        )
+    version = results.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(
+            f"version is {version!r}, this memplug reads {FORMAT!r} up to {VERSION}; upgrade memplug"
+        )
+    if not {"settings", "data", "base", "runs"} <= results.keys():
+        raise ValueError(
+            "the results are damaged (no runs or no settings in them); take a copy that is whole"
+        )
+    return results
 
 
 @dataclass(frozen=True)
@@ -46,18 +122,9 @@ class Comparison:
         path = path / "results.json" if path.is_dir() else path
         try:
             results = json.loads(path.read_bytes())
-            is_one = results["format"] == FORMAT
-            version = int(results["version"])
-            whole = {"settings", "data", "base", "runs"} <= results.keys()
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            checked(results)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path} holds no comparison ({error}); name a results.json") from error
-        if not is_one or version > VERSION:
-            raise ValueError(
-                f"{path} has format {results['format']!r} {version}, this memplug reads "
-                f"{FORMAT!r} up to {VERSION}; upgrade memplug"
-            )
-        if not whole:
-            raise ValueError(f"{path} is damaged (no runs or no settings in it); take a copy that is whole")
         return cls(results)
 
     @property
@@ -79,19 +146,19 @@ class Comparison:
         """Write one self-contained page."""
         from .report import write_html
 
-        write_html(self.results, Path(path))
+        write_html(self.results, path)
 
     def to_markdown(self, path: str | Path) -> None:
         """Write a Markdown table."""
         from .report import write_markdown
 
-        write_markdown(self.results, Path(path))
+        write_markdown(self.results, path)
 
     def figures(self, folder: str | Path) -> None:
         """Write figures as PNG files."""
         from .report import write_figures
 
-        write_figures(self.results, Path(folder))
+        write_figures(self.results, folder)
 
     def table(self, title: str | None = None) -> Table:
         """A rich table: a row a method, means over the seeds in percent; failed methods with their error.
@@ -99,110 +166,11 @@ class Comparison:
         Whole answers as the model generates them, or teacher forced (marked) where nothing was generated.
         Specificity and same subject are counted against the base model.
         """
-        from rich.box import SIMPLE_HEAD
-        from rich.markup import escape
-        from rich.table import Table
+        from .report import rich_table
 
-        settings = self.results["settings"]
-        how = "generated" if settings["max_new_tokens"] else "whole"
-        general = sorted({name for run in self.results["runs"] for name in run["general"]})
-        table = Table(title=title, caption=self._caption(how), caption_justify="left", box=SIMPLE_HEAD)
-        table.padding = (0, 1, 0, 0)
-        table.add_column("%", overflow="fold", min_width=9)
-        for heading in (*_HEADINGS, "first", *general, "s/edit", "fwd"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        base = list(self.results["base"].values())
-        cells = [_mean([b["scores"][key][how] for b in base]) for key in _GROUPS]
-        table.add_row(
-            "base model", *cells, _NONE, *(_mean([b["general"].get(g) for b in base]) for g in general)
-        )
-        for label in dict.fromkeys(run["method"] for run in self.results["runs"]):
-            runs = [run for run in self.results["runs"] if run["method"] == label]
-            done = [run for run in runs if run["status"] == "done"]
-            if not done:
-                table.add_row(escape(printable(label)), "[red]failed[/red]")
-                continue
-            cells = [_mean([run["final"][key][how] for run in done]) for key in _GROUPS]
-            cells.append(_mean([run["first"]["efficacy"][how] for run in done]))
-            cells += [_mean([run["general"].get(name) for run in done]) for name in general]
-            cells.append(_plain_mean([run["cost"]["seconds_per_edit"] for run in done], "{:.2f}"))
-            forwards = [forward for run in done if (forward := run["cost"].get("forward"))]
-            cells.append(_plain_mean([forward["ratio"] for forward in forwards], "{:.2f}"))
-            mark = f" ({len(runs) - len(done)} of {len(runs)} failed)" if len(done) < len(runs) else ""
-            table.add_row(escape(printable(label)) + mark, *cells)
-        return table
-
-    def _caption(self, how: str) -> str:
-        settings = self.results["settings"]
-        asked = "whole answers as generated" if how == "generated" else "whole answers, teacher forced"
-        several = len(settings["seeds"]) > 1
-        text = (
-            f"{settings['edits']} edits in batches of {settings['batch']}, seed{'s' * several} "
-            f"{', '.join(map(str, settings['seeds']))}. Efficacy, generalization, specificity, other facts "
-            f"about the same subjects, portability: {asked}, the third and fourth against the base model. "
-            "First: efficacy of the first edits after all. Seconds an edit; a forward's time over the base's"
-        )
-        if settings.get("chat"):
-            text += ". Asked in the chat template"
-        errors = {run["method"]: run["error"] for run in self.failed}
-        lines = [
-            printable(f"{label}: {e['type']}: {' '.join(e['message'].split())}")
-            for label, e in errors.items()
-        ]
-        return "\n".join([text, *lines]).replace("[", r"\[")
+        return rich_table(self.results, title)
 
     def __repr__(self) -> str:
         labels = list(dict.fromkeys(run["method"] for run in self.results["runs"]))
         runs = len(self.results["runs"])
         return f"<Comparison of {printable(', '.join(labels))}: {runs} runs, {len(self.failed)} failed>"
-
-
-def named(contender: Contender, seed: int) -> dict[str, Any]:
-    """What the row of a run begins with."""
-    return {
-        "method": contender.label,
-        "name": contender.name,
-        "family": contender.family,
-        "seed": seed,
-        "asked": contender.asked(),
-    }
-
-
-def failed(contender: Contender, seed: int, error: BaseException) -> dict[str, Any]:
-    """The row of a run that raised."""
-    empty = ("fit", "cost", "immediate", "final", "first", "preference", "answers")
-    return plain(
-        {
-            **named(contender, seed),
-            "status": "failed",
-            "error": {
-                "type": type(error).__name__,
-                "message": " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]),
-                "traceback": "".join(traceback.format_exception(error)),
-            },
-            "config": json.loads(json.dumps(asdict(contender.chosen()), default=str)),
-            **dict.fromkeys(empty),
-            "curve": [],
-            "general": {},
-            "details": {},
-        }
-    )
-
-
-def is_failure(error: Exception) -> bool:
-    """Whether an exception says something about the method, and not about the disk."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return not full and not isinstance(error, SaveError)
-
-
-_HEADINGS = ("eff.", "gen.", "spec.", "same", "port.")
-_GROUPS = ("efficacy", "generalization", "specificity", "same_subject", "portability")
-
-
-def _mean(scores: list[Mapping[str, Any] | None]) -> str:
-    values = [score["value"] for score in scores if score is not None and score["value"] is not None]
-    return f"{100 * sum(values) / len(values):.0f}" if values else _NONE
-
-
-def _plain_mean(values: list[float], form: str) -> str:
-    return form.format(sum(values) / len(values)) if values else _NONE

@@ -6,88 +6,38 @@ would have given.
 
 from __future__ import annotations
 
+import errno
+import json
+import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..edits import Case
-from ..evaluation import Answer, Reference, Scores, ask, retained
-from ..evaluation.general import General
-from ..evaluation.metrics import Judged, generated_exact
+from ..evaluation import Answer, retained
+from ..evaluation.metrics import Judged
 from ..plugin import Plug
-from ..storage import LoadError
-from .casebook import Drawn
-from .contenders import Contender
-from .cost import Meter, hooks_of, neutral, overhead
-from .details import details, recalled
-from .fitting import ready
-from .folder import Folder, plain
+from ..storage import LoadError, SaveError
+from ..text import TokenizerError
+from .checkpoint import Checkpoint, RunState
+from .context import RunContext
+from .cost import Meter, neutral, overhead
+from .decisions import details, recalled
+from .fitting import attach_fitted
+from .folder import plain
+from .model_state import hooks_of
 from .preference import preferences
-from .progress import Keeper, Tally, plug_folder, save, take_up
-from .result import is_failure, named
-from .settings import Settings
+from .specs import MethodSpec
 
-__all__ = ["Bench", "general_scores", "run"]
+__all__ = ["failed_row", "general_scores", "is_failure", "run"]
 
 FIRST = 100
 """The early edits that are looked at again and again, at most."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all runs of one seed share.
-
-    Attributes:
-        model, tokenizer: the model, unedited between runs.
-        settings: of the comparison.
-        folder: its files.
-        seed: the seed.
-        drawn: the seed's cases.
-        reference: the unedited model on them.
-        general: the general sets.
-        fit_cases: gives the cases to fit on, if there are any.
-        alone: other processes were launched that must not take part in a fitting.
-        progress: show bars.
-    """
-
-    model: Any
-    tokenizer: Any
-    settings: Settings
-    folder: Folder
-    seed: int
-    drawn: Drawn
-    reference: Reference
-    general: Sequence[General]
-    fit_cases: Callable[[], Sequence[Case]] | None
-    alone: bool = False
-    progress: bool = True
-
-    def ask(self, cases: Sequence[Case], at: Sequence[int]) -> list[Answer]:
-        """Rows about these cases, which have the numbers ``at`` in the run."""
-        rows = ask(
-            self.model,
-            self.tokenizer,
-            cases,
-            self.reference,
-            batch_size=self.settings.batch_size,
-            max_new_tokens=self.settings.max_new_tokens,
-        )
-        return [row._replace(case=at[row.case]) for row in rows]
-
-    def abilities(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The model's scores on the general sets, and its answers."""
-        return general_scores(self.general, self.model, self.tokenizer, self.settings)
-
-    def scores(self, rows: Sequence[Answer]) -> Scores:
-        """Scores of rows."""
-        return Scores.from_answers(rows, level=self.settings.level)
-
-
-def run(bench: Bench, contender: Contender) -> dict[str, Any]:
+def run(context: RunContext, spec: MethodSpec) -> dict[str, Any]:
     """The run of one method, as it stands in the results (``restored`` is for the caller to say).
 
     A part of the judging beside the scores that raises is left out, and stands among the run's warnings.
@@ -95,192 +45,195 @@ def run(bench: Bench, contender: Contender) -> dict[str, Any]:
     Raises:
         Exception: whatever the method raises; the model is detached from it.
     """
-    before = hooks_of(bench.model)
-    plug, tally = _begin(bench, contender)
+    before = hooks_of(context.model)
+    checkpoint = Checkpoint(context.folder.state(spec.label, context.seed))
+    plug, state = _begin(context, spec, checkpoint)
     try:
-        _edit(bench, contender, plug, tally)
-        return _judge(bench, contender, plug, tally, before)
+        _edit(context, spec, plug, state, checkpoint)
+        return _judge(context, spec, plug, state, checkpoint, before)
     except Exception as error:
-        error.add_note(f"after {tally.done} of {len(bench.drawn.cases)} edits")
+        error.add_note(f"after {state.done} of {len(context.drawn.cases)} edits")
         raise
     finally:
         plug.detach()
 
 
-def _begin(bench: Bench, contender: Contender) -> tuple[Plug, Tally]:
+def _begin(context: RunContext, spec: MethodSpec, checkpoint: Checkpoint) -> tuple[Plug, RunState]:
     """The plug as it was saved, or a fresh one."""
-    state = bench.folder.state(contender.label, bench.seed)
     try:
-        found = take_up(state, bench.model, bench.tokenizer, contender.paths())
+        found = checkpoint.load(context.model, context.tokenizer, spec.paths())
     except LoadError as error:
-        warnings.warn(f"{contender.label} begins anew: {error}", stacklevel=2)
+        warnings.warn(f"{spec.label} begins anew: {error}", stacklevel=2)
         found = None
     if found is not None:
         return found
-    bench.folder.forget(contender.label, bench.seed)
-    plug, fit = ready(
-        contender,
-        bench.model,
-        bench.tokenizer,
-        bench.folder,
-        bench.seed,
-        bench.fit_cases,
-        steps=bench.settings.fit_steps,
-        alone=bench.alone,
-        progress=bench.progress,
-    )
-    return plug, Tally(fit=fit, config=plain(asdict(plug.method.config)))
+    checkpoint.remove()
+    plug, fit = attach_fitted(spec, context)
+    return plug, RunState(fit=fit, config=plain(asdict(plug.method.config)))
 
 
-def _edit(bench: Bench, contender: Contender, plug: Plug, tally: Tally) -> None:
+def _edit(context: RunContext, spec: MethodSpec, plug: Plug, state: RunState, checkpoint: Checkpoint) -> None:
     """Make the edits that are left, look at each right after its batch, and at the points at more."""
-    settings, cases, keeper = bench.settings, bench.drawn.cases, Keeper()
-    bar = tqdm(
-        total=len(cases), desc=f"{contender.label} {bench.seed}", disable=not bench.progress, unit="edit"
-    )
-    with bar:
-        bar.update(tally.done)
-        while tally.done < len(cases):
-            at = range(tally.done, min(tally.done + settings.batch, len(cases)))
-            batch = [cases[i] for i in at]
+    settings, cases = context.settings, context.drawn.cases
+    name, quiet = f"{spec.label} {context.seed}", not context.progress
+    with tqdm(total=len(cases), initial=state.done, desc=name, disable=quiet, unit="edit") as bar:
+        while state.done < len(cases):
+            at = range(state.done, min(state.done + settings.batch, len(cases)))
             with warnings.catch_warnings(record=True) as caught, Meter() as meter:
                 warnings.simplefilter("always")
-                plug.edit(batch, progress=False)
-            tally.seconds += meter.seconds
-            tally.host = max(tally.host, meter.host)
+                plug.edit([cases[i] for i in at], progress=False)
+            state.seconds += meter.seconds
+            state.host = max(state.host, meter.host)
             if meter.device is not None:
-                tally.device = max(tally.device or 0, meter.device)
-            told = Counter(tally.warned)
-            told.update(str(one.message) for one in caught)
-            tally.warned = dict(told)
-            tally.immediate += bench.ask(batch, at)
-            tally.done = at.stop
-            bar.update(len(batch))
-            if tally.done in settings.points and tally.done < len(cases):
-                tally.curve.append(_look(bench, tally, None))
-            if tally.done in settings.points or keeper.due():
-                with keeper:
-                    save(bench.folder.state(contender.label, bench.seed), plug, tally)
+                state.device = max(state.device or 0, meter.device)
+            for warning in caught:
+                state.warn(str(warning.message))
+            state.immediate += context.ask(at)
+            state.done = at.stop
+            bar.update(len(at))
+            if state.done in settings.points and state.done < len(cases):
+                state.curve.append(_point(context, state, None))
+            if state.done in settings.points or checkpoint.due():
+                checkpoint.save(plug, state)
 
 
-def _look(bench: Bench, tally: Tally, rows: Sequence[Answer] | None) -> dict[str, Any]:
+def _point(context: RunContext, state: RunState, rows: Sequence[Answer] | None) -> dict[str, Any]:
     """A point of the curve; ``rows`` are those about all edits, where they have been asked already (and are
     among the run's answers)."""
-    asked = rows is None
-    k = min(FIRST, bench.settings.points[0])
-    first, recent = range(k), range(max(0, tally.done - k), tally.done)
-    if rows is None:
-        at = sorted({*first, *recent})
-        rows = bench.ask([bench.drawn.cases[i] for i in at], at)
-    general, said = _part(tally, "general abilities", lambda: bench.abilities()) or ({}, {})
+    k = min(FIRST, context.settings.points[0])
+    first, recent = range(k), range(max(0, state.done - k), state.done)
+    asked = context.ask(sorted({*first, *recent})) if rows is None else rows
+    general, said = _part(state, "general abilities", lambda: general_scores(context)) or ({}, {})
     return {
-        "edits": tally.done,
-        "seconds": tally.seconds,
-        "first": bench.scores([row for row in rows if row.case in first]).to_dict(),
-        "recent": bench.scores([row for row in rows if row.case in recent]).to_dict(),
+        "edits": state.done,
+        "seconds": state.seconds,
+        "first": context.scores([row for row in asked if row.case in first]).to_dict(),
+        "recent": context.scores([row for row in asked if row.case in recent]).to_dict(),
         "general": general,
         "general_answers": said,
-        "answers": bench.scores(rows).to_dict(answers=True)["answers"] if asked else None,
+        "answers": [row.to_dict() for row in asked] if rows is None else None,
     }
 
 
 def _judge(
-    bench: Bench, contender: Contender, plug: Plug, tally: Tally, before: frozenset[int]
+    context: RunContext,
+    spec: MethodSpec,
+    plug: Plug,
+    state: RunState,
+    checkpoint: Checkpoint,
+    before: frozenset[int],
 ) -> dict[str, Any]:
-    cases, settings = bench.drawn.cases, bench.settings
+    cases = context.drawn.cases
     # One batch of all edits was looked at right after it: nothing has changed since.
-    once = settings.batch >= len(cases)
-    final = list(tally.immediate) if once else bench.ask(cases, range(len(cases)))
-    last = _look(bench, tally, final)
-    first = [row for row in final if row.case < FIRST]
-    immediate, scores = bench.scores(tally.immediate), bench.scores(final)
-    state = bench.folder.state(contender.label, bench.seed)
-    size = sum(file.stat().st_size for file in plug_folder(state, tally).rglob("*") if file.is_file())
+    once = context.settings.batch >= len(cases)
+    final = list(state.immediate) if once else context.ask(range(len(cases)))
+    last = _point(context, state, final)
+    size = checkpoint.size()
     learned = plug.method.state().tensors.values()
-    spent = _part(tally, "overhead", lambda: _overhead(bench, plug, tally, before)) or {}
-    likelier = _part(
-        tally,
-        "preferences",
-        lambda: preferences(bench.model, bench.tokenizer, bench.drawn, bench.reference, settings),
+    spent = _part(state, "overhead", lambda: _overhead(context, plug, state, before)) or {}
+    likelier = _part(state, "preferences", lambda: preferences(context))
+    return plain(
+        {
+            **_named(spec, context.seed),
+            "status": "done",
+            "error": None,
+            "config": state.config,
+            "fit": state.fit,
+            "cost": {
+                "seconds": state.seconds,
+                "seconds_per_edit": state.seconds / len(cases),
+                "peak_host_bytes": state.host,
+                "peak_device_bytes": state.device,
+                "parameters": sum(t.numel() for t in learned if t.is_floating_point()),
+                "bytes": size,
+                "bytes_per_edit": size / len(cases),
+                "forward": spent.get("forward"),
+                "decode": spent.get("decode"),
+            },
+            "immediate": context.scores(state.immediate).to_dict(),
+            "final": context.scores(final).to_dict(),
+            "first": context.scores([row for row in final if row.case < FIRST]).to_dict(),
+            "retained": _retained(state.immediate, final),
+            "preference": likelier,
+            "curve": [*state.curve, last],
+            "general": last["general"],
+            "details": _part(state, "details", lambda: details(plug, cases)) or {},
+            "warnings": state.warned,
+            "answers": {
+                "immediate": [row.to_dict() for row in state.immediate],
+                "final": [row.to_dict() for row in final],
+            },
+        }
     )
-    told = _part(tally, "details", lambda: details(plug, cases)) or {}
-    out = {
-        **named(contender, bench.seed),
-        "status": "done",
-        "error": None,
-        "config": tally.config,
-        "fit": tally.fit,
-        "cost": {
-            "seconds": tally.seconds,
-            "seconds_per_edit": tally.seconds / len(cases),
-            "peak_host_bytes": tally.host,
-            "peak_device_bytes": tally.device,
-            "parameters": sum(t.numel() for t in learned if t.is_floating_point()),
-            "bytes": size,
-            "bytes_per_edit": size / len(cases),
-            "forward": spent.get("forward"),
-            "decode": spent.get("decode"),
-        },
-        "immediate": immediate.to_dict(),
-        "final": scores.to_dict(),
-        "first": bench.scores(first).to_dict(),
-        "retained": _retained(tally.immediate, final),
-        "preference": likelier,
-        "curve": [*tally.curve, last],
-        "general": last["general"],
-        "details": told,
-        "warnings": tally.warned,
-        "answers": {
-            "immediate": immediate.to_dict(answers=True)["answers"],
-            "final": scores.to_dict(answers=True)["answers"],
-        },
-    }
-    return plain(out)
 
 
-def _part(tally: Tally, name: str, make: Callable[[], Any]) -> Any:
+def _part(state: RunState, name: str, make: Callable[[], Any]) -> Any:
     """What ``make`` gives; None where it raises, which is noted: edits and scores are too dear to lose."""
     try:
         return make()
     except Exception as error:
         if not is_failure(error):
             raise
-        told = f"{name} left out: {type(error).__name__}: {' '.join(str(error).split())}"
-        tally.warned[told] = tally.warned.get(told, 0) + 1
+        state.warn(f"{name} left out: {type(error).__name__}: {' '.join(str(error).split())}")
         return None
 
 
-def _overhead(bench: Bench, plug: Plug, tally: Tally, before: frozenset[int]) -> dict[str, Any]:
+def _overhead(context: RunContext, plug: Plug, state: RunState, before: frozenset[int]) -> dict[str, Any]:
     """What a forward costs where nothing is to be recalled, and whether something was."""
-    found = overhead(bench.model, bench.tokenizer, neutral(bench.drawn.cases), before)
+    found = overhead(context.model, context.tokenizer, neutral(context.drawn.cases), before)
     costs = found.to_dict()
-    costs["forward"]["recalled"] = recalled(plug, found.text)
-    if costs["forward"]["recalled"]:
-        tally.warned["an edit was recalled in the text that forwards were timed on, though it names none"] = 1
+    try:
+        edits = recalled(plug.explain(found.text))
+    except TokenizerError:  # put into tokens once more, it may not fit into the model's context
+        edits = None
+    costs["forward"]["recalled"] = None if edits is None else bool(edits)
+    if edits:
+        state.warn("an edit was recalled in the text that forwards were timed on, though it names none")
     return costs
 
 
 def _retained(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float | None]:
     """`retained`, of whole answers as generated, or teacher forced where none were."""
-
-    def held(row: Answer) -> float:
-        return float(row.whole if row.text is None else generated_exact(row.text, row.target))
-
-    groups = ("efficacy", "generalization")
-    pairs = {
-        name: [[held(r) for r in rows if r.group == name] for rows in (before, after)] for name in groups
+    return {
+        group: retained(
+            *([float(r.right or 0) for r in rows if r.group == group] for rows in (before, after))
+        )
+        for group in ("efficacy", "generalization")
     }
-    return {name: retained(*pair) for name, pair in pairs.items()}
 
 
-def general_scores(
-    sets: Sequence[General], model: Any, tokenizer: Any, settings: Settings
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def general_scores(context: RunContext) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model's scores on all general sets by measure, and its answers by set, plain."""
     found: dict[str, Any] = {}
     answers: dict[str, Any] = {}
-    for one in sets:
-        scores = one.score(model, tokenizer, batch_size=settings.batch_size, level=settings.level)
+    size, level = context.settings.batch_size, context.settings.level
+    for one in context.general:
+        scores = one.score(context.model, context.tokenizer, batch_size=size, level=level)
         found |= {name: plain(score._asdict()) for name, score in scores.items()}
         answers[one.name] = plain(scores.answers) if isinstance(scores, Judged) else None
     return found, answers
+
+
+def _named(spec: MethodSpec, seed: int) -> dict[str, Any]:
+    """What the row of a run begins with."""
+    names = {"method": spec.label, "name": spec.name, "family": spec.family}
+    return {**names, "seed": seed, "asked": spec.asked()}
+
+
+def failed_row(spec: MethodSpec, seed: int, error: BaseException) -> dict[str, Any]:
+    """The row of a run that raised."""
+    empty = ("fit", "cost", "immediate", "final", "first", "preference", "answers")
+    told = {
+        "type": type(error).__name__,
+        "message": " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    config = json.loads(json.dumps(asdict(spec.chosen()), default=str))
+    row = {**_named(spec, seed), "status": "failed", "error": told, "config": config, **dict.fromkeys(empty)}
+    return plain({**row, "curve": [], "general": {}, "details": {}})
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether an exception says something about the method, and not about the disk."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return not full and not isinstance(error, SaveError)

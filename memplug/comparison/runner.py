@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,25 @@ import torch
 from ..chat import in_chat
 from ..data import Loaded
 from ..edits import Case
-from ..evaluation import Reference, Scores, refer
+from ..evaluation.encoding import longest
 from ..evaluation.general import General, open_general
 from ..evaluation.protocol import check_targets
 from ..layers import input_device
 from ..plugin import plug_of
 from ..storage import fingerprint
 from ..text import Text
-from .bits import NotRestoredError, bits_of
-from .casebook import Casebook, Drawn, open_casebook, open_fitting
-from .contenders import Contender, contenders
+from .cases import open_cases, open_fitting
+from .checkpoint import Checkpoint
+from .context import RunContext
 from .environment import environment
 from .folder import Folder, plain
+from .model_state import NotRestoredError, bits_of
 from .preference import preferences
 from .processes import Processes
-from .progress import all_made
-from .result import FORMAT, VERSION, Comparison, failed, is_failure
-from .run import Bench, general_scores, run
-from .settings import Settings, checked_points, default_points, named, room
+from .result import FORMAT, VERSION, Comparison
+from .run import failed_row, general_scores, is_failure, run
+from .settings import Settings, named, points_of
+from .specs import MethodSpec, method_specs
 
 __all__ = ["compare"]
 
@@ -124,23 +124,26 @@ def compare(
     general = [general] if isinstance(general, str | Path) else general
     seeds = [seeds] if isinstance(seeds, int) else seeds
     points = [points] if isinstance(points, int) else points
+    text = Text(model, tokenizer)
     if chat:
-        Text(model, tokenizer).encode(in_chat("Who is it?"))  # without a template this raises at once
-    book = open_casebook(cases, drop=drop, skip_bad=skip_bad, probes=probes, chat=chat)
+        text.encode(in_chat("Who is it?"))  # without a template this raises at once
+    source = open_cases(cases, drop=drop, skip_bad=skip_bad, probes=probes, chat=chat)
     wanted = open_fitting(fit_cases, skip_bad=skip_bad)
-    rivals = contenders(methods, constants)
+    specs = method_specs(methods, constants)
     sets = [open_general(one) if isinstance(one, str | Path) else one for one in general]
-    n = book.size(edits)
+    n = source.size(edits)
+    if max_new_tokens is None:  # the same for all seeds
+        max_new_tokens = max(32, 2 + longest(text, source.targets()))
     settings = Settings(
         model=name or str(getattr(model.config, "name_or_path", "") or type(model).__name__),
-        cases=book.name,
-        methods=tuple(one.label for one in rivals),
+        cases=source.name,
+        methods=tuple(spec.label for spec in specs),
         edits=n,
         batch=batch,
         seeds=tuple(seeds),
-        points=default_points(n, batch) if points is None else checked_points(points, n, batch),
+        points=points_of(points, n, batch),
         level=level,
-        max_new_tokens=room(model, tokenizer, book) if max_new_tokens is None else max_new_tokens,
+        max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         general=tuple(one.name for one in sets),
         drop=tuple(sorted(drop)),
@@ -153,164 +156,77 @@ def compare(
         general_sets={one.name: plain(one.asked()) for one in sets if hasattr(one, "asked")},
         chat=chat,
     )
-    with _root(out) as root:
-        plan = _Plan(model, tokenizer, settings, book, rivals, sets, wanted, retry, progress)
-        return plan.carry_out(root)
+    where = nullcontext(out) if out is not None else tempfile.TemporaryDirectory(prefix="memplug-")
+    with where as root:
+        folder, here = Folder(Path(root).expanduser()), Processes.here()
+        shown = progress and here.rank == 0
+        context = RunContext(model, tokenizer, settings, folder, source, sets, wanted, here, shown)
+        return _make(context, specs, retry)
 
 
-@contextmanager
-def _root(out: str | Path | None) -> Iterator[Path]:
-    if out is not None:
-        yield Path(out).expanduser()
-        return
-    with tempfile.TemporaryDirectory(prefix="memplug-") as folder:
-        yield Path(folder)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """All runs of a comparison."""
-
-    model: Any
-    tokenizer: Any
-    settings: Settings
-    book: Casebook
-    rivals: list[Contender]
-    sets: list[General]
-    fit_cases: int | Sequence[Case] | None
-    retry: bool
-    progress: bool
-
-    def carry_out(self, root: Path) -> Comparison:
-        """Make this process's runs; the first process gathers all."""
-        settings, here = self.settings, Processes.here()
-        data = self.book.account(settings.edits, settings.seeds)
-        identity = {
-            "fingerprint": fingerprint(self.model),
-            **self.book.identity(settings.edits, settings.seeds),
-        }
-        if here.rank == 0:
-            Folder.open(root, settings, identity, self.rivals)
-        here.wait()
-        folder = Folder(root)
-        self._check_cases(folder)
-        bits = bits_of(self.model)
-        todo = [(rival, seed) for seed in settings.seeds for rival in self.rivals]
-        try:
-            for seed, rivals in _by_seed(here.mine(todo)):
-                self._seed(folder, seed, rivals, bits, here)
-        except NotRestoredError:
-            self._gather(folder, data, todo)
-            raise
-        here.wait()
-        return self._gather(folder, data, todo, write=here.rank == 0)
-
-    def _check_cases(self, folder: Folder) -> None:
-        """All seeds' cases fit the model, before the first hour of work; those that were asked before do."""
-        for seed in self.settings.seeds:
-            if not folder.base(seed).is_file():
-                cases = self.book.draw(self.settings.edits, seed).cases
-                check_targets(self.model, self.tokenizer, cases, self.settings.max_new_tokens)
-
-    def _seed(
-        self, folder: Folder, seed: int, rivals: Sequence[Contender], bits: str, here: Processes
-    ) -> None:
-        open_ = [rival for rival in rivals if self._open(folder.read(folder.run(rival.label, seed)))]
-        if not open_ and folder.base(seed).is_file():
-            return
-        bench = self._bench(folder, seed, here)
-        for rival in open_:
-            result, error = _attempt(bench, rival)
-            result["restored"] = bits_of(self.model) == bits
-            if not result["restored"]:
-                error = NotRestoredError(
-                    f"{rival.label!r} did not leave the model as it was (parameters, buffers or hooks differ "
-                    "after detach), so that nothing after it could be compared; load the model anew, and "
-                    "leave the method out"
-                )
-                result = {**failed(rival, seed, error), "restored": False}
-            made = {"environment": environment(self.settings.device), "command": self.settings.command}
-            folder.write(folder.run(rival.label, seed), {**result, **made})
-            state = folder.state(rival.label, seed)
-            if error is None or not result["restored"] or not all_made(state, self.settings.edits):
-                folder.forget(rival.label, seed)
-            if isinstance(error, NotRestoredError):
-                raise error
-
-    def _open(self, run: Mapping[str, Any] | None) -> bool:
-        return run is None or (self.retry and run["status"] == "failed")
-
-    def _bench(self, folder: Folder, seed: int, here: Processes) -> Bench:
-        settings, wanted = self.settings, self.fit_cases
-        drawn = self.book.draw(settings.edits, seed)
-        reference = self._refer(drawn)
-        base = folder.read(folder.base(seed)) or {}
-        if not {"answers", "general_answers", "preference"} <= base.keys():  # earlier versions kept less
-            told = Scores.from_answers(reference.answers(drawn.cases), level=settings.level)
-            base["scores"], base["answers"] = told.to_dict(), told.to_dict(answers=True)["answers"]
-            asked = general_scores(self.sets, self.model, self.tokenizer, settings)
-            base["general"], base["general_answers"] = asked
-            base["preference"] = preferences(self.model, self.tokenizer, drawn, reference, settings)
-            folder.write(folder.base(seed), base)
-        return Bench(
-            model=self.model,
-            tokenizer=self.tokenizer,
-            settings=settings,
-            folder=folder,
-            seed=seed,
-            drawn=drawn,
-            reference=reference,
-            general=self.sets,
-            fit_cases=None if wanted is None else lambda: self.book.fitting(wanted, settings.edits, seed),
-            alone=here.count > 1,
-            progress=self.progress and here.rank == 0,
-        )
-
-    def _refer(self, drawn: Drawn) -> Reference:
-        return refer(
-            self.model,
-            self.tokenizer,
-            drawn.cases,
-            everything=True,
-            batch_size=self.settings.batch_size,
-            max_new_tokens=self.settings.max_new_tokens,
-        )
-
-    def _gather(
-        self,
-        folder: Folder,
-        data: Mapping[str, Any],
-        todo: Sequence[tuple[Contender, int]],
-        write: bool = True,
-    ) -> Comparison:
-        files = dict.fromkeys(folder.run(rival.label, seed) for rival, seed in todo)
-        files |= dict.fromkeys(sorted((folder.root / "runs").glob("*.json")))  # what earlier calls added
-        runs = [one for file in files if (one := folder.read(file)) is not None]
-        settings = self.settings.to_dict()
-        settings["methods"] = list(dict.fromkeys([*settings["methods"], *(one["method"] for one in runs)]))
-        settings["seeds"] = sorted({*settings["seeds"], *(one["seed"] for one in runs)})
-        results = {
-            "format": FORMAT,
-            "version": VERSION,
-            "environment": environment(self.settings.device),
-            "settings": settings,
-            "fingerprint": (folder.read(folder.root / "settings.json") or {}).get("fingerprint"),
-            "data": dict(data),
-            "base": {str(seed): folder.read(folder.base(seed)) for seed in settings["seeds"]},
-            "runs": runs,
-        }
-        if write:
-            folder.write(folder.root / "results.json", results)
-        return Comparison(results)
-
-
-def _attempt(bench: Bench, rival: Contender) -> tuple[dict[str, Any], Exception | None]:
+def _make(context: RunContext, specs: Sequence[MethodSpec], retry: bool) -> Comparison:
+    """Make this process's runs; the first process gathers all."""
+    settings, folder, here = context.settings, context.folder, context.processes
+    data = context.source.account(settings.edits, settings.seeds)
+    if here.rank == 0:
+        identity = context.source.identity(settings.edits, settings.seeds)
+        folder.open(settings, {"fingerprint": fingerprint(context.model), **identity}, specs)
+    here.wait()
+    # All seeds' cases fit the model, before the first hour of work; those that were asked before do.
+    for seed in (seed for seed in settings.seeds if not folder.base(seed).is_file()):
+        cases = context.source.draw(settings.edits, seed).cases
+        check_targets(context.model, context.tokenizer, cases, settings.max_new_tokens)
+    bits = bits_of(context.model)
+    mine = here.mine([(spec, seed) for seed in settings.seeds for spec in specs])
     try:
-        return run(bench, rival), None
+        for seed in dict.fromkeys(seed for _, seed in mine):
+            rows = [(spec, folder.read(folder.run(spec.label, seed))) for spec, own in mine if own == seed]
+            todo = [spec for spec, row in rows if not row or (retry and row["status"] == "failed")]
+            if todo or not folder.base(seed).is_file():
+                _make_seed(context.at(seed), todo, bits)
+    except NotRestoredError:
+        _gather(context, specs, data, write=True)
+        raise
+    here.wait()
+    return _gather(context, specs, data, write=here.rank == 0)
+
+
+def _make_seed(context: RunContext, specs: Sequence[MethodSpec], bits: str) -> None:
+    """Score the base model where that has not been done, and make the runs of a seed."""
+    settings, folder, seed = context.settings, context.folder, context.seed
+    base = folder.read(folder.base(seed)) or {}
+    if not {"answers", "general_answers", "preference"} <= base.keys():  # earlier versions kept less
+        scores = context.scores(context.reference.answers(context.drawn.cases))
+        base["scores"], base["answers"] = scores.to_dict(), [row.to_dict() for row in scores.answers]
+        base["general"], base["general_answers"] = general_scores(context)
+        base["preference"] = preferences(context)
+        folder.write(folder.base(seed), base)
+    for spec in specs:
+        row, error = _attempt(context, spec)
+        row["restored"] = bits_of(context.model) == bits
+        if not row["restored"]:
+            error = NotRestoredError(
+                f"{spec.label!r} did not leave the model as it was (parameters, buffers or hooks differ "
+                "after detach), so that nothing after it could be compared; load the model anew, and leave "
+                "the method out"
+            )
+            row = {**failed_row(spec, seed, error), "restored": False}
+        made = {"environment": environment(settings.device), "command": settings.command}
+        folder.write(folder.run(spec.label, seed), {**row, **made})
+        checkpoint = Checkpoint(folder.state(spec.label, seed))
+        if error is None or not row["restored"] or not checkpoint.holds(settings.edits):
+            checkpoint.remove()
+        if isinstance(error, NotRestoredError):
+            raise error
+
+
+def _attempt(context: RunContext, spec: MethodSpec) -> tuple[dict[str, Any], Exception | None]:
+    try:
+        return run(context, spec), None
     except Exception as error:
         if not is_failure(error):
             raise
-        row = failed(rival, bench.seed, error)
+        row = failed_row(spec, context.seed, error)
         error.__traceback__ = None  # its frames hold the method's tensors
         gc.collect()
         if torch.cuda.is_initialized():
@@ -318,6 +234,25 @@ def _attempt(bench: Bench, rival: Contender) -> tuple[dict[str, Any], Exception 
         return row, error
 
 
-def _by_seed(todo: Sequence[tuple[Contender, int]]) -> list[tuple[int, list[Contender]]]:
-    seeds = dict.fromkeys(seed for _, seed in todo)
-    return [(seed, [rival for rival, own in todo if own == seed]) for seed in seeds]
+def _gather(
+    context: RunContext, specs: Sequence[MethodSpec], data: dict[str, Any], write: bool
+) -> Comparison:
+    folder, settings = context.folder, context.settings.to_dict()
+    files = [folder.run(spec.label, seed) for seed in context.settings.seeds for spec in specs]
+    files += sorted((folder.root / "runs").glob("*.json"))  # what earlier calls added
+    runs = [row for file in dict.fromkeys(files) if (row := folder.read(file)) is not None]
+    settings["methods"] = list(dict.fromkeys([*settings["methods"], *(row["method"] for row in runs)]))
+    settings["seeds"] = sorted({*settings["seeds"], *(row["seed"] for row in runs)})
+    results = {
+        "format": FORMAT,
+        "version": VERSION,
+        "environment": environment(context.settings.device),
+        "settings": settings,
+        "fingerprint": (folder.read(folder.root / "settings.json") or {}).get("fingerprint"),
+        "data": data,
+        "base": {str(seed): folder.read(folder.base(seed)) for seed in settings["seeds"]},
+        "runs": runs,
+    }
+    if write:
+        folder.write(folder.root / "results.json", results)
+    return Comparison(results)

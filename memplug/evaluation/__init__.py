@@ -1,8 +1,9 @@
 """How well a model holds its edits: measures, their batched computation, and the protocol of one method."""
 
-from .metrics import Score, bootstrap, retained
+from .metrics import Score, retained
 from .probing import Forced, Preference, answer, prefer, teacher_force
 from .protocol import Edited, Reference, ask, evaluate, refer, score
+from .resampling import bootstrap
 from .scores import Answer, Measures, Scores
 
 __all__ = [

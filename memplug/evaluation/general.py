@@ -15,8 +15,9 @@ from ..data import DataError
 from ..data.rows import read_file
 from ..edits import Probe
 from .harness import Harness
-from .metrics import Judged, Score, bootstrap, choose_likeliest, choose_per_byte, generated_exact
+from .metrics import Judged, Score, choose_likeliest, choose_per_byte, generated_exact
 from .probing import answer, teacher_force
+from .resampling import bootstrap
 
 __all__ = ["Choices", "Choosing", "General", "Skills", "open_general", "read_choices"]
 

@@ -14,12 +14,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 __all__ = [
     "Score",
     "answer_agreement",
-    "bootstrap",
     "choose_likeliest",
     "choose_per_byte",
     "generated_exact",
@@ -230,44 +227,6 @@ def perplexity(log_probs: Sequence[float]) -> float:
         return math.exp(-_mean(log_probs, "target"))
     except OverflowError:
         return math.inf
-
-
-def bootstrap(
-    values: Sequence[float], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> Score | None:
-    """The mean of ``values`` and its percentile bootstrap interval (Efron, 1979); None without values.
-
-    The units are drawn with replacement, so dependent values (several probes of a case) have to be
-    averaged to one value a unit first. The interval of n equal values has no width, whatever n is:
-    1.00 of 3 cases is no proof of 1.00.
-
-    Args:
-        values: one number a unit; infinities give infinite bounds.
-        level: the interval's coverage, between 0 and 1.
-        resamples: how many times the units are drawn.
-        seed: of the generator that draws; the same values and seed give the same bounds.
-
-    Raises:
-        ValueError: a value is NaN, or ``level`` or ``resamples`` is out of range.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level!r}; it must lie between 0 and 1, 0.95 for a 95 % interval")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples!r}; it must be at least 1, 1000 is usual")
-    if len(values) == 0:
-        return None
-    data = np.asarray(values, dtype=np.float64)
-    if np.isnan(data).any():
-        raise ValueError(f"value {int(np.isnan(data).argmax())} is not a number; leave that unit out")
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, 1_000_000 // len(data))  # so that the drawn indices take 8 MB at most
-    for start in range(0, resamples, rows):
-        count = min(rows, resamples - start)
-        means[start : start + count] = data[rng.integers(len(data), size=(count, len(data)))].mean(axis=1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], method="nearest")
-    return Score(float(data.mean()), float(low), float(high), len(data))
 
 
 def _check_aligned(predicted: Sequence[int], target: Sequence[int], what: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..chat import Prompt, show
-from .metrics import Score, answer_agreement, bootstrap, generated_exact, generated_start
+from .metrics import Score, answer_agreement, generated_exact, generated_start
+from .resampling import bootstrap
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,6 +57,41 @@ class Answer(NamedTuple):
         """Plain values for JSON: messages as one text (`memplug.chat.show`), what is not finite as None."""
         plain = {name: _finite(value) for name, value in self._asdict().items()}
         return {**plain, "prompt": show(self.prompt)}
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Answer:
+        """What `to_dict` gave, read back; a perplexity of None was infinite."""
+        return cls(**{**row, "perplexity": math.inf if row["perplexity"] is None else row["perplexity"]})
+
+    def values(self) -> dict[tuple[str, ...], float]:
+        """What it counts as, by property and measure as in `Scores`, and its ("perplexity",)."""
+        stays, text = self.group in ("specificity", "same_subject"), self.text
+        gold = f"{self.group}_gold" if stays else self.group
+        found: dict[tuple[str, ...], float | None] = {
+            (gold, "tokens"): self.tokens,
+            (gold, "whole"): self.whole,
+        }
+        if text is not None:
+            found[gold, "generated"] = generated_exact(text, self.target)
+            found[gold, "starts"] = generated_start(text, self.target)
+        if stays and self.agreement is not None:
+            found |= {(self.group, "tokens"): self.agreement, (self.group, "whole"): self.agreement == 1}
+        if stays and text is not None and self.base_text is not None:
+            found[self.group, "generated"] = answer_agreement(text, self.base_text)
+        if self.group == "efficacy":
+            found["perplexity",] = self.perplexity
+        return {key: float(value) for key, value in found.items() if value is not None}
+
+    @property
+    def right(self) -> bool | None:
+        """Whether it is as it should be, as generated, or teacher forced where nothing was; None: unknown.
+
+        What an edit must not change is right if the base model answers the same, the rest if it is the
+        target.
+        """
+        values = self.values()
+        found = values.get((self.group, "generated"), values.get((self.group, "whole")))
+        return None if found is None else found == 1
 
 
 @dataclass(frozen=True)
@@ -110,39 +146,18 @@ class Scores:
             level, seed: of the `bootstrap` intervals, drawn over cases.
         """
         rows = tuple(answers)
-
-        def mean(group: Group, value: Callable[[Answer], float | None]) -> Score | None:
-            by_case: dict[int, list[float]] = defaultdict(list)
-            for row in rows:
-                found = value(row) if row.group == group else None
-                if found is not None:
-                    by_case[row.case].append(found)
-            return bootstrap([sum(v) / len(v) for v in by_case.values()], level=level, seed=seed)
-
-        def against_target(group: Group) -> Measures:
-            return Measures(
-                mean(group, lambda row: row.tokens),
-                mean(group, lambda row: row.whole),
-                mean(group, lambda row: None if row.text is None else generated_exact(row.text, row.target)),
-                mean(group, lambda row: None if row.text is None else generated_start(row.text, row.target)),
-            )
-
-        def against_base(group: Group) -> Measures:
-            return Measures(
-                mean(group, lambda row: row.agreement),
-                mean(group, lambda row: None if row.agreement is None else row.agreement == 1),
-                mean(group, _same_text),
-            )
-
+        by_case: dict[tuple[str, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            for key, value in row.values().items():
+                by_case[key][row.case].append(value)
+        scores = {
+            key: bootstrap([sum(v) / len(v) for v in cases.values()], level=level, seed=seed)
+            for key, cases in by_case.items()
+        }
+        names = [one.name for one in fields(cls) if one.type == "Measures"]
         return cls(
-            efficacy=against_target("efficacy"),
-            generalization=against_target("generalization"),
-            specificity=against_base("specificity"),
-            specificity_gold=against_target("specificity"),
-            same_subject=against_base("same_subject"),
-            same_subject_gold=against_target("same_subject"),
-            portability=against_target("portability"),
-            perplexity=mean("efficacy", lambda row: row.perplexity),
+            **{name: Measures(*(scores.get((name, key)) for key in _MEASURES)) for name in names},
+            perplexity=scores.get(("perplexity",)),
             answers=rows,
         )
 
@@ -192,12 +207,6 @@ class Scores:
             if (score := m.generated or m.tokens) is not None
         ]
         return f"Scores({', '.join(parts)}; {len(self.answers)} answers)"
-
-
-def _same_text(row: Answer) -> bool | None:
-    if row.text is None or row.base_text is None:
-        return None
-    return answer_agreement(row.text, row.base_text)
 
 
 def _caption(scores: Scores) -> str:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["METHODS", "Registered", "choose", "find_method"]
+__all__ = ["FAMILIES", "METHODS", "Registered", "choose", "find_method"]
 
 
 class Registered(NamedTuple):
@@ -35,6 +35,9 @@ METHODS = {
     "smedit": "smedit:SMEdit:SMEditConfig",
 }
 """Name -> module, method class and config class."""
+
+FAMILIES = {"llp": "memory", "elder": "memory", "grace": "memory", "icl": "prompt"}
+"""Where a method keeps its edits; all others keep them in the weights."""
 
 
 def find_method(name: str) -> Registered:

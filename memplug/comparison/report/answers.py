@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
+from ...evaluation import Answer
 from ...shown import printable
-from .gather import Gathered, dig
-from .intervals import right
-from .words import GROUPS
+from ..result import Run
+from .aggregate import Aggregate
+from .labels import GROUPS
 
 __all__ = ["pack"]
 
 _MOMENTS = ("immediate", "final")
 _LETTERS = {True: "y", False: "n", None: "-"}
+_GROUPS = [term.key for term in GROUPS]
+
+Key = tuple[int, str, str, str, int]
+"""A probe within a seed: case, group, prompt, target and, where it comes twice, its number."""
 
 
-def pack(gathered: Gathered, limit: int) -> dict[str, Any]:
+def pack(found: Aggregate, limit: int) -> dict[str, Any]:
     """What the page's script needs to list the answers.
 
     Args:
-        gathered: the results.
+        found: the results.
         limit: the most answers to keep; of every seed the first cases are kept, whole and of all methods.
 
     Returns:
@@ -30,75 +33,55 @@ def pack(gathered: Gathered, limit: int) -> dict[str, Any]:
         ``runs``: for a method and seed, ``after`` (moment -> text of each probe) and ``right`` (moment ->
         a letter a probe: y, n or -); ``cases`` and ``shown``: how many cases there are, and are kept, a seed.
     """
-    seeds = list(dict.fromkeys(run.get("seed") for method in gathered.done for run in method.runs))
-    groups = [term.key for term in GROUPS]
+    seeds = list(dict.fromkeys(run.seed for method in found.done for run in method.runs))
     rows = {
-        (m, seeds.index(run.get("seed")), moment): _keyed(run, moment)
-        for m, method in enumerate(gathered.done)
+        (m, seeds.index(run.seed), moment): _by_key(run, moment)
+        for m, method in enumerate(found.done)
         for run in method.runs
         for moment in _MOMENTS
     }
-    total = sum(len(found) for found in rows.values())
-    cases = max((row["case"] + 1 for found in rows.values() for row in found.values()), default=0)
+    total = sum(map(len, rows.values()))
+    cases = max((key[0] + 1 for its in rows.values() for key in its), default=0)
     shown = cases if total <= limit else max(1, cases * limit // total)
-    texts: dict[str | None, int] = {None: -1}
+    texts: dict[str, int] = {}
 
-    def number(text: Any) -> int:
-        text = None if text is None else str(text)
-        return texts.setdefault(text, len(texts) - 1)
+    def number(text: str | None) -> int:
+        return -1 if text is None else texts.setdefault(text, len(texts))
 
-    before = _before(gathered)
-    probes: list[list[int]] = []
-    order: dict[int, dict[Any, int]] = defaultdict(dict)  # seed -> probe -> its place
-    for (_, seed, _), found in rows.items():
-        for key, row in found.items():
-            if row["case"] >= shown or key in order[seed] or row["group"] not in groups:
+    before = {run.seed: _by_key(run, "final") for run in found.base.runs}
+    probes: dict[int, dict[Key, list[int]]] = {seed: {} for seed in range(len(seeds))}
+    for (_, seed, _), its in rows.items():
+        for key, row in its.items():
+            if row.case >= shown or row.group not in _GROUPS or key in probes[seed]:
                 continue
-            order[seed][key] = len(order[seed])
-            was = row.get("base_text")
-            was = before.get((seeds[seed], *key[:3])) if was is None else was
-            group = groups.index(row["group"])
-            texts_of = [number(row["prompt"]), number(row["target"]), number(was)]
-            probes.append([seed, row["case"], group, *texts_of])
-    probes.sort(key=lambda probe: probe[0])  # stable: within a seed as first met, which is `order`
+            base = before.get(seeds[seed], {}).get(key)
+            was = base.text if row.base_text is None and base is not None else row.base_text
+            texts_of = [number(str(row.prompt)), number(row.target), number(was)]
+            probes[seed][key] = [seed, row.case, _GROUPS.index(row.group), *texts_of]
     runs: dict[tuple[int, int], dict[str, Any]] = {}
-    for (m, seed, moment), found in rows.items():
+    for (m, seed, moment), its in rows.items():
         run = runs.setdefault((m, seed), {"method": m, "seed": seed, "after": {}, "right": {}})
-        if not found:
-            continue
-        line = [found.get(key) for key in order[seed]]
-        run["after"][moment] = [-1 if row is None else number(row.get("text")) for row in line]
-        run["right"][moment] = "".join("-" if row is None else _LETTERS[right(row)] for row in line)
+        if its:
+            line = [its.get(key) for key in probes[seed]]
+            run["after"][moment] = [-1 if row is None else number(row.text) for row in line]
+            run["right"][moment] = "".join(_LETTERS[None if row is None else row.right] for row in line)
     return {
-        "methods": [printable(method.label) for method in gathered.done],
+        "methods": [printable(method.label) for method in found.done],
         "seeds": seeds,
         "groups": [[term.label, term.meaning] for term in GROUPS],
-        "texts": [printable(text) for text in texts if text is not None],
-        "probes": probes,
+        "texts": list(map(printable, texts)),
+        "probes": [probe for by_key in probes.values() for probe in by_key.values()],
         "runs": list(runs.values()),
         "cases": cases,
         "shown": shown,
     }
 
 
-def _keyed(run: Mapping[str, Any], moment: str) -> dict[tuple[Any, ...], Mapping[str, Any]]:
-    """The answers of a moment by case, group, prompt, target and, where a probe comes twice, its number."""
-    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for row in dig(run, "answers", moment) or ():
-        key, again = (row["case"], row["group"], row["prompt"], row["target"]), 0
+def _by_key(run: Run, moment: str) -> dict[Key, Answer]:
+    found: dict[Key, Answer] = {}
+    for row in run.said(moment):
+        key, again = (row.case, row.group, str(row.prompt), row.target), 0
         while (*key, again) in found:
             again += 1
         found[(*key, again)] = row
-    return found
-
-
-def _before(gathered: Gathered) -> dict[tuple[Any, ...], Any]:
-    """The base model's own answers, where the results have them: (seed, case, group, prompt) -> text."""
-    found = {}
-    for seed, base in (gathered.results.get("base") or {}).items():
-        for row in dig(base, "answers") or ():
-            key = (row.get("case"), row.get("group"), row.get("prompt"))
-            found[(seed, *key)] = row.get("text")
-            if str(seed).lstrip("-").isdigit():
-                found[(int(seed), *key)] = row.get("text")
     return found

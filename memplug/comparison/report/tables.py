@@ -1,17 +1,36 @@
-"""The tables of a report as plain rows of text, for the page and for Markdown alike."""
+"""The tables of a report, as cells of text: the page, Markdown and the terminal show these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from .gather import Gathered, Method, Span, lowest, suits
-from .intervals import Mean
-from .units import NONE, amount, between, percent, ratio, seconds, size, span
-from .words import COSTS, MEASURES, MOMENTS, PREFERENCES, PROPERTIES, Term
+from .aggregate import Aggregate, Mean, MethodResult, lowest, suits
+from .labels import MEASURES, MOMENTS, PREFERENCES, PROPERTIES
+from .units import NONE, amount, decimal, percent, ratio, seconds, size, whole_percent
 
-__all__ = ["Cell", "Line", "Table", "all_quality", "costs", "general", "preferences", "quality", "retention"]
+__all__ = [
+    "Cell", "Column", "Row", "Table", "costs", "curve", "general", "overview", "preferences", "quality",
+    "retention", "summary", "votes",
+]  # fmt: skip
+
+_SHOWN = 30  # prompts of a table of votes
+
+
+class Column(NamedTuple):
+    """A column: its heading, the path of its scores, how one is printed, which way is better.
+
+    Attributes:
+        better: 1: higher, -1: lower, 0: neither.
+        noisy: measured with noise: the best is marked only where it can be told from the others.
+    """
+
+    label: str
+    meaning: str = ""
+    path: str = ""
+    text: Callable[[float], str] = percent
+    better: int = 1
+    noisy: bool = False
 
 
 class Cell(NamedTuple):
@@ -20,205 +39,224 @@ class Cell(NamedTuple):
     Attributes:
         text: the number, or an en dash.
         interval: its confidence interval.
-        seeds: the range of the seeds' means; empty with one seed.
+        seeds: the range of the seeds' means; empty where they read the same.
         best: whether no other method's is better; of times and memory, whether it is clearly the lowest.
+        heat: from 0 to 1, how deep its colour is; None for none.
+        marked: whether it is framed.
     """
 
     text: str = NONE
     interval: str = ""
     seeds: str = ""
     best: bool = False
+    heat: float | None = None
+    marked: bool = False
 
 
-@dataclass
-class Line:
-    """One row: a method's cells, or what went wrong instead."""
+class Row(NamedTuple):
+    """One method's cells, or what went wrong instead; ``beside`` stands small beside its label."""
 
     label: str
-    family: str
-    cells: list[Cell]
+    beside: str
+    cells: Sequence[Cell]
     error: str = ""
     note: str = ""
 
 
-@dataclass
-class Table:
-    """A table with its heading and what its columns mean.
-
-    Attributes:
-        key: names it within the page.
-        title: heading.
-        columns: heading and meaning of each column after the method's.
-        lines: the rows.
-    """
+class Table(NamedTuple):
+    """A table; ``key`` names it within the page, ``head`` is the heading of its labels."""
 
     key: str
     title: str
-    columns: list[Term]
-    lines: list[Line] = field(default_factory=list)
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    head: str = "Method"
 
 
-class _Column(NamedTuple):
-    """A column to fill: how to get a number of a method, how to print it, and which way is better."""
+_TIME = Column("Time per edit", "wall-clock time by edit", "cost.seconds_per_edit", seconds, -1, True)
+_FORWARD = Column(
+    "Forward",
+    "a forward on texts that name no edited subject, over the bare model's in the same run",
+    "cost.forward.ratio",
+    ratio,
+    -1,
+    True,
+)
+_BYTES = Column("Bytes per edit", "of the saved state", "cost.bytes_per_edit", size, -1)
+_COSTS = (
+    _TIME,
+    _FORWARD,
+    Column("Decoding", "the same of a decoded token", "cost.decode.ratio", ratio, -1, True),
+    Column("Host memory", "peak growth while editing", "cost.peak_host_bytes", size, -1, True),
+    Column("Device memory", "the same of accelerators", "cost.peak_device_bytes", size, -1, True),
+    Column("Host memory, forward", "peak growth in it", "cost.forward.peak_host_bytes", size, -1, True),
+    Column("Device memory, forward", "peak growth in it", "cost.forward.peak_device_bytes", size, -1, True),
+    Column("Learned numbers", "held when all edits had been made", "cost.parameters", amount, -1),
+    _BYTES,
+    Column("Fitting", "time to learn to edit, before the first edit", "fit.seconds", seconds, 0),
+)
 
-    term: Term
-    get: Callable[[Method], Mean | Span | None]
-    text: Callable[[float], str]
-    better: int = 1  # -1: lower is; 0: neither
-    measured: bool = False  # with noise: the best is marked only where it can be told from the others
 
-
-def quality(gathered: Gathered, moment: str, measure: str) -> Table:
+def quality(found: Aggregate, moment: str, measure: str) -> Table:
     """All properties at one moment under one measure; nothing else is in the same column."""
-    names = {term.key: term for term in (*MOMENTS, *MEASURES)}
-    columns = []
-    for prop in PROPERTIES:
-        rows = (gathered.base, *gathered.done)
-        if any(m.score(moment, prop.key, measure) for m in rows):
-            get = _score(moment, prop.key, measure)
-            columns.append(_Column(prop, get, percent))
+    names = {term.key: term.label for term in (*MOMENTS, *MEASURES)}
+    title = f"{names[measure][:1].upper()}{names[measure][1:]}, {names[moment]} (%)"
+    return _filled(f"{moment}-{measure}", title, found, _quality(moment, measure))
+
+
+def _quality(moment: str, measure: str) -> list[Column]:
+    columns = [Column(label, meaning, f"{moment}.{key}.{measure}") for key, label, meaning in PROPERTIES]
     if measure == "tokens":
-        term = Term("perplexity", "Perplexity of the new answer", "of the edit's answer; lower is better")
-        columns.append(_Column(term, _score(moment, "perplexity", ""), _plain, -1))
-    title = f"{_capital(names[measure].label)}, {names[moment].label} (%)"
-    return _fill(Table(f"{moment}-{measure}", title, [c.term for c in columns]), gathered, columns)
+        label, meaning = "Perplexity of the new answer", "of the edit's answer; lower is better"
+        columns.append(Column(label, meaning, f"{moment}.perplexity", decimal, -1))
+    return columns
 
 
-def all_quality(gathered: Gathered) -> list[Table]:
-    """A table for each moment and measure that was taken."""
-    tables = [quality(gathered, moment.key, key) for moment in MOMENTS for key in gathered.measures]
+def costs(found: Aggregate) -> Table:
+    """Time, memory and size."""
+    table = _filled("costs", "Costs", found, _COSTS, base=False)
+    shipped = {m.label for m in found.done if all(run.fit.get("shipped") for run in m.runs)}
+    told = "fitted beforehand; comes with the package"
+    return table._replace(
+        rows=[row._replace(note=told) if row.label in shipped else row for row in table.rows]
+    )
+
+
+def overview(found: Aggregate) -> Table:
+    """The qualities after all edits under the report's main measure, and the three costs asked for most."""
+    return _filled("overview", "", found, [*_quality("final", found.main), _TIME, _FORWARD, _BYTES])
+
+
+def summary(found: Aggregate) -> Table:
+    """What fits a terminal: whole answers after all edits, the first edits, general tasks, two costs."""
+    how = "generated" if found.settings.get("max_new_tokens") else "whole"
+    short = zip(("eff.", "gen.", "spec.", "same", "port."), PROPERTIES, strict=False)
+    paths = {label: f"final.{prop.key}.{how}" for label, prop in short}
+    paths |= {"first": f"first.efficacy.{how}"} | {task: f"general.{task}" for task in found.tasks}
+    columns = [Column(label, path=path, text=whole_percent) for label, path in paths.items()]
+    columns += [_TIME._replace(label="s/edit", text=decimal), _FORWARD._replace(label="fwd", text=decimal)]
+    return _filled("summary", "", found, columns, whole=True)
+
+
+def general(found: Aggregate) -> Table:
+    """The general tasks when all edits had been made."""
+    columns = [Column(task, "items answered right", f"general.{task}") for task in found.tasks]
+    return _filled("general", "General tasks (%)", found, columns)
+
+
+def retention(found: Aggregate) -> Table:
+    """Edited retention: the first edits when all had been made, and what held of all edits."""
+    first, columns = min(100, int(found.settings.get("edits") or 100)), []
+    for key, label, meaning in PROPERTIES[:3]:
+        path = f"first.{key}.{suits(key, found.main)}"
+        columns.append(Column(f"First {first}: {label.lower()}", meaning, path))
+    for key, label, _ in PROPERTIES[:2]:
+        meaning = "of what was right after its batch"
+        columns.append(Column(f"Held: {label.lower()}", meaning, f"retained.{key}"))
+    return _filled("retention", "Edited retention (%)", found, columns, base=False)
+
+
+def preferences(found: Aggregate) -> list[Table]:
+    """Comparisons of the new answer's and the true answer's likelihood, each way of counting by itself."""
+    tables = []
+    for way, label, meaning in PREFERENCES:
+        paths = {k: f"preference.{way}.{k}" for k in ("efficacy", "generalization", "neighborhood")}
+        columns = [Column(key.capitalize(), meaning, path) for key, path in paths.items()]
+        base = any(path in found.base.means for path in paths.values())
+        tables.append(_filled(f"preference-{way}", f"{label} (%)", found, columns, base=base))
     return [table for table in tables if table.columns]
 
 
-def costs(gathered: Gathered) -> Table:
-    """Time, memory and size."""
-    paths: dict[str, tuple[tuple[str, ...], Callable[[float | None], str]]] = {
-        "seconds_per_edit": (("cost", "seconds_per_edit"), seconds),
-        "forward": (("cost", "forward", "ratio"), ratio),
-        "decode": (("cost", "decode", "ratio"), ratio),
-        "peak_host_bytes": (("cost", "peak_host_bytes"), size),
-        "peak_device_bytes": (("cost", "peak_device_bytes"), size),
-        "forward_host_bytes": (("cost", "forward", "peak_host_bytes"), size),
-        "forward_device_bytes": (("cost", "forward", "peak_device_bytes"), size),
-        "parameters": (("cost", "parameters"), amount),
-        "bytes_per_edit": (("cost", "bytes_per_edit"), size),
-        "fit": (("fit", "seconds"), seconds),
-    }
-    columns = [
-        _Column(
-            term,
-            _span(*paths[term.key][0]),
-            paths[term.key][1],
-            0 if term.key == "fit" else -1,
-            term.key not in ("parameters", "bytes_per_edit"),
+def curve(found: Aggregate, title: str, path: str) -> Table:
+    """A score at each number of edits held."""
+    along = {method.label: dict(method.along(path)) for method in found.done}
+    steps = sorted({edits for points in along.values() for edits in points})
+    rows = [
+        Row(label, "", [_cell(points.get(edits), percent)._replace(seeds="") for edits in steps])
+        for label, points in along.items()
+        if points
+    ]
+    return Table(path, f"{title} (%)", [Column(f"{edits:,} edits") for edits in steps], rows)
+
+
+def votes(method: MethodResult) -> list[Table]:
+    """The votes on the prompts that a run of the method noted (of the first seed that has some): by kind of
+    prompt the share for which each layer voted, and prompt by prompt the layers' similarities."""
+    noted = [votes for run in method.runs if (votes := run.details.get("votes"))][:1]
+    asked: list[Mapping[str, Any]] = [vote for votes in noted for vote in votes]
+    layers = sorted({int(layer) for vote in asked for layer in vote["layers"]})
+    if not layers:
+        return []
+    columns = [*(Column(f"layer {layer}") for layer in layers), Column("recalled")]
+    rows, by_kind = [], dict[str, list[list[bool]]]()
+    for vote in asked:
+        similarity, voted = (
+            dict(zip(vote["layers"], vote[k], strict=False)) for k in ("similarity", "voted")
         )
-        for term in COSTS
-        if any(method.span(*paths[term.key][0]) for method in gathered.done)
+        by_kind.setdefault(vote["kind"], []).append(
+            [*(bool(voted.get(layer)) for layer in layers), vote["recalled"] is not None]
+        )
+        cells = [
+            Cell(f"{value:.2f}", heat=value, marked=bool(voted.get(layer)))
+            if (value := similarity.get(layer)) is not None
+            else Cell(heat=0.0)
+            for layer in layers
+        ]
+        recalled = "nothing" if vote["recalled"] is None else str(vote["recalled"])
+        rows.append(Row(vote["prompt"], vote["kind"], [*cells, Cell(recalled)]))
+    shares = {
+        f"{kind} ({len(its)})": [sum(column) / len(its) for column in zip(*its, strict=True)]
+        for kind, its in by_kind.items()
+    }
+    kinds = [Row(kind, "", [Cell(percent(s), heat=s) for s in its]) for kind, its in shares.items()]
+    return [
+        Table("votes", f"{method.label}: votes by layer (%)", columns, kinds, "Prompts"),
+        Table("similarities", f"{method.label}: similarities", columns, rows[:_SHOWN], "Prompt"),
     ]
-    table = _fill(Table("costs", "Costs", [c.term for c in columns]), gathered, columns, base=False)
-    for line, method in zip(table.lines, gathered.methods, strict=True):
-        if method.runs and all((run.get("fit") or {}).get("shipped") for run in method.runs):
-            line.note = "fitted beforehand; comes with the package"
-    return table
 
 
-def general(gathered: Gathered) -> Table:
-    """The general tasks when all edits had been made."""
-    columns = [
-        _Column(Term(t, t, "items answered right"), _mean("general", t), percent) for t in gathered.tasks
-    ]
-    return _fill(Table("general", "General tasks (%)", [c.term for c in columns]), gathered, columns)
-
-
-def retention(gathered: Gathered) -> Table:
-    """Edited retention: the first edits when all had been made, and what held of all edits."""
-    columns = []
-    first = min(100, int(gathered.setting("edits", 100)))
-    for prop in PROPERTIES[:3]:
-        get = _score("first", prop.key, suits(prop.key, gathered.main))
-        if any(get(method) for method in gathered.done):
-            columns.append(
-                _Column(Term(prop.key, f"First {first}: {prop.label.lower()}", prop.meaning), get, percent)
-            )
-    for prop in PROPERTIES[:2]:
-        path = ("retained", prop.key)
-        if any(method.span(*path) for method in gathered.done):
-            term = Term(
-                f"held-{prop.key}", f"Held: {prop.label.lower()}", "of what was right after its batch"
-            )
-            columns.append(_Column(term, _span(*path), percent))
-    table = Table("retention", "Edited retention (%)", [c.term for c in columns])
-    return _fill(table, gathered, columns, base=False)
-
-
-def preferences(gathered: Gathered) -> list[Table]:
-    """Comparisons of the new answer's and the true answer's likelihood, each way of counting by itself."""
-    tables = []
-    for way in PREFERENCES:
-        columns = []
-        for key in ("efficacy", "generalization", "neighborhood"):
-            get = _mean("preference", way.key, key)
-            if any(get(method) for method in gathered.done):
-                columns.append(_Column(Term(key, _capital(key), way.meaning), get, percent))
-        if columns:
-            table = Table(f"preference-{way.key}", f"{_capital(way.label)} (%)", [c.term for c in columns])
-            tables.append(_fill(table, gathered, columns, base=any(c.get(gathered.base) for c in columns)))
-    return tables
-
-
-def _fill(table: Table, gathered: Gathered, columns: Sequence[_Column], *, base: bool = True) -> Table:
-    best = []
-    for column in columns:
-        found = [value.value for method in gathered.done if (value := column.get(method)) is not None]
-        if column.measured:
-            spans = {m.label: s for m in gathered.done if isinstance(s := column.get(m), Span)}
-            first = lowest(spans) if column.better and len(spans) > 1 else []
-            best.append(column.text(spans[first[0]].value) if len(first) == 1 else "")
-            continue
-        # as printed: two numbers that read the same are equally good, and if all do, none is best
-        read = {column.text(value) for value in found}
-        told = column.better and len(read) > 1
-        best.append(column.text(max(found, key=lambda v: column.better * v)) if told else "")
-    rows = ((gathered.base,) if base and gathered.base.runs else ()) + gathered.methods
-    for method in rows:
+def _filled(
+    key: str,
+    title: str,
+    found: Aggregate,
+    columns: Sequence[Column],
+    *,
+    base: bool = True,
+    whole: bool = False,
+) -> Table:
+    """The table with a row a method, less the columns for which there is nothing (unless ``whole``)."""
+    shown = ((found.base,) if base and found.base.runs else ()) + found.methods
+    columns = [c for c in columns if whole or any(c.path in method.means for method in shown)]
+    best = [_best(found, column) for column in columns]
+    rows = []
+    for method in shown:
         if not method.runs:
-            table.lines.append(Line(method.label, method.family, [], method.error))
+            rows.append(Row(method.label, method.family, (), method.error))
             continue
         cells = []
         for column, winner in zip(columns, best, strict=True):
-            cell = _cell(column.get(method), column.text, column.better)
-            cells.append(cell._replace(best=method.family != "base" and cell.text == winner != ""))
+            cell = _cell(method.means.get(column.path), column.text)
+            cells.append(cell._replace(best=method is not found.base and cell.text == winner))
         asked = len(method.runs) + len(method.failed)
         note = f"{len(method.failed)} of {asked} runs failed: {method.error}" if method.failed else ""
-        table.lines.append(Line(method.label, method.family, cells, note=note))
-    return table
+        rows.append(Row(method.label, method.family, cells, note=note))
+    return Table(key, title, columns, rows)
 
 
-def _cell(found: Mean | Span | None, text: Callable[[float], str], better: int) -> Cell:
-    if found is None:
+def _best(found: Aggregate, column: Column) -> str | None:
+    """The best number as printed; None where none is: those that read the same are equally good."""
+    means = {m.label: m.means[column.path] for m in found.done if column.path in m.means}
+    if not column.better or len({column.text(mean.value) for mean in means.values()}) < 2:
+        return None
+    if column.noisy:
+        first = lowest(means)
+        return column.text(means[first[0]].value) if len(first) == 1 else None
+    return column.text(max((mean.value for mean in means.values()), key=lambda v: column.better * v))
+
+
+def _cell(mean: Mean | None, text: Callable[[float], str]) -> Cell:
+    if mean is None:
         return Cell()
-    if isinstance(found, Span):
-        return Cell(*span(found, text)[:1], seeds=span(found, text)[1])
-    low, high = text(min(found.seeds)), text(max(found.seeds))
-    scale, digits = (1, 2) if better < 0 else (100, 1)
-    return Cell(text(found.value), between(found, scale, digits), "" if low == high else f"{low}–{high}")
-
-
-def _score(moment: str, prop: str, measure: str) -> Callable[[Method], Mean | None]:
-    return lambda method: method.score(moment, prop, measure)
-
-
-def _mean(*path: str) -> Callable[[Method], Mean | None]:
-    return lambda method: method.mean(*path)
-
-
-def _span(*path: str) -> Callable[[Method], Span | None]:
-    return lambda method: method.span(*path)
-
-
-def _plain(value: float) -> str:
-    return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    interval = "" if mean.low is None or mean.high is None else f"{text(mean.low)}–{text(mean.high)}"
+    low, high = text(min(mean.seeds)), text(max(mean.seeds))
+    return Cell(text(mean.value), interval, "" if low == high else f"{low}–{high}")

@@ -1,9 +1,7 @@
 """The cases of a comparison: which are edited under which seed, which an editor is fitted on, what was odd.
 
 A locality or same-subject probe that asks what a drawn edit changes (its prompt or one of its rephrasings) is
-not asked: to answer it as before would be wrong. Such probes are counted.
-
-Knows nothing about models.
+not asked: to answer it as before would be wrong. Such probes are counted. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -12,21 +10,21 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..chat import Prompt, canonical, show
 from ..data import DataError, Loaded, load_cases, sift
-from ..edits import Case, Probe
+from ..edits import Case
 
-__all__ = ["Casebook", "Drawn", "open_casebook", "open_fitting"]
+__all__ = ["CaseSource", "Drawn", "open_cases", "open_fitting"]
 
-WORLD = "world"
 _WORLD_EDITS = 100
 _NAMED = 20  # of the skipped lines, at most
 _REASON = 200  # characters of a reason, at most
+_KINDS = ("rephrases", "locality", "same_subject", "portability")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Casebook:
+class CaseSource:
     """Where cases come from.
 
     Attributes:
@@ -66,12 +64,10 @@ class Casebook:
         Raises:
             ValueError: more are wanted than there are.
         """
-        if edits is not None and (isinstance(edits, bool) or not isinstance(edits, int) or edits < 1):
-            raise ValueError(f"edits is {edits!r}; give a whole number of at least 1, or None for all cases")
-        if self.loaded is None:
-            return _WORLD_EDITS if edits is None else edits
-        there = len(self.loaded.cases)
-        if edits is not None and edits > there:
+        if edits is not None:
+            _check_count("edits", edits, "all cases")
+        there = _WORLD_EDITS if self.loaded is None else len(self.loaded.cases)
+        if self.loaded is not None and edits is not None and edits > there:
             raise ValueError(f"edits is {edits}, but {self.name} has {there} cases; ask for {there} at most")
         return there if edits is None else edits
 
@@ -89,65 +85,53 @@ class Casebook:
             order = self._order(seed)[:n]
             found = [self.loaded.cases[i] for i in order]
             truths = tuple(self.loaded.true_targets[i] for i in order)
-        cases, changed = _unchanged(found)
-        return Drawn(self._turned(self._thinned(cases, seed)), truths, changed)
-
-    def _thinned(self, cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
-        """The cases with at most ``probes`` probes of a kind: drawn, as their order may mean something."""
-        if self.probes is None:
-            return tuple(cases)
-        draw, most = random.Random(f"probes {seed}"), self.probes
-
-        def some(probes: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(probes[i] for i in sorted(draw.sample(range(len(probes)), min(most, len(probes)))))
-
-        return tuple(
-            Case(
-                case.edit,
-                some(case.rephrases),
-                some(case.locality),
-                some(case.same_subject),
-                some(case.portability),
-            )
-            for case in cases
-        )
-
-    def _turned(self, cases: Sequence[Case]) -> tuple[Case, ...]:
-        return tuple(case.in_chat() for case in cases) if self.chat else tuple(cases)
+        asked = {_plain(prompt) for case in found for prompt in (case.edit.prompt, *case.rephrases)}
+        cases, changed, draw = [], 0, random.Random(f"probes {seed}")
+        for case in found:
+            probes: dict[str, Any] = {kind: getattr(case, kind) for kind in _KINDS}
+            for kind in ("locality", "same_subject"):
+                kept = tuple(probe for probe in probes[kind] if _plain(probe.prompt) not in asked)
+                changed += len(probes[kind]) - len(kept)
+                probes[kind] = kept
+            if self.probes is not None:  # drawn, as their order may mean something
+                for kind, its in probes.items():
+                    chosen = draw.sample(range(len(its)), min(self.probes, len(its)))
+                    probes[kind] = tuple(its[i] for i in sorted(chosen))
+            case = replace(case, **probes)
+            cases.append(case.in_chat() if self.chat else case)
+        return Drawn(tuple(cases), truths, changed)
 
     def targets(self) -> list[str]:
         """All targets that may be asked for, each once; none of the made-up world, where all are short."""
         cases = self.loaded.cases if self.loaded else ()
-        probes = ((case.locality, case.same_subject, case.portability) for case in cases)
-        others = (probe.target for kinds in probes for kind in kinds for probe in kind)
-        return list(dict.fromkeys([*(case.edit.target for case in cases), *others]))
+        probes = (probe for case in cases for kind in _KINDS[1:] for probe in getattr(case, kind))
+        return list(dict.fromkeys([*(case.edit.target for case in cases), *(p.target for p in probes)]))
 
-    def fitting(self, wanted: int | str | Path | Sequence[Case], n: int, seed: int) -> list[Case]:
+    def fitting(self, wanted: int | Sequence[Case], n: int, seed: int) -> list[Case]:
         """Cases to fit an editor on: none shares a subject with the ``n`` that are edited under ``seed``.
 
         Args:
-            wanted: as for `open_fitting`; a number means other cases of this source.
+            wanted: the cases, or how many further ones of this source at most.
 
         Raises:
-            ValueError: none is left, or ``wanted`` cannot be opened.
+            ValueError: none is left.
         """
-        opened = open_fitting(wanted)
         edited = {_subject(case) for case in self.draw(n, seed).cases}
-        if not isinstance(opened, int):
-            left = [case for case in opened or () if _subject(case) not in edited]
-        elif self.loaded is None:
+        if isinstance(wanted, int) and self.loaded is None:
             from .. import world
 
-            left = world.cases(opened, seed, split="train")
+            left = world.cases(wanted, seed, split="train")
         else:
-            others = [self.loaded.cases[i] for i in self._order(seed)[n:]]
-            left = [case for case in others if _subject(case) not in edited][:opened]
+            there = self.loaded.cases if self.loaded else ()
+            offered = [there[i] for i in self._order(seed)[n:]] if isinstance(wanted, int) else wanted
+            left = [case for case in offered if _subject(case) not in edited]
         if not left:
             raise ValueError(
                 f"no case is left to fit on that shares no subject with the {n} edits; give more of them "
                 "(--fit-cases FILE), or make fewer edits"
             )
-        return list(self._turned(left))
+        left = left[:wanted] if isinstance(wanted, int) else left
+        return [case.in_chat() for case in left] if self.chat else left
 
     def _order(self, seed: int) -> list[int]:
         order = list(range(len(self.loaded.cases if self.loaded else ())))
@@ -172,38 +156,33 @@ class Casebook:
         return told
 
     def identity(self, n: int, seeds: Iterable[int]) -> dict[str, Any]:
-        """What tells these cases from others.
-
-        Returns:
-            ``data``, counts that are the same for all seeds, and ``orders``, a digest of each seed's cases.
-        """
+        """What tells these cases from others: ``data``, counts that are the same for all seeds, and
+        ``orders``, a digest of each seed's cases."""
         orders = {str(seed): _digest({seed: self.draw(n, seed)}) for seed in seeds}
         return {"data": self._counts(n), "orders": orders}
 
     def _counts(self, n: int) -> dict[str, int]:
-        loaded = self.loaded
-        counts = {"no_op": 0, "repeated": 0, "contradicting": 0, "left_out": 0, "skipped_lines": 0}
-        read = n
-        if loaded is not None:
-            counts = {
-                "no_op": loaded.noops,
-                "repeated": loaded.repeats,
-                "contradicting": loaded.conflicts,
-                "left_out": loaded.left_out,
-                "skipped_lines": len(loaded.skipped),
-            }
-            read = len(loaded.cases) + loaded.left_out + len(loaded.skipped)
-        return {"read": read, "used": n, **counts}
+        loaded = self.loaded or Loaded((), ())
+        read = len(loaded.cases) + loaded.left_out + len(loaded.skipped) if self.loaded else n
+        return {
+            "read": read,
+            "used": n,
+            "no_op": loaded.noops,
+            "repeated": loaded.repeats,
+            "contradicting": loaded.conflicts,
+            "left_out": loaded.left_out,
+            "skipped_lines": len(loaded.skipped),
+        }
 
 
-def open_casebook(
+def open_cases(
     cases: str | Path | Loaded | Sequence[Case],
     *,
     drop: Collection[str] = (),
     skip_bad: bool = False,
     probes: int | None = None,
     chat: bool = False,
-) -> Casebook:
+) -> CaseSource:
     """Open a source of cases.
 
     Args:
@@ -216,16 +195,15 @@ def open_casebook(
     Raises:
         ValueError: nothing to read, an unknown oddity, or ``probes`` below 1.
     """
-    if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
-        raise ValueError(f"probes is {probes!r}; give a whole number of at least 1, or None for all of them")
-    if isinstance(cases, str) and cases == WORLD:
-        return Casebook(WORLD, None, probes, chat)
+    if probes is not None:
+        _check_count("probes", probes, "all of them")
     if isinstance(cases, str | Path):
-        return Casebook(str(cases), load_cases(cases, drop=drop, skip_bad=skip_bad), probes, chat)
-    if isinstance(cases, Loaded):
-        return Casebook("cases", cases, probes, chat)
-    found = _checked(cases, "compare on")
-    return Casebook("cases", sift(found, [()] * len(found), drop=drop), probes, chat)
+        loaded = None if cases == "world" else load_cases(cases, drop=drop, skip_bad=skip_bad)
+        return CaseSource(str(cases), loaded, probes, chat)
+    if not isinstance(cases, Loaded):
+        found = _checked(cases, "compare on")
+        cases = sift(found, [()] * len(found), drop=drop)
+    return CaseSource("cases", cases, probes, chat)
 
 
 def open_fitting(
@@ -237,9 +215,6 @@ def open_fitting(
         wanted: how many further cases of the compared source at most, another source as for `load_cases`,
             cases, or None to fit none.
         skip_bad: leave out broken rows of that source instead of raising at the first.
-
-    Returns:
-        The number, the cases, or None.
 
     Raises:
         DataError: a number below 1, or a source that cannot be read.
@@ -269,21 +244,9 @@ def _checked(cases: Iterable[Any], purpose: str) -> list[Case]:
     return found
 
 
-def _unchanged(cases: Sequence[Case]) -> tuple[list[Case], int]:
-    """The cases without the probes that one of their edits changes, and how many those were."""
-    asked = {_plain(prompt) for case in cases for prompt in (case.edit.prompt, *case.rephrases)}
-    count = 0
-
-    def left(probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
-        nonlocal count
-        kept = tuple(probe for probe in probes if _plain(probe.prompt) not in asked)
-        count += len(probes) - len(kept)
-        return kept
-
-    found = [
-        replace(case, locality=left(case.locality), same_subject=left(case.same_subject)) for case in cases
-    ]
-    return found, count
+def _check_count(name: str, value: Any, none: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least 1, or None for {none}")
 
 
 def _subject(case: Case) -> str:
@@ -295,7 +258,7 @@ def _plain(prompt: Prompt) -> str:
     return " ".join(show(canonical(prompt)).split()).casefold()
 
 
-def _digest(drawn: Mapping[int, Drawn]) -> str:
+def _digest(drawn: dict[int, Drawn]) -> str:
     plain = {seed: [[asdict(case) for case in one.cases], one.truths] for seed, one in drawn.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
