@@ -12,9 +12,9 @@ import torch
 import memplug
 from memplug.edits import Case, Edit, Probe
 from memplug.methods.hiedit import HiEditConfig
-from memplug.methods.hypernet.capture import Features
-from memplug.methods.hypernet.fitting import Trajectory
+from memplug.methods.hypernet.features import Features
 from memplug.methods.hypernet.gate import Gate
+from memplug.methods.hypernet.trajectory import Trajectory
 from memplug.sites import Site
 
 CASES = [
@@ -30,8 +30,8 @@ def _sites(count: int = 4) -> list[Site]:
 def _features(sites: list[Site], owner: list[int], seed: int = 0) -> Features:
     draw = torch.Generator().manual_seed(seed)
     keys = tuple(torch.randn(len(owner), s.d_k, generator=draw) for s in sites)
-    slopes = tuple(torch.randn(len(owner), s.d_v, generator=draw) for s in sites)
-    return Features(keys, slopes, torch.tensor(owner))
+    gradients = tuple(torch.randn(len(owner), s.d_v, generator=draw) for s in sites)
+    return Features(keys, gradients, torch.tensor(owner), torch.ones(len(set(owner))))
 
 
 def test_the_k_best_are_chosen_and_all_scores_get_the_slope() -> None:
@@ -52,12 +52,11 @@ def test_requests_weigh_the_same_however_many_tokens_they_have() -> None:
     gate = Gate(sites, HiEditConfig(hidden=6))
     features = _features(sites, [0, 0, 0, 1])
     gate.observe(features)
-    alone = [
-        gate.scores(
-            Features(*(tuple(x[features.owner == i] for x in f) for f in features[:2]), torch.tensor([i] * n))
-        )
-        for i, n in ((0, 3), (1, 1))
-    ]
+    alone = []
+    for i in (0, 1):
+        mine = features.owner == i
+        keys, gradients = (tuple(x[mine] for x in kind) for kind in features[:2])
+        alone.append(gate.scores(Features(keys, gradients, features.owner[mine], torch.ones(1))))
     torch.testing.assert_close(gate.scores(features), (alone[0] + alone[1]) / 2)
 
 
@@ -96,7 +95,7 @@ def test_controls(selection: Any) -> None:
         assert masks[0].sum() == 2
         chosen.append(tuple(masks[0].tolist()))
         if selection == "gradient":
-            norms = torch.stack([slope.norm() for slope in features.slopes])
+            norms = torch.stack([one.norm() for one in features.gradients])
             assert set(norms.topk(2).indices.tolist()) == set(masks[0].nonzero()[:, 0].tolist())
     assert (len(set(chosen)) == 1) == (selection == "static")
 

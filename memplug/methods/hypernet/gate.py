@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...sites import Site
-from .capture import Features
+from .features import Features
 from .nets import Normaliser
 
 __all__ = ["Choice", "Gate"]
@@ -62,7 +62,7 @@ class Gate(nn.Module):
     def observe(self, features: Features) -> None:
         """Take features into the running statistics."""
         for normaliser, members in zip(self.normalise, self.members, strict=True):
-            rows = [torch.cat([features.keys[i], features.slopes[i]], dim=1) for i in members]
+            rows = [torch.cat([features.keys[i], features.gradients[i]], dim=1) for i in members]
             normaliser.update(torch.cat(rows))  # type: ignore[operator]
 
     def scores(self, features: Features) -> Tensor:
@@ -70,7 +70,7 @@ class Gate(nn.Module):
         encoded: dict[int, Tensor] = {}
         for encoder, normalise, members in zip(self.encoders, self.normalise, self.members, strict=True):
             for i in members:
-                rows = normalise(torch.cat([features.keys[i], features.slopes[i]], dim=1))
+                rows = normalise(torch.cat([features.keys[i], features.gradients[i]], dim=1))
                 hidden = encoder(rows.to(self.head.weight.dtype)).clamp(min=0)
                 encoded[i] = self.scale[i] * hidden + self.shift[i]
         tokens = torch.cat([encoded[i] for i in range(len(encoded))], dim=1)
@@ -82,36 +82,37 @@ class Gate(nn.Module):
     def forward(self, features: Features, draw: torch.Generator | None) -> Choice:
         """The choice for one batch of edits; sampled with ``draw`` where the training asks for that."""
         how = self.config.selection
-        scores = self.scores(features)
-        if how == "gradient":
-            scores = torch.stack([g.norm() for g in features.slopes])
-        elif how == "random":
-            seed = zlib.crc32(features.keys[0].cpu().contiguous().numpy().tobytes()) + self.config.seed
-            scores = torch.rand(
-                len(scores), generator=torch.Generator().manual_seed(seed), dtype=torch.float32
-            ).to(scores)
-        elif how == "static":
-            scores = torch.arange(len(scores)).to(scores)
         if how != "learned":
-            return Choice(self._hard(scores.topk(self.k).indices, scores), scores.detach(), None)
-        if self.config.gate_training == "score" and draw is not None and not self.config.faithful:
+            scores = self._control(features)
+            return Choice(_hard(scores.topk(self.k).indices, scores), scores, None)
+        scores = self.scores(features)
+        if self.config.gate_training == "score" and draw is not None:
             return self._sampled(scores, draw)
-        hard = self._hard(scores.topk(self.k).indices, scores)
+        hard = _hard(scores.topk(self.k).indices, scores)
         return Choice((hard - scores).detach() + scores, scores, None)
+
+    def _control(self, features: Features) -> Tensor:
+        """[M] scores that nothing has learned."""
+        norms = torch.stack([g.norm() for g in features.gradients])
+        if self.config.selection == "gradient":
+            return norms
+        if self.config.selection == "static":
+            return torch.arange(len(norms)).to(norms)
+        seed = zlib.crc32(features.keys[0].cpu().contiguous().numpy().tobytes()) + self.config.seed
+        draw = torch.Generator().manual_seed(seed)
+        return torch.rand(len(norms), generator=draw, dtype=torch.float32).to(norms)
 
     def _sampled(self, scores: Tensor, draw: torch.Generator) -> Choice:
         """Gumbel-top-k: k modules in order, without replacement, with the Plackett-Luce probability."""
-        uniform = (
-            torch.rand(len(scores), generator=draw, dtype=torch.float32).clamp(1e-9, 1 - 1e-9).to(scores)
-        )
-        order = (scores.detach() - (-uniform.log()).log()).topk(self.k).indices
+        uniform = torch.rand(len(scores), generator=draw, dtype=torch.float32).clamp(1e-9, 1 - 1e-9)
+        order = (scores.detach() - (-uniform.to(scores).log()).log()).topk(self.k).indices
         left = torch.ones_like(scores, dtype=torch.bool)
         log_prob = scores.new_zeros(())
         for index in order:
             log_prob = log_prob + scores[index] - scores[left].logsumexp(0)
             left = left & (torch.arange(len(scores), device=scores.device) != index)
-        return Choice(self._hard(order, scores), scores, log_prob)
+        return Choice(_hard(order, scores), scores, log_prob)
 
-    @staticmethod
-    def _hard(chosen: Tensor, like: Tensor) -> Tensor:
-        return torch.zeros_like(like).detach().index_fill(0, chosen, 1.0)
+
+def _hard(chosen: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).detach().index_fill(0, chosen, 1.0)
