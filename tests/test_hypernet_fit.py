@@ -39,7 +39,8 @@ def make_plug(
     def make(method: str, **config: Any) -> memplug.Plug:
         tokenizer = make_tokenizer([p for c in CASES for p in (c.edit.prompt, *c.rephrases)], 300)
         model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, initializer_range=0.3)
-        return memplug.attach(model, tokenizer, method, **(TINY | config))
+        fitted = {} if method == "ultraedit" else TINY
+        return memplug.attach(model, tokenizer, method, **(fitted | config))
 
     return make
 

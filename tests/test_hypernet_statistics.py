@@ -84,6 +84,7 @@ def test_changes_keep_clear_of_the_usual_inputs(make_host: Callable[..., Host], 
             protect=protect,
             protect_rank=4,
             inner_lr=1e-2,
+            steps=1,
             enough=1.0,
         )
         editor = Editor(sites, config, gate=False).double()

@@ -26,7 +26,6 @@ def ready(
     cases: Callable[[], Sequence[Case]] | None,
     *,
     steps: int | None,
-    alone: bool,
     progress: bool,
 ) -> tuple[Plug, dict[str, Any] | None]:
     """A plug that can edit, and what fitting it cost (None for methods that need none).
@@ -38,7 +37,6 @@ def ready(
         seed: of the run, and of the fitting.
         cases: gives the cases to fit on; None where there are none.
         steps: of the fitting; None leaves the method's own.
-        alone: do not share the fitting with other processes that were launched.
         progress: show a bar.
 
     Raises:
@@ -61,7 +59,7 @@ def ready(
                     "(so many other cases of the same source), or a file of cases (--fit-cases)"
                 )
             plug = own.attach(model, tokenizer)
-            _fit(plug, cases(), folder, path, alone, progress)
+            _fit(plug, cases(), folder, path, progress)
         plug.detach()
         plug = own.attach(model, tokenizer, editor=path)
         return plug, folder.read(path.with_suffix(".json"))
@@ -80,9 +78,9 @@ _nothing = {
 }
 
 
-def _fit(plug: Plug, cases: Sequence[Case], folder: Folder, path: Path, alone: bool, progress: bool) -> None:
+def _fit(plug: Plug, cases: Sequence[Case], folder: Folder, path: Path, progress: bool) -> None:
     method: Any = plug.method
-    offered = {"progress": progress, "checkpoint": path.with_suffix(".checkpoint"), "alone": alone}
+    offered = {"progress": progress, "checkpoint": path.with_suffix(".checkpoint")}
     known = inspect.signature(method.fit).parameters
     with Meter() as meter:
         report = plug.fit(list(cases), **{name: v for name, v in offered.items() if name in known})

@@ -50,7 +50,6 @@ class Bench:
         reference: the unedited model on them.
         general: the general sets.
         fit_cases: gives the cases to fit on, if there are any.
-        alone: other processes were launched that must not take part in a fitting.
         progress: show bars.
     """
 
@@ -63,7 +62,6 @@ class Bench:
     reference: Reference
     general: Sequence[General]
     fit_cases: Callable[[], Sequence[Case]] | None
-    alone: bool = False
     progress: bool = True
 
     def ask(self, cases: Sequence[Case], at: Sequence[int]) -> list[Answer]:
@@ -126,7 +124,6 @@ def _begin(bench: Bench, contender: Contender) -> tuple[Plug, Tally]:
         bench.seed,
         bench.fit_cases,
         steps=bench.settings.fit_steps,
-        alone=bench.alone,
         progress=bench.progress,
     )
     return plug, Tally(fit=fit, config=plain(asdict(plug.method.config)))

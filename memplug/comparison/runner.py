@@ -262,7 +262,6 @@ class _Plan:
             reference=reference,
             general=self.sets,
             fit_cases=None if wanted is None else lambda: self.book.fitting(wanted, settings.edits, seed),
-            alone=here.count > 1,
             progress=self.progress and here.rank == 0,
         )
 

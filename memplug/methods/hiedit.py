@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from .checks import Limit
 from .hypernet.config import FitConfig
@@ -21,16 +21,8 @@ class HiEditConfig(FitConfig):
     """Share of the modules that a batch of edits may change."""
     hidden: int = 256
     """Width of the gate's encoders."""
-    selection: Literal["learned", "random", "static", "gradient"] = "learned"
-    """How modules are chosen; the others are controls: at random for each batch, always the last ones, those
-    with the largest gradients."""
-    gate_training: Literal["straight-through", "score"] = "score"
-    """"score": choices are drawn and their log-probability is raised by the reward (the published intrinsic
-    reward, made effective); "straight-through" (published): the losses' gradient by each module's multiplier,
-    selected or not."""
 
     paper: ClassVar[dict[str, Any]] = FitConfig.published_fit | {
-        "gate_training": "straight-through",
         "batch_size": 1,
         "fit_batch": 1,
         "trajectory": (8000, 8000),
@@ -40,17 +32,14 @@ class HiEditConfig(FitConfig):
     }
 
     limits: ClassVar[tuple[Limit, ...]] = (*FitConfig.limits, ("n_selected", 0, 1), ("hidden", 1, 1 << 16))
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = FitConfig.choices | {
-        "selection": ("learned", "random", "static", "gradient"),
-        "gate_training": ("straight-through", "score"),
-    }
 
 
 class HiEdit(FittedEditor):
     """A gate scores the modules from the edit's features; the k best are changed, the others are not.
 
-    In fitting, each module's change is multiplied by its gate in the side branch, so that the losses'
-    gradient reaches the scores of modules that were chosen and of those that were not.
+    In fitting each module's change is multiplied by its gate beside the weights, so that the losses' gradient
+    reaches the scores of modules that were chosen and of those that were not. That is the whole pathwise
+    gradient: a baseline that no parameter reaches, such as the published intrinsic reward's, adds nothing.
     """
 
     name = "hiedit"

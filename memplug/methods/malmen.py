@@ -16,7 +16,7 @@ class MALMENConfig(FitConfig):
     """MALMEN (Tan et al., 2024): made for one large batch."""
 
     batch_size: int = 1024
-    fit_batch: int = 64
+    fit_batch: int = 20
     steps: int = 1
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"

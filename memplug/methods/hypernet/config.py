@@ -29,9 +29,9 @@ class EditorConfig(WeightConfig):
     # How a change is made.
     style: Literal["joint", "outer"] = "joint"
     """"joint": a least-squares solve over all tokens (MALMEN); "outer": the sum of outer products (MEND)."""
-    tokens: Literal["subject", "answer", "all"] = "answer"
-    """Tokens whose activations and gradients make the edit: the subject's last one, those that predict the
-    answer (published), or all."""
+    tokens: Literal["answer", "both", "all"] = "answer"
+    """Tokens whose activations and gradients make the edit: those that predict the answer (published), the
+    subject's last one as well, or all."""
     steps: int = 5
     """Times that activations are taken and a change is made for one batch of edits (published: 1; several
     small steps wear the model out less than one large one)."""
@@ -95,10 +95,9 @@ class EditorConfig(WeightConfig):
     )
     """Fields that a fitted editor may edit with as one likes."""
     former: ClassVar[dict[str, Any]] = {
-        **dict.fromkeys(("shared_steps", "autocast", "faithful"), False),
-        **dict.fromkeys(
-            ("curriculum", "same_subject", "norm_of", "fresh_targets", "learn_stop", "clip", "baseline")
-        ),
+        **{"shared_steps": False, "autocast": False, "faithful": False, "selection": "learned"},
+        **dict.fromkeys(["curriculum", "same_subject", "norm_of", "fresh_targets", "learn_stop"]),
+        **dict.fromkeys(["clip", "baseline", "gate_training"]),
     }
     """Fields that files written earlier may hold, with the value that can still be read (None: any)."""
     limits: ClassVar[tuple[Limit, ...]] = (
@@ -118,7 +117,7 @@ class EditorConfig(WeightConfig):
     )
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {
         "style": ("joint", "outer"),
-        "tokens": ("subject", "answer", "all"),
+        "tokens": ("answer", "both", "all"),
         "rows": ("float16", "float32"),
     }
 
@@ -131,31 +130,42 @@ class FitConfig(EditorConfig):
         ValueError: a constant out of its range.
     """
 
+    ranges: tuple[Range, ...] | None = (
+        ("gate", 0.4, 0.5),
+        ("up", 0.4, 0.5),
+        ("gate", 0.84, 0.9),
+        ("up", 0.84, 0.9),
+    )
+    """As in `EditorConfig`: where a subject is read, and where an answer is chosen. Inputs of the former are
+    alike in all wordings of a question, those of the latter in the chat template (published: None)."""
+    tokens: Literal["answer", "both", "all"] = "both"
+    steps: int = 2
+    protect_rank: int = 256
     rank: int = 64
     """Rank of a residual block; the s-th step's network has a 1/s of it (SMEdit, section 4.2)."""
     n_blocks: int = 1
     """Residual blocks of a network."""
-    fit_steps: int = 100
+    fit_steps: int = 40
     """Optimiser steps."""
-    fit_lr: float = 5e-4
+    fit_lr: float = 3e-3
     """Adam's step, constant for the first half and then falling linearly to a hundredth."""
-    fit_batch: int = 10
+    fit_batch: int = 5
     """Edits in a step of a trajectory."""
-    trajectory: tuple[int, int] = (5, 20)
+    trajectory: tuple[int, int] = (1, 3)
     """Steps of a trajectory at the start, and from half of the fitting on."""
     back_depth: int = 1
     """Batches whose edits count in a step's loss: this one and those before it."""
     back_decay: float = 0.95
     """Weight of a batch, per batch that lies between."""
-    back_samples: int = 20
+    back_samples: int = 5
     """Earlier edits that are drawn, by that weight, for a step's loss (published: all)."""
     locality: Literal["base", "previous", "none"] = "base"
     """Unrelated answers are held to those of the base model, of the model before the step, or not at all."""
-    locality_weight: float = 5.0
+    locality_weight: float = 2.0
     """Weight of that Kullback-Leibler divergence."""
     own_prompt: float = 0.3
     """Share of steps in which an edit is judged on its own prompt instead of a rephrasing (published: 0)."""
-    norm_weight: float = 3e-4
+    norm_weight: float = 1e-4
     """Weight of the squared norm of a step's changes (SMEdit, equation 7)."""
 
     published_fit: ClassVar[dict[str, Any]] = EditorConfig.published | {

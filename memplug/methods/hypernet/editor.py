@@ -157,10 +157,16 @@ class Editor(nn.Module):
         if self.gate is not None and step == 0:
             self.gate.observe(features)
 
-    def study(self, inputs: Sequence[Tensor]) -> None:
-        """Learn from the base model's inputs of each module, [n,d_k], where changes are to keep clear."""
-        for covariance, rows in zip(self.usual, inputs, strict=bool(self.usual)):
-            covariance.study(rows)  # type: ignore[operator]
+    def study(self, inputs: Sequence[Tensor], asked: Sequence[Tensor] | None = None) -> None:
+        """Learn where changes are to keep clear, from each module's inputs [n,d_k] on ordinary text; where
+        ``asked``, its inputs at the tokens of requests, is given, ridges are in units of what these meet."""
+        for index, covariance in enumerate(self.usual):
+            covariance.study(inputs[index], asked[index] if asked else None)  # type: ignore[operator]
+        for shape, members in enumerate(self.members if asked else ()):
+            met = [(asked[i] * self.usual[i](asked[i])).sum(-1).mean() for i in members]  # type: ignore[index]
+            for step in range(len(self.nets)):
+                log_ridge = self.net(step, shape).log_ridge
+                log_ridge.data.copy_((self.config.ridge * torch.stack(met)).clamp(min=1e-30).log())
 
     def set_step(self, inner_lr: float) -> None:
         """Start all networks from one step size."""
@@ -211,7 +217,6 @@ class Editor(nn.Module):
         hooks: Sequence[Hook] = (),
         observe: bool = False,
         train: bool = False,
-        draw: torch.Generator | None = None,
         further: bool = True,
     ) -> Update:
         """Changes for a batch of edits at the weights as they are now, step after step.
@@ -224,7 +229,6 @@ class Editor(nn.Module):
             hooks: what else is to happen in the forwards.
             observe: take the features into the running statistics first.
             train: keep what gradients need.
-            draw: for gates that sample while fitting.
             further: take the further steps of edits that are not learned.
         """
         by_name = {site.name: site for site in self.sites}
@@ -255,7 +259,7 @@ class Editor(nn.Module):
                 if observe:
                     self.observe(features, step)
                 if not update.steps and self.gate is not None:
-                    update = update._replace(choice=self.gate(features, draw))
+                    update = update._replace(choice=self.gate(features))
                 update.features.append(features)
                 if stops:
                     size.look(known, left, adapt=step >= self.config.steps)

@@ -74,9 +74,9 @@ def requests(text: Text, edit: Edit, forms: Sequence[Prompt], tokens: str) -> li
         text: the model's tokenizer.
         edit: the edit.
         forms: its prompt, as a text, as a chat, or both.
-        tokens: where features are taken: at the "subject"'s last token, at those that predict the "answer",
-            or at "all". Without a subject, or where it is a text's first token and there is no BOS (the
-            states there are nearly the same in all texts), an edit is made where its answer begins.
+        tokens: where features are taken: at those that predict the "answer", at "both" these and the
+            subject's last one, or at "all". A subject that is a text's first token is left out where there
+            is no BOS: the states there are nearly the same in all texts.
 
     Raises:
         TokenizerError, ChatTemplateError: as `Text.pair`.
@@ -86,12 +86,11 @@ def requests(text: Text, edit: Edit, forms: Sequence[Prompt], tokens: str) -> li
         pair = text.pair(form, edit.target)
         first = 0 if tokens == "all" else pair.start - 1
         at = list(range(first, len(pair.ids) - 1))
-        if tokens == "subject":
-            at = at[:1]
-            if edit.subject is not None:
-                begin = len(question(form)) - len(edit.question) + edit.place.begin
-                last = text.asked_span(form, begin, begin + len(edit.subject), edit.target)[1][-1]
-                at = [last] if last or text.bos_id is not None else at
+        if tokens == "both" and edit.subject is not None:
+            begin = len(question(form)) - len(edit.question) + edit.place.begin
+            last = text.asked_span(form, begin, begin + len(edit.subject), edit.target)[1][-1]
+            if last < first and (last or text.bos_id is not None):
+                at.insert(0, last)
         found.append(Request(pair, at))
     return found
 

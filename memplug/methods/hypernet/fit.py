@@ -6,7 +6,6 @@ import json
 import math
 import random
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,27 +15,27 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...contexts import ordinary_texts
 from ...edits import Case
 from ...files import write_atomically
 from ...layers import evaluating, frozen
-from ...pristine import Pristine
 from ...reduced import has_reduced_products, reduced_products
 from ..base import Host
 from .calibrate import find_step, ordinary_inputs
 from .editor import Editor
 from .features import capture, requests
 from .samples import Sample, draw_batches, sample_of
-from .trajectory import Step, Trajectory
+from .trajectory import Trajectory
 
 __all__ = ["FitError", "FitReport", "fit"]
 
-_FIRST = 32  # cases from which statistics and a step size are taken before the fitting begins
+_FIRST = 64  # cases from which statistics are taken before the fitting begins
+_STEPPED = 24  # of their requests, made at every step size
 _CLIP = 1.0  # largest norm of a step's gradient
-_COUNTED = ("done", "number", "inner_lr", "log", "rewards", "chosen")
+_COUNTED = ("done", "number", "inner_lr", "log", "chosen")
 
 
 class FitError(ValueError):
@@ -51,7 +50,6 @@ class FitReport(NamedTuple):
         seconds: wall time, checkpoints taken up included.
         inner_lr: the step size it started from.
         losses: (edit, kept, norm) of each step.
-        rewards: of each step, where a gate is trained by its reward.
         chosen: how often each module was chosen, where a gate chooses.
     """
 
@@ -59,26 +57,23 @@ class FitReport(NamedTuple):
     seconds: float
     inner_lr: float
     losses: list[tuple[float, float, float]]
-    rewards: list[float]
     chosen: dict[str, int]
 
 
 def fit(
     host: Host,
     editor: Editor,
-    pristine: Pristine,
     cases: Sequence[Case],
     *,
     progress: bool = True,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
 ) -> FitReport:
-    """Fit a fresh editor. Weights are changed between steps and put back, whatever happens.
+    """Fit a fresh editor; no weight changes.
 
     Args:
         host: the model.
         editor: as initialised; its constants are in its config.
-        pristine: writes the weights.
         cases: edits with rephrases and locality probes.
         progress: show a bar.
         checkpoint: a file to resume from if it is there, and to write every ``checkpoint_every`` steps; the
@@ -92,46 +87,39 @@ def fit(
         raise FitError(
             f"{len(cases)} cases are too few; give at least fit_batch={config.fit_batch}, better hundreds"
         )
-    run = _Run(host, editor, pristine, list(cases))
+    run = _Run(host, editor, list(cases))
     bar = tqdm(total=config.fit_steps, desc="fitting", unit="step", disable=not progress)
-    try:
-        with evaluating(host.model), frozen(host.model), _reduced(host, editor), bar:
-            run.begin(Path(checkpoint) if checkpoint else None)
-            bar.update(run.done)
-            saved = run.done
-            while run.done < config.fit_steps:
-                run.trajectory(bar)
-                if checkpoint and run.done - saved >= checkpoint_every:
-                    run.save(Path(checkpoint))
-                    saved = run.done
-    finally:
-        pristine.restore()
+    with evaluating(host.model), frozen(host.model), _reduced(host), bar:
+        run.begin(Path(checkpoint) if checkpoint else None)
+        bar.update(run.done)
+        saved = run.done
+        while run.done < config.fit_steps:
+            run.trajectory(bar)
+            if checkpoint and run.done - saved >= checkpoint_every:
+                run.save(Path(checkpoint))
+                saved = run.done
     editor.fitted.fill_(True)
     return run.report()
 
 
 @contextmanager
-def _reduced(host: Host, editor: Editor) -> Iterator[None]:
-    """Products of what no edit changes in bfloat16, where the CPU has them: twice as fast."""
-    edited = {id(site.module) for site in editor.sites}
-    every = [module for layer in host.anatomy.layers for module in layer.modules()]
-    rest = [module for module in every if type(module) is nn.Linear and id(module) not in edited]
-    some = [*rest, host.model.get_output_embeddings()] if has_reduced_products() else []
-    with reduced_products(host.anatomy.shadows, some):
+def _reduced(host: Host) -> Iterator[None]:
+    """Products in bfloat16, where the CPU has them: twice as fast."""
+    every = [*host.anatomy.layers, host.model.get_output_embeddings()]
+    with reduced_products(host.anatomy.shadows, every if has_reduced_products() else []):
         yield
 
 
 class _Run:
     """The state of a fitting; all of it is in a checkpoint, taken between two trajectories."""
 
-    def __init__(self, host: Host, editor: Editor, pristine: Pristine, cases: list[Case]) -> None:
-        self.host, self.editor, self.pristine, self.cases = host, editor, pristine, cases
+    def __init__(self, host: Host, editor: Editor, cases: list[Case]) -> None:
+        self.host, self.editor, self.cases = host, editor, cases
         self.config = editor.config
         self.optimizer = torch.optim.Adam(editor.parameters(), lr=self.config.fit_lr)
         self.done = self.number = self.broken = 0
         self.seconds, self.inner_lr = 0.0, 0.0
         self.log: list[list[float]] = []
-        self.rewards: list[float] = []
         self.chosen = [0] * len(editor.sites)
 
     def begin(self, checkpoint: Path | None) -> None:
@@ -146,38 +134,31 @@ class _Run:
         asked = [
             one for edit in edits for one in requests(text, edit, text.forms(edit.prompt), config.tokens)
         ]
-        self.editor.observe(capture(self.host, sites, asked), 0)
+        features = capture(self.host, sites, asked)
+        self.editor.observe(features, 0)
         if self.editor.usual:
-            every = [one for edit in edits for one in requests(text, edit, text.forms(edit.prompt), "all")]
-            own = capture(self.host, sites, every).keys
-            ordinary = ordinary_inputs(self.host, sites, config.seed)
-            self.editor.study([torch.cat(rows) for rows in zip(own, ordinary, strict=True)])
-        self.inner_lr = config.inner_lr or find_step(self.host, self.editor, asked)
+            self.editor.study(ordinary_inputs(self.host, sites, config.seed), features.keys)
+        self.inner_lr = config.inner_lr or find_step(self.host, self.editor, asked[:_STEPPED])
 
     def trajectory(self, bar: Any) -> None:
         """One trajectory from the base model on; the weights are the base model's again after it."""
         config, host = self.config, self.host
         self.number += 1
-        name = f"fit {config.seed} {self.number}"
-        rng, draw = random.Random(name), torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        rng = random.Random(f"fit {config.seed} {self.number}")
         first, last = config.trajectory
         length = round(first + (last - first) * min(1.0, 2 * self.done / config.fit_steps))
         cases = draw_batches(self.cases, length, config.fit_batch, rng)
         batches = [[sample_of(host, case, config, self.texts, rng) for case in batch] for batch in cases]
-        every = [sample for batch in batches for sample in batch]
-        run = Trajectory(host, self.editor, self.pristine, every, rng, draw)
-        try:
-            for batch in batches:
-                if self.done == config.fit_steps or not self._step(run, batch, bar):
-                    return
-        finally:
-            self.pristine.restore()
+        run = Trajectory(host, self.editor, [sample for batch in batches for sample in batch], rng)
+        for batch in batches:
+            if self.done == config.fit_steps or not self._step(run, batch, bar):
+                return
 
     def _step(self, run: Trajectory, batch: list[Sample], bar: Any) -> bool:
         """A step of the trajectory and of the optimiser; False where the losses are not finite any more."""
         config = self.config
         self.optimizer.zero_grad()
-        step, factors = run.step(batch)
+        step = run.step(batch)
         grads = [parameter.grad for parameter in self.editor.parameters() if parameter.grad is not None]
         fine = math.isfinite(step.losses.total(config)) and all(bool(g.isfinite().all()) for g in grads)
         self.broken = 0 if fine else self.broken + 1
@@ -192,20 +173,14 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.fit_lr * fall
             self.optimizer.step()
-            run.commit(factors)
-            self._record(step)
+            run.commit(step)
+            self.log.append(list(step.losses))
+            for index in step.chosen or ():
+                self.chosen[index] += 1
         self.done += 1
         bar.update(1)
-        shown = step.losses._asdict() | ({} if step.reward is None else {"reward": step.reward})
-        bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
+        bar.set_postfix({name: f"{value:.3g}" for name, value in step.losses._asdict().items()})
         return fine
-
-    def _record(self, step: Step) -> None:
-        self.log.append(list(step.losses))
-        if step.reward is not None:
-            self.rewards.append(step.reward)
-        for index in step.chosen or ():
-            self.chosen[index] += 1
 
     def report(self) -> FitReport:
         """What was done."""
@@ -213,7 +188,7 @@ class _Run:
         chosen = dict(zip(names, self.chosen, strict=True)) if self.editor.gate is not None else {}
         seconds = self.seconds + time.monotonic() - self.clock
         losses = [(a, b, c) for a, b, c in self.log]
-        return FitReport(self.done, seconds, self.inner_lr, losses, self.rewards, chosen)
+        return FitReport(self.done, seconds, self.inner_lr, losses, chosen)
 
     # ------------------------------------------------------------------ checkpoints
 

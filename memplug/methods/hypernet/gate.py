@@ -5,7 +5,6 @@ Letters: M modules, n rows, H hidden width, k modules chosen.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,12 +24,10 @@ class Choice(NamedTuple):
     Attributes:
         mask: [M], 1 for the modules chosen, else 0; carries the scores' gradient straight through.
         scores: [M].
-        log_prob: of drawing these modules in this order, where they were drawn; else None.
     """
 
     mask: Tensor
     scores: Tensor
-    log_prob: Tensor | None
 
 
 class Gate(nn.Module):
@@ -41,12 +38,11 @@ class Gate(nn.Module):
 
     Args:
         sites: the modules.
-        config: with ``n_selected``, ``hidden``, ``selection`` and ``gate_training`` (see `HiEditConfig`).
+        config: with ``n_selected``, ``hidden``, ``std_floor`` and ``seed`` (see `HiEditConfig`).
     """
 
     def __init__(self, sites: Sequence[Site], config: Any) -> None:
         super().__init__()
-        self.config = config
         count = len(sites)
         self.k = max(1, min(count, int(config.n_selected * count + 0.5)))
         shapes = list(dict.fromkeys((s.d_k, s.d_v) for s in sites))
@@ -79,40 +75,8 @@ class Gate(nn.Module):
         requests = tokens.new_zeros(len(size), tokens.shape[1]).index_add(0, owner, tokens)
         return self.head((requests / size[:, None]).mean(0))
 
-    def forward(self, features: Features, draw: torch.Generator | None) -> Choice:
-        """The choice for one batch of edits; sampled with ``draw`` where the training asks for that."""
-        how = self.config.selection
-        if how != "learned":
-            scores = self._control(features)
-            return Choice(_hard(scores.topk(self.k).indices, scores), scores, None)
+    def forward(self, features: Features) -> Choice:
+        """The choice for one batch of edits."""
         scores = self.scores(features)
-        if self.config.gate_training == "score" and draw is not None:
-            return self._sampled(scores, draw)
-        hard = _hard(scores.topk(self.k).indices, scores)
-        return Choice((hard - scores).detach() + scores, scores, None)
-
-    def _control(self, features: Features) -> Tensor:
-        """[M] scores that nothing has learned."""
-        norms = torch.stack([g.norm() for g in features.gradients])
-        if self.config.selection == "gradient":
-            return norms
-        if self.config.selection == "static":
-            return torch.arange(len(norms)).to(norms)
-        seed = zlib.crc32(features.keys[0].cpu().contiguous().numpy().tobytes()) + self.config.seed
-        draw = torch.Generator().manual_seed(seed)
-        return torch.rand(len(norms), generator=draw, dtype=torch.float32).to(norms)
-
-    def _sampled(self, scores: Tensor, draw: torch.Generator) -> Choice:
-        """Gumbel-top-k: k modules in order, without replacement, with the Plackett-Luce probability."""
-        uniform = torch.rand(len(scores), generator=draw, dtype=torch.float32).clamp(1e-9, 1 - 1e-9)
-        order = (scores.detach() - (-uniform.to(scores).log()).log()).topk(self.k).indices
-        left = torch.ones_like(scores, dtype=torch.bool)
-        log_prob = scores.new_zeros(())
-        for index in order:
-            log_prob = log_prob + scores[index] - scores[left].logsumexp(0)
-            left = left & (torch.arange(len(scores), device=scores.device) != index)
-        return Choice(_hard(order, scores), scores, log_prob)
-
-
-def _hard(chosen: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros_like(like).detach().index_fill(0, chosen, 1.0)
+        hard = torch.zeros_like(scores).detach().index_fill(0, scores.topk(self.k).indices, 1.0)
+        return Choice((hard - scores).detach() + scores, scores)

@@ -244,16 +244,14 @@ class FittedEditor(WeightEditor):
                     f"fit takes cases, got {type(case).__name__}; give Case(edit, rephrases, locality)"
                 )
         fresh = self._fresh()
-        with self.ledger.drafting():  # fitting writes weights, for itself alone
-            report = fit(
-                self._host,
-                fresh,
-                self.ledger.pristine,
-                cases,
-                progress=progress,
-                checkpoint=checkpoint,
-                checkpoint_every=checkpoint_every,
-            )
+        report = fit(
+            self._host,
+            fresh,
+            cases,
+            progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
         self._take(fresh)
         return report
 

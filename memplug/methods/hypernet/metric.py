@@ -3,9 +3,10 @@
 A change acts on every input x as ``x W``, wanted or not. In the joint solve its norm stands for what was not
 wanted; with the plain norm all directions of x count alike, though the model's own inputs lie in few of them.
 Here the norm is ``E |x W|^2`` over the base model's inputs beside the plain one, as in MEMIT (its covariance,
-equation 14), but of low rank. To it comes ``|k W|^2`` over the inputs k of all edits before this one, each
-wanting no further change: that is recursive least squares, and what keeps a thousandth edit from undoing the
-first.
+equation 14), but of low rank. Where questions end inputs are much alike, and they are few among those of
+ordinary text, so that those of fitting's own requests count as much as all others. To it comes ``|k W|^2``
+over the inputs k of all edits before this one, each wanting no further change: that is recursive least
+squares, and what keeps a thousandth edit from undoing the first.
 
 Letters: n rows, d_k a module's input width, m directions.
 """
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 __all__ = ["InputCovariance", "PastInputs"]
 
+_LONGEST = 3.0
+
 
 class InputCovariance(nn.Module):
-    """The metric ``I + protect C`` of a module's inputs, C their second moment, scaled to a mean diagonal of
-    1 and cut to its m principal directions.
+    """The metric ``I + protect C`` of a module's inputs, C their second moment, in units of the mean diagonal
+    of ordinary text's and cut to its m principal directions.
 
     Args:
         d_k: the module's input width.
@@ -43,11 +46,13 @@ class InputCovariance(nn.Module):
         self.register_buffer("axes", torch.zeros(d_k, rank, dtype=torch.float32))
         self.register_buffer("held", torch.zeros(rank, dtype=torch.float32))
 
-    def study(self, inputs: Tensor) -> None:
-        """Take the metric from ``inputs`` [n,d_k] of the base model."""
-        rows = inputs.double()
-        second = rows.T @ rows
-        second = second / second.diagonal().mean().clamp(min=1e-30)
+    def study(self, inputs: Tensor, asked: Tensor | None = None) -> None:
+        """Take the metric from ``inputs`` [n,d_k] of the base model on ordinary text, and as much from those
+        at the tokens of requests, ``asked``. A few tokens are sinks, whose inputs are a hundred times longer
+        than others: they are cut to `_LONGEST` times the median."""
+        second = _second_moment(inputs)
+        unit = second.diagonal().mean().clamp(min=1e-30)
+        second = (second if asked is None else second + _second_moment(asked)) / unit
         moments, axes = torch.linalg.eigh(second)
         rank = self.axes.shape[1]
         moments = torch.where(moments > 1e-9 * moments[-1], moments, 0)[-rank:].flip(0)
@@ -61,6 +66,14 @@ class InputCovariance(nn.Module):
             return past.clear(self, keys)
         axes, held = self.axes.to(keys.dtype), self.held.to(keys.dtype)
         return keys - (keys @ axes * held) @ axes.T
+
+
+def _second_moment(inputs: Tensor) -> Tensor:
+    rows = inputs.double()
+    size = rows.norm(dim=1, keepdim=True)
+    longest = (_LONGEST * size.median()).clamp(min=1e-30)
+    rows = rows * (longest / size.clamp(min=longest))
+    return rows.T @ rows / len(rows)
 
 
 class PastInputs:

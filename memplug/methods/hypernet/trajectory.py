@@ -1,9 +1,8 @@
 """Fitting an editor: trajectories of edits, a loss on what they did, and its gradient to the networks.
 
-Inside a step no weight changes: the step's changes enter the forward beside the weights, as leaves. Their
-gradients then go through the solve and the networks in one product, which is the exact first-order gradient
-(MALMEN's two stages, with factors instead of whole matrices). Between two steps the changes made are added
-to a float32 sum, and the live weights become its one cast.
+No weight changes: a step's changes enter the forward beside the weights, as leaves, and so does the sum of
+those of the steps before. Their gradients then go through the solve and the networks in one product, which is
+the exact first-order gradient (MALMEN's two stages, with factors instead of whole matrices).
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...hooks import Hook, OwnHooks
-from ...pristine import Pristine
 from ...solve import factor_norm
 from ...text import Pair
 from ..base import Host
 from ..inweights.branch import Factors, branch_hooks
 from ..inweights.rows import alike
 from .config import FitConfig
-from .editor import Editor, Update
+from .editor import Editor
 from .samples import Base, Sample, weighted
 
 __all__ = ["Losses", "Step", "Trajectory"]
@@ -44,11 +42,11 @@ class Losses(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step: its losses, the reward of a gate that is trained by one, the modules chosen."""
+    """One step: its losses, the modules chosen, and the changes, by module."""
 
     losses: Losses
-    reward: float | None
     chosen: tuple[int, ...] | None
+    factors: dict[str, Factors]
 
 
 class _Row(NamedTuple):
@@ -63,23 +61,12 @@ class Trajectory:
     Args:
         host: the model; frozen and in evaluation mode, with the base model's weights.
         editor: the networks.
-        pristine: writes the weights between steps.
         samples: all that will be judged.
         rng: draws what is judged.
-        draw: draws modules, where a gate samples.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        editor: Editor,
-        pristine: Pristine,
-        samples: Sequence[Sample],
-        rng: random.Random,
-        draw: torch.Generator,
-    ) -> None:
-        self.host, self.editor, self.config = host, editor, editor.config
-        self.pristine, self.rng, self.draw = pristine, rng, draw
+    def __init__(self, host: Host, editor: Editor, samples: Sequence[Sample], rng: random.Random) -> None:
+        self.host, self.editor, self.config, self.rng = host, editor, editor.config, rng
         self.sites = {site.name: site for site in editor.sites}
         kept = [sample.kept for sample in samples if sample.kept is not None]
         rows = [*(sample.asked for sample in samples), *kept]
@@ -91,8 +78,8 @@ class Trajectory:
         self.total: dict[str, Tensor] = {}
         self.past = editor.no_past() if self.config.remember else None
 
-    def step(self, batch: list[Sample]) -> tuple[Step, dict[str, Factors]]:
-        """Edit a batch, judge it, and add the gradient to the parameters'; the weights stay as they are."""
+    def step(self, batch: list[Sample]) -> Step:
+        """Edit a batch, judge it, and add the gradient to the parameters'; `commit` makes it last."""
         self.history = [*self.history, batch][-self.config.back_depth :]
         update = self.editor.make(
             self.host,
@@ -102,14 +89,12 @@ class Trajectory:
             hooks=self._standing(),
             observe=True,
             train=True,
-            draw=self.draw,
         )
         factors = update.factors(self.editor.sites)
         leaves = {n: (a.detach().requires_grad_(a.requires_grad), b.detach().requires_grad_())
                   for n, (a, b) in factors.items()}  # fmt: skip
         judged = weighted(self.history, self.config, self.rng)
-        losses = self._losses(leaves, judged, True)
-        reward = self._reinforce(update, judged, losses)
+        losses = self._losses(leaves, judged)
         found = [(out, leaf.grad) for n in factors for out, leaf in zip(factors[n], leaves[n], strict=True)
                  if out.requires_grad and leaf.grad is not None]  # fmt: skip
         torch.autograd.backward([out for out, _ in found], [grad for _, grad in found])
@@ -119,20 +104,16 @@ class Trajectory:
                     past.add(features.keys[index])
         mask = None if update.choice is None else update.choice.mask
         chosen = None if mask is None else tuple((mask > 0.5).nonzero()[:, 0].tolist())
-        return Step(losses, reward, chosen), {n: (a.detach(), b.detach()) for n, (a, b) in factors.items()}
+        return Step(losses, chosen, {n: (a.detach(), b.detach()) for n, (a, b) in factors.items()})
 
-    def commit(self, factors: dict[str, Factors]) -> None:
-        """Make the changes part of the weights."""
-        for name, (a, b) in factors.items():
+    def commit(self, step: Step) -> None:
+        """Go on with the step's changes."""
+        for name, (a, b) in step.factors.items():
             change = a @ b
             self.total[name] = self.total[name] + change if name in self.total else change
-        if self.config.mode == "merged":
-            self.pristine.write(self.total)
 
     def _standing(self) -> list[Hook]:
-        """In side mode, what was changed so far, beside the weights."""
-        if self.config.mode == "merged":
-            return []
+        """What was changed so far, beside the weights."""
 
         def after(total: Tensor) -> Callable[..., Tensor]:
             def add(_m: Any, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -145,22 +126,18 @@ class Trajectory:
 
     # ------------------------------------------------------------------ the outer loss
 
-    def _losses(
-        self, leaves: dict[str, Factors], judged: Sequence[tuple[Sample, float]], backward: bool
-    ) -> Losses:
+    def _losses(self, leaves: dict[str, Factors], judged: Sequence[tuple[Sample, float]]) -> Losses:
         """All terms; their gradients are added to the leaves'."""
         config = self.config
         rows = [_Row(item.asked, weight, False) for item, weight in judged]
         rows += [_Row(item.kept, weight, True) for item, weight in judged if item.kept is not None]
         edit = kept = 0.0
         for part in alike([len(row.pair.ids) for row in rows], config.micro_batch, self.host.text.device):
-            with torch.set_grad_enabled(backward):
-                terms = self._terms(leaves, [rows[i] for i in part])
-            if backward:
-                (terms[0] + config.locality_weight * terms[1]).backward()
+            terms = self._terms(leaves, [rows[i] for i in part])
+            (terms[0] + config.locality_weight * terms[1]).backward()
             edit, kept = edit + float(terms[0].detach()), kept + float(terms[1].detach())
         norm = torch.stack([factor_norm(a, b).square().cpu() for a, b in leaves.values()]).sum()
-        if backward and config.norm_weight:
+        if config.norm_weight:
             (config.norm_weight * norm).backward()
         return Losses(edit, kept, float(norm.detach()))
 
@@ -188,19 +165,5 @@ class Trajectory:
         """Log-probabilities that unrelated answers are held to: the base model's, or what they were."""
         if self.config.locality == "base":
             return self.base.said(pairs)
-        with OwnHooks(self._standing()):  # the weights are in place, the branch is left out
+        with OwnHooks(self._standing()):  # the step's own changes are left out
             return self.base.logits(pairs)[0].log_softmax(-1)
-
-    def _reinforce(
-        self, update: Update, judged: Sequence[tuple[Sample, float]], losses: Losses
-    ) -> float | None:
-        """HiEdit's intrinsic reward: by how much the chosen modules do better than all of them."""
-        choice = update.choice
-        if choice is None or choice.log_prob is None:
-            return None
-        every = choice._replace(mask=torch.ones_like(choice.scores))
-        other = update._replace(choice=every).factors(self.editor.sites)
-        plain = {n: (a.detach(), b.detach()) for n, (a, b) in other.items()}
-        reward = self._losses(plain, judged, False).total(self.config) - losses.total(self.config)
-        (-reward * choice.log_prob).backward()
-        return reward
