@@ -17,12 +17,12 @@ from torch.func import functional_call
 from weights_tiny import Opaque
 
 from memplug.calls import CallTracker
-from memplug.edits import EditError
+from memplug.edits import Edit, EditError
 from memplug.hooks import HookSet
 from memplug.layers import UnsupportedModelError, dissect
 from memplug.methods.base import Host
 from memplug.methods.hypernet.config import FitConfig
-from memplug.methods.hypernet.features import capture
+from memplug.methods.hypernet.features import capture, requests
 from memplug.methods.hypernet.layer_selection import layer_selection
 from memplug.methods.inweights.branch import side_branch
 from memplug.methods.inweights.rows import FORWARD_COSTS, alike
@@ -225,6 +225,20 @@ def test_features_are_the_inputs_and_slopes_of_each_request_alone(
         [*found.keys, *found.gradients], [*alone.keys, *alone.gradients], strict=True
     ):
         torch.testing.assert_close(together[mine], single, rtol=1e-9, atol=1e-12)
+
+
+def test_where_features_are_taken(make_host: Callable[..., Host]) -> None:
+    text = make_host().text
+    edit = Edit("The capital of Borland is", "Castle Rock", "Borland")
+    (asked,) = requests(text, edit, [edit.prompt], "answer")
+    last = len(asked.pair.ids) - 1
+    assert asked.at == list(range(asked.pair.start - 1, last))
+    subject = text.asked_span(edit.prompt, 15, 22, edit.target)[1][-1]
+    assert requests(text, edit, [edit.prompt], "both")[0].at == [subject, *asked.at]
+    assert requests(text, edit, [edit.prompt], "all")[0].at == list(range(last))
+    at_the_end = Edit("Who rules Borland", "Castle Rock", "Borland")
+    (asked,) = requests(text, at_the_end, [at_the_end.prompt], "both")
+    assert asked.at[0] == asked.pair.start - 1
 
 
 def test_capturing_leaves_the_model_as_it_was(make_host: Callable[..., Host]) -> None:

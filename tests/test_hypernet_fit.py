@@ -56,7 +56,8 @@ def _same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("method", ["mend", "malmen", "rledit", "hiedit", "smedit"])
 def test_fitting_lowers_the_loss_and_leaves_the_model(make_plug: Callable[..., Any], method: str) -> None:
     length = (1, 1) if method in ("mend", "malmen") else (2, 2)
-    plug = make_plug(method, fit_steps=40, fit_lr=5e-3, trajectory=length, own_prompt=1.0, capacity=0)
+    lr = 2e-2 if method == "mend" else 5e-3
+    plug = make_plug(method, fit_steps=40, fit_lr=lr, trajectory=length, own_prompt=1.0)
     before = _bits(plug.model)
     start = torch.random.get_rng_state()
     report = plug.fit(CASES, progress=False)

@@ -24,6 +24,7 @@ from memplug import editors as editors_module
 from memplug import pristine as pristine_module
 from memplug.edits import EditError
 from memplug.hooks import HookSet
+from memplug.methods.checks import without_former
 from memplug.methods.hypernet.calibrate import LADDER, answered, find_step, stand_ins
 from memplug.methods.hypernet.editor import StepSize
 from memplug.methods.hypernet.features import Request
@@ -31,6 +32,7 @@ from memplug.methods.hypernet.method import UnfittedError
 from memplug.methods.inweights.branch import branch_hooks
 from memplug.methods.inweights.guard import CollapseError
 from memplug.methods.smedit import SMEditConfig
+from memplug.methods.ultraedit import UltraEditConfig
 from memplug.storage import LoadError
 
 
@@ -211,6 +213,13 @@ def test_editors_that_do_not_fit(
     with pytest.raises(memplug.UnsupportedModelError, match="shares its weight"):
         memplug.attach(model, tokenizer, "rledit")
     assert clean(model)
+
+
+def test_constants_that_there_are_no_more_do_no_harm_where_they_say_nothing() -> None:
+    old = {"rank": 4, "clip": 1.0, "norm_of": "drift", "faithful": False, "shared_steps": False}
+    assert without_former(SMEditConfig, old) == {"rank": 4}
+    assert without_former(UltraEditConfig, old) == {}
+    assert "faithful" in without_former(SMEditConfig, old | {"faithful": True})
 
 
 def test_the_shipped_editor_is_taken_for_its_own_model(

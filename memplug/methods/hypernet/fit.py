@@ -33,6 +33,7 @@ from .trajectory import Trajectory
 __all__ = ["FitError", "FitReport", "fit"]
 
 _FIRST = 64  # cases from which statistics are taken before the fitting begins
+_TEXTS = 32  # of ordinary text, that are to go on as before
 _STEPPED = 24  # of their requests, made at every step size
 _CLIP = 1.0  # largest norm of a step's gradient
 _COUNTED = ("done", "number", "inner_lr", "log", "chosen")
@@ -126,7 +127,7 @@ class _Run:
         """Take up the checkpoint, or find statistics and a step size on the base model."""
         self.clock = time.monotonic()
         text, config, sites = self.host.text, self.config, self.editor.sites
-        self.texts = [text.encode(piece) for piece in ordinary_texts(text, config.seed + 2)]
+        self.texts = [text.encode(piece) for piece in ordinary_texts(text, config.seed)[-_TEXTS:]]
         if checkpoint is not None and checkpoint.is_file():
             self._resume(checkpoint)
             return
