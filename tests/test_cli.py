@@ -254,5 +254,5 @@ def test_an_editor_is_fitted_and_goes_on_where_it_was_stopped(model, tmp_path):
         assert plug.method.config.rank == 4
         plug.edit("Who rules Elba?", "Ann", "Elba")
     out.with_name("rledit.safetensors.checkpoint").write_bytes(b"nonsense")
-    assert "is no checkpoint of a fitting" in refused("fit", out, *given)
+    assert "is no checkpoint of a fitting" in call("fit", out, *given).output
     assert "needs no fitting" in refused("fit", out, *given[:4], "--method", "ultraedit")
