@@ -89,17 +89,17 @@ def read_editor(path: Path, model: Any) -> SavedEditor:
 
 
 def shipped_editor(method: str, model: Any, config: Any) -> Path | None:
-    """The editor that comes with the embedded model, if ``model`` is that model and ``config`` suits it.
+    """The editor that memplug brings for ``model``, if there is one and ``config`` suits it.
 
     Constants that say how to fit, or what, ask for an editor of their own where they are not the defaults.
     """
-    path = _SHIPPED / f"{method}.safetensors"
-    if not path.is_file():
-        return None
-    head, saved = _read(path)
-    asked = unlike(config, type(config)()).items()
-    other = [n for n, value in asked if n not in config.while_editing and saved.config.get(n) != value]
-    return path if not other and head["model"]["fingerprint"] == fingerprint(model) else None
+    for path in sorted(_SHIPPED.glob(f"{method}*.safetensors")):
+        head, saved = _read(path)
+        asked = unlike(config, type(config)()).items()
+        other = [n for n, value in asked if n not in config.while_editing and saved.config.get(n) != value]
+        if not other and head["model"]["fingerprint"] == fingerprint(model):
+            return path
+    return None
 
 
 def unlike(config: Any, other: Any) -> dict[str, Any]:

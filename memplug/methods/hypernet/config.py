@@ -141,6 +141,8 @@ class FitConfig(EditorConfig):
     tokens: Literal["answer", "both", "all"] = "both"
     steps: int = 2
     protect_rank: int = 256
+    ridge: float = 0.3
+    """As in `EditorConfig`, in units of what the edits of the first cases meet in the metric."""
     rank: int = 64
     """Rank of a residual block; the s-th step's network has a 1/s of it (SMEdit, section 4.2)."""
     n_blocks: int = 1
@@ -161,7 +163,7 @@ class FitConfig(EditorConfig):
     """Earlier edits that are drawn, by that weight, for a step's loss (published: all)."""
     locality: Literal["base", "previous", "none"] = "base"
     """Unrelated answers are held to those of the base model, of the model before the step, or not at all."""
-    locality_weight: float = 2.0
+    locality_weight: float = 4.0
     """Weight of that Kullback-Leibler divergence."""
     own_prompt: float = 0.3
     """Share of steps in which an edit is judged on its own prompt instead of a rephrasing (published: 0)."""
@@ -171,6 +173,7 @@ class FitConfig(EditorConfig):
     published_fit: ClassVar[dict[str, Any]] = EditorConfig.published | {
         "rank": 1024,
         "n_blocks": 4,
+        "ridge": 1.0,
         "fit_lr": 1e-5,
         "back_samples": 1 << 20,
         "locality": "previous",
