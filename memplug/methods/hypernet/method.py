@@ -223,7 +223,7 @@ class FittedEditor(WeightEditor):
             raise UnfittedError(
                 f"this {self.name!r} editor is not fitted; call plug.fit(cases) with cases that share no "
                 "subject with your edits, or attach(..., editor=path) with one that `memplug fit` or "
-                "save_editor(path) wrote. (Some ship, for the embedded model and SmolLM2 in float32, with the "
+                "save_editor(path) wrote. (Some ship for the embedded model and SmolLM2 in float32, with the "
                 "default constants)"
             )
         super().check(edits)
