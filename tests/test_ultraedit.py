@@ -161,7 +161,7 @@ def test_the_guard_refuses_and_rolls_back(tiny_plug: Callable[..., Any]) -> None
         ({"max_change": 1e-6}, "times its norm"),
         ({"max_perplexity": 1.0, "max_change": 1e9}, "perplexity"),
     ]:
-        plug = tiny_plug("ultraedit", guard_texts=("The river of Elba is long",), inner_lr=0.5, **limits)
+        plug = tiny_plug("ultraedit", guard_texts=("The river of Elba is long",), inner_lr=1.0, **limits)
         base = bits(plug.model)
         with pytest.raises(CollapseError, match=message):
             plug.edit(EDITS[:4], progress=False)

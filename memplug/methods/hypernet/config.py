@@ -44,7 +44,8 @@ class EditorConfig(WeightConfig):
     inner_lr: float | None = None
     """Initial size of a change; None: found on the base model (see `find_step`)."""
     ridge: float = 1.0
-    """Initial weight of the squared norm in the joint solve."""
+    """Initial weight of the squared norm in the joint solve; for fitted editors with `protect`, in units of
+    what the requests of the first cases meet in the metric."""
     protect: float = 100.0
     """How much more a change's size counts along the module's ordinary inputs than elsewhere: the weight of
     their second moment (published: 0, all directions alike; see `Metric`)."""
@@ -141,13 +142,11 @@ class FitConfig(EditorConfig):
     tokens: Literal["answer", "both", "all"] = "both"
     steps: int = 2
     protect_rank: int = 256
-    ridge: float = 0.3
-    """As in `EditorConfig`, in units of what the edits of the first cases meet in the metric."""
     rank: int = 64
     """Rank of a residual block; the s-th step's network has a 1/s of it (SMEdit, section 4.2)."""
     n_blocks: int = 1
     """Residual blocks of a network."""
-    fit_steps: int = 40
+    fit_steps: int = 32
     """Optimiser steps."""
     fit_lr: float = 3e-3
     """Adam's step, constant for the first half and then falling linearly to a hundredth."""
@@ -173,7 +172,6 @@ class FitConfig(EditorConfig):
     published_fit: ClassVar[dict[str, Any]] = EditorConfig.published | {
         "rank": 1024,
         "n_blocks": 4,
-        "ridge": 1.0,
         "fit_lr": 1e-5,
         "back_samples": 1 << 20,
         "locality": "previous",
