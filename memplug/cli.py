@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .commands.compare import compare, report
+from .commands.fit import fit
 from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
 from .shown import printable
 
@@ -249,4 +250,5 @@ def demo(
 
 
 app.command()(compare)
+app.command()(fit)
 app.command()(report)

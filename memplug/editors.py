@@ -19,19 +19,13 @@ from torch import Tensor
 
 from .files import LoadError, saving, write_atomically
 from .manifest import FORMAT, parsed
+from .methods import find_method
+from .methods.checks import without_former
 from .storage import fingerprint
 
 __all__ = ["SavedEditor", "check_constants", "read_editor", "shipped_editor", "unlike", "write_editor"]
 
 _KEY = "memplug"
-_WHILE_EDITING = {
-    "mode", "batch_size", "max_change", "max_perplexity", "guard_every", "guard_texts",
-    "enough", "extra_steps", "growth", "micro_batch", "seed", "rows",
-}  # fmt: skip
-_OF_NETWORKS = {
-    "modules", "ranges", "capacity", "style", "tokens", "steps", "protect", "protect_rank", "std_floor",
-    "rank", "n_blocks", "shared_steps", "hidden", "faithful",
-}  # fmt: skip
 _SHIPPED = Path(__file__).parent / "world" / "editors"
 
 
@@ -95,19 +89,17 @@ def read_editor(path: Path, model: Any) -> SavedEditor:
 
 
 def shipped_editor(method: str, model: Any, config: Any) -> Path | None:
-    """The editor that comes with the embedded model, if ``model`` is that model and ``config`` suits it.
+    """The editor that memplug brings for ``model``, if there is one and ``config`` suits it.
 
     Constants that say how to fit, or what, ask for an editor of their own where they are not the defaults.
     """
-    path = _SHIPPED / f"{method}.safetensors"
-    if not path.is_file():
-        return None
-    head, saved = _read(path)
-    asked = {
-        name: value for name, value in unlike(config, type(config)()).items() if name not in _WHILE_EDITING
-    }
-    other = [name for name, value in asked.items() if saved.config.get(name) != value]
-    return path if not other and head["model"]["fingerprint"] == fingerprint(model) else None
+    for path in sorted(_SHIPPED.glob(f"{method}*.safetensors")):
+        head, saved = _read(path)
+        asked = unlike(config, type(config)()).items()
+        other = [n for n, value in asked if n not in config.while_editing and saved.config.get(n) != value]
+        if not other and head["model"]["fingerprint"] == fingerprint(model):
+            return path
+    return None
 
 
 def unlike(config: Any, other: Any) -> dict[str, Any]:
@@ -122,7 +114,7 @@ def check_constants(saved: SavedEditor, constants: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one says what the networks are, and they are not.
     """
-    for name in sorted(_OF_NETWORKS & constants.keys()):
+    for name in sorted(find_method(saved.method).config.of_networks & constants.keys()):
         if json.loads(json.dumps(constants[name])) != saved.config.get(name):
             raise ValueError(
                 f"{name} is {constants[name]!r}, but the editor was fitted with {saved.config.get(name)!r}; "
@@ -140,7 +132,8 @@ def _read(path: Path) -> tuple[dict[str, Any], SavedEditor]:
                 )
             _ = head["model"]["fingerprint"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return head, SavedEditor(head["method"], dict(head["config"]), tensors)
+            config = without_former(find_method(head["method"]).config, head["config"])
+            return head, SavedEditor(head["method"], config, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, LoadError):
             raise

@@ -40,8 +40,8 @@ def attach(
         preset: ``"default"``, or ``"paper"`` for the published constants.
         layers: dotted name of the list of decoder layers, where it cannot be found by rule.
         editor: file of a fitted editor, for methods that learn to edit; its constants are the defaults, also
-            of another `Plug.fit`. Left out, the embedded model gets the one that ships for it, unless
-            constants of the networks or of fitting are set.
+            of another `Plug.fit`. Left out, a model for which one ships (the embedded one, SmolLM2) gets it,
+            unless constants of the networks or of fitting are set.
         **config: constants of the method by name.
 
     Raises:

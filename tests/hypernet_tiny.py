@@ -12,8 +12,9 @@ from memplug.calls import CallTracker
 from memplug.edits import Case, Edit, Probe
 from memplug.layers import dissect
 from memplug.methods.base import Host
-from memplug.methods.hypernet.config import EditorConfig
+from memplug.methods.hypernet.config import FitConfig
 from memplug.methods.hypernet.editor import Editor
+from memplug.methods.hypernet.features import Request, requests
 from memplug.sites import find_sites
 from memplug.text import Text
 
@@ -50,7 +51,7 @@ def make_hosts(make_tokenizer: Callable[..., Any], make_llama: Callable[..., Any
     return make
 
 
-def random_editor(host: Host, config: EditorConfig, *, gate: bool = False, seed: int = 1) -> Editor:
+def random_editor(host: Host, config: FitConfig, *, gate: bool = False, seed: int = 1) -> Editor:
     """Networks with random weights in all places, so that every gradient matters."""
     sites = find_sites(host.model, host.anatomy, config.ranges or (), config.modules)
     editor = Editor(sites, config, gate).to(host.model.dtype)
@@ -63,5 +64,5 @@ def random_editor(host: Host, config: EditorConfig, *, gate: bool = False, seed:
     return editor
 
 
-def pairs_of(host: Host) -> list[Any]:
-    return [host.text.pair(case.edit.prompt, case.edit.target) for case in CASES]
+def asked_of(host: Host, tokens: str = "answer") -> list[Request]:
+    return [requests(host.text, case.edit, [case.edit.prompt], tokens)[0] for case in CASES]

@@ -226,3 +226,33 @@ def test_half_precision_becomes_single_on_a_cpu_unless_asked_for(model, tmp_path
 def test_the_name_of_a_model_that_is_nearly_right(name, near):
     with pytest.raises(ValueError, match=f"no model folder {name!r}; did you mean {near!r}?"):
         load_model(name, "cpu", "auto")
+
+
+def test_an_editor_is_fitted_and_goes_on_where_it_was_stopped(model, tmp_path):
+    rows = [
+        {"prompt": f"Who rules {name}?", "target": who, "subject": name, "rephrases": [f"{name} is ruled by"],
+         "locality": [{"prompt": "Is it big?", "target": "No"}]}
+        for name, who in (("Ankaria", "Ada"), ("Vestland", "Tam"), ("Zarnow", "Bo"))
+    ]  # fmt: skip
+    cases, out = tmp_path / "cases.jsonl", tmp_path / "editors" / "rledit.safetensors"
+    cases.write_text("\n".join(map(json.dumps, rows)))
+    given = [
+        "--cases",
+        cases,
+        "--model",
+        model,
+        "--set",
+        "fit_steps=2",
+        "--set",
+        "fit_batch=2",
+        "--set",
+        "rank=4",
+    ]
+    assert "2 steps in" in told("fit", out, *given)
+    assert not out.with_name("rledit.safetensors.checkpoint").exists()
+    with opening.attach(*load_model(model, "cpu", "auto"), "rledit", editor=out) as plug:
+        assert plug.method.config.rank == 4
+        plug.edit("Who rules Elba?", "Ann", "Elba")
+    out.with_name("rledit.safetensors.checkpoint").write_bytes(b"nonsense")
+    assert "is no checkpoint of a fitting" in call("fit", out, *given).output
+    assert "needs no fitting" in refused("fit", out, *given[:4], "--method", "ultraedit")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,9 @@ import torch
 import memplug
 from memplug.edits import Case, Edit, Probe
 from memplug.methods.hiedit import HiEditConfig
-from memplug.methods.hypernet.capture import Features
-from memplug.methods.hypernet.fitting import Trajectory
+from memplug.methods.hypernet.features import Features
 from memplug.methods.hypernet.gate import Gate
+from memplug.methods.hypernet.trajectory import Trajectory
 from memplug.sites import Site
 
 CASES = [
@@ -30,8 +29,8 @@ def _sites(count: int = 4) -> list[Site]:
 def _features(sites: list[Site], owner: list[int], seed: int = 0) -> Features:
     draw = torch.Generator().manual_seed(seed)
     keys = tuple(torch.randn(len(owner), s.d_k, generator=draw) for s in sites)
-    slopes = tuple(torch.randn(len(owner), s.d_v, generator=draw) for s in sites)
-    return Features(keys, slopes, torch.tensor(owner))
+    gradients = tuple(torch.randn(len(owner), s.d_v, generator=draw) for s in sites)
+    return Features(keys, gradients, torch.tensor(owner), torch.ones(len(set(owner))))
 
 
 def test_the_k_best_are_chosen_and_all_scores_get_the_slope() -> None:
@@ -39,7 +38,7 @@ def test_the_k_best_are_chosen_and_all_scores_get_the_slope() -> None:
     gate = Gate(sites, HiEditConfig(n_selected=0.5, hidden=6))
     features = _features(sites, [0, 0, 1])
     gate.observe(features)
-    choice = gate(features, None)
+    choice = gate(features)
     assert choice.mask.sum() == 2
     assert set((choice.mask > 0.5).nonzero()[:, 0].tolist()) == set(choice.scores.topk(2).indices.tolist())
     slope = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -52,53 +51,12 @@ def test_requests_weigh_the_same_however_many_tokens_they_have() -> None:
     gate = Gate(sites, HiEditConfig(hidden=6))
     features = _features(sites, [0, 0, 0, 1])
     gate.observe(features)
-    alone = [
-        gate.scores(
-            Features(*(tuple(x[features.owner == i] for x in f) for f in features[:2]), torch.tensor([i] * n))
-        )
-        for i, n in ((0, 3), (1, 1))
-    ]
+    alone = []
+    for i in (0, 1):
+        mine = features.owner == i
+        keys, gradients = (tuple(x[mine] for x in kind) for kind in features[:2])
+        alone.append(gate.scores(Features(keys, gradients, features.owner[mine], torch.ones(1))))
     torch.testing.assert_close(gate.scores(features), (alone[0] + alone[1]) / 2)
-
-
-def test_draws_have_the_plackett_luce_probability() -> None:
-    sites = _sites(3)
-    gate = Gate(sites, HiEditConfig(n_selected=0.67, hidden=6, gate_training="score"))
-    features = _features(sites, [0])
-    gate.observe(features)
-    draw, counts, told = torch.Generator().manual_seed(0), {}, {}
-    with torch.no_grad():
-        for _ in range(4000):
-            choice = gate(features, draw)
-            key = round(float(choice.log_prob.exp()), 6)
-            counts[key] = counts.get(key, 0) + 1
-        p = gate.scores(features).softmax(0).tolist()
-    for i, j in itertools.permutations(range(3), 2):
-        told[round(p[i] * p[j] / (1 - p[i]), 6)] = p[i] * p[j] / (1 - p[i])
-    assert len(counts) == 6
-    assert sum(told.values()) == pytest.approx(1.0, abs=1e-5)
-    for key, count in counts.items():
-        nearest = min(told, key=lambda known: abs(known - key))
-        assert key == pytest.approx(nearest, abs=2e-6)
-        assert count / 4000 == pytest.approx(told[nearest], abs=0.035)
-
-
-@pytest.mark.parametrize("selection", ["random", "static", "gradient"])
-def test_controls(selection: Any) -> None:
-    sites = _sites()
-    gate = Gate(sites, HiEditConfig(selection=selection, hidden=6))
-    chosen = []
-    for seed in range(12):
-        features = _features(sites, [0, 1], seed)
-        masks = [gate(features, None).mask for _ in range(2)]
-        assert torch.equal(*masks)
-        assert not masks[0].requires_grad
-        assert masks[0].sum() == 2
-        chosen.append(tuple(masks[0].tolist()))
-        if selection == "gradient":
-            norms = torch.stack([slope.norm() for slope in features.slopes])
-            assert set(norms.topk(2).indices.tolist()) == set(masks[0].nonzero()[:, 0].tolist())
-    assert (len(set(chosen)) == 1) == (selection == "static")
 
 
 @pytest.fixture
@@ -122,11 +80,10 @@ def make_plug(
     return make
 
 
-@pytest.mark.parametrize("training", ["straight-through", "score"])
 def test_the_gate_is_trained_at_every_step(
-    make_plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, training: str
+    make_plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plug = make_plug(gate_training=training)
+    plug = make_plug()
     grads = []
     step = Trajectory.step
 
@@ -138,14 +95,8 @@ def test_the_gate_is_trained_at_every_step(
     monkeypatch.setattr(Trajectory, "step", watch)
     report = plug.fit(CASES, progress=False)
     assert len(grads) == 6
-    if training == "straight-through":
-        # The slope reaches the modules that were chosen and those that were not.
-        assert all(bool((grad != 0).all()) for grad in grads)
-        assert not report.rewards
-    else:
-        assert all(bool((grad != 0).any()) for grad in grads)
-        assert len(report.rewards) == 6
-        assert any(reward != 0 for reward in report.rewards)
+    # The gradient reaches the modules that were chosen and those that were not.
+    assert all(bool((grad != 0).all()) for grad in grads)
     assert sum(report.chosen.values()) == 6 * 2
     assert list(report.chosen) == [site.name for site in plug.method.sites]
 

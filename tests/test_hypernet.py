@@ -12,19 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import build
-from hypernet_tiny import make_hosts, pairs_of, random_editor
+from hypernet_tiny import asked_of, make_hosts, random_editor
 from torch.func import functional_call
 from weights_tiny import Opaque
 
 from memplug.calls import CallTracker
-from memplug.edits import EditError
+from memplug.edits import Edit, EditError
 from memplug.hooks import HookSet
 from memplug.layers import UnsupportedModelError, dissect
 from memplug.methods.base import Host
-from memplug.methods.hypernet.branch import side_branch
-from memplug.methods.hypernet.capture import FORWARD_COSTS, alike, capture
-from memplug.methods.hypernet.config import EditorConfig
-from memplug.methods.hypernet.spread import spread
+from memplug.methods.hypernet.config import FitConfig
+from memplug.methods.hypernet.features import capture, requests
+from memplug.methods.hypernet.layer_selection import layer_selection
+from memplug.methods.inweights.branch import side_branch
+from memplug.methods.inweights.rows import FORWARD_COSTS, alike
 from memplug.sites import find_sites
 from memplug.text import Text
 
@@ -76,7 +77,7 @@ def test_edits_are_spread_over_as_many_modules_as_their_tokens_need(
     tokenizer = make_tokenizer(["a b"], 300)
     model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=8)
     host = Host(model, Text(model, tokenizer), anatomy := dissect(model), CallTracker(anatomy, None))
-    ranges = spread(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 6 / 8)), capacity)
+    ranges = layer_selection(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 6 / 8)), capacity)
     found = find_sites(model, anatomy, ranges)
     whiches = ("gate", "up", "down")
     assert [[s.layer for s in found if f"{which}_proj" in s.name] for which in whiches] == layers
@@ -91,10 +92,12 @@ def test_edits_are_not_spread_over_layers_that_cannot_be_edited(
     model.model.layers[6].mlp = torch.nn.Identity()
     model.model.layers[6].self_attn = Opaque(model.model.layers[6].self_attn)
     host = Host(model, Text(model, tokenizer), anatomy := dissect(model), CallTracker(anatomy, None))
-    found = find_sites(model, anatomy, spread(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 5 / 8)), 10**6))
+    found = find_sites(
+        model, anatomy, layer_selection(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 5 / 8)), 10**6)
+    )
     assert [site.layer for site in found] == [1, 2, 3, 3, 4, 5]
     with pytest.raises(UnsupportedModelError, match="layer 6"):
-        spread(host, (("up", 6 / 8, 7 / 8),), 10**6)
+        layer_selection(host, (("up", 6 / 8, 7 / 8),), 10**6)
 
 
 def test_changes_beside_a_weight_stay_exact_under_autocast(make_host: Callable[..., Host]) -> None:
@@ -114,9 +117,9 @@ def test_changes_beside_a_weight_stay_exact_under_autocast(make_host: Callable[.
 
 def test_modules_of_a_shape_are_solved_together_as_each_alone(make_host: Callable[..., Host]) -> None:
     host = make_host()
-    config = EditorConfig(rank=3, inner_lr=0.02, steps=2, ranges=(("gate", 0.0, 1.0), ("down", 0.5, 1.0)))
+    config = FitConfig(rank=3, inner_lr=0.02, steps=2, ranges=(("gate", 0.0, 1.0), ("down", 0.5, 1.0)))
     editor = random_editor(host, config)
-    made = editor.make(host, pairs_of(host), observe=True)
+    made = editor.make(host, asked_of(host), observe=True)
     whole = made.factors(editor.sites)
     for index, site in enumerate(editor.sites):
         alone = [step[index].factors() for step in made.steps]
@@ -127,20 +130,20 @@ def test_modules_of_a_shape_are_solved_together_as_each_alone(make_host: Callabl
 
 def test_edits_that_are_learned_take_no_further_step(make_host: Callable[..., Host]) -> None:
     host = make_host()
-    config = EditorConfig(rank=3, inner_lr=0.02, steps=3, enough=1.0, ranges=(("gate", 0.0, 1.0),))
-    pairs = pairs_of(host)
+    config = FitConfig(rank=3, inner_lr=0.02, steps=3, enough=1.0, ranges=(("gate", 0.0, 1.0),))
+    asked = asked_of(host)
 
     def make(enough: float) -> Any:
         torch.manual_seed(0)
         editor = random_editor(host, replace(config, enough=enough))
-        editor.observe(capture(host, editor.sites, pairs, "answer"), 0)
-        return editor.make(host, pairs)
+        editor.observe(capture(host, editor.sites, asked), 0)
+        return editor.make(host, asked)
 
     everything = make(1.0)
     assert [sorted(set(f.owner.tolist())) for f in everything.features] == [[0, 1, 2, 3]] * 3
     assert len(make(0.0).steps) == 1
     known = everything.features[1].known  # after the first step
-    for pair, least in zip(pairs, everything.features[0].known, strict=True):
+    for (pair, _), least in zip(asked, everything.features[0].known, strict=True):
         with torch.no_grad():
             share = host.model(torch.tensor([pair.ids])).logits[0].softmax(-1)
         told = [share[i - 1, pair.ids[i]] for i in range(pair.start, len(pair.ids))]
@@ -180,17 +183,17 @@ def test_rows_of_like_length_run_together_at_the_least_cost() -> None:
 def test_features_at_changed_modules_need_no_layer_below(make_host: Callable[..., Host], family: str) -> None:
     host = make_host(family)
     sites = find_sites(host.model, host.anatomy, [("gate", 0.5, 0.75), ("down", 0.5, 1.0)])
-    first = capture(host, sites, pairs_of(host), "answer", micro_batch=3)
+    first = capture(host, sites, asked_of(host), micro_batch=3)
     with torch.no_grad():
         sites[0].weight.mul_(1.5)
-    fresh = capture(host, sites, pairs_of(host), "answer", micro_batch=3)
+    fresh = capture(host, sites, asked_of(host), micro_batch=3)
     ran: list[int] = []
     handle = host.anatomy.layers[0].register_forward_hook(lambda *_: ran.append(1))
-    again = capture(host, sites, pairs_of(host), "answer", micro_batch=3, below=first.below)
+    again = capture(host, sites, asked_of(host), micro_batch=3, below=first.below)
     handle.remove()
-    for one, two in zip([*fresh.keys, *fresh.slopes], [*again.keys, *again.slopes], strict=True):
+    for one, two in zip([*fresh.keys, *fresh.gradients], [*again.keys, *again.gradients], strict=True):
         torch.testing.assert_close(one, two)
-    assert not torch.allclose(first.slopes[0], again.slopes[0])
+    assert not torch.allclose(first.gradients[0], again.gradients[0])
     assert torch.equal(fresh.owner, again.owner)
 
 
@@ -201,8 +204,8 @@ def test_features_are_the_inputs_and_slopes_of_each_request_alone(
 ) -> None:
     host = make_host(family)
     sites = find_sites(host.model, host.anatomy, [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
-    found = capture(host, sites, pairs_of(host), tokens, micro_batch=3)
-    for index, pair in enumerate(pairs_of(host)):
+    found = capture(host, sites, asked_of(host, tokens), micro_batch=3)
+    for index, (pair, _) in enumerate(asked_of(host)):
         ids = torch.tensor([pair.ids[:-1]])
         weights = [site.weight.detach().clone().requires_grad_() for site in sites]
         named = {f"{site.name}.weight": w for site, w in zip(sites, weights, strict=True)}
@@ -212,21 +215,37 @@ def test_features_are_the_inputs_and_slopes_of_each_request_alone(
         mine = found.owner == index
         count = len(pair.ids) - 1 if tokens == "all" else len(pair.ids) - pair.start
         assert int(mine.sum()) == count
-        for site, weight, keys, slopes in zip(sites, weights, found.keys, found.slopes, strict=True):
+        for site, weight, keys, gradients in zip(sites, weights, found.keys, found.gradients, strict=True):
             if tokens == "all":  # then keys and slopes make up the whole gradient of the weight
-                whole = site.stored(keys[mine].T @ slopes[mine])
+                whole = site.stored(keys[mine].T @ gradients[mine])
                 torch.testing.assert_close(weight.grad, whole, rtol=1e-8, atol=1e-10)
-    alone = capture(host, sites, pairs_of(host)[1:2], tokens)
+    alone = capture(host, sites, asked_of(host, tokens)[1:2])
     mine = found.owner == 1
-    for together, single in zip([*found.keys, *found.slopes], [*alone.keys, *alone.slopes], strict=True):
+    for together, single in zip(
+        [*found.keys, *found.gradients], [*alone.keys, *alone.gradients], strict=True
+    ):
         torch.testing.assert_close(together[mine], single, rtol=1e-9, atol=1e-12)
+
+
+def test_where_features_are_taken(make_host: Callable[..., Host]) -> None:
+    text = make_host().text
+    edit = Edit("The capital of Borland is", "Castle Rock", "Borland")
+    (asked,) = requests(text, edit, [edit.prompt], "answer")
+    last = len(asked.pair.ids) - 1
+    assert asked.at == list(range(asked.pair.start - 1, last))
+    subject = text.asked_span(edit.prompt, 15, 22, edit.target)[1][-1]
+    assert requests(text, edit, [edit.prompt], "both")[0].at == [subject, *asked.at]
+    assert requests(text, edit, [edit.prompt], "all")[0].at == list(range(last))
+    at_the_end = Edit("Who rules Borland", "Castle Rock", "Borland")
+    (asked,) = requests(text, at_the_end, [at_the_end.prompt], "both")
+    assert asked.at[0] == asked.pair.start - 1
 
 
 def test_capturing_leaves_the_model_as_it_was(make_host: Callable[..., Host]) -> None:
     host = make_host()
     host.model.train()
     sites = find_sites(host.model, host.anatomy, [("up", 0.5, 1.0)])
-    capture(host, sites, pairs_of(host), "answer")
+    capture(host, sites, asked_of(host))
     assert host.model.training
     assert all(p.requires_grad and p.grad is None for p in host.model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in host.model.modules())
@@ -238,4 +257,4 @@ def test_features_that_are_not_finite_are_refused(make_host: Callable[..., Host]
         host.model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     sites = find_sites(host.model, host.anatomy, [("up", 0.5, 1.0)])
     with pytest.raises(EditError, match="are not finite"):
-        capture(host, sites, pairs_of(host), "answer")
+        capture(host, sites, asked_of(host))

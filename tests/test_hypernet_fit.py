@@ -39,7 +39,8 @@ def make_plug(
     def make(method: str, **config: Any) -> memplug.Plug:
         tokenizer = make_tokenizer([p for c in CASES for p in (c.edit.prompt, *c.rephrases)], 300)
         model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, initializer_range=0.3)
-        return memplug.attach(model, tokenizer, method, **(TINY | config))
+        fitted = {} if method == "ultraedit" else TINY
+        return memplug.attach(model, tokenizer, method, **(fitted | config))
 
     return make
 
@@ -55,7 +56,8 @@ def _same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("method", ["mend", "malmen", "rledit", "hiedit", "smedit"])
 def test_fitting_lowers_the_loss_and_leaves_the_model(make_plug: Callable[..., Any], method: str) -> None:
     length = (1, 1) if method in ("mend", "malmen") else (2, 2)
-    plug = make_plug(method, fit_steps=40, fit_lr=5e-3, trajectory=length, own_prompt=1.0, capacity=0)
+    lr = 2e-2 if method == "mend" else 5e-3
+    plug = make_plug(method, fit_steps=40, fit_lr=lr, trajectory=length, own_prompt=1.0)
     before = _bits(plug.model)
     start = torch.random.get_rng_state()
     report = plug.fit(CASES, progress=False)
@@ -139,91 +141,6 @@ def test_losses_that_are_not_finite_end_the_fitting(
     assert not bool(plug.method.editor.fitted)
 
 
-@pytest.mark.parametrize("method", ["rledit", "smedit", "hiedit"])
-def test_faithful_is_one_adam_step_on_what_the_last_steps_left(
-    make_plug: Callable[..., Any], method: str
-) -> None:
-    lr = 1e-3
-    plug = make_plug(method, faithful=True, fit_lr=lr, fit_steps=3, trajectory=(3, 3), inner_lr=1e-2)
-    fresh = {n: p.detach().clone() for n, p in make_plug(
-        method, faithful=True, fit_lr=lr, fit_steps=3, trajectory=(3, 3), inner_lr=1e-2
-    ).method.editor.named_parameters()}  # fmt: skip
-    plug.fit(CASES, progress=False)
-    after = dict(plug.method.editor.named_parameters())
-    moved = {n: (after[n].detach() - fresh[n]).abs() for n in after}
-    # One Adam step moves a coordinate by its step size, whatever the gradient's size.
-    assert max(float(m.max()) for m in moved.values()) == pytest.approx(lr, rel=1e-2)
-    # Unscaled initial weights and step sizes that are not in logs.
-    assert float(fresh["nets.0.0.down"].std()) == pytest.approx(1.0, abs=0.1)
-    assert float(fresh["nets.0.0.step"][0]) == pytest.approx(1e-2)
-
-
-@pytest.mark.parametrize("style", ["joint", "outer"])
-def test_the_published_gate_learns_from_the_norm_alone(make_plug: Callable[..., Any], style: str) -> None:
-    def gate(norm: float) -> list[torch.Tensor]:
-        plug = make_plug(
-            "hiedit",
-            faithful=True,
-            fit_steps=2,
-            trajectory=(2, 2),
-            norm_weight=norm,
-            inner_lr=1e-2,
-            style=style,
-        )
-        plug.fit(CASES, progress=False)
-        return [p.detach().clone() for n, p in plug.method.editor.named_parameters() if n.startswith("gate")]
-
-    untouched = [p.detach() for n, p in make_plug("hiedit", faithful=True).method.editor.named_parameters()
-                 if n.startswith("gate")]  # fmt: skip
-    assert all(torch.equal(a, b) for a, b in zip(gate(0.0), untouched, strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(gate(1e-2), untouched, strict=True))
-
-
-def test_a_shared_network_takes_an_optimiser_step_after_each_step(make_plug: Callable[..., Any]) -> None:
-    plug = make_plug("smedit", shared_steps=True, steps=3, trajectory=(1, 1), fit_steps=6, enough=1.0)
-    assert len(plug.method.editor.nets) == 1
-    report = plug.fit(CASES, progress=False)
-    assert report.steps == 6
-    plug.edit(CASES[0])
-    assert len(plug.method.ledger.entries[0].parts) == 3 * len(plug.method.sites)
-
-
-def _fit_in_process(rank: int, folder: str, make: dict[str, Any]) -> None:
-    import os
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": make["port"],
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    plug = memplug.attach(model, AutoTokenizer.from_pretrained(folder), "rledit", **TINY)
-    plug.fit(CASES, progress=False)
-    plug.save_editor(f"{folder}/editor{rank}.safetensors")
-
-
-@pytest.mark.slow
-def test_two_processes_fit_one_editor(make_plug: Callable[..., Any], tmp_path: Path) -> None:
-    import socket
-
-    import torch.multiprocessing as mp
-    from safetensors.torch import load_file
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    plug = make_plug("rledit")
-    plug.model.save_pretrained(tmp_path)
-    plug.tokenizer.save_pretrained(tmp_path)
-    mp.spawn(_fit_in_process, (str(tmp_path), {"port": port}), nprocs=2)
-    one, two = (load_file(tmp_path / f"editor{rank}.safetensors") for rank in (0, 1))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    plug.fit(CASES, progress=False)
-    alone = plug.method.editor.state_dict()
-    assert any(not torch.equal(one[name], alone[name]) for name in one)
-
-
 def test_configs_refuse_what_they_cannot_be(make_plug: Callable[..., Any]) -> None:
     for wrong, message in [
         ({"steps": 0}, "steps is 0; choose a value from 1"),
@@ -272,13 +189,6 @@ def test_cases_may_lack_unrelated_probes_and_share_their_words(
     cases = [dataclasses.replace(case, locality=(cut[n % 2],)) for n, case in enumerate(CASES)]
     report = plug.fit(cases, progress=False)
     assert all(math.isfinite(value) for losses in report.losses for value in losses)
-
-
-def test_autocast_is_for_the_model_alone(make_plug: Callable[..., Any]) -> None:
-    """Changes stay exact, and an editor that changes nothing diverges from nothing."""
-    plug = make_plug("rledit", autocast=True, inner_lr=1e-12, fit_lr=0.0, fit_steps=2, trajectory=(2, 2))
-    report = plug.fit(CASES, progress=False)
-    assert max(abs(kept) for _, kept, _ in report.losses) < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -173,8 +173,8 @@ def test_later_edits_keep_clear_of_those_in_force_alone(tiny_plug: Callable[...,
     for other in (fresh, forgetful):
         other.edit(EDITS[3])
     assert not same(bits(fresh.model), bits(forgetful.model))
-    earlier = fresh.method._earlier()
-    assert sum(one.count for one in earlier) == sum(
+    past = fresh.method._past_inputs()
+    assert sum(one.count for one in past) == sum(
         len(part.keys) for entry in fresh.method.ledger.entries for part in entry.parts
     )
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypernet_tiny import make_hosts, pairs_of
+from hypernet_tiny import asked_of, make_hosts
 
 from memplug.methods.base import Host
-from memplug.methods.hypernet.capture import capture
-from memplug.methods.hypernet.config import EditorConfig
+from memplug.methods.hypernet.config import FitConfig
 from memplug.methods.hypernet.editor import Editor
+from memplug.methods.hypernet.features import capture
+from memplug.methods.hypernet.metric import InputCovariance, PastInputs
 from memplug.methods.hypernet.nets import EditNet, Normaliser
-from memplug.methods.hypernet.usual import Earlier, Usual
 from memplug.sites import find_sites
 
 
@@ -41,55 +41,56 @@ def test_statistics_are_those_of_all_rows(sizes: list[int]) -> None:
 def test_the_metric_is_the_second_moment_cut_to_its_principal_directions(rank: int) -> None:
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(50, 12, generator=draw, dtype=torch.float64) * torch.logspace(0, -2, 12)
-    usual = Usual(12, protect=7.0, rank=rank).double()
+    covariance = InputCovariance(12, protect=7.0, rank=rank).double()
     keys = torch.randn(3, 12, generator=draw, dtype=torch.float64)
-    assert torch.equal(usual(keys), keys)  # nothing is known yet
-    usual.study(inputs)
+    assert torch.equal(covariance(keys), keys)  # nothing is known yet
+    covariance.study(inputs)
     second = inputs.T @ inputs / len(inputs)
     values, axes = torch.linalg.eigh(second / second.diagonal().mean())
     values[: 12 - min(rank, 12)] = 0
     metric = torch.eye(12, dtype=torch.float64) + 7.0 * axes @ torch.diag(values) @ axes.T
-    torch.testing.assert_close(usual(keys), keys @ torch.linalg.inv(metric))
-    usual.study(inputs[:2])  # fewer inputs than directions
-    assert int((usual.held > 0).sum()) == 2
+    torch.testing.assert_close(covariance(keys), keys @ torch.linalg.inv(metric))
+    covariance.study(inputs[:2])  # fewer inputs than directions
+    assert int((covariance.held > 0).sum()) == 2
 
 
 @pytest.mark.parametrize("protect", [0.0, 7.0])
 @pytest.mark.parametrize("sizes", [[2, 3], [3, 1, 9, 4]])  # fewer and more inputs than the module is wide
 def test_inputs_of_earlier_edits_count_in_the_metric(sizes: list[int], protect: float) -> None:
     draw = torch.Generator().manual_seed(0)
-    usual = Usual(12, protect, rank=5).double()
-    usual.study(torch.randn(50, 12, generator=draw, dtype=torch.float64) * torch.logspace(0, -2, 12))
+    covariance = InputCovariance(12, protect, rank=5).double()
+    covariance.study(torch.randn(50, 12, generator=draw, dtype=torch.float64) * torch.logspace(0, -2, 12))
     keys = torch.randn(1, 3, 12, generator=draw, dtype=torch.float64)
-    before = torch.linalg.inv(usual(torch.eye(12, dtype=torch.float64)))
-    earlier = Earlier(0.25)
-    assert torch.equal(usual(keys, earlier), usual(keys))  # no edit was made yet
+    before = torch.linalg.inv(covariance(torch.eye(12, dtype=torch.float64)))
+    past = PastInputs(0.25)
+    assert torch.equal(covariance(keys, past), covariance(keys))  # no edit was made yet
     for size in sizes:
         rows = torch.randn(size, 12, generator=draw, dtype=torch.float64)
-        earlier.add(rows)
+        past.add(rows)
         before = before + 0.25 * rows.T @ rows
-        torch.testing.assert_close(usual(keys, earlier), keys @ torch.linalg.inv(before))
+        torch.testing.assert_close(covariance(keys, past), keys @ torch.linalg.inv(before))
 
 
 @pytest.mark.parametrize("style", ["joint", "outer"])
 def test_changes_keep_clear_of_the_usual_inputs(make_host: Callable[..., Host], style: str) -> None:
     host = make_host("llama")
     sites = find_sites(host.model, host.anatomy, [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
-    pairs = pairs_of(host)
-    usual = capture(host, sites, pairs[1:], "all")
+    asked = asked_of(host)
+    ordinary = capture(host, sites, asked_of(host, "all")[1:])
     moved: dict[float, float] = {}
     for protect in (0.0, 1e6):
-        config = EditorConfig(
+        config = FitConfig(
             style=style,  # type: ignore[arg-type]
             protect=protect,
             protect_rank=4,
             inner_lr=1e-2,
+            steps=1,
             enough=1.0,
         )
         editor = Editor(sites, config, gate=False).double()
-        editor.observe(capture(host, sites, pairs, "answer"), 0)
-        editor.study(usual.keys)
-        made = editor.make(host, pairs[:1])
+        editor.observe(capture(host, sites, asked), 0)
+        editor.study(ordinary.keys)
+        made = editor.make(host, asked[:1])
         factors = made.factors(sites)
         parts = {part.site: part.factors() for part in made.parts(sites)}
         for name, (a, b) in factors.items():  # the ledger's change is the one that was judged
@@ -97,7 +98,7 @@ def test_changes_keep_clear_of_the_usual_inputs(make_host: Callable[..., Host], 
             torch.testing.assert_close(kept, a @ b, rtol=1e-4, atol=1e-7)
         moved[protect] = sum(
             float(((x @ a @ b).norm() / (a @ b).norm()).detach())
-            for (a, b), x in zip(factors.values(), usual.keys, strict=True)
+            for (a, b), x in zip(factors.values(), ordinary.keys, strict=True)
         )
     assert moved[1e6] < 0.8 * moved[0.0]
 

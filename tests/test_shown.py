@@ -23,8 +23,8 @@ from memplug.comparison.report.page import html, markdown
 from memplug.edits import Edit, EditTable
 from memplug.methods.elder import explain as elder
 from memplug.methods.grace import explain as grace
-from memplug.methods.hypernet import explain as hypernet
 from memplug.methods.icl import explain as icl
+from memplug.methods.inweights import explain as hypernet
 from memplug.methods.llp import explain as llp
 from memplug.methods.lora import seen as lora
 from memplug.numbering import listed

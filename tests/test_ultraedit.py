@@ -24,12 +24,15 @@ from memplug import editors as editors_module
 from memplug import pristine as pristine_module
 from memplug.edits import EditError
 from memplug.hooks import HookSet
-from memplug.methods.hypernet.branch import branch_hooks
+from memplug.methods.checks import without_former
 from memplug.methods.hypernet.calibrate import LADDER, answered, find_step, stand_ins
-from memplug.methods.hypernet.editor import Pace
-from memplug.methods.hypernet.guard import CollapseError
+from memplug.methods.hypernet.editor import StepSize
+from memplug.methods.hypernet.features import Request
 from memplug.methods.hypernet.method import UnfittedError
+from memplug.methods.inweights.branch import branch_hooks
+from memplug.methods.inweights.guard import CollapseError
 from memplug.methods.smedit import SMEditConfig
+from memplug.methods.ultraedit import UltraEditConfig
 from memplug.storage import LoadError
 
 
@@ -41,16 +44,17 @@ def test_the_step_size_is_where_single_edits_gain_half(tiny_model: Callable[...,
     method, base = plug.method, bits(plug.model)
     host, pairs = method._host, stand_ins(plug.method._host, 24, 0)
     assert stand_ins(host, 24, 0) == pairs
-    method.editor.make(host, pairs, observe=True)
-    found = find_step(host, method.editor, pairs)
+    asked = [Request(pair, list(range(pair.start - 1, len(pair.ids) - 1))) for pair in pairs]
+    method.editor.make(host, asked, observe=True)
+    found = find_step(host, method.editor, asked)
 
     def gained(step: float) -> float:
         method.editor.set_step(step)
         total = 0.0
-        for pair in pairs:
-            factors = method.editor.make(host, [pair]).factors(method.sites)
+        for one in asked:
+            factors = method.editor.make(host, [one]).factors(method.sites)
             with HookSet(branch_hooks(method.ledger.sites, factors)):
-                total += float(answered(host, [pair])[0])
+                total += float(answered(host, [one.pair])[0])
         return total / len(pairs)
 
     steps = [step for step in LADDER if step <= found * 1.01]
@@ -157,7 +161,7 @@ def test_the_guard_refuses_and_rolls_back(tiny_plug: Callable[..., Any]) -> None
         ({"max_change": 1e-6}, "times its norm"),
         ({"max_perplexity": 1.0, "max_change": 1e9}, "perplexity"),
     ]:
-        plug = tiny_plug("ultraedit", guard_texts=("The river of Elba is long",), inner_lr=0.5, **limits)
+        plug = tiny_plug("ultraedit", guard_texts=("The river of Elba is long",), inner_lr=1.0, **limits)
         base = bits(plug.model)
         with pytest.raises(CollapseError, match=message):
             plug.edit(EDITS[:4], progress=False)
@@ -211,6 +215,13 @@ def test_editors_that_do_not_fit(
     assert clean(model)
 
 
+def test_constants_that_there_are_no_more_do_no_harm_where_they_say_nothing() -> None:
+    old = {"rank": 4, "clip": 1.0, "norm_of": "drift", "faithful": False, "shared_steps": False}
+    assert without_former(SMEditConfig, old) == {"rank": 4}
+    assert without_former(UltraEditConfig, old) == {}
+    assert "faithful" in without_former(SMEditConfig, old | {"faithful": True})
+
+
 def test_the_shipped_editor_is_taken_for_its_own_model(
     tiny_model: Callable[..., Any], tiny_editor: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,14 +258,14 @@ def test_further_steps_grow_until_edits_are_learned(tiny_plug: Callable[..., mem
     assert known[2.0] > 0.3
 
 
-def test_the_pace_follows_what_the_batch_gains() -> None:
-    pace, both = Pace(3, 1.5), torch.tensor([0, 2])
-    pace.look(torch.tensor([0.1, 0.1, 0.1]), torch.arange(3), adapt=False)
-    assert pace.size == 1
-    pace.look(torch.tensor([0.3, 0.09]), both, adapt=True)
-    assert pace.size == 1.5
-    pace.look(torch.tensor([0.01, 0.1]), both, adapt=True)
-    assert pace.size == pytest.approx(1 / 1.5)
+def test_the_step_size_follows_what_the_batch_gains() -> None:
+    size, both = StepSize(3, 1.5), torch.tensor([0, 2])
+    size.look(torch.tensor([0.1, 0.1, 0.1]), torch.arange(3), adapt=False)
+    assert size.size == 1
+    size.look(torch.tensor([0.3, 0.09]), both, adapt=True)
+    assert size.size == 1.5
+    size.look(torch.tensor([0.01, 0.1]), both, adapt=True)
+    assert size.size == pytest.approx(1 / 1.5)
 
 
 def test_a_batch_that_further_steps_would_break_is_made_without_them(

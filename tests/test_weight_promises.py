@@ -17,7 +17,7 @@ from memplug.edits import Edit
 from memplug.entries import Entry, Part
 from memplug.layers import UnsupportedModelError
 from memplug.ledger import Ledger
-from memplug.methods.hypernet.explain import report
+from memplug.methods.inweights.explain import report
 from memplug.sites import Site
 
 EDITS = [

@@ -53,12 +53,7 @@ def _fit(plug: Plug, cases: list[Case], path: Path, context: RunContext) -> None
     """Fit and save an editor, and what that cost."""
     method: Any = plug.method
     checkpoint = path.with_suffix(".checkpoint")
-    # A fitting is not shared with the other processes, which have runs of their own.
-    offered = {
-        "progress": context.progress,
-        "checkpoint": checkpoint,
-        "alone": context.processes.count > 1,
-    }
+    offered = {"progress": context.progress, "checkpoint": checkpoint}
     known = inspect.signature(method.fit).parameters
     with Meter() as meter:
         report = plug.fit(cases, **{name: value for name, value in offered.items() if name in known})

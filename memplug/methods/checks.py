@@ -18,6 +18,7 @@ __all__ = [
     "from_json",
     "from_preset",
     "several_layers",
+    "without_former",
 ]
 
 Config = TypeVar("Config")
@@ -101,12 +102,24 @@ def from_json(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an unknown field, or a value of another kind.
     """
+    values = without_former(config, values)
     known = {field.name for field in fields(config)}
     kinds = get_type_hints(config)
     for name in values:
         if name not in known:
             raise ValueError(f"{config.__name__} has no field {brief(name)}")
     return {name: _as(kinds[name], value, name) for name, value in values.items()}
+
+
+def without_former(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` without those fields that the config had once, where they say nothing any more; see
+    `EditorConfig.former`."""
+    former = getattr(config, "former", {})
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in former or (former[name] is not None and former[name] != value)
+    }
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:

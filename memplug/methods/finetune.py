@@ -19,9 +19,9 @@ from ..hooks import Hook, OwnHooks, capture_input, resume
 from ..layers import evaluating, frozen
 from ..sites import Range, Site
 from .base import Host
-from .hypernet.capture import flat_rows
 from .inweights.config import WeightConfig
 from .inweights.method import LedgerMethod
+from .inweights.rows import flat_rows
 from .locate.covariance import second_moments
 from .scaling import GradientScale
 

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from ...chat import in_chat
-from ...contexts import ordinary_texts, sample_prefixes
+from ...contexts import ordinary_texts
 from ...hooks import Hook, OwnHooks, run_through
 from ...sites import Site
 from ...text import Pair
 from ..base import Host
-from .branch import side_branch
-from .capture import capture, chunks, flat_rows, predicting
+from ..inweights.branch import side_branch
+from ..inweights.rows import chunks, flat_rows, predicting
 from .editor import Editor
+from .features import Request, capture
 from .nets import Change
 
-__all__ = ["answered", "find_step", "stand_ins", "usual_inputs", "usual_texts"]
+__all__ = ["answered", "find_step", "ordinary_inputs", "stand_ins"]
 
 _PIECES = 32
 _LONGEST = 16  # tokens of a stand-in
@@ -34,13 +35,7 @@ LADDER = tuple(1e-4 * 2.0**n for n in range(24))
 """Step sizes that are tried, from small to large."""
 
 
-def usual_texts(host: Host, count: int, seed: int) -> list[Pair]:
-    """Up to ``count`` sampled texts, all but the first token as answer."""
-    texts = sample_prefixes(host.text, count, 24, 20, seed)
-    return [Pair(ids, 1) for ids in map(host.text.encode, texts) if len(ids) > 1]
-
-
-def usual_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor]:
+def ordinary_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor]:
     """[n,d_k] by module: what it reads on the base model's own text, plain and in the chat template.
 
     Nothing is predicted there: logits of thousands of tokens would take many times the model's memory.
@@ -68,38 +63,39 @@ def usual_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor]:
     return [torch.cat(found[site.name]) for site in sites]
 
 
+@torch.no_grad()
 def stand_ins(host: Host, count: int, seed: int) -> list[Pair]:
     """Up to ``count`` pairs of a sampled text and one of the 2nd to 32nd likeliest next tokens."""
-    texts = ordinary_texts(host.text, seed)[:count]
     rng = random.Random(f"stand-ins {seed}")
     ends, pairs = {host.text.pad_id, *host.text.eos_ids}, []
-    for text in texts:
+    for text in ordinary_texts(host.text, seed)[:count]:
         ids = host.text.encode(text)[:_LONGEST]
         cut = rng.randint(min(2, len(ids)), len(ids))
-        batch = host.text.batch([ids[:cut]])
-        with torch.no_grad(), predicting(host, torch.tensor([cut - 1])):
-            likely = host.forward(host.model, batch).logits[0, 0].topk(32).indices[1:].tolist()
-        pairs.append(Pair([*ids[:cut], rng.choice([token for token in likely if token not in ends])], cut))
+        with predicting(host, torch.tensor([cut - 1])):
+            logits = host.forward(host.model, host.text.batch([ids[:cut]])).logits[0, 0]
+        likely = [token for token in logits.topk(32).indices[1:].tolist() if token not in ends]
+        pairs.append(Pair([*ids[:cut], rng.choice(likely)], cut))
     return pairs
 
 
 @torch.no_grad()
-def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
+def find_step(host: Host, editor: Editor, asked: Sequence[Request]) -> float:
     """The step size at which single edits of the base model gain half of what any step size gains them.
 
-    Larger steps make a single edit surer and wear the model out sooner. Each pair is edited alone, in its own
-    row of one batch: changes are linear in the step size, so that one capture and one solve serve the whole
-    ladder. Editors of S steps get it divided by the root of S, since each step sees what those before it left
-    to do, and those that choose k of their modules as many times more as modules are left out. The networks'
-    step sizes are set to what is found.
+    Larger steps make a single edit surer and wear the model out sooner. Each request is edited alone, in its
+    own row of one batch: changes are linear in the step size, so that one capture and one solve serve the
+    whole ladder. Editors of S steps get it divided by the root of S, since each step sees what those before
+    it left to do, and those that choose k of their modules as many times more as modules are left out. The
+    networks' step sizes are set to what is found.
     """
     editor.set_step(1.0)
-    features = capture(host, editor.sites, pairs, editor.config.tokens)
+    pairs = [one.pair for one in asked]
+    features = capture(host, editor.sites, asked)
     rows = _by_owner(features.owner, len(pairs))
     units = []
     for change in editor.changes(features, 0):
-        keys, values = _padded(change.keys[0], rows), _padded(change.values[0], rows)
         ridge = None if change.log_ridge is None else change.log_ridge.expand(len(pairs))
+        keys, values = _padded(change.keys[0], rows), _padded(change.values[0], rows)
         directions = None if change.directions is None else _padded(change.directions[0], rows)
         units.append(Change(keys, values, ridge, directions).factors())
     reached: list[float] = []
@@ -123,12 +119,8 @@ def find_step(host: Host, editor: Editor, pairs: Sequence[Pair]) -> float:
 
 def _by_owner(owner: Tensor, count: int) -> Tensor:
     """[count,n] the rows of each owner, padded with -1."""
-    size = int(torch.bincount(owner, minlength=count).max())
-    rows = torch.full((count, size), -1, device=owner.device)
-    for i in range(count):
-        mine = (owner == i).nonzero()[:, 0]
-        rows[i, : len(mine)] = mine
-    return rows
+    mine = [(owner == i).nonzero()[:, 0] for i in range(count)]
+    return torch.nn.utils.rnn.pad_sequence(mine, batch_first=True, padding_value=-1)
 
 
 def _padded(features: Tensor, rows: Tensor) -> Tensor:
@@ -147,7 +139,6 @@ def answered(host: Host, pairs: Sequence[Pair], micro_batch: int = 256) -> Tenso
         with predicting(host, at.flat):
             logits = host.forward(host.model, batch).logits[0]
         right = (logits.argmax(-1) == at.target).float() / at.size
-        found.append(
-            torch.zeros(len(rows), device=right.device, dtype=torch.float32).index_add(0, at.row, right)
-        )
+        start = torch.zeros(len(rows), device=right.device, dtype=torch.float32)
+        found.append(start.index_add(0, at.row, right))
     return torch.cat(found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,19 @@ from torch import Tensor, nn
 from ...entries import Part
 from ...hooks import Hook
 from ...sites import Site
-from ...text import Pair
 from ..base import Host
-from .branch import Factors, branch_hooks
-from .capture import Features, capture
-from .config import EditorConfig
+from ..inweights.branch import Factors, branch_hooks
+from .features import Features, Request, capture
 from .gate import Choice, Gate
+from .metric import InputCovariance, PastInputs
 from .nets import Change, EditNet
-from .usual import Earlier, Usual
 
-__all__ = ["Editor", "Made"]
+__all__ = ["Editor", "StepSize", "Update"]
 
-DEFAULT_LR = 1e-3
+_FIRST_LR = 1e-3  # until a step size is found
 
 
-class Made(NamedTuple):
+class Update(NamedTuple):
     """What one batch of edits changes.
 
     Attributes:
@@ -47,7 +45,7 @@ class Made(NamedTuple):
     def factors(self, sites: Sequence[Site]) -> dict[str, Factors]:
         """By module, the steps' factors side by side; those of modules not chosen are multiplied by 0."""
         found: dict[str, Factors] = {}
-        for index, site in enumerate(sites):
+        for index, site in enumerate(sites if self.solved else ()):
             a = torch.cat([step[index][0] for step in self.solved], dim=1)
             b = torch.cat([step[index][1] for step in self.solved])
             found[site.name] = (a, b if self.choice is None else self.choice.mask[index] * b)
@@ -71,7 +69,7 @@ class Made(NamedTuple):
         return tuple(found)
 
 
-class Pace:
+class StepSize:
     """How large the further steps of a batch are, as multiples of the step size.
 
     A step size found on the model's own text can be far too small for what edits ask for: steps grow while
@@ -106,47 +104,43 @@ class Editor(nn.Module):
 
     Args:
         sites: the M modules, in order.
-        config: constants.
+        config: constants, an `EditorConfig`; a `FitConfig` where there are networks.
         gate: whether modules are chosen.
-        networks: False leaves normalisation alone: nothing is trained.
+        networks: whether there are networks; else features are normalised alone.
 
     Attributes:
-        fitted: bool [], whether edits can be made.
+        fitted: bool [], whether it may edit.
     """
 
     fitted: Tensor
 
-    def __init__(
-        self, sites: Sequence[Site], config: EditorConfig, gate: bool, networks: bool = True
-    ) -> None:
+    def __init__(self, sites: Sequence[Site], config: Any, gate: bool, networks: bool = True) -> None:
         super().__init__()
-        self.sites, self.config = tuple(sites), config
+        self.sites, self.config = sites, config
         self.shapes = list(dict.fromkeys((s.d_k, s.d_v) for s in sites))
         self.members = [[i for i, s in enumerate(sites) if (s.d_k, s.d_v) == shape] for shape in self.shapes]
-        own = 1 if config.shared_steps or not networks else config.steps
         self.nets = nn.ModuleList(
             nn.ModuleList(
                 EditNet(
                     *shape,
                     len(members),
-                    rank=max(1, config.rank // (step + 1)),
+                    rank=max(1, config.rank // (step + 1)) if networks else 1,
                     n_blocks=config.n_blocks if networks else 0,
-                    inner_lr=config.inner_lr or DEFAULT_LR,
+                    inner_lr=config.inner_lr or _FIRST_LR,
                     ridge=config.ridge,
                     floor=config.std_floor,
                     limit=config.max_feature,
                     seed=config.seed * 1000 + 10 * step + place,
-                    published=config.faithful,
                 )
                 for place, (shape, members) in enumerate(zip(self.shapes, self.members, strict=True))
             )
-            for step in range(own)
+            for step in range(config.steps)
         )
         self.gate = Gate(sites, config) if gate else None
+        metric = config.protect or config.remember
         self.usual = nn.ModuleList(
-            Usual(site.d_k, config.protect, config.protect_rank)
-            for site in sites
-            if config.protect or config.remember
+            InputCovariance(site.d_k, config.protect, config.protect_rank)
+            for site in (sites if metric else ())
         )
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
@@ -158,15 +152,21 @@ class Editor(nn.Module):
     def observe(self, features: Features, step: int) -> None:
         """Take features into the running statistics."""
         for shape, members in enumerate(self.members):
-            rows = [torch.cat([features.keys[i], features.slopes[i]], dim=1) for i in members]
+            rows = [torch.cat([features.keys[i], features.gradients[i]], dim=1) for i in members]
             self.net(step, shape).normalise.update(torch.cat(rows))
         if self.gate is not None and step == 0:
             self.gate.observe(features)
 
-    def study(self, inputs: Sequence[Tensor]) -> None:
-        """Learn from the base model's inputs of each module, [n,d_k], where changes are to keep clear."""
-        for usual, rows in zip(self.usual, inputs, strict=bool(self.usual)):
-            usual.study(rows)  # type: ignore[operator]
+    def study(self, inputs: Sequence[Tensor], asked: Sequence[Tensor] | None = None) -> None:
+        """Learn where changes are to keep clear, from each module's inputs [n,d_k] on ordinary text; where
+        ``asked``, its inputs at the tokens of requests, is given, ridges are in units of what these meet."""
+        for index, covariance in enumerate(self.usual):
+            covariance.study(inputs[index], asked[index] if asked else None)  # type: ignore[operator]
+        for shape, members in enumerate(self.members if asked else ()):
+            met = [(asked[i] * self.usual[i](asked[i])).sum(-1).mean() for i in members]  # type: ignore[index]
+            for step in range(len(self.nets)):
+                log_ridge = self.net(step, shape).log_ridge
+                log_ridge.data.copy_((self.config.ridge * torch.stack(met)).clamp(min=1e-30).log())
 
     def set_step(self, inner_lr: float) -> None:
         """Start all networks from one step size."""
@@ -174,23 +174,23 @@ class Editor(nn.Module):
             for shape in range(len(self.shapes)):
                 self.net(step, shape).set_step(inner_lr)
 
-    def nothing_earlier(self) -> list[Earlier]:
+    def no_past(self) -> list[PastInputs]:
         """By module, what to count the inputs of edits in."""
-        return [Earlier(self.config.remember / self.config.steps) for _ in self.sites]
+        return [PastInputs(self.config.remember / self.config.steps) for _ in self.sites]
 
     def changes(
-        self, features: Features, step: int, earlier: Sequence[Earlier] | None = None
+        self, features: Features, step: int, past: Sequence[PastInputs] | None = None
     ) -> list[Change]:
-        """The change of each module, in order; ``earlier``, by module, are inputs of the edits before."""
+        """The change of each module, in order; ``past``, by module, are inputs of the edits before."""
         found: dict[int, Change] = {}
         for shape, members in enumerate(self.members):
             keys = torch.stack([features.keys[i] for i in members])
-            slopes = torch.stack([features.slopes[i] for i in members])
-            change = self.net(step, shape)(keys, slopes, self.config.style)
+            gradients = torch.stack([features.gradients[i] for i in members])
+            change = self.net(step, shape)(keys, gradients, self.config.style)
             for place, i in enumerate(members):
                 one = slice(place, place + 1)
                 keys, values = change.keys[one], change.values[one]
-                away = self.usual[i](keys, earlier[i] if earlier else None) if self.usual else keys
+                away = self.usual[i](keys, past[i] if past else None) if self.usual else keys
                 if change.log_ridge is None:
                     found[i] = Change(away, values, None)
                 else:
@@ -201,68 +201,55 @@ class Editor(nn.Module):
         """The factors of each module's change, all modules of a shape in one solve."""
         found: dict[int, Factors] = {}
         for members in self.members:
-            keys, values, ridges, directions = zip(*(changes[i] for i in members), strict=True)
-            joint, directed = ridges[0] is not None, directions[0] is not None
-            a, b = Change(
-                torch.cat(keys),
-                torch.cat(values),
-                torch.cat(ridges) if joint else None,
-                torch.cat(directions) if directed else None,
-            ).factors()
+            columns = zip(*(changes[i] for i in members), strict=True)
+            joined = [None if column[0] is None else torch.cat(column) for column in columns]
+            a, b = Change(*joined).factors()  # type: ignore[arg-type]
             found |= {i: (a[place], b[place]) for place, i in enumerate(members)}
         return [found[i] for i in range(len(changes))]
 
     def make(
         self,
         host: Host,
-        pairs: Sequence[Pair],
+        asked: Sequence[Request],
         *,
+        of: Sequence[int] | None = None,
+        past: Sequence[PastInputs] | None = None,
+        hooks: Sequence[Hook] = (),
         observe: bool = False,
         train: bool = False,
-        draw: torch.Generator | None = None,
-        hooks: Sequence[Hook] = (),
-        only: int | None = None,
-        earlier: Sequence[Earlier] | None = None,
         further: bool = True,
-        of: Sequence[int] | None = None,
-    ) -> Made:
+    ) -> Update:
         """Changes for a batch of edits at the weights as they are now, step after step.
 
         Args:
             host: the model.
-            pairs: the edits' prompts and answers.
+            asked: the edits' requests.
+            of: whose edit's each of them is; None: one of each edit.
+            past: by module, the inputs of the edits that were made before; None for none.
+            hooks: what else is to happen in the forwards.
             observe: take the features into the running statistics first.
             train: keep what gradients need.
-            draw: for gates that sample while fitting.
-            hooks: what else is to happen in the forwards.
-            only: make this step alone; the weights hold what the ones before it changed.
-            earlier: by module, the inputs of the edits that were made before; None for none.
             further: take the further steps of edits that are not learned.
-            of: [N], whose edit's each pair is, for edits that are asked in several ways; None: one pair each.
         """
         by_name = {site.name: site for site in self.sites}
-        edit_of = torch.tensor(list(range(len(pairs)) if of is None else of))
-        made, left, below = Made([], [], [], None), edit_of.unique(), tuple[Tensor, ...]()
+        edit_of = torch.tensor(list(range(len(asked)) if of is None else of))
+        update, left, below = Update([], [], [], None), edit_of.unique(), tuple[Tensor, ...]()
         stops = not train and self.config.enough < 1
-        most = self.config.steps + (self.config.extra_steps if stops and further else 0)
-        pace = Pace(len(left), self.config.growth)
+        size = StepSize(len(left), self.config.growth)
         with nullcontext() if train else torch.no_grad():
-            for step in range(most) if only is None else [only]:
-                so_far = made.factors(self.sites) if made.steps else {}
-                before = {n: (a.detach(), b.detach()) for n, (a, b) in so_far.items()}
-                asked = torch.isin(edit_of, left)
+            for step in range(self.config.steps + (self.config.extra_steps if stops and further else 0)):
+                before = {n: (a.detach(), b.detach()) for n, (a, b) in update.factors(self.sites).items()}
+                open_ = torch.isin(edit_of, left)
                 features = capture(
                     host,
                     self.sites,
-                    [pairs[i] for i in asked.nonzero()[:, 0].tolist()],
-                    self.config.tokens,
+                    [asked[i] for i in open_.nonzero()[:, 0].tolist()],
                     [*hooks, *branch_hooks(by_name, before)],
                     micro_batch=self.config.micro_batch,
                     below=below,
-                )
-                features = features.by_edit(edit_of[asked])
+                ).by_edit(edit_of[open_])
                 below, known = features.below, features.known
-                if made.steps and stops and known is not None:
+                if update.steps and stops:
                     weak = known < self.config.enough
                     left, known = left[weak.cpu()], known[weak]
                     if not len(left):
@@ -271,12 +258,12 @@ class Editor(nn.Module):
                         features, below = features.of(left), ()
                 if observe:
                     self.observe(features, step)
-                if not made.steps and self.gate is not None:
-                    made = made._replace(choice=self.gate(features, draw))
-                made.features.append(features)
-                if stops and known is not None:
-                    pace.look(known, left, adapt=step >= self.config.steps)
-                changes = self.changes(features, step, earlier)
-                made.steps.append([one._replace(values=one.values * pace.size) for one in changes])
-                made.solved.append(self._solved(made.steps[-1]))
-        return made
+                if not update.steps and self.gate is not None:
+                    update = update._replace(choice=self.gate(features))
+                update.features.append(features)
+                if stops:
+                    size.look(known, left, adapt=step >= self.config.steps)
+                changes = self.changes(features, step, past)
+                update.steps.append([one._replace(values=one.values * size.size) for one in changes])
+                update.solved.append(self._solved(update.steps[-1]))
+        return update

@@ -5,7 +5,6 @@ Letters: M modules, n rows, H hidden width, k modules chosen.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...sites import Site
-from .capture import Features
+from .features import Features
 from .nets import Normaliser
 
 __all__ = ["Choice", "Gate"]
@@ -25,12 +24,10 @@ class Choice(NamedTuple):
     Attributes:
         mask: [M], 1 for the modules chosen, else 0; carries the scores' gradient straight through.
         scores: [M].
-        log_prob: of drawing these modules in this order, where they were drawn; else None.
     """
 
     mask: Tensor
     scores: Tensor
-    log_prob: Tensor | None
 
 
 class Gate(nn.Module):
@@ -41,12 +38,11 @@ class Gate(nn.Module):
 
     Args:
         sites: the modules.
-        config: with ``n_selected``, ``hidden``, ``selection`` and ``gate_training`` (see `HiEditConfig`).
+        config: with ``n_selected``, ``hidden``, ``std_floor`` and ``seed`` (see `HiEditConfig`).
     """
 
     def __init__(self, sites: Sequence[Site], config: Any) -> None:
         super().__init__()
-        self.config = config
         count = len(sites)
         self.k = max(1, min(count, int(config.n_selected * count + 0.5)))
         shapes = list(dict.fromkeys((s.d_k, s.d_v) for s in sites))
@@ -62,7 +58,7 @@ class Gate(nn.Module):
     def observe(self, features: Features) -> None:
         """Take features into the running statistics."""
         for normaliser, members in zip(self.normalise, self.members, strict=True):
-            rows = [torch.cat([features.keys[i], features.slopes[i]], dim=1) for i in members]
+            rows = [torch.cat([features.keys[i], features.gradients[i]], dim=1) for i in members]
             normaliser.update(torch.cat(rows))  # type: ignore[operator]
 
     def scores(self, features: Features) -> Tensor:
@@ -70,7 +66,7 @@ class Gate(nn.Module):
         encoded: dict[int, Tensor] = {}
         for encoder, normalise, members in zip(self.encoders, self.normalise, self.members, strict=True):
             for i in members:
-                rows = normalise(torch.cat([features.keys[i], features.slopes[i]], dim=1))
+                rows = normalise(torch.cat([features.keys[i], features.gradients[i]], dim=1))
                 hidden = encoder(rows.to(self.head.weight.dtype)).clamp(min=0)
                 encoded[i] = self.scale[i] * hidden + self.shift[i]
         tokens = torch.cat([encoded[i] for i in range(len(encoded))], dim=1)
@@ -79,39 +75,8 @@ class Gate(nn.Module):
         requests = tokens.new_zeros(len(size), tokens.shape[1]).index_add(0, owner, tokens)
         return self.head((requests / size[:, None]).mean(0))
 
-    def forward(self, features: Features, draw: torch.Generator | None) -> Choice:
-        """The choice for one batch of edits; sampled with ``draw`` where the training asks for that."""
-        how = self.config.selection
+    def forward(self, features: Features) -> Choice:
+        """The choice for one batch of edits."""
         scores = self.scores(features)
-        if how == "gradient":
-            scores = torch.stack([g.norm() for g in features.slopes])
-        elif how == "random":
-            seed = zlib.crc32(features.keys[0].cpu().contiguous().numpy().tobytes()) + self.config.seed
-            scores = torch.rand(
-                len(scores), generator=torch.Generator().manual_seed(seed), dtype=torch.float32
-            ).to(scores)
-        elif how == "static":
-            scores = torch.arange(len(scores)).to(scores)
-        if how != "learned":
-            return Choice(self._hard(scores.topk(self.k).indices, scores), scores.detach(), None)
-        if self.config.gate_training == "score" and draw is not None and not self.config.faithful:
-            return self._sampled(scores, draw)
-        hard = self._hard(scores.topk(self.k).indices, scores)
-        return Choice((hard - scores).detach() + scores, scores, None)
-
-    def _sampled(self, scores: Tensor, draw: torch.Generator) -> Choice:
-        """Gumbel-top-k: k modules in order, without replacement, with the Plackett-Luce probability."""
-        uniform = (
-            torch.rand(len(scores), generator=draw, dtype=torch.float32).clamp(1e-9, 1 - 1e-9).to(scores)
-        )
-        order = (scores.detach() - (-uniform.log()).log()).topk(self.k).indices
-        left = torch.ones_like(scores, dtype=torch.bool)
-        log_prob = scores.new_zeros(())
-        for index in order:
-            log_prob = log_prob + scores[index] - scores[left].logsumexp(0)
-            left = left & (torch.arange(len(scores), device=scores.device) != index)
-        return Choice(self._hard(order, scores), scores, log_prob)
-
-    @staticmethod
-    def _hard(chosen: Tensor, like: Tensor) -> Tensor:
-        return torch.zeros_like(like).detach().index_fill(0, chosen, 1.0)
+        hard = torch.zeros_like(scores).detach().index_fill(0, scores.topk(self.k).indices, 1.0)
+        return Choice((hard - scores).detach() + scores, scores)

@@ -8,28 +8,30 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ...chat import Prompt
 from ...checked import shaped
-from ...edits import Edit, EditError, EditTable
+from ...edits import Case, Edit, EditError, EditTable
 from ...entries import Entry
 from ...layers import evaluating
 from ...sites import Range
 from ..base import Host, State
 from ..inweights.config import WeightConfig
+from ..inweights.guard import CollapseError
 from ..inweights.method import LedgerMethod
-from .calibrate import find_step, stand_ins, usual_inputs
+from .calibrate import find_step, ordinary_inputs, stand_ins
 from .config import EditorConfig
-from .editor import Editor, Made
-from .guard import CollapseError
-from .spread import spread
-from .usual import Earlier
+from .editor import Editor, Update
+from .features import Request, requests
+from .fit import FitError, FitReport, fit
+from .layer_selection import layer_selection
+from .metric import PastInputs
 
-__all__ = ["UnfittedError", "WeightEditor"]
+__all__ = ["FittedEditor", "UnfittedError", "WeightEditor"]
 
 _STAND_INS = 64
 _STEPPED = 12  # of them, edited at every step size
@@ -53,8 +55,8 @@ class WeightEditor(LedgerMethod):
 
     name: ClassVar[str] = ""
     _kinds: ClassVar[tuple[str, ...]] = ("ledger.", "editor.")
-    networks: ClassVar[bool] = True
-    """Whether there is something to fit."""
+    networks: ClassVar[bool] = False
+    """Whether there are networks."""
     gated: ClassVar[bool] = False
     """Whether modules are chosen for each batch of edits."""
 
@@ -67,13 +69,13 @@ class WeightEditor(LedgerMethod):
         self.editor = editor
         self._named: str | None = None
         self._counted: list[Entry] = []
-        self._inputs: list[Earlier] = []
+        self._past: list[PastInputs] = []
 
     def _ranges(self) -> Sequence[Range]:
         given = self.config.ranges
         if given is not None:
             return tuple(given)
-        return spread(self._host, WeightConfig().ranges or (), self.config.capacity)
+        return layer_selection(self._host, WeightConfig().ranges or (), self.config.capacity)
 
     def _needs(self) -> int:
         """As in `LedgerMethod`, with the second moments of earlier edits' inputs."""
@@ -84,18 +86,6 @@ class WeightEditor(LedgerMethod):
         """An editor as it is before fitting, where the features will be and as exact as they are."""
         editor = Editor(self.sites, self.config, self.gated, self.networks).to(self._host.text.device)
         return editor.double() if self._host.model.dtype == torch.float64 else editor
-
-    def check(self, edits: Sequence[Edit]) -> None:
-        """Raises TokenizerError for a target without tokens, UnfittedError where fitting comes first."""
-        for edit in edits:
-            self._host.text.pair(edit.prompt, edit.target)
-        if self.networks and not bool(self.editor.fitted):
-            raise UnfittedError(
-                f"this {self.name!r} editor is not fitted; call plug.fit(cases) with cases that share no "
-                "subject with your edits, or attach(..., editor=path) with one that save_editor(path) wrote. "
-                "(One ships for the embedded model in float32, with the default constants)"
-            )
-        self._check_not_paused()
 
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """See `LedgerMethod.learn`; running statistics, too, are as before after an error."""
@@ -124,51 +114,47 @@ class WeightEditor(LedgerMethod):
                 self._guard.check()
 
     def _make(self, edits: Sequence[Edit], further: bool = True) -> Entry:
-        asked = [(i, form) for i, edit in enumerate(edits) for form in self._forms(edit)]
-        pairs = [self._host.text.pair(form, edits[i].target) for i, form in asked]
-        made = self.editor.make(
+        text = self._host.text
+        asked = [requests(text, edit, text.forms(edit.prompt), self.config.tokens) for edit in edits]
+        update = self.editor.make(
             self._host,
-            pairs,
+            [one for some in asked for one in some],
+            of=[i for i, some in enumerate(asked) for _ in some],
+            past=self._past_inputs(),
             observe=self._observes(),
-            earlier=self._earlier(),
             further=further,
-            of=[i for i, _ in asked],
         )
         self._named = None if self._observes() else self._named
-        parts = tuple(part.kept(self.config.rows == "float16") for part in made.parts(self.sites))
-        return Entry(tuple(str(e.id) for e in edits), parts, notes=self._notes(made))
+        parts = tuple(part.kept(self.config.rows == "float16") for part in update.parts(self.sites))
+        return Entry(tuple(str(e.id) for e in edits), parts, notes=self._notes(update))
 
-    def _forms(self, edit: Edit) -> Sequence[Prompt]:
-        """In which forms an edit is asked while it is made."""
-        return [edit.prompt]
-
-    def _earlier(self) -> list[Earlier] | None:
+    def _past_inputs(self) -> list[PastInputs] | None:
         """By module, the inputs of the edits in force: they follow from the ledger alone, to the bit."""
         if not self.config.remember:
             return None
         active = [entry for entry in self.ledger.entries if entry.on]
         # Counting goes on where the ledger has only grown.
         same = [one.key for one in active[: len(self._counted)]] == [one.key for one in self._counted]
-        if not same or not self._inputs:
-            self._counted, self._inputs = [], self.editor.nothing_earlier()
-        by_name = dict(zip((site.name for site in self.sites), self._inputs, strict=True))
+        if not same or not self._past:
+            self._counted, self._past = [], self.editor.no_past()
+        by_name = dict(zip((site.name for site in self.sites), self._past, strict=True))
         for entry in active[len(self._counted) :]:
             on = torch.tensor([id in entry.on for id in entry.ids])
             for part in entry.parts:
                 by_name[part.site].add(part.wide(self._host.text.device).keys[on[part.owner]])
         self._counted = active
-        return self._inputs
+        return self._past
 
     def _observes(self) -> bool:
         """Whether an edit changes the running statistics."""
         return False
 
-    def _notes(self, made: Made) -> dict[str, Any]:
+    def _notes(self, update: Update) -> dict[str, Any]:
         notes: dict[str, Any] = {"before": self._before(), "editor": self.fingerprint()}
-        if made.choice is not None:
+        if update.choice is not None:
             names = [site.name for site in self.sites]
-            notes["scores"] = dict(zip(names, made.choice.scores.tolist(), strict=True))
-            notes["chosen"] = [n for n, m in zip(names, made.choice.mask.tolist(), strict=True) if m > 0.5]
+            notes["scores"] = dict(zip(names, update.choice.scores.tolist(), strict=True))
+            notes["chosen"] = [n for i, n in enumerate(names) if update.chosen(i)]
         return notes
 
     def _calibrate(self) -> None:
@@ -176,11 +162,12 @@ class WeightEditor(LedgerMethod):
         fresh = self._fresh()
         with self.ledger.paused(), self._host.tracker.off(), evaluating(self._host.model):
             pairs = stand_ins(self._host, _STAND_INS, self.config.seed)
+            asked = [Request(pair, list(range(pair.start - 1, len(pair.ids) - 1))) for pair in pairs]
             if fresh.usual:
-                fresh.study(usual_inputs(self._host, self.sites, self.config.seed))
-            fresh.make(self._host, pairs, observe=True)
+                fresh.study(ordinary_inputs(self._host, self.sites, self.config.seed))
+            fresh.make(self._host, asked, observe=True)
             if self.config.inner_lr is None:
-                find_step(self._host, fresh, pairs[:_STEPPED])
+                find_step(self._host, fresh, asked[:_STEPPED])
         fresh.fitted.fill_(True)
         self._take(fresh)
 
@@ -223,3 +210,57 @@ class WeightEditor(LedgerMethod):
             raise ValueError(
                 f"the editor's networks do not fit this {self.name!r} configuration: {str(error)[:200]}"
             ) from error
+
+
+class FittedEditor(WeightEditor):
+    """A weight editor whose networks are fitted before they edit."""
+
+    networks = True
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Raises TokenizerError for a target without tokens, UnfittedError where fitting comes first."""
+        if not bool(self.editor.fitted):
+            raise UnfittedError(
+                f"this {self.name!r} editor is not fitted; call plug.fit(cases) with cases that share no "
+                "subject with your edits, or attach(..., editor=path) with one that `memplug fit` or "
+                "save_editor(path) wrote. (Some ship for the embedded model and SmolLM2 in float32, with the "
+                "default constants)"
+            )
+        super().check(edits)
+
+    def fit(
+        self,
+        cases: Sequence[Case],
+        *,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 10,
+    ) -> FitReport:
+        """Fit from the start, or from a checkpoint; see `fit`. On an error the editor is what it was
+        before."""
+        for case in cases:
+            if not isinstance(case, Case):
+                raise FitError(
+                    f"fit takes cases, got {type(case).__name__}; give Case(edit, rephrases, locality)"
+                )
+        fresh = self._fresh()
+        report = fit(
+            self._host,
+            fresh,
+            cases,
+            progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
+        self._take(fresh)
+        return report
+
+    def editor_state(self) -> dict[str, Tensor]:
+        """The networks and their statistics.
+
+        Raises:
+            UnfittedError: there is nothing yet.
+        """
+        if not bool(self.editor.fitted):
+            raise UnfittedError("there is no fitted editor to save; call plug.fit(cases) first")
+        return dict(self.editor.state_dict())

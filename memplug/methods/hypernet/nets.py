@@ -25,10 +25,10 @@ class Normaliser(nn.Module):
     Statistics are taken in float64 and change in `update` alone, never in `forward`.
 
     Args:
-        d_k, d_v: widths of the two halves, keys and slopes.
+        d_k, d_v: widths of the two halves, keys and gradients.
         floor: smallest standard deviation, as a share of its half's.
         limit: largest root mean square of a normalised row's half; 0 for none. A late step's statistics are
-            of edits that are nearly learned: the slopes of one that is not would be hundreds of deviations.
+            of edits that are nearly learned: gradients of one that is not would be hundreds of deviations.
 
     Attributes:
         count: rows seen.
@@ -59,7 +59,7 @@ class Normaliser(nn.Module):
 
     @property
     def std(self) -> Tensor:
-        """[w], at least ``floor`` of what is typical of keys or slopes; 1 before two rows were seen."""
+        """[w], at least ``floor`` of what is typical of keys or gradients; 1 before two rows were seen."""
         if self.count < 2:
             return torch.ones_like(self.mean)
         std = (self.spread / (self.count - 1)).sqrt()
@@ -75,8 +75,8 @@ class Normaliser(nn.Module):
         if self.limit:
             halves = (found[..., : self.d_k], found[..., self.d_k :])
             sizes = (half.square().mean(-1, keepdim=True).sqrt() for half in halves)
-            found = torch.cat([half * (self.limit / size.clamp(min=self.limit))
-                               for half, size in zip(halves, sizes, strict=True)], dim=-1)  # fmt: skip
+            shares = (self.limit / size.clamp(min=self.limit) for size in sizes)
+            found = torch.cat([half * share for half, share in zip(halves, shares, strict=True)], dim=-1)
         return found.to(rows.dtype)
 
 
@@ -117,7 +117,6 @@ class EditNet(nn.Module):
         ridge: initial ridge.
         floor, limit: see `Normaliser`.
         seed: of the initial weights.
-        published: initial weights and step sizes as in the published code: unscaled, and not in logs.
     """
 
     def __init__(
@@ -133,48 +132,43 @@ class EditNet(nn.Module):
         floor: float,
         limit: float,
         seed: int,
-        published: bool = False,
     ) -> None:
         super().__init__()
         width = d_k + d_v
-        self.d_k, self.published = d_k, published
+        self.d_k = d_k
         self.normalise = Normaliser(d_k, d_v, floor, limit)
         draw = torch.Generator().manual_seed(seed)
-        unit = 1.0 if published else width**-0.5
-        self.down = nn.Parameter(
-            torch.randn(n_blocks, width, rank, generator=draw, dtype=torch.float32) * unit
-        )
+        down = torch.randn(n_blocks, width, rank, generator=draw, dtype=torch.float32)
+        self.down = nn.Parameter(down * width**-0.5)
         self.up = nn.Parameter(torch.zeros(n_blocks, rank, width, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(n_blocks, width, dtype=torch.float32))
         self.scale = nn.Parameter(torch.ones(n_blocks, n_modules, width, dtype=torch.float32))
         self.shift = nn.Parameter(torch.zeros(n_blocks, n_modules, width, dtype=torch.float32))
-        self.step = nn.Parameter(
-            torch.full((n_modules,), inner_lr if published else math.log(inner_lr), dtype=torch.float32)
-        )
+        self.step = nn.Parameter(torch.full((n_modules,), math.log(inner_lr), dtype=torch.float32))
         self.log_ridge = nn.Parameter(torch.full((n_modules,), math.log(ridge), dtype=torch.float32))
 
     def set_step(self, inner_lr: float) -> None:
         """Start from another step size."""
         with torch.no_grad():
-            self.step.fill_(inner_lr if self.published else math.log(inner_lr))
+            self.step.fill_(math.log(inner_lr))
 
-    def forward(self, keys: Tensor, slopes: Tensor, style: str) -> Change:
+    def forward(self, keys: Tensor, gradients: Tensor, style: str) -> Change:
         """The changes that features ask for; differentiable in the parameters.
 
         Args:
             keys: [M,n,d_k].
-            slopes: [M,n,d_v].
+            gradients: [M,n,d_v].
             style: "joint" or "outer".
         """
-        h = self.normalise(torch.cat([keys, slopes], dim=-1))
+        h = self.normalise(torch.cat([keys, gradients], dim=-1))
         for down, up, bias, scale, shift in zip(
             self.down, self.up, self.bias, self.scale, self.shift, strict=True
         ):
-            # At the start the pre-activation is 0 everywhere; clamp has a slope there, relu has none.
+            # At the start the pre-activation is 0 everywhere; clamp has a gradient there, relu has none.
             h = h + scale[:, None] * (h @ down @ up + bias).clamp(min=0) + shift[:, None]
-        pseudo_key, pseudo_slope = h[..., : self.d_k], h[..., self.d_k :]
-        step = (self.step if self.published else self.step.exp())[:, None, None]
+        pseudo_key, pseudo_gradient = h[..., : self.d_k], h[..., self.d_k :]
+        step = self.step.exp()[:, None, None]
         if style == "outer":
-            return Change(pseudo_key, -step * pseudo_slope, None)
+            return Change(pseudo_key, -step * pseudo_gradient, None)
         agreement = (keys * pseudo_key).sum(-1, keepdim=True)
-        return Change(keys, -step * agreement * pseudo_slope, self.log_ridge)
+        return Change(keys, -step * agreement * pseudo_gradient, self.log_ridge)

@@ -26,11 +26,11 @@ from ...ledger import Ledger
 from ...naming import names
 from ...sites import Range, find_sites
 from ..base import Host, State
-from ..hypernet.branch import Factors, side_branch
-from ..hypernet.capture import chunks
-from ..hypernet.explain import Explanation, report
-from ..hypernet.guard import Guard
+from .branch import Factors, side_branch
 from .config import WeightConfig
+from .explain import Explanation, report
+from .guard import Guard
+from .rows import chunks
 
 __all__ = ["LedgerMethod"]
 

@@ -34,7 +34,7 @@ from ...sites import Site
 from ...storage import fingerprint
 from ..base import Host
 from ..checks import SavedPath
-from ..hypernet.capture import chunks
+from ..inweights.rows import chunks
 from .config import LocateConfig
 
 __all__ = ["Moments", "moments_of", "second_moments"]

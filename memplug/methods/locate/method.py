@@ -20,7 +20,7 @@ from ...entries import Entry, Part
 from ...layers import UnsupportedModelError, evaluating
 from ...sites import Site
 from ..base import Host
-from ..hypernet.branch import branch_hooks
+from ..inweights.branch import branch_hooks
 from ..inweights.method import LedgerMethod
 from .config import LocateConfig
 from .covariance import Moments, moments_of

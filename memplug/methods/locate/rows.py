@@ -24,7 +24,7 @@ from ...relations import wordings
 from ...sites import Site
 from ...text import Text
 from ..base import Host
-from ..hypernet.capture import chunks
+from ..inweights.rows import chunks
 from ..llp.wordings import MENTIONS, REQUESTS, some
 
 __all__ = [

@@ -21,7 +21,7 @@ from ...layers import UnsupportedModelError
 from ...recall import Recall
 from ...text import Batch
 from ..base import Host
-from ..hypernet.capture import alike
+from ..inweights.rows import alike
 from ..llp.passes import Chunk, Line, run_lines
 
 __all__ = ["Tail", "tails_of"]

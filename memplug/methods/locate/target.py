@@ -22,7 +22,7 @@ from ...edits import Edit, EditError
 from ...layers import evaluating, frozen
 from ...reduced import has_reduced_products, reduced_products
 from ..base import Host
-from ..hypernet.capture import chunks
+from ..inweights.rows import chunks
 from ..llp.passes import Line
 from ..scaling import GradientScale
 from .config import LocateConfig

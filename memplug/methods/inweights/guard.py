@@ -12,8 +12,8 @@ from ...edits import EditError
 from ...ledger import Ledger
 from ...text import Pair
 from ..base import Host
-from ..inweights.config import WeightConfig
-from .capture import flat_rows, predicting
+from .config import WeightConfig
+from .rows import flat_rows, predicting
 
 __all__ = ["CollapseError", "Guard", "perplexity"]
 

@@ -2,8 +2,7 @@
 
 A change of one module acts through its inputs, of which it has d_k directions; every answer token of an edit
 takes one. Where tokens outnumber directions, later edits overwrite earlier ones and what other facts run
-through. Wide models have room enough in the published layers; narrow ones need more of them, and many small
-changes in many modules disturb the rest less than large ones in few.
+through. Wide models have room enough in the published layers; narrow ones need more of them.
 
 Letters: d_k a module's input width.
 """
@@ -16,10 +15,10 @@ from ...layers import UnsupportedModelError
 from ...sites import Range, find_sites
 from ..base import Host
 
-__all__ = ["spread"]
+__all__ = ["layer_selection"]
 
 
-def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, ...]:
+def layer_selection(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, ...]:
     """``ranges``, grown by a layer on either side until their modules have ``capacity`` inputs together; if
     they are the whole depth before that, the linears that lead back to the model's width come to them. They
     end before a layer that has no such linears.
@@ -36,14 +35,13 @@ def spread(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, .
     taken = tuple(ranges)
     room = _room(host, taken)
     while room < capacity:
-        if all(start == 0 and stop == 1 for _, start, stop in taken):
-            if "down" in {which for which, _, _ in taken}:
+        grown = tuple(
+            (which, max(0.0, start - layer), min(1.0, stop + layer)) for which, start, stop in taken
+        )
+        if grown == taken:
+            if ("down", 0.0, 1.0) in taken:
                 break
             grown = (*taken, ("down", 0.0, 1.0))
-        else:
-            grown = tuple(
-                (which, max(0.0, start - layer), min(1.0, stop + layer)) for which, start, stop in taken
-            )
         try:
             room = _room(host, grown)
         except UnsupportedModelError:  # a layer that has no such linears (experts fused into one tensor)
