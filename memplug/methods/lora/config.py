@@ -45,15 +45,11 @@ class LoRAConfig:
     replay: int = 16
     """Earlier edits trained again beside each step, drawn anew for each."""
     keep: int = 16
-    """Sampled texts beside each step, on which the base model's distributions are to be kept."""
-    keep_weight: float = 5.0
-    """Weight of their divergence from these."""
-    keep_pool: int = 256
-    """Texts sampled from the base model for it."""
-    keep_tokens: int = 24
-    """Longest of them, in tokens."""
-    sample_top_k: int = 20
-    """Top-k of that sampling."""
+    """Neutral questions beside each step to which the base model's answers are to be kept."""
+    keep_pool: int = 48
+    """Of so many, and of four that resemble each edit's own (see `neutral_pairs`)."""
+    keep_weight: float = 1.0
+    """Weight of the divergence from these answers."""
     train_stop: bool = True
     """Train the answer to end with the stop token."""
     seed: int = 0
@@ -94,6 +90,4 @@ _RANGES = (
     ("keep", 0, 1 << 20),
     ("keep_weight", 0.0, 1e6),
     ("keep_pool", 1, 1 << 20),
-    ("keep_tokens", 2, 1 << 12),
-    ("sample_top_k", 1, 1 << 20),
 )
