@@ -13,6 +13,8 @@ from families import lexical
 from test_contract import Trace, answers, encode
 
 import memplug
+from memplug.methods.checks import from_json
+from memplug.methods.lora import LoRAConfig
 from memplug.methods.neutral import neutral, neutral_pairs
 
 PROMPT, OTHER, THIRD = (
@@ -255,3 +257,7 @@ def test_a_model_that_peft_has_adapted_keeps_its_adapter(model, tokenizer):
         assert not torch.equal(logits(wrapped, tokenizer), before)
     trace.check(wrapped)
     assert torch.equal(logits(wrapped, tokenizer), before)
+
+
+def test_constants_of_earlier_files_are_left_out():
+    assert from_json(LoRAConfig, {"keep_tokens": 24, "rank": 4}) == {"rank": 4}

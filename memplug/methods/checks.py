@@ -98,15 +98,18 @@ def from_preset(
 def from_json(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config from JSON, each of the kind that its annotation names; ranges are not looked at.
 
+    Fields that files written earlier may hold, the config's ``former``, are left out.
+
     Raises:
         ValueError: an unknown field, or a value of another kind.
     """
     known = {field.name for field in fields(config)}
     kinds = get_type_hints(config)
+    former = getattr(config, "former", ())
     for name in values:
-        if name not in known:
+        if name not in known and name not in former:
             raise ValueError(f"{config.__name__} has no field {brief(name)}")
-    return {name: _as(kinds[name], value, name) for name, value in values.items()}
+    return {name: _as(kinds[name], value, name) for name, value in values.items() if name in known}
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:

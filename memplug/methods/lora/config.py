@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..checks import check_numbers, from_preset
 
@@ -54,6 +54,9 @@ class LoRAConfig:
     """Train the answer to end with the stop token."""
     seed: int = 0
     """Of all random choices."""
+
+    former: ClassVar[tuple[str, ...]] = ("keep_tokens", "sample_top_k")
+    """Fields of files written earlier; nothing that was learned depends on them."""
 
     def __post_init__(self) -> None:
         check_numbers(self, _RANGES, exact=True)
