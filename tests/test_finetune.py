@@ -94,7 +94,7 @@ def test_training_ends_when_learned(make_plug: Callable[..., Any]) -> None:
 
 def test_answers_to_neutral_questions_are_kept(make_plug: Callable[..., Any]) -> None:
     def diverged(**config: Any) -> float:
-        plug = make_plug(**config)
+        plug = make_plug(steps=25, lr=0.2, bound=None, **config)
         host = plug.method._host
         kept = neutral(host, 3, neutral_pairs(host, 8, EDITS, 0))
         plug.edit(EDITS, progress=False)
@@ -102,7 +102,7 @@ def test_answers_to_neutral_questions_are_kept(make_plug: Callable[..., Any]) ->
         with torch.no_grad():
             return float(kept.divergence(20, random.Random(0)))
 
-    assert diverged(keep=8, keep_pool=8, keep_weight=20.0) < 0.5 * diverged()
+    assert diverged(keep=20, keep_pool=8, keep_weight=100.0) < 0.5 * diverged()
 
 
 def test_edits_trained_together_are_trained_anew_without_one(make_plug: Callable[..., Any]) -> None:
