@@ -28,7 +28,7 @@ KINDS = {
     "grace-asked": METHODS["grace-asked"] | {"steps": 2},
     "icl": QUICK,
     "lora": {},
-    "finetune": {"steps": 2},
+    "finetune": {"steps": 2, "keep": 0},
     "memit": LOCATE,
     "ultraedit": {},
 }

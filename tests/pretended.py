@@ -196,7 +196,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "ultraedit": {},
     "hiedit": {},
     "finetune": {},
-    "lora": {"keep_weight": 0.0},
+    "lora": {"keep": 0},
     "memit": {"covariance_texts": 16, "covariance_length": 24, "n_prefixes": 1},
 }
 """Methods, one of each kind, with constants that make them quick on the embedded model."""

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from families import TEXTS, build
-from locating import read
 
 import memplug
-from memplug.contexts import ordinary_texts
 from memplug.edits import Edit, EditError
 from memplug.entries import Entry, Whole
 from memplug.ledger import Ledger
+from memplug.methods.neutral import neutral, neutral_pairs
 
 EDITS = [
     Edit("Where was Ada Quill born?", "Zarnow", "Ada Quill", "a"),
     Edit("The founder of Orlo Bridge is", "Tam", "Orlo Bridge", "b"),
     Edit("In Vestland, the capital is", "Marrow", "Vestland", "c"),
 ]
-QUICK: dict[str, Any] = {"steps": 5, "lr": 0.05, "bound": 0.12, "guard_every": 0}
+QUICK: dict[str, Any] = {
+    "steps": 5,
+    "lr": 0.05,
+    "bound": 0.12,
+    "stop_loss": 0.01,
+    "keep": 0,
+    "guard_every": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +53,10 @@ def _same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("bound", [0.12, None])
 def test_it_is_adam_on_the_weights_within_a_bound(
-    make_plug: Callable[..., Any], family: str, bound: float | None
+    make_plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, family: str, bound: float | None
 ) -> None:
-    plug, plain = make_plug(family, bound=bound, batch_size=2, keep_weight=3.0), make_plug(family).model
+    monkeypatch.setattr("memplug.methods.neutral.has_reduced_products", lambda: False)
+    plug, plain = make_plug(family, bound=bound, batch_size=2), make_plug(family).model
     (site,) = plug.method.sites
     assert site.layer == 3
     weight = plain.get_submodule(site.name).weight
@@ -57,18 +65,12 @@ def test_it_is_adam_on_the_weights_within_a_bound(
     optimizer = torch.optim.Adam([weight], lr=0.05 * unit)
     text = plug.method._host.text
     pairs = [text.pair(e.prompt, e.target) for e in EDITS[:2]]
-    rows = [text.encode(piece) for piece in ordinary_texts(text, 0)[:24]]
-    inputs = torch.cat([read(plain, plain.get_submodule(site.name), ids) for ids in rows]).float()
-    flip = site.flipped
-    usual = (inputs @ (start.T if flip else start)).square().sum()
     for _ in range(5):
         optimizer.zero_grad()
         for ids, begin in pairs:
             logp = plain(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
             nll = -sum(logp[t - 1, ids[t]] for t in range(begin, len(ids))) / (len(ids) - begin)
             (nll / 2).backward()
-        moved = (weight - start).T if flip else weight - start
-        (3.0 * (inputs @ moved).square().sum() / usual).backward()
         optimizer.step()
         if bound is not None:
             with torch.no_grad():
@@ -88,6 +90,19 @@ def test_training_ends_when_learned(make_plug: Callable[..., Any]) -> None:
     before = _bits(plug)
     plug.edit(EDITS[0])  # learned before the first step
     assert _same(_bits(plug), before)
+
+
+def test_answers_to_neutral_questions_are_kept(make_plug: Callable[..., Any]) -> None:
+    def diverged(**config: Any) -> float:
+        plug = make_plug(steps=25, lr=0.2, bound=None, **config)
+        host = plug.method._host
+        kept = neutral(host, 3, neutral_pairs(host, 8, EDITS, 0))
+        plug.edit(EDITS, progress=False)
+        assert kept is not None
+        with torch.no_grad():
+            return float(kept.divergence(20, random.Random(0)))
+
+    assert diverged(keep=20, keep_pool=8, keep_weight=100.0) < 0.5 * diverged()
 
 
 def test_edits_trained_together_are_trained_anew_without_one(make_plug: Callable[..., Any]) -> None:

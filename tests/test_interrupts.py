@@ -32,7 +32,7 @@ GIVEN = {
     "elder": METHODS["elder"] | {"steps": 2},
     "grace-asked": METHODS["grace-asked"] | {"steps": 2},
     "icl": {},
-    "finetune": {"steps": 2, "guard_every": 1, "guard_texts": tuple(TEXTS), "keep_weight": 0.0},
+    "finetune": {"steps": 2, "guard_every": 1, "guard_texts": tuple(TEXTS), "keep": 0},
     "memit": LOCATING | {"steps": 2},
     "mend": METHODS["mend"],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import random
 
 import peft
 import pytest
@@ -12,6 +13,9 @@ from families import lexical
 from test_contract import Trace, answers, encode
 
 import memplug
+from memplug.methods.checks import from_json
+from memplug.methods.lora import LoRAConfig
+from memplug.methods.neutral import neutral, neutral_pairs
 
 PROMPT, OTHER, THIRD = (
     "Where was Ada Quill born?",
@@ -146,27 +150,19 @@ def test_merged_weights_say_the_same(family, tokenizer):
     torch.testing.assert_close(logits(model, tokenizer), edited, atol=1e-3, rtol=1e-4)
 
 
-def test_text_is_kept_and_earlier_edits_are_replayed(base, tokenizer):
-    """Both change what is learned; the divergence from kept texts falls with them."""
+def test_answers_are_kept_and_earlier_edits_are_replayed(base, tokenizer):
+    """Both change what is learned; the divergence from kept answers falls with them."""
 
     def diverged(**config):
         with attach(copy.deepcopy(base), tokenizer, keep_pool=8, epochs=8, stop_loss=0.0, **config) as plug:
+            host = plug.method._host
+            with host.tracker.off():
+                kept = neutral(host, 2, neutral_pairs(host, 8, (), 0))
             plug.edit(PROMPT, "Zarnow", "Ada Quill")
-            plug.method._texts = None
-            plug.method.config = memplug.methods.find_method("lora").config(keep=8, keep_pool=8)
-            with plug.method._host.tracker.off():
-                rows = [pair.ids for pair in plug.method._sampled()]
-            total = 0.0
-            for ids in rows:
-                given = {"input_ids": torch.tensor([ids])}
-                with torch.no_grad():
-                    edited = plug.model(**given).logits.log_softmax(-1)
-                    with plug.paused():
-                        bare = plug.model(**given).logits.log_softmax(-1)
-                total += float((bare.exp() * (bare - edited)).sum(-1).mean())
-            return total
+            with torch.no_grad():
+                return float(kept.divergence(8, random.Random(0)))
 
-    assert diverged(keep=8, keep_weight=20.0) < 0.5 * diverged(keep=0)
+    assert diverged(keep=8, keep_weight=20.0) < 0.5 * diverged()
     with attach(copy.deepcopy(base), tokenizer, replay=2) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
         plug.edit(OTHER, "Tam Wickes", "Ada Quill")
@@ -261,3 +257,7 @@ def test_a_model_that_peft_has_adapted_keeps_its_adapter(model, tokenizer):
         assert not torch.equal(logits(wrapped, tokenizer), before)
     trace.check(wrapped)
     assert torch.equal(logits(wrapped, tokenizer), before)
+
+
+def test_constants_of_earlier_files_are_left_out():
+    assert from_json(LoRAConfig, {"keep_tokens": 24, "rank": 4}) == {"rank": 4}

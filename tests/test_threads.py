@@ -32,7 +32,7 @@ QUICK = {
     "grace": {"steps": 60},
     "grace-asked": {"steps": 60},
     "icl": {},
-    "finetune": {"steps": 5},
+    "finetune": {"steps": 5, "lr": 0.05, "bound": 0.3, "keep": 0},
     "ultraedit": {"steps": 2, "extra_steps": 0},
     "lora": {"epochs": 2, "keep_pool": 4},
 }

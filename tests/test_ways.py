@@ -22,7 +22,7 @@ EDITS = [
     memplug.Edit("Who founded the Orlo Bridge Company?", "Marrow", "Orlo Bridge Company"),
 ]
 GIVEN = {name: METHODS[name] for name in ("llp-answer", "llp", "elder", "elder-row", "grace", "grace-asked")}
-GIVEN |= {"icl": {}, "finetune": {}}
+GIVEN |= {"icl": {}, "finetune": {"lr": 0.05, "bound": None, "stop_loss": 0.01, "keep": 0}}
 
 
 @pytest.fixture(scope="module")

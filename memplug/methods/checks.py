@@ -99,6 +99,8 @@ def from_preset(
 def from_json(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config from JSON, each of the kind that its annotation names; ranges are not looked at.
 
+    Fields that files written earlier may hold, the config's ``former``, are left out (`without_former`).
+
     Raises:
         ValueError: an unknown field, or a value of another kind.
     """

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, names, shaped
-from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
 from ...hooks import Hook, OwnHooks
 from ...layers import evaluating
@@ -21,6 +20,7 @@ from ...pristine import Pristine
 from ...sites import find_sites
 from ...text import Pair
 from ..base import Host, State
+from ..neutral import neutral_pairs
 from .adapter import Adapter
 from .config import LoRAConfig
 from .seen import Explanation
@@ -86,7 +86,7 @@ class LoRA:
         self.records: dict[str, Edit] = {}
         self.off: set[str] = set()
         self._before: dict[tuple[str, ...], list[Tensor]] = {}
-        self._texts: list[Pair] | None = None
+        self._pool: list[Pair] | None = None
 
     @property
     def active(self) -> bool:
@@ -171,20 +171,24 @@ class LoRA:
     def _train(
         self, adapter: Adapter, edits: Sequence[Edit], earlier: Sequence[Edit], progress: bool
     ) -> None:
-        pairs, before = ([self._pair(edit) for edit in some] for some in (edits, earlier))
-        quiet = not progress or len(edits) < 2
-        with tqdm(total=len(edits), desc="learning", unit="edit", disable=quiet, leave=False) as bar:
-            train(self._host, adapter, self.config, pairs, before, self._sampled(), bar.update)
+        fresh, before = ([pair for edit in some for pair in self._pairs(edit)] for some in (edits, earlier))
+        quiet = not progress or len(fresh) < 2
+        with tqdm(total=len(fresh), desc="learning", unit="answer", disable=quiet, leave=False) as bar:
+            train(self._host, adapter, self.config, fresh, before, self._kept(edits), bar.update)
 
-    def _sampled(self) -> list[Pair]:
-        """Texts of the base model, to be kept; sampled once, so that they do not depend on the edits."""
-        c, text = self.config, self._host.text
-        if self._texts is None:
-            wanted = c.keep_pool if c.keep and c.keep_weight else 0
-            pieces = sample_prefixes(text, wanted, c.keep_tokens, c.sample_top_k, c.seed) if wanted else []
-            rows = [text.encode(piece) for piece in pieces]
-            self._texts = [Pair(row, 1) for row in rows if len(row) > 1]
-        return self._texts
+    def _kept(self, edits: Sequence[Edit]) -> list[Pair]:
+        """What the base model answers to neutral questions, and to some about these edits' subjects."""
+        host, config = self._host, self.config
+        if not config.keep:
+            return []
+        if self._pool is None:
+            self._pool = neutral_pairs(host, config.keep_pool, (), config.seed)
+        return self._pool + neutral_pairs(host, 0, edits, config.seed)
+
+    def _pairs(self, edit: Edit) -> list[Pair]:
+        """The edit as it is asked in plain text and in the chat template."""
+        text, stop = self._host.text, self.config.train_stop
+        return [text.pair(form, edit.target, stop=stop) for form in text.forms(edit.prompt)]
 
     def _pair(self, edit: Edit) -> Pair:
         return self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)

@@ -1,4 +1,4 @@
-"""Training the adapter on edits, beside earlier ones and beside text that must stay as it is."""
+"""Training the adapter on edits, beside earlier ones and beside answers that must stay as they are."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import random
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...edits import EditError
 from ...hooks import OwnHooks
 from ...layers import evaluating, frozen
+from ...reduced import reduced_products
 from ...text import Pair
 from ..answers import Answers, read_answers
 from ..base import Host
+from ..neutral import neutral, products
 from ..scaling import GradientScale
 from .adapter import Adapter
 from .config import LoRAConfig
@@ -28,66 +29,64 @@ def train(
     config: LoRAConfig,
     fresh: Sequence[Pair],
     earlier: Sequence[Pair],
-    texts: Sequence[Pair],
+    keep: Sequence[Pair],
     advance: Callable[[int], None] = lambda n: None,
 ) -> None:
     """Train until every one of ``fresh`` is below `stop_loss`, or `epochs` are over.
 
     The loss is the mean over answers of -log p of their tokens (their mean), and `keep_weight` times the
-    divergence KL(base || edited) at every token of some texts, their mean.
+    divergence KL(base || edited) at the base model's own answers to neutral questions.
 
     Args:
         fresh: answers to learn.
         earlier: answers learned before, of which `replay` are trained beside each step.
-        texts: texts of which `keep` are kept beside each step.
+        keep: answers of which `keep` are kept beside each step.
         advance: told how many more answers are below `stop_loss`.
 
     Raises:
         EditError: the loss is not finite; the adapter is half trained then.
     """
     first = min(site.layer for site in adapter.sites)
-    answers = read_answers(host, first, [*fresh, *earlier])
-    stay = read_answers(host, first, list(texts)) if texts else None
     optimizer = torch.optim.Adam(adapter.parameters, lr=config.lr)
     scaler = GradientScale(host.model.dtype)
     rng = random.Random(config.seed + len(earlier))
     old = range(len(fresh), len(fresh) + len(earlier))
     known = 0
-    on = True
-    hooks = [adapter.hook(i, lambda: on) for i in range(len(adapter.sites))]
+    hooks = [adapter.hook(i, lambda: True) for i in range(len(adapter.sites))]
     for parameter in adapter.parameters:
         parameter.requires_grad_(True)
     try:
-        with evaluating(host.model), frozen(host.model), OwnHooks(hooks), torch.enable_grad():
-            for _ in range(config.epochs):
-                left = _unlearned(answers, len(fresh), config)
-                advance(len(fresh) - len(left) - known)
-                known = len(fresh) - len(left)
-                if not left:
-                    return
-                rng.shuffle(left)
-                for at in range(0, len(left), config.batch_size):
-                    again = rng.sample(old, min(config.replay, len(earlier)))
-                    rows = torch.tensor(left[at : at + config.batch_size] + again, device=answers.end.device)
-                    loss = answers.losses(rows).mean()
-                    if stay is not None and config.keep and config.keep_weight:
-                        some = rng.sample(range(len(stay)), min(config.keep, len(stay)))
-                        kept = torch.tensor(some, device=rows.device)
-                        on = False
-                        with torch.no_grad():
-                            base, _ = stay.logits(kept)
-                        on = True
-                        loss = loss + config.keep_weight * _divergence(base, stay.logits(kept)[0])
-                    if not bool(torch.isfinite(loss)):
-                        raise EditError(
-                            "training gave a loss that is not finite; nothing was changed; lower lr "
-                            f"({config.lr:g})"
-                        )
-                    gradients = torch.autograd.grad(loss * scaler.scale, adapter.parameters)
-                    if scaler.accept(gradients):
-                        for parameter, gradient in zip(adapter.parameters, gradients, strict=True):
-                            parameter.grad = gradient / scaler.used
-                        optimizer.step()
+        with (
+            evaluating(host.model),
+            frozen(host.model),
+            reduced_products(host.anatomy.shadows, products(host, first)),
+        ):
+            answers, kept = read_answers(host, first, [*fresh, *earlier]), neutral(host, first, keep)
+            with OwnHooks(hooks), torch.enable_grad():
+                for _ in range(config.epochs):
+                    left = _unlearned(answers, len(fresh), config)
+                    advance(len(fresh) - len(left) - known)
+                    known = len(fresh) - len(left)
+                    if not left:
+                        return
+                    rng.shuffle(left)
+                    for at in range(0, len(left), config.batch_size):
+                        again = rng.sample(old, min(config.replay, len(earlier)))
+                        asked = left[at : at + config.batch_size] + again
+                        rows = torch.tensor(asked, device=answers.end.device)
+                        loss = answers.losses(rows).mean()
+                        if kept is not None:
+                            loss = loss + config.keep_weight * kept.divergence(config.keep, rng)
+                        if not bool(torch.isfinite(loss)):
+                            raise EditError(
+                                "training gave a loss that is not finite; nothing was changed; lower lr "
+                                f"({config.lr:g})"
+                            )
+                        gradients = torch.autograd.grad(loss * scaler.scale, adapter.parameters)
+                        if scaler.accept(gradients):
+                            for parameter, gradient in zip(adapter.parameters, gradients, strict=True):
+                                parameter.grad = gradient / scaler.used
+                            optimizer.step()
     finally:
         for parameter in adapter.parameters:
             parameter.requires_grad_(False)
@@ -104,11 +103,6 @@ def _unlearned(answers: Answers, count: int, config: LoRAConfig) -> list[int]:
 def _in_parts(answers: Answers, count: int) -> Tensor:
     rows = torch.arange(count, device=answers.end.device)
     return torch.cat([answers.losses(part) for part in rows.split(64)])
-
-
-def _divergence(base: Tensor, edited: Tensor) -> Tensor:
-    """KL(base || edited) of logits [P,V], mean over P."""
-    return F.kl_div(edited.log_softmax(-1), base.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
 @torch.no_grad()

@@ -1,0 +1,90 @@
+"""What training is to leave alone: the base model's answers to questions that are not edited.
+
+Fine-tuning with a divergence from the base model on other prompts is the usual baseline of model editing
+(FT+KL; Mitchell et al., 2022). The questions are those of ``relations.toml``, about subjects of its own and
+about the edits' subjects, in plain text and in the chat template; the answers are the base model's own.
+
+Letters: P tokens of all answers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..chat import Prompt, in_chat
+from ..edits import Edit
+from ..reduced import has_reduced_products, reduced_products
+from ..relations import wordings
+from ..text import Pair
+from .answers import Answers, read_answers
+from .base import Host
+
+__all__ = ["Neutral", "neutral", "neutral_pairs", "products"]
+
+_TOKENS = 8  # of an answer
+_EACH = 2  # questions about an edit's subject, and as many times what it asks of another one
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Answers to keep, and the base model's log-probabilities ``base`` [P,V] there."""
+
+    answers: Answers
+    base: Tensor
+
+    def divergence(self, count: int, draw: random.Random) -> Tensor:
+        """KL(base || model as it is now), the mean over the tokens of ``count`` answers drawn anew."""
+        some = draw.sample(range(len(self.answers)), min(count, len(self.answers)))
+        logits, points = self.answers.logits(torch.tensor(some, device=self.base.device))
+        return F.kl_div(logits.log_softmax(-1), self.base[points], reduction="batchmean", log_target=True)
+
+
+def products(host: Host, layer: int) -> list[nn.Module]:
+    """The modules from ``layer`` on, where this CPU multiplies bfloat16: for `reduced_products`."""
+    modules = [*host.anatomy.layers[layer:], host.model.get_output_embeddings()]
+    return modules if has_reduced_products() else []
+
+
+def neutral_pairs(host: Host, count: int, edits: Sequence[Edit], seed: int) -> list[Pair]:
+    """Questions with the first tokens that the model as it is now answers, every second in the chat template.
+
+    Args:
+        host: the model.
+        count: of questions about subjects of their own; only where there are no ``edits``.
+        edits: for each, other questions about its subject, and its own question about other subjects.
+        seed: of the choice.
+    """
+    draw, text = random.Random(seed), host.text
+    known = wordings()
+    asked = [one.about(one.name) for one in draw.sample(known, min(count, len(known)))] if not edits else []
+    for edit in edits:
+        if edit.subject:
+            front, back = edit.question[: edit.place.begin], edit.question[edit.place.end :]
+            asked += [draw.choice(known).about(edit.subject) for _ in range(_EACH)]
+            asked += [front + draw.choice(known).name + back for _ in range(_EACH)]
+    prompts: list[Prompt] = [
+        in_chat(one) if text.has_chat and place % 2 else one for place, one in enumerate(asked)
+    ]
+    rows = [ids for ids in map(text.encode, prompts) if ids and len(ids) + _TOKENS < text.max_length]
+    if not rows:
+        return []
+    with reduced_products(host.anatomy.shadows, products(host, 0)):
+        said = text.generate(rows, _TOKENS)
+    return [Pair([*ids, *answer], len(ids)) for ids, answer in zip(rows, said, strict=True) if answer]
+
+
+@torch.no_grad()
+def neutral(host: Host, layer: int, pairs: Sequence[Pair]) -> Neutral | None:
+    """``pairs`` to be kept while what is from ``layer`` on is trained; read of the model as it is now."""
+    if not pairs:
+        return None
+    answers = read_answers(host, layer, pairs)
+    parts = [answers.logits(rows) for rows in torch.arange(len(pairs), device=host.text.device).split(16)]
+    base = torch.cat([logits.log_softmax(-1) for logits, _ in parts])
+    return Neutral(answers, base[torch.cat([points for _, points in parts]).argsort()])
