@@ -96,7 +96,8 @@ def shipped_editor(method: str, model: Any, config: Any) -> Path | None:
     for path in sorted(_SHIPPED.glob(f"{method}*.safetensors")):
         head, saved = _read(path)
         asked = unlike(config, type(config)()).items()
-        other = [n for n, value in asked if n not in config.while_editing and saved.config.get(n) != value]
+        free = getattr(config, "while_editing", ())
+        other = [n for n, value in asked if n not in free and saved.config.get(n) != value]
         if not other and head["model"]["fingerprint"] == fingerprint(model):
             return path
     return None
@@ -114,7 +115,8 @@ def check_constants(saved: SavedEditor, constants: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one says what the networks are, and they are not.
     """
-    for name in sorted(find_method(saved.method).config.of_networks & constants.keys()):
+    fixed = getattr(find_method(saved.method).config, "of_networks", frozenset())
+    for name in sorted(fixed & constants.keys()):
         if json.loads(json.dumps(constants[name])) != saved.config.get(name):
             raise ValueError(
                 f"{name} is {constants[name]!r}, but the editor was fitted with {saved.config.get(name)!r}; "
