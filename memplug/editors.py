@@ -115,7 +115,7 @@ def check_constants(saved: SavedEditor, constants: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one says what the networks are, and they are not.
     """
-    fixed = getattr(find_method(saved.method).config, "of_networks", frozenset())
+    fixed: frozenset[str] = getattr(find_method(saved.method).config, "of_networks", frozenset())
     for name in sorted(fixed & constants.keys()):
         if json.loads(json.dumps(constants[name])) != saved.config.get(name):
             raise ValueError(
