@@ -11,7 +11,7 @@ QUICK = {
     "n_experts": 16,
     "top_k": 2,
     "rank": 8,
-    "lr": 0.08,
+    "lr": 0.02,
     "batch_size": 4,
     "replay": 4,
     "steps": 120,

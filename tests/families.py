@@ -165,7 +165,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "n_experts": 16,
         "top_k": 2,
         "rank": 8,
-        "lr": 0.08,
+        "lr": 0.02,
         "steps": 120,
         "stop_loss": 0.05,
         "train_stop": True,

@@ -227,9 +227,6 @@ def test_the_prompts_end_decides_where_it_is_told(base, tokenizer):
         assert not torch.equal(told, bare)
 
 
-# ---------------------------------------------------------------------- edits
-
-
 def test_deleted_means_as_if_never_made(base, tokenizer):
     """A third edit splits a radius and a fourth shares a value; without them all is as it was."""
     with attach(base, tokenizer, epsilon=1.0, steps=2) as plug:

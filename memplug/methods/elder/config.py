@@ -39,14 +39,14 @@ class ELDERConfig:
     guide_weight: float = 1e-2
     """Weight of the loss that draws routers to an edit's experts, lambda (scope "row")."""
     lr: float = 0.25
-    """Adam's step for the LoRAs, in units of 1/sqrt(in-features), where LoRA's A starts; absolute with scope
-    "row" (published: 1e-4)."""
+    """Adam's step for the LoRAs' A, in units of 1/sqrt(in-features), where it starts; B's is larger. Scope
+    "row": that of both, absolute (published: 1e-4)."""
     router_lr: float | None = None
     """Adam's step for the routers, absolute (scope "row"; published, and None: as for the LoRAs). With scope
     "answer" routers stay as they start."""
     batch_size: int = 16
     """Edits trained together (published: 4)."""
-    steps: int = 24
+    steps: int = 20
     """Most steps a batch (published: 50)."""
     stop_loss: float = 0.1
     """A batch ends early when each of its lessons is below this loss (published: never)..."""

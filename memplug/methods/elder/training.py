@@ -28,6 +28,9 @@ from .experts import Experts, best, mix, scores
 
 __all__ = ["Batch", "Trained", "train"]
 
+_PLUS = 16.0
+"""B's step in A's (scope "answer"): LoRA+, Hayou et al. 2024."""
+
 
 class Batch(NamedTuple):
     """What is trained together.
@@ -101,18 +104,20 @@ class _Trainer:
         self.routers = [tensor.clone().requires_grad_(moving) for tensor in experts.routers]
 
     def run(self, advance: Callable[[str], None]) -> Trained:
-        config, places = self.config, self.experts.places
-        units = [1.0 if config.scope == "row" else place.fan_in**-0.5 for place in places]
-        groups = [
-            {"params": [down, up], "lr": config.lr * unit}
-            for down, up, unit in zip(self.down, self.up, units, strict=True)
-        ]
+        config = self.config
+        steps, betas = [(config.lr, config.lr)] * len(self.down), (0.9, 0.999)
+        if config.scope == "answer":
+            lrs = [config.lr * place.fan_in**-0.5 for place in self.experts.places]
+            steps, betas = [(lr, _PLUS * lr) for lr in lrs], (0.9, 0.99)
+        groups: list[dict[str, Any]] = []
+        for down, up, (lr, up_lr) in zip(self.down, self.up, steps, strict=True):
+            groups += [{"params": [down], "lr": lr}, {"params": [up], "lr": up_lr}]
         if self.batch.goal is not None:
-            groups.append(
-                {"params": self.routers, "lr": config.lr if config.router_lr is None else config.router_lr}
-            )
-        optimizer, scaler = torch.optim.Adam(groups), GradientScale(self.host.model.dtype)
-        tensors = [tensor for group in groups for tensor in group["params"]]  # type: ignore[attr-defined]
+            router_lr = config.lr if config.router_lr is None else config.router_lr
+            groups.append({"params": self.routers, "lr": router_lr})
+        optimizer = torch.optim.Adam(groups, betas=betas)
+        scaler = GradientScale(self.host.model.dtype)
+        tensors = [tensor for group in groups for tensor in group["params"]]
         for step in range(config.steps + 1):
             last = step == config.steps
             optimizer.zero_grad()
