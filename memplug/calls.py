@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .arguments import begins_anew, filled, forward_frame, generating, open_columns, ordinary
 from .call import Call
 from .gate import Gate
-from .holding import Rows, Tokens, held_by, hold, tokens_of
+from .holding import RowState, Tokens, held_by, hold, tokens_of
 from .hooks import Hook
 from .interrupts import undone
 from .layers import Anatomy, UnsupportedModelError, taken
@@ -93,7 +93,7 @@ class CallTracker:
             setattr(self._local, name, value)
             yield
 
-    def fill(self, cache: Any, tokens: Tokens, rows: Rows) -> None:
+    def fill(self, cache: Any, tokens: Tokens, rows: RowState) -> None:
         """Fill ``cache`` again with these tokens, for whose rows a method has decided ``rows``."""
         cache.reset()
         hold(cache, rows)

@@ -5,29 +5,68 @@ from __future__ import annotations
 import copy
 import copyreg
 import functools
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from .layers import Anatomy, UnsupportedModelError
 
-__all__ = ["Rows", "Tokens", "check_holds", "held_by", "hold", "tokens_of"]
-
-
-class Rows(Protocol):
-    """What a method keeps per row beside a cache: it follows the cache's rows."""
-
-    def __len__(self) -> int:
-        """The number of rows."""
-
-    def select(self, rows: Tensor) -> Rows:
-        """The same for ``rows`` (LongTensor of indices, repeats allowed)."""
+__all__ = ["RowState", "Tokens", "check_holds", "held_by", "hold", "of_rows", "tokens_of"]
 
 
 @dataclass(frozen=True)
-class Tokens:
+class RowState:
+    """What is kept per row beside a cache; nothing in it is ever changed in place.
+
+    A field that is a tensor [B,...], a tuple of B items, a list of such, or has a ``select`` of its own holds
+    something for each row; any other one, and ``owner``, is the same for all.
+    """
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return next(len(one) for one in self._values().values() if isinstance(one, Tensor | tuple))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "owner"}
+
+    def select(self, rows: Tensor) -> Self:
+        """The same for ``rows`` (LongTensor of indices, repeats allowed)."""
+        return replace(self, **{name: of_rows(value, rows) for name, value in self._values().items()})
+
+    def crop(self, length: int) -> RowState | None:
+        """The same for a cache cut to its first ``length`` columns; None where nothing holds any more."""
+        return self
+
+    @classmethod
+    def of(cls, call: Any, owner: object) -> Self | None:
+        """What ``owner`` keeps of the rows of a forward (`Call`), decided when their cache was filled.
+
+        None where another one decided, or where a caller gave the cache other rows without its own methods,
+        so that nobody knows which is which.
+        """
+        held = call.held
+        mine = isinstance(held, cls) and held.owner is owner  # type: ignore[attr-defined]
+        return held if mine and len(held) == len(call.valid) else None
+
+
+def of_rows(value: Any, rows: Tensor) -> Any:
+    """What a field of a `RowState` holds for ``rows`` (LongTensor)."""
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)]
+    if type(value) is tuple:
+        return tuple(value[row] for row in rows.tolist())
+    if type(value) is list:
+        return [of_rows(one, rows) for one in value]
+    return value.select(rows) if hasattr(value, "select") else value
+
+
+@dataclass(frozen=True)
+class Tokens(RowState):
     """The tokens of a cache's columns, so that they can be read again when the edits are others.
 
     Attributes:
@@ -45,17 +84,6 @@ class Tokens:
     asked: Tensor
     state: object
     plain: bool
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tokens:
-        return self  # nothing in it is ever changed in place
-
-    def select(self, rows: Tensor) -> Tokens:
-        """The same for rows ``rows`` of it."""
-        at = rows.to(self.ids.device)
-        return replace(self, ids=self.ids[at], real=self.real[at], first=self.first[at], asked=self.asked[at])
 
     def crop(self, length: int) -> Tokens:
         """Those of the first ``length`` columns, or of all but the last ``-length``."""
@@ -103,7 +131,7 @@ def check_holds(model: Any, anatomy: Anatomy) -> None:
         )
 
 
-def hold(cache: Any, rows: Rows | Tokens) -> None:
+def hold(cache: Any, rows: RowState) -> None:
     """Keep ``rows`` with ``cache``, in the place of what was kept of their kind (a method's, or tokens).
 
     They follow it through reordering, selection, copies, crops and reset. The cache object stays the caller's
@@ -117,7 +145,7 @@ def hold(cache: Any, rows: Rows | Tokens) -> None:
 class _Holding:
     """Mixed into a cache's class by `hold`."""
 
-    _memplug_rows: Any = None
+    _memplug_rows: RowState | None = None
     _memplug_tokens: Tokens | None = None
 
     def _select(self, rows: Tensor) -> None:
@@ -142,9 +170,8 @@ class _Holding:
 
     def crop(self, max_length: int) -> Any:
         result = super().crop(max_length)  # type: ignore[misc]
-        crop = getattr(self._memplug_rows, "crop", None)
-        if crop is not None:
-            self._memplug_rows = crop(int(self.get_seq_length()))  # type: ignore[attr-defined]
+        if self._memplug_rows is not None:
+            self._memplug_rows = self._memplug_rows.crop(int(self.get_seq_length()))  # type: ignore[attr-defined]
         if self._memplug_tokens is not None and max_length:
             # Also where layers count no tokens; below 0 it says how many to take back.
             self._memplug_tokens = self._memplug_tokens.crop(max_length)

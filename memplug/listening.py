@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from .calibration import Calibration
 from .call import Call
+from .holding import RowState, of_rows
 from .memory import KeyMemory
 from .questions import Question, told
 from .reading import Asks, Kind, Reader, Reading, Speaking
@@ -46,7 +47,7 @@ class RowHeard:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Heard(RowState):
     """What the rows of a cache have read; it follows the cache's rows.
 
     Attributes:
@@ -69,21 +70,10 @@ class Heard:
     opened: Heard | None = field(default=None, compare=False)
     first: tuple[int, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Heard:
-        return self  # nothing in it is ever changed in place
-
-    def select(self, rows: Tensor) -> Heard:
+    def select(self, rows: Tensor) -> Self:
         """The same for rows ``rows`` of it."""
-        chosen: list[int] = rows.tolist()
-        order = tuple(chosen if self.order is None else (self.order[i] for i in chosen))
-        opened = None if self.opened is None else self.opened.select(rows)
-        first = tuple(self.first[i] for i in chosen)
-        return replace(
-            self, rows=tuple(self.rows[i] for i in chosen), order=order, opened=opened, first=first
-        )
+        order = self.order or tuple(range(len(self.rows)))
+        return replace(super().select(rows), order=of_rows(order, rows))
 
     def crop(self, length: int) -> Heard:
         """The same after all but the cache's first ``length`` positions were taken back.
@@ -146,9 +136,8 @@ class Listener:
             longest: tokens of the longest subject held.
             met: by edit, the likeness of what was asked last; written here if given.
         """
-        held = call.held
-        count = len(call.valid)
-        if isinstance(held, Heard) and held.owner is self and len(held) == count:
+        held, count = Heard.of(call, self), len(call.valid)
+        if held is not None:
             before, whole = held.rows, True
             # Those of a row that has been padding so far are known only now.
             first = tuple(
@@ -181,7 +170,7 @@ class Listener:
 
         rows, spoken = heard(real.shape[1])
         columns, opened = real.shape[1], None
-        if whole and isinstance(held, Heard):
+        if whole and held is not None:
             opened = replace(held, opened=None) if held.again is not None else held.opened
 
         def read_again(n: int) -> tuple[RowHeard, ...]:

@@ -59,6 +59,11 @@ class Prefix:
         kv = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.kv]
         return Prefix(kv, self.open[rows.cpu()], start)
 
+    def select(self, rows: Tensor) -> Prefix:
+        """The prefix of ``rows`` (LongTensor) of it."""
+        kv = [(k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in self.kv]
+        return Prefix(kv, self.open[rows.to(self.open.device)], self.start[rows.to(self.start.device)])
+
 
 def causal(queries: int, columns: int, past: int, hidden: Tensor, additive: bool) -> Tensor:
     """The mask [1,1,queries,columns] that None stands for: causal, behind the first ``past`` columns.
@@ -88,11 +93,15 @@ class Extension:
         self.masked_is_true = anatomy.masked_is_true
         self.heads = anatomy.n_heads
 
-    def mask(self, mask: Any, batch: int) -> Tensor:
-        """[B,H,T,columns] -> [B,H,T,b+columns]; open for rows that recall, closed for the others."""
+    def mask(self, mask: Any, batch: int, offset: int = 0) -> Tensor:
+        """[B,H,T,columns] -> [B,H,T,b+columns]; open for rows that recall, closed for the others.
+
+        Args:
+            offset: columns of the cache that are no longer seen.
+        """
         if not isinstance(mask, Tensor) or mask.ndim != 4:
             raise UnsupportedModelError(
-                f"recall cannot extend an attention mask of type {type(mask).__name__}"
+                f"a prefix cannot extend an attention mask of type {type(mask).__name__}"
                 + (f" with {mask.ndim} dimensions" if isinstance(mask, Tensor) else "")
                 + "; use attn_implementation 'sdpa' or 'eager'"
             )

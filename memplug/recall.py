@@ -203,17 +203,20 @@ class Recall:
         del bound[name]
         cache = self._cache_of(index, bound)
         queries = hidden.shape[1]
-        columns = queries if cache is None else cache.get_mask_sizes(queries, index)[0]
+        columns, offset = (queries, 0) if cache is None else cache.get_mask_sizes(queries, index)
         mask = bound.get(anatomy.mask_arg)
         if mask is None:
             past = 0 if cache is None else int(cache.get_seq_length(index))
             mask = causal(queries, columns, past, hidden, self._eager)
-        extend = Extension(prefix, anatomy, hidden.device)
-        bound[anatomy.mask_arg] = extend.mask(mask, hidden.shape[0])
+        extend = self._extension(prefix, hidden.device)
+        bound[anatomy.mask_arg] = extend.mask(mask, hidden.shape[0], offset)
         if anatomy.alibi_arg:
             bound[anatomy.alibi_arg] = extend.alibi(bound[anatomy.alibi_arg])
         bound[anatomy.cache_arg] = PrefixedCache(cache, prefix.kv[index - self.layer], extend)
         return (hidden,), bound
+
+    def _extension(self, prefix: Any, device: torch.device) -> Extension:
+        return Extension(prefix, self._anatomy, device)
 
     def _cache_of(self, index: int, bound: dict[str, Any]) -> Any:
         """The caller's cache of the layer's own keys and values; none under gradient checkpointing, which is

@@ -9,23 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from .call import Call
 from .calls import CallTracker
+from .holding import RowState
 from .hooks import Hook
 from .layers import Anatomy
 from .memory import KeyMemory, MatchState
 from .prefix import Prefix
 
-__all__ = ["Draft", "Recalling", "draft_of", "held_rows", "match_rows", "think_hooks"]
+__all__ = ["Draft", "Recalling", "draft_of", "match_rows", "think_hooks"]
 
 
 @dataclass(frozen=True)
-class Recalling:
+class Recalling(RowState):
     """What the rows of a cache recall, and how far they have been matched.
 
     Attributes:
@@ -48,23 +49,9 @@ class Recalling:
     prefix: Prefix | None
     draft: Draft | None = None
 
-    def __len__(self) -> int:
-        return len(self.key)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recalling:
-        return self  # nothing in it is ever changed in place
-
-    def select(self, rows: Tensor) -> Recalling:
-        """The same for rows ``rows`` of it."""
-        rows = rows.cpu()
-        match = None if self.match is None else self.match.select(rows)
-        at = rows.to(self.start.device)
-        first, start = self.first[at], self.start[at]
-        prefix = self.prefix
-        if prefix is not None:
-            kv = [(k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in prefix.kv]
-            prefix = Prefix(kv, prefix.open[rows], start)
-        return Recalling(self.owner, self.version, self.key[rows], match, first, start, prefix)
+    def select(self, rows: Tensor) -> Self:
+        """The same for rows ``rows`` of it, whose draft can no longer be taken back."""
+        return replace(super().select(rows), draft=None)
 
     def crop(self, length: int) -> Recalling:
         """The same after all but the cache's first ``length`` positions were taken back.
@@ -108,18 +95,6 @@ class Draft(NamedTuple):
     looking: Callable[[], AbstractContextManager[None]]
 
 
-def held_rows(owner: KeyMemory, call: Call) -> Recalling | None:
-    """What ``owner`` decided for the rows of the running forward, when their cache was filled.
-
-    None where another memory decided, or where a caller gave the cache other rows without its own methods,
-    so that nobody knows which is which.
-    """
-    held = call.held
-    if not isinstance(held, Recalling) or held.owner is not owner or len(held) != len(call.valid):
-        return None
-    return held
-
-
 def draft_of(
     owner: KeyMemory,
     call: Call,
@@ -127,7 +102,7 @@ def draft_of(
     looking: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Draft | None:
     """The running forward as a `Draft`, if it is one of several tokens on a filled cache."""
-    held = held_rows(owner, call)
+    held = Recalling.of(call, owner)
     if held is None or call.past == 0 or call.valid.shape[1] == 1:
         return None
     states = tuple(call.states[i].detach() for i in layers)
@@ -158,7 +133,7 @@ def match_rows(
     which tokens are the prompt, what the prompt recalls stands, as it does in ``generate``: an answer that
     names another edited subject does not change it.
     """
-    held = held_rows(memory, call)
+    held = Recalling.of(call, memory)
     if held is None:
         key, match = torch.full((len(call.valid),), -1), None
     else:

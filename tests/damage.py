@@ -22,7 +22,7 @@ LOCATE = {"max_change": 1e8, "max_perplexity": 1e11, "covariance_texts": 8, "ste
 KINDS = {
     "llp": METHODS["llp"],
     "llp-answer": METHODS["llp-answer"] | {"value_steps": 5},
-    "elder": METHODS["elder"] | {"steps": 5, "rehearse": 0},
+    "elder": METHODS["elder"] | {"steps": 5},
     "elder-row": METHODS["elder-row"] | {"steps": 5},
     "grace": METHODS["grace"] | {"steps": 2},
     "grace-asked": METHODS["grace-asked"] | {"steps": 2},

@@ -11,8 +11,7 @@ QUICK = {
     "n_experts": 16,
     "top_k": 2,
     "rank": 8,
-    "lr": 1e-2,
-    "relative_lr": False,
+    "lr": 0.02,
     "batch_size": 4,
     "replay": 4,
     "steps": 120,
@@ -30,13 +29,8 @@ ROW = {
     "n_experts": 16,
     "top_k": 2,
     "rank": 8,
-    "allocation": "random",
     "lr": 1e-2,
-    "relative_lr": False,
-    "router_lr": None,
     "batch_size": 4,
-    "replay": 0,
-    "rehearse": 0,
     "steps": 120,
     "stop_loss": 0.02,
     "train_stop": True,
@@ -71,7 +65,7 @@ def logits(model, **inputs):
 
 
 def learned(plug):
-    return [tensor.clone() for tensor in plug.method.known.experts.snapshot()]
+    return [tensor.clone() for tensor in plug.method.experts.tensors]
 
 
 def same(a, b):

@@ -15,10 +15,10 @@ from memplug.comparison.decisions import recalled
 from memplug.comparison.model_state import hooks_of
 from memplug.edits import Case, Edit, Probe
 from memplug.methods.elder import explain as elder
-from memplug.methods.grace import explain as grace
 from memplug.methods.icl import explain as icl
 from memplug.methods.llp import explain as llp
 from memplug.methods.lora import seen as lora
+from memplug.methods.prompt_end import Nearest
 from memplug.text import TokenizerError
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -41,14 +41,15 @@ def test_forwards_are_timed_on_texts_that_name_no_edited_subject():
     assert len(neutral([Case(Edit("What is the harbour?", "Zarnow", "harbour"))])) == 7
 
 
-def said_by_grace(prompt, deferred):
-    return grace.Explanation(prompt, deferred, (CASES[0].edit,), 0.5, 1.0)
+def near(prompt, deferred):
+    edits = (CASES[0].edit,)
+    return Nearest(prompt, () if deferred else edits, "", edits, 0.5, 1.0)
 
 
 @pytest.mark.parametrize("word", ["afternoon", "nowhere to be found"])
 def test_whether_something_was_recalled_in_the_timed_text_is_noted(loaded, monkeypatch, word):
     """By a method that answers where a text has this word."""
-    monkeypatch.setattr(toy.Toy, "explain", lambda self, prompt: said_by_grace(prompt, word not in prompt))
+    monkeypatch.setattr(toy.Toy, "explain", lambda self, prompt: near(prompt, word not in prompt))
     cases = [Case(one.edit) for one in CASES]
     monkeypatch.setattr(
         run, "overhead", lambda *given: overhead(*given, turns=1, steps=2, seconds=0, tokens=200)
@@ -64,12 +65,9 @@ def test_recalled_is_read_off_every_kind_of_explanation():
     subject = llp.Candidate("Ada Quill", edits, 2, 0.9, (), torch.zeros(0))
     nothing, something = (llp.Explanation("p", (), 1, 0.8, found, None, "") for found in (None, subject))
     assert [recalled(nothing), recalled(something)] == [(), edits]
-    assert [recalled(elder.Answered.of(one, ())) for one in (nothing, something)] == [(), edits]
-    near = [elder.Explanation.of("p", (), edits[0], distance, 6, False) for distance in (9, 2)]
-    assert [recalled(one) for one in (elder.Explanation.of("p", (), None, None, 6, False), *near)] == [
-        (), (), edits
-    ]  # fmt: skip
-    assert [recalled(said_by_grace("p", deferred)) for deferred in (True, False)] == [(), edits]
+    answered = (elder.Answered(**vars(one), uses=()) for one in (nothing, something))
+    assert [recalled(one) for one in answered] == [(), edits]
+    assert [recalled(near("p", deferred)) for deferred in (True, False)] == [(), edits]
     assert [recalled(icl.Explanation(nothing, its, "")) for its in ((), edits)] == [(), edits]
     assert recalled(lora.Explanation("p", "", "", ())) is None
 

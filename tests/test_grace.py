@@ -1,21 +1,23 @@
-"""GRACE as published: the codebook, values against literal replacement, exact removal; constants."""
+"""GRACE: the codebook, values against literal replacement and literal descent, exact removal; constants."""
 
 from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from chats import CHATML, chatting
 from families import METHODS, lexical
-from test_contract import Trace, answers, encode
+from test_contract import Trace, encode
 
 import memplug
 from memplug.hooks import Hook, HookSet
 from memplug.methods.grace import GRACEConfig
 from memplug.methods.grace.codebook import Codebook, Keyed
 
-PROMPT, OTHER, THIRD = "Where was Ada Quill born?", "Who taught Ada Quill", "What is the capital of Vestland:"
+PROMPT = "Where was Ada Quill born?"
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,8 @@ def base(tokenizer):
     return lexical("llama", len(tokenizer))
 
 
-def attach(model, tokenizer, **config):
-    return memplug.attach(copy.deepcopy(model), tokenizer, "grace", **(METHODS["grace"] | config))
+def attach(model, tokenizer, method="grace", **config):
+    return memplug.attach(copy.deepcopy(model), tokenizer, "grace", **(METHODS[method] | config))
 
 
 def logits(plug, tokenizer, *texts, **given):
@@ -69,7 +71,10 @@ def test_the_codebook_is_that_of_the_published_algorithm(seed):
     edits = keyed(60, seed)
     book = Codebook(0.7)
     book.add(edits[:25])
+    before, entries = book, list(book.entries)
+    book = book.copy()
     book.add(edits[25:])
+    assert before.entries == entries
     keys, radii, labels, members = literal([(e.key, e.label, e.id) for e in edits], 0.7)
     assert [entry.first.label for entry in book.entries] == labels
     assert [list(entry.members) for entry in book.entries] == members
@@ -91,15 +96,6 @@ def test_a_widened_radius_allows_for_what_a_batch_does_to_a_key(base, tokenizer)
         with attach(copy.deepcopy(base).to(dtype), tokenizer) as plug:
             plug.edit("Where was Ada Quill born?", "Zarnow")
             assert plug.method.book.slack == slack
-
-
-def test_a_copy_is_changed_on_its_own():
-    edits = keyed(10, 0)
-    book = Codebook(0.7)
-    book.add(edits[:5])
-    before = list(book.entries)
-    book.copy().add(edits[5:])
-    assert book.entries == before
 
 
 @pytest.mark.parametrize("count", [3, 60])
@@ -153,50 +149,71 @@ def test_the_value_replaces_what_the_mlp_says(base, tokenizer, which, side):
         tokenizer.padding_side = "left"
 
 
-def test_training_is_literal_descent(base, tokenizer):
-    """A few Adam steps on whole forwards from the MLP's own output on give the same value."""
-    with attach(base, tokenizer, replace="last", steps=4, stop_loss=0.0, lr=0.05) as plug:
+def test_the_value_is_said_at_the_tokens_that_answer(base, tokenizer):
+    """Against a hook that puts it there: from the question's last token on, while the target is said."""
+    text, module = f"{PROMPT} Zarnow is", "model.layers.2.mlp.down_proj"
+    with attach(base, tokenizer, method="grace-asked", train_stop=False, steps=3) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
-        (got,) = plug.method._values.values()
-    model = copy.deepcopy(base).requires_grad_(False)
-    pair_ids = tokenizer(f"{PROMPT} Zarnow")["input_ids"] + [tokenizer.eos_token_id]
-    ids = torch.tensor([pair_ids])
-    start = len(tokenizer(PROMPT)["input_ids"])
-    module, seen = model.model.layers[2].mlp.down_proj, []
-    with HookSet([Hook(module, "after", lambda _m, _a, _k, out: seen.append(out))]):
-        model(input_ids=ids)
-    begin = seen[0][0, start - 1].detach()
-    unit, moved = begin.square().mean().sqrt(), torch.zeros_like(begin, requires_grad=True)
-    optimizer = torch.optim.Adam([moved], lr=0.05)
-    for _ in range(4):
+        room = plug.method.retriever.room  # half the question, which is like all of it, is not to ask
+        room.calibration = replace(room.calibration, relation=(0.95, 0.95))
+        got = logits(plug, tokenizer, text)[0]
+        (value,) = plug.method._values.values()
+        pair = plug._text.pair(PROMPT, "Zarnow")
 
         def after(_m, _a, _k, output):
-            at = torch.arange(output.shape[1])[:, None] == start - 1
-            return torch.where(at, begin + unit * moved, output)
+            output = output.clone()
+            output[:, pair.start - 1 : len(pair.ids) - 1] = value
+            return output
 
-        with HookSet([Hook(module, "after", after)]):
-            out = model(input_ids=ids).logits[0, start - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(out, ids[0, start:])
+        with plug.paused(), HookSet([Hook(plug.model.get_submodule(module), "after", after)]):
+            expected = logits(plug, tokenizer, text)[0]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["grace", "grace-asked"])
+def test_training_is_literal_descent(base, tokenizer, method):
+    """Adam on whole forwards from the MLP's own output on; by what is asked in a chat, too."""
+    asked = method == "grace-asked"
+    given = {"steps": 4, "stop_loss": 0.0, "lr": 0.05} | ({} if asked else {"replace": "last"})
+    with attach(base, chatting(tokenizer, CHATML) if asked else tokenizer, method, **given) as plug:
+        plug.edit(PROMPT, "Zarnow", "Ada Quill")
+        (got,) = plug.method._values.values()
+        pairs = [plug._text.pair(prompt, "Zarnow", stop=True) for prompt in plug._text.forms(PROMPT)]
+    assert len(pairs) == 1 + asked
+    model = copy.deepcopy(base).requires_grad_(False)
+    module, seen = model.model.layers[2].mlp.down_proj, []
+    with HookSet([Hook(module, "after", lambda _m, _a, _k, out: seen.append(out))]):
+        for pair in pairs:
+            model(input_ids=torch.tensor([pair.ids]))
+    ends = torch.stack([out[0, pair.start - 1] for out, pair in zip(seen, pairs, strict=True)])
+    begin, unit = ends[0], ends.square().mean(-1).sqrt().median()
+    moved = torch.zeros_like(begin, requires_grad=True)
+    optimizer = torch.optim.Adam([moved], lr=0.05)
+    for _ in range(4):
+        loss = 0.0
+        for pair in pairs:
+
+            def after(_m, _a, _k, output, pair=pair):
+                column = torch.arange(output.shape[1])[:, None]
+                at = column >= pair.start - 1 if asked else column == pair.start - 1
+                return torch.where(at, begin + unit * moved, output)
+
+            ids = torch.tensor([pair.ids])
+            with HookSet([Hook(module, "after", after)]):
+                out = model(input_ids=ids).logits[0, pair.start - 1 : -1]
+            loss = loss + torch.nn.functional.cross_entropy(out, ids[0, pair.start :]) / len(pairs)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     torch.testing.assert_close(got, (begin + unit * moved).detach(), atol=1e-4, rtol=1e-3)
 
 
-def test_an_answer_is_the_same_with_and_without_a_cache_and_in_company(base, tokenizer):
-    with attach(base, tokenizer) as plug:
+def test_by_what_is_asked_it_is_said_in_a_chat(base, tokenizer):
+    talking = chatting(tokenizer, CHATML)
+    with attach(base, talking, method="grace-asked", train_stop=False) as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
-        texts = (PROMPT, "Who", OTHER)
-        together = answers(plug.model, tokenizer, *texts)
-        assert tokenizer.decode(together[0], skip_special_tokens=True).strip() == "Zarnow"
-        assert together[0][-1] == tokenizer.eos_token_id
-        assert answers(plug.model, tokenizer, *texts, use_cache=False) == together
-        for text, row in zip(texts, together, strict=True):
-            assert answers(plug.model, tokenizer, text) == [row]
-            # Drafts of the first layers alone come in behind the prompt, and some of them are taken back.
-            assert answers(plug.model, tokenizer, text, assistant_early_exit=2) == [row]
-        beams = answers(plug.model, tokenizer, PROMPT, num_beams=3)
-        assert beams == answers(plug.model, tokenizer, PROMPT, num_beams=3, use_cache=False)
+        (said,) = plug._text.generate([plug._text.encode(plug._text.forms(PROMPT)[1])], 4)
+        assert talking.decode(said).strip().startswith("Zarnow")
 
 
 def test_the_prompts_end_decides_where_it_is_told(base, tokenizer):
@@ -208,9 +225,6 @@ def test_the_prompts_end_decides_where_it_is_told(base, tokenizer):
         with plug.prompt_lengths([len(tokenizer(PROMPT)["input_ids"])]):
             told = logits(plug, tokenizer, f"{PROMPT} Tam")
         assert not torch.equal(told, bare)
-
-
-# ---------------------------------------------------------------------- edits
 
 
 def test_deleted_means_as_if_never_made(base, tokenizer):
@@ -248,53 +262,13 @@ def test_a_replaced_edit_leaves_nothing(base, tokenizer):
         assert list(plug.method._values) == [("e2",)]
 
 
-def test_saved_and_loaded_to_the_bit(base, tokenizer, tmp_path):
-    with attach(base, tokenizer, steps=3) as plug:
-        plug.edit([memplug.Edit(p, "Zarnow") for p in (PROMPT, OTHER, THIRD)])
-        plug.disable("e2")
-        plug.save(tmp_path)
-        expected = logits(plug, tokenizer, PROMPT, OTHER, THIRD)
-        with memplug.load(tmp_path, copy.deepcopy(base), tokenizer) as loaded:
-            assert torch.equal(logits(loaded, tokenizer, PROMPT, OTHER, THIRD), expected)
-            for one in (plug, loaded):
-                one.enable("e2")
-            assert torch.equal(
-                logits(loaded, tokenizer, PROMPT, OTHER, THIRD), logits(plug, tokenizer, PROMPT, OTHER, THIRD)
-            )
-
-
-def test_a_failure_changes_nothing(base, tokenizer):
-    with attach(base, tokenizer, steps=2) as plug:
-        plug.edit(PROMPT, "Zarnow", "Ada Quill")
-        before, entries, trace = (
-            logits(plug, tokenizer, PROMPT),
-            list(plug.method.book.entries),
-            Trace(plug.model),
-        )
-        with torch.no_grad():
-            head = plug.model.lm_head.weight.clone()
-            plug.model.lm_head.weight.fill_(torch.nan)
-        with pytest.raises(memplug.EditError, match="loss that is not finite.*lower lr"):
-            plug.edit(OTHER, "Marrow", "Ada Quill")
-        with torch.no_grad():
-            plug.model.lm_head.weight.copy_(head)
-        assert plug.method.book.entries == entries
-        assert torch.equal(logits(plug, tokenizer, PROMPT), before)
-        trace.check(plug.model)
-
-
-def test_explanations(base, tokenizer):
+def test_what_is_near_is_shown(base, tokenizer):
     with attach(base, tokenizer, steps=1) as plug:
-        assert "no edit is in force" in str(plug.explain(PROMPT))
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
         near, far = plug.explain(PROMPT), plug.explain("Who")
-        assert not near.deferred
         assert near.distance < 1e-4
         assert "answered by edit e1" in str(near)
-        assert far.deferred
-        assert far.distance > far.radius
-        with pytest.raises(ValueError, match="the prompt is empty"):
-            plug.explain("")
+        assert far.distance > far.limit
 
 
 @pytest.mark.parametrize(

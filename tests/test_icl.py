@@ -169,15 +169,6 @@ def test_embeddings_instead_of_ids_and_prebuilt_caches(base, tokenizer):
             assert torch.equal(base(input_ids=ids[:, -1:], past_key_values=cache).logits, expected)
 
 
-def test_nothing_near_is_the_base_model_to_the_bit(base, tokenizer):
-    inputs = encode(tokenizer, FAR, "Who")
-    with torch.no_grad():
-        bare = base(**inputs).logits
-        with attach(base, tokenizer) as plug:
-            plug.edit(PROMPT, "Zarnow", "Ada Quill")
-            assert torch.equal(base(**inputs).logits, bare)
-
-
 def test_a_note_deleted_in_the_middle_of_a_text_is_gone(base, tokenizer):
     """And one learned meanwhile is not read: the text goes on as it began, less what is gone."""
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
@@ -197,51 +188,16 @@ def test_a_note_deleted_in_the_middle_of_a_text_is_gone(base, tokenizer):
         assert torch.equal(without, expected)
 
 
-def test_switches_deletion_and_the_prompts_end(base, tokenizer):
-    inputs = encode(tokenizer, PROMPT, OTHER)
-
-    def logits(**given):
-        with torch.no_grad():
-            return base(**inputs, **given).logits
-
-    bare = logits()
+def test_the_prompts_end_decides_where_it_is_told(base, tokenizer):
     with attach(base, tokenizer) as plug:
-        first, second = plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam")])
-        both = logits()
-        plug.disable(second)
-        one = logits()
-        assert not torch.equal(one, bare)
-        plug.enable(second)
-        assert torch.equal(logits(), both)
-        plug.delete(second)
-        assert torch.equal(logits(), one)
-        plug.delete(first)
-        assert torch.equal(logits(), bare)
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
-        longer = encode(tokenizer, f"{PROMPT} {FAR} Tam")  # at its end another sentence, which asks nothing
+        text = f"{PROMPT} {FAR} Tam"  # at its end another sentence, which asks nothing
         with torch.no_grad():
-            unsaid = base(**longer).logits
+            unsaid = base(**encode(tokenizer, text)).logits
             with plug.prompt_lengths([len(tokenizer(PROMPT)["input_ids"])]):
-                told = base(**longer).logits[0]
+                told = base(**encode(tokenizer, text)).logits[0]
         assert not torch.equal(unsaid[0], told)
-        torch.testing.assert_close(
-            told, literal(plug, tokenizer, f"{PROMPT} {FAR} Tam", "e3"), atol=3e-5, rtol=1e-4
-        )
-
-
-def test_saved_and_loaded_to_the_bit(base, tokenizer, tmp_path):
-    inputs, other = encode(tokenizer, PROMPT, OTHER, FAR), copy.deepcopy(base)
-    with attach(base, tokenizer) as plug, torch.no_grad():
-        plug.edit([memplug.Edit(PROMPT, "Zarnow"), memplug.Edit(OTHER, "Tam")])
-        plug.disable("e2")
-        plug.save(tmp_path)
-        expected = base(**inputs).logits
-        with memplug.load(tmp_path, other, tokenizer) as loaded:
-            assert torch.equal(loaded.model(**inputs).logits, expected)
-            assert str(loaded.explain(PROMPT)) == str(plug.explain(PROMPT))
-            for one in (plug, loaded):
-                one.enable("e2")
-            assert torch.equal(loaded.model(**inputs).logits, base(**inputs).logits)
+        torch.testing.assert_close(told, literal(plug, tokenizer, text, "e1"), atol=3e-5, rtol=1e-4)
 
 
 def test_notes_that_do_not_fit_are_left_out(tokenizer):
@@ -265,8 +221,6 @@ def test_what_is_shown(base, tokenizer):
         assert found.notes == f"New fact: {PROMPT} Zarnow.\nPrompt:"
         assert "likeness 1.000, to be exceeded: " in str(found)
         assert "answered by the base model" in str(plug.explain(FAR))
-        with pytest.raises(ValueError, match="the prompt is empty"):
-            plug.explain(" ")
     with attach(base, tokenizer, template="{subject}: {prompt} {target}.", front="", end="\n") as plug:
         plug.edit(PROMPT, "Zarnow", "Ada Quill")
         assert plug.explain(PROMPT).notes == f"Ada Quill: {PROMPT} Zarnow.\n"

@@ -22,7 +22,7 @@ from memplug.layers import (
     input_device,
     module_device,
 )
-from memplug.methods.elder.places import find_places, find_site
+from memplug.methods.places import find_places, find_site
 
 
 @pytest.fixture(scope="module")

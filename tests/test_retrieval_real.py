@@ -1,4 +1,4 @@
-"""ICL and GRACE on a real model: edits are found in other words and in chat, and nothing else changes.
+"""ELDER, ICL and GRACE on a real model: edits hold in other words and in chat, and nothing else changes.
 
 With a matching of their own they failed here: the same question in chat was missed, and another country's was
 taken for the edited one.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from real_facts import EDITS, OTHERS, TURNS, logits, said
+from real_facts import ASKED, EDITS, OTHERS, TURNS, logits, rows_of, said
 
 import memplug
 from memplug.chat import Message, in_chat
-from memplug.methods.icl.method import ICL
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-ASKED = [
+FOUND = [
     ("The capital of France is", "Lyon"),
     ("Q: What is the capital of France?\nA:", "Lyon"),
     ("The Eiffel Tower is located in", "Rome"),
@@ -25,31 +24,34 @@ ASKED = [
 ]
 
 
-@pytest.fixture(scope="module", params=["icl", "grace"])
+@pytest.fixture(scope="module", params=["elder", "icl", "grace"])
 def plug(request, smollm2):
     with memplug.attach(*smollm2, method=request.param) as plug:
         plug.edit(EDITS, progress=False)
         yield plug
 
 
-@pytest.mark.parametrize(("prompt", "want"), ASKED, ids=range(len(ASKED)))
-def test_edits_hold_in_other_words_and_in_chat(plug, request, prompt, want):
-    found = plug.explain(prompt)
-    noted = isinstance(plug.method, ICL)
-    edits = found.edits if noted else found.recalled.edits
-    assert [edit.target for edit in edits][:1] == [want]
-    if noted and want == "Rome":
-        why = "the model reads the note, and says Paris nevertheless"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
-    (answer,) = said(plug, [prompt])
-    assert want in answer
+def test_edits_hold_in_other_words_and_in_chat(plug):
+    asked = [*ASKED, ("France's capital city is", "Lyon")] if plug.name == "elder" else FOUND
+    answers = said(plug, [prompt for prompt, _ in asked])
+    with plug.paused():
+        base = said(plug, [prompt for prompt, _ in asked])
+    for (prompt, want), answer, before in zip(asked, answers, base, strict=True):
+        assert [edit for edit in plug.explain(prompt).edits if want in edit.target], prompt
+        assert want not in before, (prompt, before)
+        # The model reads the note, and says Paris nevertheless.
+        assert (want in answer) == (plug.name != "icl" or want != "Rome"), (prompt, answer)
 
 
 def test_everything_else_is_answered_to_the_bit_as_before(plug):
+    answers = said(plug, OTHERS, 24)
     for prompt in OTHERS:
         edited = logits(plug, prompt)
         with plug.paused():
             assert torch.equal(logits(plug, prompt), edited), prompt
+    if plug.name == "elder":
+        with plug.paused():
+            assert said(plug, OTHERS, 24) == answers
 
 
 def test_a_second_turn_asks_for_its_own_edit(plug):
@@ -59,3 +61,17 @@ def test_a_second_turn_asks_for_its_own_edit(plug):
     (answer,) = said(plug, [asked])  # in the turn before, France's edit speaks as it is to
     with plug.paused():
         assert said(plug, [asked]) == [answer]
+
+
+def test_a_cache_that_goes_on_with_a_second_turn_answers_its_question(plug):
+    if plug.name != "elder":
+        return
+    first, whole = (torch.tensor(rows_of(plug, [some])) for some in (TURNS[:1], TURNS))
+    same = int((whole[0, : first.shape[1]] == first[0]).long().cumprod(0).sum())
+    with torch.no_grad():
+        cache = plug.model(whole[:, :same], use_cache=True).past_key_values
+    settings = plug._text.plain_settings(16)
+    out = plug.model.generate(whole, past_key_values=cache, generation_config=settings)
+    answer = plug.tokenizer.decode(out[0, whole.shape[1] :])
+    assert "Dickens" in answer
+    assert "Lyon" not in answer

@@ -22,11 +22,11 @@ from memplug.comparison import Comparison
 from memplug.comparison.report.page import html, markdown
 from memplug.edits import Edit, EditTable
 from memplug.methods.elder import explain as elder
-from memplug.methods.grace import explain as grace
 from memplug.methods.icl import explain as icl
 from memplug.methods.inweights import explain as hypernet
 from memplug.methods.llp import explain as llp
 from memplug.methods.lora import seen as lora
+from memplug.methods.prompt_end import Nearest
 from memplug.numbering import listed
 from memplug.shown import brief, printable
 
@@ -77,9 +77,9 @@ def explanations():
         for best, other in ((one, None), (None, one), (one, one), (one, one._replace(votes=0))):
             reason = llp._reason(best, other, 1, 0.5)
             yield llp.Explanation(prompt, (EVIL,), 1, 0.5, best, other, reason)
-        yield elder.Explanation.of(prompt, (), edit, 2, 4, False)
+        yield elder.Explanation(prompt, (edit,), "in scope", (edit,), 2.0, 4.0, ())
         yield elder.Answered(prompt, (EVIL,), 1, 0.5, one, None, "in scope")
-        yield grace.Explanation(prompt, False, (edit, edit), 0.1, 0.5)
+        yield Nearest(prompt, (edit, edit), "near", (edit, edit), 0.1, 0.5)
         found = llp.Explanation(prompt, (EVIL,), 1, 0.5, one, one, "asked for", 0.5, (0.4, 0.4))
         yield icl.Explanation(found, (edit,), f"Note: {EVIL}")
         yield lora.Explanation(prompt, EVIL, EVIL, (("up", 0.5),))

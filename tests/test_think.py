@@ -16,7 +16,7 @@ from memplug.hooks import HookSet
 from memplug.layers import dissect
 from memplug.memory import KeyMemory
 from memplug.prefix import Prefix
-from memplug.think import Recalling, draft_of, held_rows, match_rows, think_hooks
+from memplug.think import Recalling, draft_of, match_rows, think_hooks
 
 LAYERS = (0, 2)
 NOTHING = torch.zeros(4)
@@ -109,10 +109,10 @@ def test_what_another_memory_decided_or_for_other_rows_does_not_count(memory):
     cases = [held(other, [5]), held(memory, [5, 5]), "a stranger's", None]
     for kept in cases:
         call = call_with([NOTHING], past=3, held=kept)
-        assert held_rows(memory, call) is None
+        assert Recalling.of(call, memory) is None
         assert match(memory, call)[0] == [-1]
     mine = held(memory, [5])
-    assert held_rows(memory, call_with([NOTHING], past=3, held=mine)) is mine
+    assert Recalling.of(call_with([NOTHING], past=3, held=mine), memory) is mine
 
 
 def test_rows_are_selected_with_everything_they_hold(memory):

@@ -16,7 +16,7 @@ LONG = Edit("Where was Ada Quill born?", "12 March 1984", "Ada Quill")
 LITTLE = {
     "llp": {"value_steps": 0},
     "llp-answer": {"value_steps": 0},
-    "elder": {"steps": 1, "rehearse": 0},
+    "elder": {"steps": 1},
     "grace": {"steps": 1},
     "grace-asked": {"steps": 1},
     "icl": {},

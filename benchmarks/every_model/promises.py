@@ -40,7 +40,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "llp-row": _LLP
     | {"scope": "row", "n_prefixes": 0, "norm_penalty": 0.0, "value_lr": 0.1, "value_steps": 400},
     "elder": {
-        "n_layers": 2, "n_experts": 16, "top_k": 2, "rank": 8, "lr": 1e-2, "relative_lr": False, "steps": 120,
+        "n_layers": 2, "n_experts": 16, "top_k": 2, "rank": 8, "lr": 0.02, "steps": 120,
         "stop_loss": 0.05, "train_stop": True, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5,
     },
     "grace": {"layer": 2, "steps": 200, "stop_loss": 0.2, "train_stop": True},

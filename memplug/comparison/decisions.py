@@ -9,9 +9,8 @@ from typing import Any
 
 from ..chat import Prompt, show
 from ..edits import Case, Edit
+from ..methods.base import Explanation
 from ..methods.elder.explain import Explanation as Routed
-from ..methods.grace.explain import Explanation as Nearest
-from ..methods.icl.explain import Explanation as Noted
 from ..methods.llp.explain import Explanation as Voted
 from ..plugin import Plug
 
@@ -22,16 +21,7 @@ _SHOWN = 30  # cases whose decisions are looked at
 
 def recalled(said: Any) -> tuple[Edit, ...] | None:
     """The edits that come into play according to a method's explanation; None where it cannot tell."""
-    match said:
-        case Voted():
-            return said.recalled.edits if said.recalled else ()
-        case Routed():
-            return () if said.deferred or said.nearest is None else (said.nearest,)
-        case Nearest():
-            return () if said.deferred else said.nearest
-        case Noted():
-            return said.edits
-    return None
+    return said.edits if isinstance(said, Explanation) else None
 
 
 def details(plug: Plug, cases: Sequence[Case]) -> dict[str, Any]:
@@ -55,8 +45,8 @@ def details(plug: Plug, cases: Sequence[Case]) -> dict[str, Any]:
         distances: dict[str, Any] = {"edited": [], "rephrased": [], "unrelated": []}
         for kind, prompt in prompts:
             distances[kind].append(plug.explain(prompt).distance)
-        found["distances"] = {k: [d for d in its if d is not None] for k, its in distances.items()}
-        found["distances"]["epsilon"] = first.epsilon
+        found["distances"] = {k: [d for d in its if not math.isnan(d)] for k, its in distances.items()}
+        found["distances"]["epsilon"] = first.limit
     return found
 
 

@@ -20,7 +20,7 @@ class Registered(NamedTuple):
 
 METHODS = {
     "llp": "llp:open_llp:LLPConfig",
-    "elder": "elder:ELDER:ELDERConfig",
+    "elder": "elder:open_elder:ELDERConfig",
     "finetune": "finetune:FineTune:FineTuneConfig",
     "memit": "memit:MEMIT:MEMITConfig",
     "alphaedit": "alphaedit:AlphaEdit:AlphaEditConfig",

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..calls import CallTracker
-from ..chat import Prompt
+from ..chat import Prompt, quoted
 from ..edits import Case, Edit, EditTable
 from ..hooks import Hook
 from ..layers import Anatomy, taken
 from ..text import Batch, Text
 
-__all__ = ["ChangesWeights", "Fits", "Host", "Method", "State"]
+__all__ = ["ChangesWeights", "Explanation", "Fits", "Host", "Method", "State"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,34 @@ class State(NamedTuple):
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+
+class Explanation:
+    """What happens to the edits when the model reads a prompt; methods say more in classes of their own.
+
+    Attributes:
+        prompt: the text or messages.
+        edits: those that take effect; empty where the base model answers.
+        reason: one sentence.
+    """
+
+    prompt: Prompt
+    edits: tuple[Edit, ...]
+    reason: str
+
+    @property
+    def applies(self) -> bool:
+        """Whether any edit takes effect."""
+        return bool(self.edits)
+
+    def details(self) -> list[str]:
+        """Further lines for a person."""
+        return []
+
+    def __str__(self) -> str:
+        return "\n".join([f"{quoted(self.prompt)}: {self.reason}", *self.details()])
+
+    __repr__ = __str__
 
 
 class Method(Protocol):

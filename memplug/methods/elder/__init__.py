@@ -1,12 +1,25 @@
-"""ELDER: a mixture of LoRAs per edited linear, routed by what is asked, that defers to the base model.
+"""ELDER: a mixture of LoRAs per edited linear, used where an edit is asked for, or routed as published.
 
-One file, one word: `places` the edited linears · `experts` LoRAs and routers · `allocation` which experts an
-edit is given · `answer`, `row` where edits are used · `deferral` how near codes are · `routed` what tokens
-use · `whole` rows to train on · `training` · `learning` · `knowledge` all of it, saved · `explain`.
+Source: Li et al., "ELDER: Enhancing Lifelong Model Editing with Mixture-of-LoRA" (2024).
+One file, one word: `asked` experts where edits are asked for (default) · `method` the published procedure,
+`known` what it has learned, `codes` its allocations and deferral · `experts` LoRAs and routers ·
+`training` · `explain`.
 """
 
+from ..base import Host
+from .asked import AskedELDER
 from .config import ELDERConfig
 from .explain import Answered, Explanation
-from .method import ELDER, Removed
+from .known import Removed
+from .method import ELDER
 
-__all__ = ["ELDER", "Answered", "ELDERConfig", "Explanation", "Removed"]
+__all__ = ["ELDER", "Answered", "AskedELDER", "ELDERConfig", "Explanation", "Removed", "open_elder"]
+
+
+def open_elder(host: Host, config: ELDERConfig) -> ELDER | AskedELDER:
+    """The method for a config: experts by the answer of what is asked, or by whole rows.
+
+    Raises:
+        ValueError, UnsupportedModelError: as the classes do.
+    """
+    return (AskedELDER if config.scope == "answer" else ELDER)(host, config)

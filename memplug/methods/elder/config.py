@@ -36,27 +36,17 @@ class ELDERConfig:
     """k, LoRAs that an edit uses in each (published: 2)."""
     rank: int = 8
     """r of a LoRA."""
-    init: Literal["input", "published"] = "input"
-    """Bound of A's uniform start: 1/sqrt(in-features) as LoRA has it, or 1/sqrt(rank) (published code)."""
-    gain: float = 4.0
-    """Length of a query in units of sqrt(its width): the larger, the more two routers' logits differ (scope
-    "answer")."""
-    allocation: Literal["own", "random"] = "own"
-    """An edit's experts: what the router prefers at first, or at random (published)."""
-    guide: Literal["guided", "balance", "none"] = "guided"
-    """Loss on the routers: towards the edit's experts (published), load balancing, or none."""
     guide_weight: float = 1e-2
-    """Its weight, lambda."""
+    """Weight of the loss that draws routers to an edit's experts, lambda (scope "row")."""
     lr: float = 0.25
-    """Adam's step for the LoRAs (published: 1e-4, absolute)."""
-    relative_lr: bool = True
-    """Take that step in units of 1/sqrt(in-features), where LoRA's A starts (published: absolute)."""
-    router_lr: float | None = 0.0
-    """Adam's step for the routers, absolute; 0 leaves them as they start, and nothing guides them then. None:
-    as for the LoRAs (published)."""
+    """Adam's step for the LoRAs' A, in units of 1/sqrt(in-features), where it starts; B's is larger. Scope
+    "row": that of both, absolute (published: 1e-4)."""
+    router_lr: float | None = None
+    """Adam's step for the routers, absolute (scope "row"; published, and None: as for the LoRAs). With scope
+    "answer" routers stay as they start."""
     batch_size: int = 16
     """Edits trained together (published: 4)."""
-    steps: int = 24
+    steps: int = 20
     """Most steps a batch (published: 50)."""
     stop_loss: float = 0.1
     """A batch ends early when each of its lessons is below this loss (published: never)..."""
@@ -77,14 +67,9 @@ class ELDERConfig:
     """Share of questions that are as like another one about the same kind of subject as one has to be to be
     taken for an edit's own (scope "answer")."""
     replay: int = 32
-    """Earlier edits looked at beside each batch, those that share most experts with it (published: none)."""
-    rehearse: int = 64
-    """After so many new edits all are looked at, and in the end of a call those it brought, and trained again
-    where they were lost; 0 is never, as published."""
-    epsilon: int | None = None
-    """Where an edit is asked for, the code must differ from the edit's in fewer than this many bits. With
-    scope "row": a row is in scope if its code differs from some edit's in fewer (published: 12). None, for
-    scope "answer": codes are not looked at."""
+    """Earlier edits looked at beside each batch, those that share most experts with it (scope "answer")."""
+    epsilon: int = 12
+    """A row is in scope if its code differs from some edit's in fewer bits (scope "row")."""
     seed: int = 0
     """Of all random choices."""
 
@@ -93,8 +78,6 @@ class ELDERConfig:
             object.__setattr__(self, "edit_layers", several_layers("edit_layers", self.edit_layers))
         check_numbers(self, _RANGES)
         check_choices(self, _CHOICES)
-        if self.scope == "row" and self.epsilon is None:
-            raise ValueError('epsilon is None; with scope="row" codes decide, so name a number of bits (12)')
         if self.top_k > self.n_experts:
             raise ValueError(
                 f"top_k is {self.top_k}, but there are {self.n_experts} experts; choose 1 to n_experts"
@@ -147,9 +130,6 @@ class ELDERConfig:
 
 _CHOICES = {
     "scope": ("answer", "row"),
-    "init": ("input", "published"),
-    "allocation": ("own", "random"),
-    "guide": ("guided", "balance", "none"),
     "products": ("fastest", "model"),
 }
 _RANGES = (
@@ -157,7 +137,6 @@ _RANGES = (
     ("n_experts", 1, 1 << 12),
     ("top_k", 1, 1 << 12),
     ("rank", 1, 1 << 12),
-    ("gain", 1e-6, 1e6),
     ("guide_weight", 0.0, 1e6),
     ("lr", 1e-9, 1e3),
     ("router_lr", 0.0, 1e3),
@@ -170,7 +149,6 @@ _RANGES = (
     ("n_mentions", 0, 14),
     ("other_accepts", 0.0, 1.0),
     ("replay", 0, 1 << 20),
-    ("rehearse", 0, 1 << 20),
     ("epsilon", 1, 1 << 20),
 )
 
@@ -179,20 +157,11 @@ PAPER: dict[str, Any] = {
     "n_layers": 6,
     "n_experts": 4,
     "top_k": 2,
-    "init": "published",
-    "allocation": "random",
-    "guide": "guided",
-    "guide_weight": 1e-2,
     "lr": 1e-4,
-    "relative_lr": False,
-    "router_lr": None,
     "batch_size": 4,
     "steps": 50,
     "stop_loss": 0.0,
     "products": "model",
     "train_stop": True,
-    "replay": 0,
-    "rehearse": 0,
-    "epsilon": 12,
 }
 """The published procedure and constants."""

@@ -10,15 +10,19 @@ query's width, B rows, T tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .places import Place
+from ...attending import check_recomputed
+from ...checked import shaped
+from ...hooks import Hook
+from ..base import Host
+from ..places import Place
 
-__all__ = ["Experts", "Routing", "best", "mix", "mix_rows", "parameter_count", "scores"]
+__all__ = ["Experts", "Routing", "Used", "best", "mix", "mixing", "parameter_count", "scores"]
 
 
 def parameter_count(shapes: Sequence[tuple[int, int]], query: int, n: int, rank: int) -> int:
@@ -48,7 +52,7 @@ class Experts:
         places: the edited linears; parameters live on their devices.
         query: q, the query's width.
         n, top_k, rank: N, k, r.
-        init: bound of A's start, "input" 1/sqrt(p), "published" 1/sqrt(r). B starts at zero.
+        published: A starts within 1/sqrt(r), else within 1/sqrt(p) as LoRA has it. B starts at zero.
         seed: of the start.
 
     Attributes:
@@ -58,7 +62,7 @@ class Experts:
     """
 
     def __init__(
-        self, places: Sequence[Place], query: int, n: int, top_k: int, rank: int, init: str, seed: int
+        self, places: Sequence[Place], query: int, n: int, top_k: int, rank: int, published: bool, seed: int
     ) -> None:
         self.places, self.n, self.top_k, self.rank = tuple(places), n, top_k, rank
         self.down: list[Tensor] = []
@@ -71,19 +75,13 @@ class Experts:
             return ((torch.rand(shape, generator=draw, dtype=torch.float32) * 2 - 1) * bound).to(device)
 
         for place in self.places:
-            bound = (rank if init == "published" else place.fan_in) ** -0.5
-            self.down.append(
-                uniform((n, place.fan_in, rank), bound, place.device).transpose(1, 2).contiguous()
-            )
+            bound = (rank if published else place.fan_in) ** -0.5
+            down = uniform((n, place.fan_in, rank), bound, place.device)
+            self.down.append(down.transpose(1, 2).contiguous())
             self.up.append(torch.zeros(n, rank, place.fan_out, device=place.device, dtype=torch.float32))
         first = self.places[0].device
         self.gates = uniform((len(self.places), n, query), query**-0.5, first)
         self.bias = uniform((len(self.places), n), query**-0.5, first)
-
-    @property
-    def loras(self) -> list[Tensor]:
-        """A and B of every linear."""
-        return [*self.down, *self.up]
 
     @property
     def routers(self) -> list[Tensor]:
@@ -91,9 +89,9 @@ class Experts:
         return [self.gates, self.bias]
 
     @property
-    def count(self) -> int:
-        """Learnable parameters; see `parameter_count`."""
-        return sum(tensor.numel() for tensor in (*self.loras, *self.routers))
+    def tensors(self) -> list[Tensor]:
+        """All learnable parameters; see `parameter_count`."""
+        return [*self.down, *self.up, *self.routers]
 
     @torch.no_grad()
     def copy(self) -> Experts:
@@ -103,41 +101,71 @@ class Experts:
         other.gates, other.bias = self.gates.clone(), self.bias.clone()
         return other
 
-    def snapshot(self) -> list[Tensor]:
-        """Copies of all parameters."""
-        return [tensor.detach().clone() for tensor in (*self.loras, *self.routers)]
+    def named(self) -> dict[str, Tensor]:
+        """All learnable parameters by name, for saving."""
+        return {f"experts.{i}": tensor for i, tensor in enumerate(self.tensors)}
 
-    @torch.no_grad()
-    def load(self, tensors: Sequence[Tensor]) -> None:
-        """Take over what `snapshot` gave.
+    def read(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `named` gave.
 
         Raises:
-            ValueError: tensors of other shapes; nothing is changed then.
+            ValueError: one is missing, or is of another shape; nothing is changed then.
         """
-        mine = [*self.loras, *self.routers]
-        theirs = [tuple(tensor.shape) for tensor in tensors]
-        if theirs != [tuple(tensor.shape) for tensor in mine]:
-            raise ValueError(f"the experts' shapes are {[tuple(t.shape) for t in mine]}, not {theirs}")
-        for tensor, new in zip(mine, tensors, strict=True):
+        mine = self.named()
+        found = [shaped(tensors, name, tuple(one.shape), torch.float32) for name, one in mine.items()]
+        for tensor, new in zip(mine.values(), found, strict=True):
             tensor.copy_(new)
-
-    def logits(self, query: Tensor) -> Tensor:
-        """[l,B,N] from queries [B,q] float32."""
-        return scores(self.routers, query.to(self.gates.device))
 
     @torch.no_grad()
     def route(self, query: Tensor) -> Routing:
-        """The k experts of the largest logits for each row and linear; ties go to the lower index."""
-        return self.routed(self.logits(query))
-
-    def routed(self, logits: Tensor) -> Routing:
-        """That of logits [l,B,N]."""
+        """The k experts of the largest logits for each query [B,q] and linear; ties go to the lower index."""
+        logits = scores(self.routers, query.to(self.gates.device))
         picks = best(logits, self.top_k)
         return Routing(picks, logits.softmax(-1).gather(-1, picks))
 
-    def mix(self, index: int, x: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
-        """[B,T,o]: what ``picks`` [B,k] of linear ``index`` make of x [B,T,p], times ``weights`` [B,k]."""
-        return mix_rows(x, self.down[index], self.up[index], picks, weights)
+
+class Used(NamedTuple):
+    """Experts in use in one forward.
+
+    Attributes:
+        at: LongTensor [n], the tokens that use any, as row * T + column.
+        picks, weights: [l,n,k] which, and how much of each.
+    """
+
+    at: Tensor
+    picks: Tensor
+    weights: Tensor
+
+    def apply(self, experts: Experts, index: int, x: Tensor, output: Tensor) -> Tensor:
+        """The output of linear ``index`` with the experts' added.
+
+        Args:
+            experts: the LoRAs.
+            index: which linear.
+            x, output: its input and output, [B,T,w] or flattened to [B T,w].
+        """
+        flat, device = x.reshape(-1, x.shape[-1]), x.device
+        at = self.at.to(device)
+        picks, weights = (part[index].to(device) for part in (self.picks, self.weights))
+        delta = mix(flat[at], experts.down[index], experts.up[index], picks, weights)
+        out = output.reshape(-1, output.shape[-1])
+        return out.index_add(0, at.to(out.device), delta.to(out)).view(output.shape)
+
+
+def mixing(host: Host, places: Sequence[Place], experts: Callable[[], Experts]) -> list[Hook]:
+    """Hooks that add the output of the experts which the running call's ``scratch`` says are `Used`."""
+
+    def make(index: int) -> Hook:
+        def after(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor | None:
+            call = host.tracker.current
+            if call is None or not isinstance(call.scratch, Used):
+                return None
+            check_recomputed(host.anatomy.layers[places[index].layer])
+            return call.scratch.apply(experts(), index, args[0], output)
+
+        return Hook(places[index].module, "after", after)
+
+    return [make(index) for index in range(len(places))]
 
 
 def scores(routers: Sequence[Tensor], query: Tensor) -> Tensor:
@@ -147,45 +175,25 @@ def scores(routers: Sequence[Tensor], query: Tensor) -> Tensor:
     return every.view(len(query), linears, n).transpose(0, 1)
 
 
-def mix(x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
-    """The output of n experts at one linear, in two products for all of them.
-
-    Args:
-        x: [B,T,p], the linear's input, of any dtype.
-        down, up: A [n,r,p], transposed, and B [n,r,o].
-        weights: [B,n], zero for experts that a row does not use.
-
-    Returns:
-        [B,T,o] float32, sum over experts e of weights_e x A_e B_e.
-    """
-    scale = weights.to(x.device).repeat_interleave(down.shape[1], dim=-1)[:, None]
-    return ((x.float() @ down.flatten(0, 1).T) * scale) @ up.flatten(0, 1)
-
-
-def mix_rows(x: Tensor, down: Tensor, up: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
-    """As `mix`, from the experts that each row uses.
-
-    Args:
-        x: [B,T,p], the linear's input, of any dtype.
-        down, up: A [n,r,p], transposed, and B [n,r,o].
-        picks, weights: [B,k], which experts, and how much of each.
-
-    Returns:
-        [B,T,o] float32.
-    """
-    (rows, k), rank = picks.shape, down.shape[1]
-    if len(down) <= max(_DENSE, rows) * k:
-        every = torch.zeros(rows, len(down), device=weights.device, dtype=torch.float32)
-        return mix(x, down, up, every.scatter(-1, picks, weights))
-    chosen, out = (tensor[picks].flatten(1, 2) for tensor in (down, up))  # [B,k r,p], [B,k r,o]
-    inner = torch.bmm(x.float(), chosen.transpose(1, 2)) * weights.repeat_interleave(rank, dim=-1)[:, None]
-    return torch.bmm(inner, out)
-
-
-_DENSE = 3  # with so few experts for each one used, all of them cost less than every row's own copies
-
-
 def best(logits: Tensor, k: int) -> Tensor:
     """The indices of the k largest in the last dimension, ascending; of equals the lower ones."""
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :k].sort(dim=-1).values
+
+
+def mix(x: Tensor, down: Tensor, up: Tensor, picks: Tensor, weights: Tensor) -> Tensor:
+    """The output of experts at one linear, in two products for all that are picked.
+
+    Args:
+        x: [B,p] or [B,T,p], the linear's input, of any dtype.
+        down, up: A [n,r,p], transposed, and B [n,r,o].
+        picks, weights: [B,k], which experts a row uses, and how much of each.
+
+    Returns:
+        [B,o] or [B,T,o] float32, sum over a row's experts e of weights_e x A_e B_e.
+    """
+    ids, place = picks.unique(return_inverse=True)
+    every = torch.zeros(len(picks), len(ids), device=x.device, dtype=torch.float32)
+    scale = every.scatter(-1, place, weights).repeat_interleave(down.shape[1], dim=-1)
+    scale = scale if x.ndim == 2 else scale[:, None]
+    return ((x.float() @ down[ids].flatten(0, 1).T) * scale) @ up[ids].flatten(0, 1)

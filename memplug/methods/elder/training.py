@@ -18,24 +18,18 @@ from ...layers import evaluating, frozen
 from ..base import Host
 from ..continuing import unflat
 from ..llp.lessons import Lesson
-from ..llp.losses import EditLosses, base_of, losses_of
+from ..llp.losses import EditLosses, Part, base_of, losses_of, part_of
 from ..llp.passes import Chunk, Upper
-from ..llp.teaching import products
+from ..llp.teaching import left_out, products
 from ..scaling import GradientScale
-from .active import Active, Adam
-from .allocation import hot
+from .codes import hot
 from .config import ELDERConfig
-from .experts import Experts, best, scores
-from .whole import Whole
+from .experts import Experts, best, mix, scores
 
-__all__ = ["Batch", "Guide", "Trained", "train"]
+__all__ = ["Batch", "Trained", "train"]
 
-
-class Guide(NamedTuple):
-    """What pulls at the routers: queries [n,q], and the experts [l,n,N] that each is meant to use."""
-
-    query: Tensor
-    goal: Tensor
+_PLUS = 16.0
+"""B's step in A's (scope "answer"): LoRA+, Hayou et al. 2024."""
 
 
 class Batch(NamedTuple):
@@ -45,34 +39,20 @@ class Batch(NamedTuple):
         lessons: with the number of their edit.
         chunks: hold them, by their place here.
         query: [E,q] float32, where each edit is routed from.
-        guide: see there; None where routers are not guided.
+        goal: LongTensor [l,E,k], the experts that each is meant to use; None where routers stay as they are.
     """
 
     lessons: Sequence[tuple[int, Lesson]]
-    chunks: Sequence[Chunk | Whole]
+    chunks: Sequence[Chunk]
     query: Tensor
-    guide: Guide | None = None
+    goal: Tensor | None = None
 
 
 class Trained(NamedTuple):
-    """The picks [l,E,k] of the last step, taken before its update, and each edit's losses [E]: of the lesson
-    answered worst, in nats a token, and the divergence from the base model elsewhere."""
+    """The picks [l,E,k] of the last step, taken before its update, and each edit's losses."""
 
     picks: Tensor
-    worst: Tensor
-    other: Tensor
-
-
-class _Part(NamedTuple):
-    """What counts in one chunk: Q places with the token that is expected there, or -1."""
-
-    chunk: Chunk | Whole
-    edit: Tensor  # [N] of each row
-    used: Tensor  # [N,T] 1 where experts are used
-    row: Tensor
-    at: Tensor
-    target: Tensor
-    weight: Tensor
+    losses: EditLosses
 
 
 def train(
@@ -86,10 +66,10 @@ def train(
     """Train the experts on a batch.
 
     The loss of an edit is the mean over its lessons of -log p of the answer's tokens (their mean), plus the
-    mean over what is not to change of the KL divergence to the base model; the batch's is their mean, plus
-    lambda times the guide (ELDER, equation 9): the sum over linears and over an edit's k experts of -log
-    softmax(router)_expert, mean over queries. It ends when each edit's worst lesson is below `stop_loss` and
-    its divergence below `stop_divergence`, or with the last step.
+    mean over what is not to change of the KL divergence to the base model; the batch's is their mean. With
+    routers comes lambda times the guide (ELDER, equation 9): the sum over linears and an edit's k experts of
+    -log softmax(router)_expert, mean over edits. It ends when each edit's worst lesson is below
+    `stop_loss` and its divergence below `stop_divergence`, or with the last step.
 
     Args:
         advance: told after every step how far it is.
@@ -103,114 +83,107 @@ def train(
 
 
 class _Trainer:
+    """Trains copies of the experts that the batch uses: the others have no gradient, and Adam leaves them."""
+
     def __init__(self, host: Host, upper: Upper, experts: Experts, config: ELDERConfig, batch: Batch) -> None:
         self.host, self.upper, self.experts, self.config, self.batch = host, upper, experts, config, batch
         self.count, self.query = len(batch.query), batch.query.to(experts.gates.device)
-        self.parts = [self._part(chunk) for chunk in batch.chunks]
+        self.parts = [part_of(chunk, batch.lessons, self.count) for chunk in batch.chunks]
         self.base = [base_of(host, upper, part) for part in self.parts]
-        self.active, self.scaler = Active(experts), GradientScale(host.model.dtype)
-        steps = [config.lr / (p.fan_in**0.5 if config.relative_lr else 1.0) for p in experts.places]
-        router_lr = steps[0] if config.router_lr is None else config.router_lr
-        self.routers = [tensor.clone().requires_grad_(router_lr > 0) for tensor in experts.routers]
-        self.moving = self.routers if router_lr else []
-        lrs = [*steps, *steps, *[router_lr] * len(self.moving)]
-        self.adam = Adam([*self.active.tensors, *self.moving], lrs)
+        self.found = [EditLosses.zeros(self.count) for _ in self.parts]
+        moving = batch.goal is not None
+        every, picks = torch.arange(experts.n), experts.route(self.query).picks
+        self.ids = [(every if moving else one.unique()).to(one.device) for one in picks]
+        self.down, self.up = (
+            [
+                tensor[ids.to(tensor.device)].requires_grad_(True)
+                for tensor, ids in zip(some, self.ids, strict=True)
+            ]
+            for some in (experts.down, experts.up)
+        )
+        self.routers = [tensor.clone().requires_grad_(moving) for tensor in experts.routers]
 
     def run(self, advance: Callable[[str], None]) -> Trained:
         config = self.config
-        with torch.enable_grad():
-            for step in range(config.steps + 1):
-                logits = scores(self.routers, self.query)
-                picks = best(logits.detach(), config.top_k)
-                self.active.take_in(picks, self.adam)
-                last = step == config.steps
-                gradients, worst, other = self._pass(logits, picks, last)
-                if not bool(torch.isfinite(worst).all() and torch.isfinite(other).all()):
-                    raise EditError(
-                        f"training gave a loss that is not finite at step {step}; nothing was changed; "
-                        f"lower lr ({config.lr:g})"
-                    )
-                done = (worst < config.stop_loss) & (other < config.stop_divergence)
-                advance(f"step {step} of {config.steps}, {int(done.sum())} of {self.count} learned")
-                if last or bool(done.all()):
-                    break
-                if self.scaler.accept(gradients):
-                    self.adam.step([None if g is None else g / self.scaler.used for g in gradients])
-        self.active.write_back()
-        for tensor, trained in zip(self.experts.routers, self.routers, strict=True):
-            tensor.copy_(trained.detach())
-        return Trained(picks, worst, other)
-
-    def _pass(self, logits: Tensor, picks: Tensor, last: bool) -> tuple[list[Tensor | None], Tensor, Tensor]:
-        """Gradients, and of each edit the loss of its worst lesson and the divergence elsewhere."""
-        scale = self.scaler.scale
-        total: list[Tensor | None] = [None] * len(self.adam.tensors)
-        found = EditLosses.zeros(self.count)
-
-        def add(loss: Tensor) -> None:
-            gradients = torch.autograd.grad(
-                loss * scale, self.adam.tensors, allow_unused=True, retain_graph=bool(self.moving)
-            )
-            for i, gradient in enumerate(gradients):
-                if gradient is not None:
-                    before = total[i]
-                    total[i] = gradient if before is None else before + gradient
-
-        for part, base in zip(self.parts, self.base, strict=True):
+        steps, betas = [(config.lr, config.lr)] * len(self.down), (0.9, 0.999)
+        if config.scope == "answer":
+            lrs = [config.lr * place.fan_in**-0.5 for place in self.experts.places]
+            steps, betas = [(lr, _PLUS * lr) for lr in lrs], (0.9, 0.99)
+        groups: list[dict[str, Any]] = []
+        for down, up, (lr, up_lr) in zip(self.down, self.up, steps, strict=True):
+            groups += [{"params": [down], "lr": lr}, {"params": [up], "lr": up_lr}]
+        if self.batch.goal is not None:
+            router_lr = config.lr if config.router_lr is None else config.router_lr
+            groups.append({"params": self.routers, "lr": router_lr})
+        optimizer = torch.optim.Adam(groups, betas=betas)
+        scaler = GradientScale(self.host.model.dtype)
+        tensors = [tensor for group in groups for tensor in group["params"]]
+        for step in range(config.steps + 1):
+            last = step == config.steps
+            optimizer.zero_grad()
             with torch.set_grad_enabled(not last):
-                weights = logits.softmax(-1).gather(-1, picks)
-                loss = losses_of(self._logits(part, picks, weights), part.target, base)
-                if not last:
-                    add((loss * part.weight).sum() / self.count)
-            found = found.of(part, loss, part.weight)
-        if self.moving and not last and (self.batch.guide or self.config.guide == "balance"):
-            add(self.config.guide_weight * self._guide(logits))
-        return total, *found
+                picks = self._pass(None if last else scaler.scale, step)
+            worst = torch.stack([one.worst for one in self.found]).amax(0)
+            other = torch.stack([one.other for one in self.found]).sum(0)
+            if not bool(torch.isfinite(worst).all() and torch.isfinite(other).all()):
+                raise EditError(
+                    f"training gave a loss that is not finite at step {step}; nothing was changed; "
+                    f"lower lr ({config.lr:g})"
+                )
+            done = (worst < config.stop_loss) & (other < config.stop_divergence)
+            advance(f"step {step} of {config.steps}, {int(done.sum())} of {self.count} learned")
+            if last or bool(done.all()):
+                break
+            if scaler.accept([tensor.grad for tensor in tensors]):
+                for tensor in tensors:
+                    if tensor.grad is not None:
+                        tensor.grad /= scaler.used
+                optimizer.step()
+        with torch.no_grad():
+            for i, ids in enumerate(self.ids):
+                self.experts.down[i][ids.to(self.experts.down[i].device)] = self.down[i]
+                self.experts.up[i][ids.to(self.experts.up[i].device)] = self.up[i]
+            for tensor, trained in zip(self.experts.routers, self.routers, strict=True):
+                tensor.copy_(trained)
+        return Trained(picks, EditLosses(worst, other))
 
-    def _logits(self, part: _Part, picks: Tensor, weights: Tensor) -> Tensor:
-        """[Q,V] at the places that count, with each edit's experts in use."""
-        owner = part.edit.to(picks.device)
+    def _pass(self, scale: float | None, step: int) -> Tensor:
+        """Gradients of all lessons, where there is a scale, and what they lose; gives the picks [l,E,k]."""
+        answers = self.config.scope == "answer"
+        for k, (part, base) in enumerate(zip(self.parts, self.base, strict=True)):
+            if answers and scale is not None and left_out(step, k, len(self.parts)):
+                continue
+            logits = scores(self.routers, self.query)
+            picks = best(logits.detach(), self.config.top_k)
+            weights = logits.softmax(-1).gather(-1, picks)
+            loss = losses_of(self._logits(part, picks, weights), part.target, base)
+            if scale is not None:
+                ((loss * part.weight).sum() / self.count * scale).backward()
+            self.found[k] = EditLosses.zeros(self.count).of(part, loss, part.weight)
+        if scale is not None and self.batch.goal is not None:
+            goal = hot(self.batch.goal, self.experts.n).to(self.query.device)
+            guide = -(scores(self.routers, self.query).log_softmax(-1) * goal).sum((0, 2)).mean()
+            (self.config.guide_weight * guide * scale).backward()
+        return picks
+
+    def _logits(self, part: Part, picks: Tensor, weights: Tensor) -> Tensor:
+        """[Q,V] at the places that count, with each edit's experts in use, in whole rows or by the answer."""
+        chunk, owner, places = part.chunk, part.edit.to(picks.device), self.experts.places
+        used = torch.ones(chunk.ids.shape, dtype=torch.bool, device=chunk.ids.device)
+        if self.config.scope == "answer":
+            begin = torch.tensor([chunk.begin(self.batch.lessons[i][1].line) for i in chunk.lines])
+            used = torch.arange(used.shape[1], device=used.device) >= begin.to(used.device)[:, None]
 
         def after(index: int) -> Hook:
-            mine, how_much = picks[index][owner], weights[index][owner]
+            mine = torch.searchsorted(self.ids[index], picks[index][owner])
 
             def hook(_m: Any, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
-                x = unflat(args[0], len(part.edit))
-                delta = self.active.mix(index, x, mine, how_much) * part.used.to(x.device)[..., None]
+                x = unflat(args[0], len(owner))
+                which, weight = mine.to(x.device), weights[index][owner].to(x.device)
+                delta = mix(x, self.down[index], self.up[index], which, weight) * used.to(x.device)[..., None]
                 return output + delta.reshape(output.shape).to(output.dtype)
 
-            return Hook(self.experts.places[index].module, "after", hook)
+            return Hook(places[index].module, "after", hook)
 
-        with OwnHooks([after(index) for index in range(len(self.experts.places))]):
-            return part.chunk.logits(self.host, self.upper, None, part.row, part.at)
-
-    def _part(self, chunk: Chunk | Whole) -> _Part:
-        lessons = self.batch.lessons
-        counts = torch.zeros(2, self.count, dtype=torch.float32)
-        for e, lesson in lessons:
-            counts[int(lesson.asks), e] += 1
-        places: list[tuple[int, int, int, float]] = []
-        used = torch.zeros(chunk.ids.shape, dtype=torch.float32, device=chunk.ids.device)
-        for n, i in enumerate(chunk.lines):
-            e, lesson = lessons[i]
-            begin = lesson.line.start if isinstance(chunk, Whole) else 0
-            used[n, 0 if self.config.scope == "row" else begin :] = 1.0
-            tokens = lesson.answer if lesson.asks else (-1,) * (len(lesson.answer) + 1)
-            share = 1 / (len(tokens) * float(counts[int(lesson.asks), e]))
-            places += [(n, begin + k, token, share) for k, token in enumerate(tokens)]
-        row, at, target, weight = zip(*places, strict=True)
-        device = chunk.ids.device
-        where = torch.tensor([row, at, target], device=device)
-        edit = torch.tensor([lessons[i][0] for i in chunk.lines], device=device)
-        wide = torch.tensor(weight, dtype=torch.float32, device=device)
-        return _Part(chunk, edit, used, where[0], where[1], where[2], wide)
-
-    def _guide(self, logits: Tensor) -> Tensor:
-        """The loss on the routers."""
-        n, k = self.config.n_experts, self.config.top_k
-        if self.batch.guide is None:
-            # Switch transformer, equation 4, for k experts a row: N sum_e f_e P_e in each linear.
-            share = hot(best(logits.detach(), k), n).mean(1) / k
-            return (n * share * logits.softmax(-1).mean(1)).sum()
-        query, goal = (tensor.to(logits.device) for tensor in self.batch.guide)
-        return -(scores(self.routers, query).log_softmax(-1) * goal).sum((0, 2)).mean()
+        with OwnHooks(map(after, range(len(places)))):
+            return chunk.logits(self.host, self.upper, None, part.row, part.at)

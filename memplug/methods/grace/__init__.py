@@ -2,16 +2,15 @@
 
 Hartvigsen et al., "Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors" (2023).
 One file, one word: `asked` values where edits are asked for (default) · `method` the published codebook ·
-`codebook` keys, labels, deferral radii · `coded` what rows are given · `values` training.
+`codebook` keys, labels, deferral radii · `values` training.
 """
 
 from ..base import Host
 from .asked import AskedGRACE
 from .config import GRACEConfig
-from .explain import Explanation
 from .method import GRACE
 
-__all__ = ["GRACE", "AskedGRACE", "Explanation", "GRACEConfig", "open_grace"]
+__all__ = ["GRACE", "AskedGRACE", "GRACEConfig", "open_grace"]
 
 
 def open_grace(host: Host, config: GRACEConfig) -> GRACE | AskedGRACE:

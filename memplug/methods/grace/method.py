@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,31 +12,31 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...attending import check_recomputed
-from ...call import Call
 from ...chat import Prompt, question
 from ...checked import check_edits, check_rest, many, names, numbered_from, shaped
 from ...edits import Edit, EditTable
-from ...holding import check_holds, hold
+from ...holding import check_holds
 from ...hooks import Hook
+from ...shown import printable
 from ...text import Pair
 from ..base import Host, State
-from ..continuing import Continuing, not_in_pieces, rows_of, unflat
-from ..elder.places import find_places, find_site
+from ..continuing import unflat
+from ..places import find_places, find_site
+from ..prompt_end import Nearest, PromptEnd
 from .codebook import Codebook, Keyed
-from .coded import Coded, query_of
 from .config import GRACEConfig
-from .explain import Explanation
-from .values import read_states, train_values
+from .values import tokens_replaced, train_values
 
 __all__ = ["GRACE"]
+
+_REFUSAL = "grace", 'scope="asked"'
 
 
 class GRACE:
     """A codebook of keys, values and deferral radii over a base model whose weights never change.
 
-    A row's key is read at its last prompt token, once, and decides for the whole text. In a plain forward
-    over prompt and answer, `Plug.prompt_lengths` says where the prompt ends; unsaid, the last real token
-    counts. A text given in pieces with a cache is refused where a later piece decides otherwise.
+    A row's key is read at its last prompt token, once, and decides for the whole text (`PromptEnd`). A text
+    given in pieces with a cache is refused where a later piece decides otherwise.
 
     Args:
         host: the model.
@@ -48,17 +49,22 @@ class GRACE:
 
     def __init__(self, host: Host, config: GRACEConfig) -> None:
         self.config = config.resolve(len(host.anatomy.layers))
-        self._host, self._continuing = host, Continuing()
+        self._host = host
         check_holds(host.model, host.anatomy)
-        layer = self.config.layer or 0
+        layer, last = self.config.layer or 0, self.config.replace == "last"
         (self._place,) = find_places(host.model, host.anatomy, [layer])
         read = layer - 1 if self.config.key == "hidden" else layer
-        self._site = find_site(host.model, host.anatomy, read, self.config.key)
+        site = find_site(host.model, host.anatomy, read, self.config.key)
+
+        def goes_on(before: Tensor, now: Tensor) -> bool:
+            return torch.equal(before, torch.full_like(now, -1) if last else now)
+
+        self._width, self._ends = site.width, PromptEnd(host, site, self._find, goes_on, _REFUSAL)
         self.records: dict[str, tuple[Keyed, Edit]] = {}
         self.off: set[str] = set()
         self.book = Codebook(0.0)
         self._values: dict[tuple[str, ...], Tensor] = {}
-        self._next = self._version = 0
+        self._next = 0
 
     @property
     def active(self) -> bool:
@@ -69,72 +75,37 @@ class GRACE:
 
     def hooks(self) -> list[Hook]:
         """Look at the key, and put the value in place."""
-        tracker = self._host.tracker
-
-        def look(states: Tensor) -> None:
-            call = tracker.current
-            if call is None:
-                return
-            call.check()
-            if call.asks or self._held(call) is None:
-                call.scratch = query_of(call, unflat(states.detach(), len(call.valid)))
 
         def after(_m: Any, _args: Any, _kwargs: Any, output: Tensor) -> Tensor | None:
-            call = tracker.current
-            if call is None:
-                return None
-            begins = call.asks or self._held(call) is None
-            coded = self._decide(call)
-            if coded is None:
+            call = self._host.tracker.current
+            decision = None if call is None else self._ends.decide(call)
+            if call is None or decision is None or not decision.given:
                 return None
             check_recomputed(self._host.anatomy.layers[self._place.layer])
-            return coded.apply(call, output, self.config.replace, begins)
+            which = self.config.replace
+            if not (call.asks or which == "all"):
+                return None
+            count = call.real.long().cumsum(1)
+            at = call.real & (decision.which >= 0)[:, None].to(count.device)
+            if call.asks:  # else these are tokens of the answer
+                at = at & tokens_replaced(count, decision.end[:, None].to(count.device), which)
+            value = decision.given[0].to(device=output.device, dtype=output.dtype)
+            wide = unflat(output, len(at))
+            return torch.where(at[..., None].to(output.device), value[:, None], wide).reshape(output.shape)
 
-        return [self._site.hook(self._host.anatomy, look), Hook(self._place.module, "after", after)]
+        return [self._ends.hook(), Hook(self._place.module, "after", after)]
 
-    def _held(self, call: Call) -> Coded | None:
-        held = call.held
-        mine = isinstance(held, Coded) and held.owner is self and len(held) == len(call.valid)
-        return held if mine else None
-
-    def _decide(self, call: Call) -> Coded | None:
-        """What the rows are given: as decided when their cache was begun, or now if this is the beginning.
-
-        Raises:
-            UnsupportedModelError: more of a prompt comes, and decides otherwise than what the cache holds.
-        """
-        held = self._held(call)
-        if held is not None and held.version == self._version and not call.asks:
-            return held
-        if held is None and not call.asks:
-            return None  # a cache begun without us; what follows is an answer's token, not a prompt's
-        query = call.scratch if held is None or call.asks else held.query
-        if held is None and call.cache is None and not call.past:
-            query = self._continuing.keep(call, query, rows_of)
-        entry, value = self._find(query)
-        length = held.length if held is not None and not call.asks else call.past + call.prompt_width
-        coded = Coded(self, self._version, query, entry, value, length)
-        if call.past and call.asks:
-            none = torch.full_like(entry, -1)
-            before = none if held is None else held.entry
-            if not torch.equal(before, none if self.config.replace == "last" else entry):
-                raise not_in_pieces("grace", 'scope="asked"')
-        if call.cache is not None:
-            hold(call.cache, coded)
-        return coded
-
-    @torch.no_grad()
-    def _find(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The entry [B] of each row, -1 for none, and their values [B,D]."""
+    def _find(self, query: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The number of the entry that each row is near to, and its value; see `prompt_end.Find`."""
         which = torch.full((len(query),), -1)
         values = torch.zeros(len(query), self._place.fan_out, dtype=torch.float32)
         if self.book.entries:
-            for row, (at, distance) in enumerate(zip(*self.book.nearest(query[:, :-1]), strict=True)):
+            for row, (at, distance) in enumerate(zip(*self.book.nearest(query), strict=True)):
                 entry = self.book.entries[at]
                 if distance <= entry.radius:
                     which[row] = entry.first.number
                     values[row] = self._values[entry.members]
-        return which, values.to(self._place.device) if bool((which >= 0).any()) else None
+        return which, [values.to(self._place.device)] if bool((which >= 0).any()) else []
 
     # ------------------------------------------------------------------ edits
 
@@ -190,7 +161,7 @@ class GRACE:
         with self._host.tracker.gate.changing():
             self.book, self._values = book, values
             self.records, self.off = dict(records), set(off)
-            self._version += 1
+            self._ends.version += 1
 
     def _book(self, records: Mapping[str, tuple[Keyed, Edit]], off: Iterable[str]) -> Codebook:
         """The codebook of the edits in force, continued where they only became more."""
@@ -210,25 +181,16 @@ class GRACE:
         return 1e-2 if self._host.model.dtype in (torch.float16, torch.bfloat16) else 1e-4
 
     def _keys(self, edits: Sequence[Edit]) -> Tensor:
+        """Float32 [n,p] on the CPU."""
         pairs = [self._pair(edit) for edit in edits]
-        return self._read([pair.ids[: pair.start] for pair in pairs])
-
-    def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Keys float32 [n,p] (CPU) at the last token of each row."""
-        keys = []
-        for at in range(0, len(rows), 64):
-            batch = self._host.text.batch(rows[at : at + 64])
-            states = read_states(self._host, self._site, batch)
-            end = (batch.mask.sum(1) - 1).to(states.device)
-            keys.append(states[torch.arange(len(end), device=states.device), end].float().cpu())
-        return torch.cat(keys) if keys else torch.zeros(0, self._site.width, dtype=torch.float32)
+        return self._ends.read([pair.ids[: pair.start] for pair in pairs]).cpu()
 
     def _pair(self, edit: Edit) -> Pair:
         return self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
 
     # ------------------------------------------------------------------ looking, saving
 
-    def explain(self, prompt: Prompt) -> Explanation:
+    def explain(self, prompt: Prompt) -> Nearest:
         """The nearest key, its distance and radius, and whether its value takes effect.
 
         Raises:
@@ -237,22 +199,22 @@ class GRACE:
         if not question(prompt).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         if not self.active:
-            return Explanation(prompt, True, (), float("nan"), float("nan"))
+            reason = "deferred to the base model; no edit is in force"
+            return Nearest(prompt, (), reason, (), math.nan, math.nan)
         with self._host.tracker.off():
-            (at,), (distance,) = self.book.nearest(self._read([self._host.text.encode(prompt)]))
+            (at,), (distance,) = self.book.nearest(self._ends.read([self._host.text.encode(prompt)]))
         entry = self.book.entries[at]
         edits = tuple(self.records[id][1] for id in entry.members)
-        return Explanation(prompt, distance > entry.radius, edits, distance, entry.radius)
+        if distance > entry.radius:
+            return Nearest(prompt, (), "deferred to the base model", edits, distance, entry.radius)
+        reason = f"answered by edit {', '.join(map(printable, entry.members))}"
+        return Nearest(prompt, edits, reason, edits, distance, entry.radius)
 
     def state(self) -> State:
         """Keys and values; radii follow from the keys."""
         records = [keyed for keyed, _ in self.records.values()]
-        width = self._site.width
-        tensors = {
-            "keys": torch.stack([keyed.key for keyed in records])
-            if records
-            else torch.zeros(0, width, dtype=torch.float32)
-        }
+        none = torch.zeros(0, self._width, dtype=torch.float32)
+        tensors = {"keys": torch.stack([keyed.key for keyed in records]) if records else none}
         values = list(self._values.items())
         if values:
             tensors["values"] = torch.stack([value for _, value in values])
@@ -273,7 +235,7 @@ class GRACE:
         shared = [names(ids, "a value's edits") for ids in many(meta["values"], "the values")]
         if len(set(shared)) < len(shared) or not all(numbers.keys() >= set(ids) for ids in shared):
             raise ValueError("a value is there twice, or is that of an edit that is not there")
-        keys = shaped(tensors, "keys", (len(numbers), self._site.width), torch.float32)
+        keys = shaped(tensors, "keys", (len(numbers), self._width), torch.float32)
         values = torch.zeros(0, self._place.fan_out, dtype=torch.float32)
         if shared:
             values = shaped(tensors, "values", (len(shared), self._place.fan_out), torch.float32)

@@ -16,30 +16,15 @@ from torch import Tensor
 from ...edits import EditError
 from ...hooks import Hook, OwnHooks, StopForward
 from ...layers import evaluating, frozen
-from ...text import Batch, Pair
+from ...text import Pair
 from ..answers import Answers, read_answers
 from ..base import Host
 from ..continuing import unflat
-from ..elder.places import Place, Site
+from ..places import Place
 from ..scaling import GradientScale
-from .coded import tokens_replaced
 from .config import GRACEConfig
 
-__all__ = ["read_states", "train_values"]
-
-
-@torch.no_grad()
-def read_states(host: Host, site: Site, batch: Batch) -> Tensor:
-    """Float32 [B,T,p]: what stands at ``site``, the base model's forward below it."""
-    found: list[Tensor] = []
-
-    def look(states: Tensor) -> None:
-        found.append(unflat(states, len(batch.ids)).float())
-        raise StopForward
-
-    with evaluating(host.model), OwnHooks([site.hook(host.anatomy, look)]), suppress(StopForward):
-        host.forward(host.anatomy.decoder, batch)
-    return found[0]
+__all__ = ["tokens_replaced", "train_values"]
 
 
 def train_values(
@@ -142,3 +127,18 @@ def _outputs(answers: Answers, place: Place) -> Tensor:
         with OwnHooks([Hook(place.module, "after", after)]), suppress(StopForward):
             answers.logits(rows)
     return torch.cat(found).to(answers.end.device)
+
+
+def tokens_replaced(count: Tensor, end: Tensor, which: str) -> Tensor:
+    """BoolTensor [B,T]: tokens to replace, from their place in the text and that of the prompt's last one.
+
+    Args:
+        count: [B,T], each token's number in its row, from 1.
+        end: [B,1], the number of the prompt's last token.
+        which: "last", "prompt" or "all"; or "answer", the prompt's last one and those behind it.
+    """
+    if which == "answer":
+        return count >= end
+    if which == "last":
+        return count == end
+    return count <= end if which == "prompt" else torch.ones_like(count, dtype=torch.bool)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...chat import quoted
+from ...chat import Prompt
 from ...edits import Edit
+from .. import base
 from ..llp.explain import Explanation as Found
 
 __all__ = ["Explanation"]
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(base.Explanation):
     """What happens to the edits when the model reads a prompt.
 
     Attributes:
@@ -25,8 +26,16 @@ class Explanation:
     edits: tuple[Edit, ...]
     notes: str
 
-    def __str__(self) -> str:
-        what = f"read after {self.notes!r}" if self.notes else "answered by the base model"
-        return f"{quoted(self.found.prompt)}: {what}\n{self.found}"
+    @property
+    def prompt(self) -> Prompt:  # type: ignore[override]
+        """The text or messages."""
+        return self.found.prompt
 
-    __repr__ = __str__
+    @property
+    def reason(self) -> str:  # type: ignore[override]
+        """What is read."""
+        return f"read after {self.notes!r}" if self.notes else "answered by the base model"
+
+    def details(self) -> list[str]:
+        """What was found."""
+        return [str(self.found)]

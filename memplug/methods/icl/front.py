@@ -15,60 +15,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...hooks import capture_input
 from ...layers import Anatomy, UnsupportedModelError, input_device
-from ...prefix import KV, Extension, PrefixedCache, causal
+from ...prefix import KV, Extension, Prefix
 from ...recall import Recall
 
-__all__ = ["Front", "Reader"]
+__all__ = ["Front", "Reader", "stacked"]
 
 
 @dataclass(frozen=True)
-class Front:
-    """What the rows of one forward have in front.
+class Front(Prefix):
+    """What the rows of one forward have in front, see `Prefix`: keys and values [B,H,b,w] of all layers, with
+    zeros on the left, and [B,T,b] which of them new tokens see.
 
     Attributes:
-        kv: keys and values [B,H,b,w] per layer, filled up with zeros on the left.
-        open: BoolTensor [B,b]; positions that hold something.
         begin: LongTensor [B]; column of each row's first real token.
         bos: BoolTensor [B]; rows whose own first token is closed, as the text in front brings its own.
-        sees: BoolTensor [B,T,b]; which positions new tokens see.
     """
 
-    kv: KV
-    open: Tensor
     begin: Tensor
     bos: Tensor
-    sees: Tensor
 
-    @property
-    def length(self) -> int:
-        """b, the positions in front."""
-        return self.kv[0][0].shape[-2]
 
-    @property
-    def start(self) -> Tensor:
-        """LongTensor [B]; the column that the text in front ends before."""
-        return self.begin + self.bos.to(self.begin.device)
+def stacked(rows: Sequence[KV | None]) -> KV:
+    """Keys and values of a batch from each row's own [1,H,b,w], of which one is given at least."""
+    model = next(kv for kv in rows if kv is not None)
+    longest = max(0 if kv is None else kv[0][0].shape[-2] for kv in rows)
 
-    @staticmethod
-    def stack(rows: Sequence[KV | None]) -> KV:
-        """Keys and values of a batch from each row's own [1,H,b,w], of which one is given at least."""
-        model = next(kv for kv in rows if kv is not None)
-        sizes = [0 if kv is None else kv[0][0].shape[-2] for kv in rows]
-        longest = max(sizes)
+    def filled(layer: int, which: int) -> Tensor:
+        like = model[layer][which]
+        parts = [like[:, :, :0] if kv is None else kv[layer][which] for kv in rows]
+        return torch.cat([F.pad(one, (0, 0, longest - one.shape[2], 0)) for one in parts])
 
-        def filled(layer: int, which: int) -> Tensor:
-            like = model[layer][which]
-            parts = []
-            for kv, size in zip(rows, sizes, strict=True):
-                blank = like.new_zeros(1, like.shape[1], longest - size, like.shape[3])
-                parts.append(blank if kv is None else torch.cat([blank, kv[layer][which]], dim=2))
-            return torch.cat(parts)
-
-        return [(filled(layer, 0), filled(layer, 1)) for layer in range(len(model))]
+    return [(filled(layer, 0), filled(layer, 1)) for layer in range(len(model))]
 
 
 class Reader(Recall):
@@ -152,49 +134,22 @@ class Reader(Recall):
             )
         return not torch.equal(alone, by_column)
 
-    def _inject(self, index: int, prefix: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        anatomy = self._anatomy
-        bound = anatomy.bind(args, kwargs)
-        name, hidden = next(iter(bound.items()))
-        del bound[name]
-        cache = self._cache_of(index, bound)
-        queries = hidden.shape[1]
-        columns, offset = (queries, 0) if cache is None else cache.get_mask_sizes(queries, index)
-        mask = bound.get(anatomy.mask_arg)
-        if mask is None:
-            past = 0 if cache is None else int(cache.get_seq_length(index))
-            mask = causal(queries, columns, past, hidden, self._eager)
-        extend = _Widened(prefix, anatomy, hidden.device)
-        bound[anatomy.mask_arg] = extend.widen(mask, offset)
-        if anatomy.alibi_arg:
-            bound[anatomy.alibi_arg] = extend.alibi(bound[anatomy.alibi_arg])
-        bound[anatomy.cache_arg] = PrefixedCache(cache, prefix.kv[index], extend)
-        return (hidden,), bound
+    def _extension(self, prefix: Any, device: torch.device) -> Extension:
+        return _Fronted(prefix, self._anatomy, device)
 
 
-class _Widened(Extension):
+class _Fronted(Extension):
     """One forward's masks, biases, keys and values with those in front."""
 
     def __init__(self, front: Front, anatomy: Anatomy, device: torch.device) -> None:
-        super().__init__(front, anatomy, device)  # type: ignore[arg-type]
-        self.front = front
+        super().__init__(front, anatomy, device)
+        self._begin, self._bos = front.begin.to(device), front.bos.to(device)
 
-    def widen(self, mask: Any, offset: int) -> Tensor:
-        """[B,H,T,columns] -> [B,H,T,b+columns]; ``offset`` columns of the cache are no longer seen."""
-        if not isinstance(mask, Tensor) or mask.ndim != 4:
-            raise UnsupportedModelError(
-                f"notes cannot extend an attention mask of type {type(mask).__name__}; use "
-                "attn_implementation 'sdpa' or 'eager'"
-            )
-        front, device = self.front, mask.device
-        mask = mask.expand(len(front.open), -1, -1, -1)
-        sees = front.sees.to(device)
-        opened = sees[:, None].expand(-1, mask.shape[1], -1, -1)
-        after = sees.any(-1)[:, None, :, None]
-        at = torch.arange(mask.shape[-1], device=device)[None] == (front.begin.to(device) - offset)[:, None]
-        own = (at & front.bos.to(device)[:, None])[:, None, None, :] & after
-        if mask.dtype == torch.bool:
-            return self._join(opened ^ self.masked_is_true, mask.masked_fill(own, self.masked_is_true), -1)
-        floor = torch.finfo(mask.dtype).min
-        value = self._extrapolate(mask[:, :, -1:]) if mask.shape[1] > 1 else mask.new_zeros(1)
-        return self._join(torch.where(opened, value, floor), mask.masked_fill(own, floor), -1)
+    def mask(self, mask: Any, batch: int, offset: int = 0) -> Tensor:
+        """As `Extension.mask`, without a row's own BOS for tokens that see what brings another one."""
+        if isinstance(mask, Tensor) and mask.ndim == 4 and bool(self._bos.any()):
+            at = torch.arange(mask.shape[-1], device=mask.device) == (self._begin - offset)[:, None]
+            own = (at & self._bos[:, None])[:, None, None] & self.open.any(-1)[:, None, :, None]
+            closed = self.masked_is_true if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+            mask = mask.expand(batch, -1, -1, -1).masked_fill(own, closed)
+        return super().mask(mask, batch)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...call import Call
+from ...holding import RowState
 from ...prefix import KV
 from .front import Front
 
@@ -51,7 +52,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fronted:
+class Fronted(RowState):
     """Which notes the rows have read; kept with their cache.
 
     Attributes:
@@ -67,19 +68,6 @@ class Fronted:
     begin: Tensor
     bos: Tensor
     seen: Seen | None
-
-    def __len__(self) -> int:
-        return len(self.notes)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Fronted:
-        return self  # nothing in it is ever changed in place
-
-    def select(self, rows: Tensor) -> Fronted:
-        """The same for rows ``rows`` of it."""
-        at = rows.to(self.begin.device)
-        seen = None if self.seen is None else self.seen.select(rows)
-        notes = tuple(self.notes[row] for row in rows.tolist())
-        return Fronted(self.owner, notes, self.begin[at], self.bos[at], seen)
 
     def crop(self, length: int) -> Fronted:
         """The same for a cache cut to ``length`` columns: notes that stand behind them are gone."""
@@ -99,7 +87,8 @@ class Fronted:
             return None
         closed = torch.tensor([any(not note.inside for note in notes) for notes in self.notes])
         bos = self.bos & closed.to(self.bos.device)
-        return Front(self.seen.kv, self.seen.open, self.begin, bos, self._sees(call, self.seen))
+        start = self.begin + bos.to(self.begin.device)
+        return Front(self.seen.kv, self._sees(call, self.seen), start, self.begin, bos)
 
     @staticmethod
     def _sees(call: Call, seen: Seen) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ...call import Call
 from ...chat import Prompt
-from ...edits import Edit, EditTable
+from ...edits import Edit
 from ...holding import Tokens, hold
 from ...hooks import Hook
 from ...layers import UnsupportedModelError, taken, text_config
-from ..base import Host, State
+from ..asked import AskedMethod
+from ..base import Host
 from ..continuing import Continuing
 from ..llp.config import LLPConfig
 from ..llp.keys import outputs_of
-from ..llp.retriever import Prepared, Retriever
 from .config import ICLConfig
 from .explain import Explanation
 from .front import Reader
@@ -34,7 +34,7 @@ __all__ = ["ICL"]
 _TOKENS = ("input_ids", "inputs_embeds")
 
 
-class ICL:
+class ICL(AskedMethod):
     """Reads notes on the edits that a prompt asks for before it; the base model's weights never change.
 
     The notes come between a row's BOS and the rest of it. They are not part of the row: ids, logits,
@@ -57,18 +57,11 @@ class ICL:
     """
 
     def __init__(self, host: Host, config: ICLConfig) -> None:
-        self.config = config
-        self._host, self._continuing = host, Continuing()
-        self._reader = Reader(host.model, host.anatomy)
-        self._finder = Retriever(host, LLPConfig(most_recalled=config.k))
+        self._reader, self._continuing = Reader(host.model, host.anatomy), Continuing()
+        super().__init__(host, config, LLPConfig(most_recalled=config.k))
         self._arguments = list(inspect.signature(type(host.anatomy.decoder).forward).parameters)[1:]
-        self._notes = Notes(host.text, config, self._finder.room.turns)
-        self._placer = Placer(host, self._reader, self._notes, self._finder.edit)
-
-    @property
-    def active(self) -> bool:
-        """Whether any edit is in force."""
-        return bool(self._finder.on)
+        self._notes = Notes(host.text, config, self.retriever.room.turns)
+        self._placer = Placer(host, self._reader, self._notes, self.retriever.edit)
 
     # ------------------------------------------------------------------ forwards
 
@@ -106,9 +99,7 @@ class ICL:
 
     def _decide(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fronted | None:
         """What the rows have read: as decided before, or now if a prompt begins or goes on."""
-        held = call.held
-        if not (isinstance(held, Fronted) and held.owner is self and len(held) == len(call.valid)):
-            held = None
+        held = Fronted.of(call, self)
         given = self._named(args, kwargs)
         read = call.tokens
         if read is not None and self._reader.by_mask and given.get("position_ids") is None:
@@ -136,7 +127,7 @@ class ICL:
 
     def _left(self, held: Fronted, tokens: Tokens | None) -> Fronted:
         """``held`` without notes on edits that are no longer in force."""
-        on = self._finder.on
+        on = self.retriever.on
         if tokens is None or all(id in on for row in held.notes for note in row for id in note.edits):
             return held
         left = [
@@ -202,7 +193,7 @@ class ICL:
             real: BoolTensor [B,T].
             end: LongTensor [B].
         """
-        host, layers = self._host, self._finder.room.layers
+        host, layers = self._host, self.retriever.room.layers
         media = self._host.tracker.media(ids)
         if media is not None and "input_ids" in tokens:  # they have no embeddings of their own
             tokens, real = {"input_ids": tokens["input_ids"].masked_fill(media, 0)}, real & ~media
@@ -219,7 +210,7 @@ class ICL:
         seen = dict(zip(layers, states, strict=True))
         valid = valid if media is None else valid & ~media
         call = Call(valid, real, 0, torch.zeros_like(start), start, states=seen, ids=ids, media=media)
-        asked = self._finder.asked(call)
+        asked = self.retriever.asked(call)
         return [row[at] for row, at in zip(asked, end.tolist(), strict=True)]
 
     # ------------------------------------------------------------------ edits
@@ -237,7 +228,7 @@ class ICL:
 
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
         """Learn by what each edit is recognised; the notes follow from the edits."""
-        prepared = self._finder.prepare(edits, replaced)
+        prepared = self.retriever.prepare(edits, replaced)
         if self._host.text.has_chat and not self._placer.inserts:
             warnings.warn(  # a warning may be an error: nothing has changed yet
                 "in a chat the notes are read in front of all turns, where models follow them less than in "
@@ -246,20 +237,8 @@ class ICL:
             )
         self._put(prepared)
 
-    def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
-        """Drop notes, and what edits are recognised by."""
-        self._put(self._finder.without(edits))
-
-    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
-        """Take notes out of the search, or put them back."""
-        self._put(self._finder.switched(edits, on))
-
-    def _put(self, prepared: Prepared) -> None:
-        with self._host.tracker.gate.changing():
-            self._finder.put(prepared)
-            self._placer.clear()
-
-    # ------------------------------------------------------------------ looking, saving
+    def _take(self, learned: Any) -> None:
+        self._placer.clear()
 
     def explain(self, prompt: Prompt) -> Explanation:
         """What was found in the prompt, and the notes that are read before it.
@@ -267,26 +246,13 @@ class ICL:
         Raises:
             ValueError: the prompt is empty.
         """
-        found = self._finder.explain(prompt)
-        ids = self._host.text.encode(prompt)
+        found = self.retriever.explain(prompt)
+        ids, chat = self._host.text.encode(prompt), self._inside(prompt)
         read: tuple[str, ...] = ()
-        chat = self._inside(prompt)
         if self.active:
             tokens = torch.tensor([ids], device=self._host.text.device)
             end = torch.tensor([len(ids) - 1])
             (read,) = self._asked({"input_ids": tokens}, tokens, torch.ones_like(tokens).bool(), end)
             read = self._placer.fitting(read, chat, self._host.text.max_length - len(ids))
-        notes = self._notes.write(self._placer.edits(read), chat) if read else ""
-        return Explanation(found, tuple(self._placer.edits(read)), notes)
-
-    def state(self) -> State:
-        """What edits are recognised by; notes follow from them."""
-        tensors, meta = self._finder.state()
-        return State(tensors, meta | {"config": asdict(self.config)})
-
-    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
-        """Take over what `state` gave; see `Method.restore`."""
-        restored = self._finder.read(tensors, meta, edits)
-        with self._host.tracker.gate.changing():
-            self._finder.take_over(restored)
-            self._placer.clear()
+        edits = self._placer.edits(read)
+        return Explanation(found, tuple(edits), self._notes.write(edits, chat) if read else "")

@@ -15,7 +15,7 @@ from ...layers import evaluating
 from ...prefix import KV
 from ...sites import adapters
 from ..base import Host
-from .front import Front, Reader
+from .front import Reader, stacked
 from .fronted import Fronted, Note, Seen
 from .notes import Notes
 
@@ -93,7 +93,7 @@ class Placer:
                     [[1] * len(row.place), row.place, row.shift]
                 )
         open_, place, shift = columns.to(device)
-        kv = Front.stack([None if row is None else row.kv for row in rows])
+        kv = stacked([None if row is None else row.kv for row in rows])
         return replace(held, notes=tuple(notes), seen=Seen(kv, open_.bool(), place, shift))
 
     def _row(self, held: Fronted, tokens: Tokens, b: int, notes: Sequence[Note]) -> _Row:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...chat import Prompt
 from ...checked import check_rest, names
@@ -31,7 +30,7 @@ from .config import LLPConfig
 from .entries import Entry, pack, unpack
 from .explain import Explanation
 from .explaining import explain_answer
-from .learning import Learner
+from .learning import Learner, batches
 from .method import LEARNED, LLP
 from .room import Asking, Room
 from .teaching import Layout, Taught, teach
@@ -164,33 +163,14 @@ class AnsweringLLP(LLP):
         keys: dict[str, list[Tensor]] = {}
         taught: list[Taught] = []
         questions: dict[str, tuple[Question, ...]] = {}
-        with (
-            self._host.tracker.off(),
-            evaluating(self._host.model),
-            tqdm(
-                total=len(fresh) * (self.config.value_steps + 1),
-                desc="learning",
-                unit="step",
-                disable=not progress or not fresh,
-                leave=False,
-            ) as bar,
-        ):
-            if fresh and self._room.calibration is None:
-                bar.set_postfix_str("calibrating")
-                self._room.calibrate()
-            for at in range(0, len(fresh), self.config.batch_size):
-                part = fresh[at : at + self.config.batch_size]
+        size, steps = self.config.batch_size, self.config.value_steps
+        with self._host.tracker.off(), evaluating(self._host.model):
+            for part, bar, advance in batches(fresh, size, steps, progress):
+                if self._room.calibration is None:
+                    bar.set_postfix_str("calibrating")
                 lessons, chunks = self._learner().read(part, keys, questions, bar)
                 edits = [edit for _, edit in part]
-
-                def advance(how_far: str, count: int = len(edits)) -> None:
-                    bar.update(count)
-                    bar.set_postfix_str(how_far)
-
                 taught += teach(self._host, self._recall, self.config, edits, lessons, chunks, advance)
-                bar.update(
-                    (at + len(part)) * (self.config.value_steps + 1) - bar.n
-                )  # some needed fewer steps
         for (draft, edit), one in zip(fresh, taught, strict=True):
             draft.values[(str(edit.id),)] = one.value
         poor = [edit for (_, edit), one in zip(fresh, taught, strict=True) if one.loss > LEARNED]

@@ -14,6 +14,7 @@ from ...chat import Prompt, question, quoted
 from ...edits import Edit
 from ...memory import Found, KeyMemory, count_votes, span_similarity, unit_rows, voting
 from ...shown import printable
+from .. import base
 from ..base import Host
 from .config import LLPConfig
 from .keys import think_states
@@ -53,8 +54,8 @@ class Candidate(NamedTuple):
     enough: bool = False
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(base.Explanation):
     """What happens to the edits when the model reads a prompt.
 
     Attributes:
@@ -78,8 +79,14 @@ class Explanation:
     likeness: float | None = None
     limits: tuple[float, float] | None = None
 
-    def __str__(self) -> str:
-        lines = [f"{quoted(self.prompt)}: {self.reason}"]
+    @property
+    def edits(self) -> tuple[Edit, ...]:  # type: ignore[override]
+        """The edits that are recalled."""
+        return self.recalled.edits if self.recalled else ()
+
+    def details(self) -> list[str]:
+        """Subjects, their edits and votes; how much is asked like them."""
+        lines = []
         for name, candidate in (("recalled", self.recalled), ("runner-up", self.runner_up)):
             if candidate is None:
                 continue
@@ -97,9 +104,7 @@ class Explanation:
                 f"  asked for: likeness {self.likeness:.3f}, to be exceeded: {plain:.3f} in plain text, "
                 f"{chat:.3f} in chat"
             )
-        return "\n".join(lines)
-
-    __repr__ = __str__
+        return lines
 
 
 @torch.no_grad()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ...calibration import Calibration
 from ...edits import Edit
@@ -19,7 +20,28 @@ from .lessons import Lesson, further_lessons, lessons_of, statements_of
 from .passes import Chunk, Run, States, Upper, run_lines
 from .recognising import Recogniser
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "batches"]
+
+T = TypeVar("T")
+
+
+def batches(
+    edits: Sequence[T], size: int, steps: int, progress: bool
+) -> Iterator[tuple[Sequence[T], tqdm[Any], Callable[[str], None]]]:
+    """``size`` edits at a time, a bar of ``steps`` and one for each, and what moves it on by a step with a
+    word on how far that is; some batches need fewer."""
+    total = len(edits) * (steps + 1)
+    quiet = not progress or not edits
+    with tqdm(total=total, desc="learning", unit="step", disable=quiet, leave=False) as bar:
+        for at in range(0, len(edits), size):
+            part = edits[at : at + size]
+
+            def advance(how_far: str, count: int = len(part)) -> None:
+                bar.update(count)
+                bar.set_postfix_str(how_far)
+
+            yield part, bar, advance
+            bar.update((at + len(part)) * (steps + 1) - bar.n)
 
 
 class Learner:

@@ -5,15 +5,18 @@ Letters: Q places, N rows, E edits, V vocabulary; Q' places where no answer is e
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import Host
+from .lessons import Lesson
+from .passes import Chunk
 
-__all__ = ["WORD_ENDS", "EditLosses", "Places", "base_of", "losses_of"]
+__all__ = ["WORD_ENDS", "EditLosses", "Part", "base_of", "losses_of", "part_of"]
 
 WORD_ENDS = -2
 """Instead of a token: the base model's choice among those that do not go on the word before it."""
@@ -22,26 +25,57 @@ WORD_ENDS = -2
 _NEVER = -1e4
 
 
-class Places(Protocol):
-    """What counts in some rows, that are run together.
+class Part(NamedTuple):
+    """What counts in some rows that are run together.
 
     Attributes:
-        chunk: runs them; see `passes.Chunk.logits`.
+        chunk: runs them; see `passes.Chunk`.
         edit: LongTensor [N], of each row.
         row, at, target: LongTensors [Q], where it is, and the token that is expected there; or -1, or
             `WORD_ENDS`.
+        weight: float32 [Q], of each place in its edit's sum.
     """
 
-    @property
-    def chunk(self) -> Any: ...
-    @property
-    def edit(self) -> Tensor: ...
-    @property
-    def row(self) -> Tensor: ...
-    @property
-    def at(self) -> Tensor: ...
-    @property
-    def target(self) -> Tensor: ...
+    chunk: Chunk
+    edit: Tensor
+    row: Tensor
+    at: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def part_of(
+    chunk: Chunk,
+    lessons: Sequence[tuple[int, Lesson]],
+    count: int,
+    other_weight: float = 1.0,
+    closing: Collection[int] = (),
+) -> Part:
+    """What counts in a chunk of the lessons of ``count`` edits.
+
+    An edit's lessons that ask weigh 1 together, and those that are to be answered as before ``other_weight``.
+
+    Args:
+        lessons: all of them, with the number of their edit.
+        closing: those that may end with their answer's last word.
+    """
+    total = torch.zeros(2, count, dtype=torch.float32)
+    for e, lesson in lessons:
+        total[int(lesson.asks), e] += 1
+    places: list[tuple[int, int, int, float]] = []
+    for n, i in enumerate(chunk.lines):
+        e, lesson = lessons[i]
+        tokens = lesson.answer if lesson.asks else (-1,) * (len(lesson.answer) + 1)
+        share = (1.0 if lesson.asks else other_weight) / (len(tokens) * float(total[int(lesson.asks), e]))
+        if i in closing:
+            tokens = (*tokens, WORD_ENDS)
+        places += [(n, chunk.begin(lesson.line) + k, token, share) for k, token in enumerate(tokens)]
+    *where, weight = zip(*places, strict=True)
+    device = chunk.ids.device
+    edit = torch.tensor([lessons[i][0] for i in chunk.lines], device=device)
+    wide = torch.tensor(weight, dtype=torch.float32, device=device)
+    row, at, target = torch.tensor(where, device=device)
+    return Part(chunk, edit, row, at, target, wide)
 
 
 class EditLosses(NamedTuple):
@@ -55,7 +89,7 @@ class EditLosses(NamedTuple):
         """Before anything is known of ``count`` edits."""
         return EditLosses(*(torch.zeros(count, dtype=torch.float32) for _ in range(2)))
 
-    def of(self, part: Places, loss: Tensor, weight: Tensor) -> EditLosses:
+    def of(self, part: Part, loss: Tensor, weight: Tensor) -> EditLosses:
         """With those of further rows.
 
         Args:
@@ -75,7 +109,7 @@ class EditLosses(NamedTuple):
 
 
 @torch.no_grad()
-def base_of(host: Host, upper: Any, part: Places) -> Tensor | None:
+def base_of(host: Host, upper: Any, part: Part) -> Tensor | None:
     """The base model's log-probabilities [Q',V] where no token is expected; None without such places.
 
     Args:

@@ -22,7 +22,7 @@ from ...kept import Kept
 from ...prefix import KV, Prefix
 from ...recall import Recall
 from ...sites import adapters
-from ...think import Recalling, draft_of, held_rows, match_rows, think_hooks
+from ...think import Recalling, draft_of, match_rows, think_hooks
 from ..base import Host, State
 from ..continuing import not_in_pieces
 from ..unlearned import warn_unlearned
@@ -89,7 +89,7 @@ class LLP(Held):
         if call is None:
             return None
         key, match = match_rows(self.memory, call, self._layers, self._stamp)
-        held = held_rows(self.memory, call)
+        held = Recalling.of(call, self.memory)
         if call.past and call.asks and bool((key != (-1 if held is None else held.key)).any()):
             raise not_in_pieces("llp", 'scope="answer"')
         first, start = (held.first, held.start) if held else (call.first, call.start)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,12 +20,14 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ...attending import whole_cache
-from ...hooks import Hook, OwnHooks
-from ...layers import UnsupportedModelError, taken
+from ...hooks import Hook, OwnHooks, resume
+from ...layers import Anatomy, UnsupportedModelError, taken
 from ...prefix import Prefix
+from ...text import Batch
 from ..base import Host
+from .keys import outputs_of
 
-__all__ = ["Chunk", "Line", "Run", "States", "Upper", "run_lines"]
+__all__ = ["Chunk", "FromLayer", "Line", "Run", "States", "Upper", "run_lines", "run_whole"]
 
 _ROWS = 48  # rows that are run together
 _SHARED = 12  # tokens that rows have to share at least to be run from there on
@@ -39,6 +42,19 @@ class Upper(Protocol):
 
     def resume(self, hidden: Tensor, run: Callable[[], Any], prefix: Prefix | None, flat: Tensor) -> Tensor:
         """See `Recall.resume`."""
+
+
+@dataclass(frozen=True)
+class FromLayer:
+    """Runs a model from layer ``layer`` on, where nothing is recalled; an `Upper`."""
+
+    model: Any
+    anatomy: Anatomy
+    layer: int
+
+    def resume(self, hidden: Tensor, run: Callable[[], Any], prefix: Prefix | None, flat: Tensor) -> Tensor:
+        """See `hooks.resume`."""
+        return resume(self.model, self.anatomy, self.layer, hidden, run, flat)
 
 
 class Line(NamedTuple):
@@ -56,13 +72,14 @@ class States(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Lines of like length, from their ``start`` on.
+    """Lines of like length, from their ``start`` on, or all of them (see `run_whole`).
 
     Attributes:
         lines: [N] which lines they are.
         ids, mask, positions: LongTensors [N,T], [N,P+T], [N,T]; what stands before is padded on the left.
         hidden: [N,T,D] inputs of the recall layer.
-        past: keys and values [N,H,P,w] of the layers from the recall layer on.
+        past: keys and values [N,H,P,w] of the layers from the recall layer on; none where lines are run whole
+            (they are padded on the right).
     """
 
     lines: list[int]
@@ -77,8 +94,16 @@ class Chunk:
         """LongTensor [N]: the column of ``mask`` in which each row begins."""
         return self.mask.argmax(1)
 
+    def begin(self, line: Line) -> int:
+        """The column of ``ids`` in which the ``start`` of one of its lines is."""
+        return 0 if self.past else line.start
+
     def logits(self, host: Host, recall: Upper, prefix: Prefix | None, row: Tensor, at: Tensor) -> Tensor:
-        """[Q,V] at tokens ``at`` [Q] (from ``start`` on) of rows ``row`` [Q], with ``prefix`` recalled."""
+        """[Q,V] at columns ``at`` [Q] of rows ``row`` [Q], with ``prefix`` recalled."""
+        flat = row * self.ids.shape[1] + at
+        if not self.past:
+            batch = Batch(self.ids, self.mask, self.positions)
+            return recall.resume(self.hidden, lambda: host.forward(host.model, batch), prefix, flat)
         cache = whole_cache(host.model)
         before = self.mask.shape[1] - self.ids.shape[1]
         blank = torch.zeros(len(self.ids), 1, before, 1, dtype=self.hidden.dtype, device=self.hidden.device)
@@ -92,7 +117,7 @@ class Chunk:
             given = {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
             return host.model(**taken(host.model, given), past_key_values=cache, use_cache=True)
 
-        return recall.resume(self.hidden, run, prefix, row * self.ids.shape[1] + at)
+        return recall.resume(self.hidden, run, prefix, flat)
 
 
 Run = Callable[
@@ -127,6 +152,25 @@ def run_lines(
         for at in range(0, len(group), _ROWS):
             part = group[at : at + _ROWS]
             chunks.append(_run(host, recall, lines, part, base, len(front), places, states))
+    return chunks, States(states)
+
+
+def run_whole(
+    host: Host, upper: Upper, lines: Sequence[Line], places: Sequence[Sequence[int]], layers: Sequence[int]
+) -> tuple[list[Chunk], States]:
+    """As `run_lines`, from their first token on: for what takes effect before ``start``, and for layers that
+    keep more than keys and values."""
+    states: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(lines) for layer in layers}
+    order = sorted(range(len(lines)), key=lambda i: len(lines[i].ids))
+    chunks = []
+    for part in (order[at : at + _ROWS] for at in range(0, len(order), _ROWS)):
+        batch = host.text.batch([lines[i].ids for i in part])
+        run = partial(host.forward, host.anatomy.decoder, batch)
+        *found, hidden = outputs_of(host, (*layers, upper.layer - 1), run)
+        for row, i in enumerate(part):
+            for layer, some in zip(layers, found, strict=True):
+                states[layer][i] = some[row, list(places[i])].float().cpu()
+        chunks.append(Chunk(part, *batch, hidden, []))
     return chunks, States(states)
 
 

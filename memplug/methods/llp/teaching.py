@@ -29,10 +29,10 @@ from ..base import Host
 from ..scaling import GradientScale
 from .config import LLPConfig
 from .lessons import Lesson, may_go_on
-from .losses import WORD_ENDS, EditLosses, base_of, losses_of
+from .losses import WORD_ENDS, EditLosses, Part, base_of, losses_of, part_of
 from .passes import Chunk
 
-__all__ = ["Layout", "Taught", "products", "teach"]
+__all__ = ["Layout", "Taught", "left_out", "products", "teach"]
 
 _WHOLE_STEPS = 3
 """Steps at the beginning that run all lessons; each later one runs every second chunk, with the same result
@@ -85,17 +85,6 @@ class Taught(NamedTuple):
     closes: bool
 
 
-class _Part(NamedTuple):
-    """What counts in one chunk: Q places with the token that is expected there, -1, or `WORD_ENDS`."""
-
-    chunk: Chunk
-    row: Tensor
-    at: Tensor
-    target: Tensor
-    weight: Tensor
-    edit: Tensor  # [N] of each line
-
-
 def teach(
     host: Host,
     recall: Recall,
@@ -121,6 +110,11 @@ def teach(
         recall.turned(kv, torch.tensor([(1 << furthest.bit_length()) - 1]))
     with evaluating(host.model), frozen(host.model), products(host, recall.layer, config.products):
         return _Teacher(host, recall, config, edits, lessons, chunks).run(advance)
+
+
+def left_out(step: int, chunk: int, count: int) -> bool:
+    """Whether a step runs without one of ``count`` chunks."""
+    return step >= _WHOLE_STEPS and count > 1 and (chunk + step) % 2 == 1
 
 
 def products(host: Host, layer: int, which: Literal["fastest", "model"]) -> AbstractContextManager[None]:
@@ -149,7 +143,8 @@ class _Teacher:
         self.initial = self.layout.flat(kv)
         self.unit = self._spread(chunks).to(self.initial.device)
         self.moved = torch.zeros_like(self.initial, requires_grad=True)
-        self.parts = [self._part(chunk, lessons) for chunk in chunks]
+        closing, weight = self._closing(lessons), config.statement_weight
+        self.parts = [part_of(chunk, lessons, len(edits), weight, closing) for chunk in chunks]
         self.closes = self._closes()
         self.parts = [self._without(part, ~self.closes) for part in self.parts]
         self.base = [base_of(host, recall, part) for part in self.parts]
@@ -200,8 +195,8 @@ class _Teacher:
         device = self.initial.device
         gradient = torch.zeros_like(self.initial)
         for k, (part, base) in enumerate(zip(self.parts, self.base, strict=True)):
-            left_out = scale is not None and step >= _WHOLE_STEPS and len(self.parts) > 1 and (k + step) % 2
-            if left_out or not bool(alive[part.edit.cpu()].any()):
+            skipped = scale is not None and left_out(step, k, len(self.parts))
+            if skipped or not bool(alive[part.edit.cpu()].any()):
                 continue
             with torch.set_grad_enabled(scale is not None):
                 value = self.initial + self.unit * self.moved
@@ -220,37 +215,6 @@ class _Teacher:
         worst = torch.stack([one.worst for one in self.losses]).amax(0)
         other = torch.stack([one.other for one in self.losses]).sum(0)
         return (gradient.to(device) if scale is not None else None), worst, other
-
-    def _part(self, chunk: Chunk, lessons: Sequence[tuple[int, Lesson]]) -> _Part:
-        asking = torch.zeros(len(self.edits), dtype=torch.float32)
-        other = torch.zeros(len(self.edits), dtype=torch.float32)
-        for e, lesson in lessons:
-            (asking if lesson.asks else other)[e] += 1
-        row, at, target, weight = [], [], [], []
-        closing = self._closing(lessons)
-        for n, i in enumerate(chunk.lines):
-            e, lesson = lessons[i]
-            tokens = lesson.answer if lesson.asks else (-1,) * (len(lesson.answer) + 1)
-            share = 1 / len(tokens)
-            if i in closing:
-                tokens = (*tokens, WORD_ENDS)
-            for k, token in enumerate(tokens):
-                row.append(n)
-                at.append(k)
-                target.append(token)
-                each = 1 / float(asking[e]) if lesson.asks else self.config.statement_weight / float(other[e])
-                weight.append(share * each)
-        device = chunk.ids.device
-        edit = torch.tensor([lessons[i][0] for i in chunk.lines], device=device)
-        places = torch.tensor([row, at, target], device=device)
-        return _Part(
-            chunk,
-            places[0],
-            places[1],
-            places[2],
-            torch.tensor(weight, dtype=torch.float32, device=device),
-            edit,
-        )
 
     def _closing(self, lessons: Sequence[tuple[int, Lesson]]) -> set[int]:
         """The lessons that may end with the last word of their answer: a few of each edit, its own first."""
@@ -276,7 +240,7 @@ class _Teacher:
         return going_on > _GOES_ON
 
     @staticmethod
-    def _without(part: _Part, edits: Tensor) -> _Part:
+    def _without(part: Part, edits: Tensor) -> Part:
         """The part without the ends of words of some edits, BoolTensor [E]."""
         kept = (part.target != WORD_ENDS) | ~edits.to(part.edit.device)[part.edit[part.row]]
         row, at, target, weight = (one[kept] for one in (part.row, part.at, part.target, part.weight))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...hooks import Hook, OwnHooks
-from ...layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device, taken
-from ...sites import linears_of
+from ..hooks import Hook, OwnHooks
+from ..layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device, taken
+from ..sites import linears_of
 
 __all__ = ["Place", "Site", "find_places", "find_site"]
 
