@@ -22,7 +22,7 @@ import memplug
 from memplug import pretrained
 from memplug.edits import Edit
 from memplug.methods.llp import LLPConfig
-from memplug.text import Text
+from memplug.text.tokens import Text
 
 from .common import table
 from .real.facts import own

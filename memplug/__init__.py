@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import pretrained, world
-    from .chat import Message, PromptError
+    from .attaching import attach, load
     from .comparison import Comparison, compare
     from .edits import Case, Edit, EditError, EditTable, Probe, UnknownEditError
     from .evaluation import evaluate
-    from .layers import UnsupportedModelError
-    from .opening import attach, load
+    from .model.architecture import UnsupportedModelError
     from .plugin import Plug
-    from .storage import LoadError, SaveError
-    from .templates import ChatTemplateError
-    from .text import TokenizerError
+    from .saving.plugs import LoadError, SaveError
+    from .text.chat import Message, PromptError
+    from .text.templates import ChatTemplateError
+    from .text.tokens import TokenizerError
 
 __version__ = "0.1.0"
 
@@ -45,14 +45,14 @@ __all__ = [
 # Public name -> its module; imported when first asked for, so that `import memplug` costs nothing.
 _HOMES = {
     **dict.fromkeys(("Case", "Edit", "EditError", "EditTable", "Probe", "UnknownEditError"), "edits"),
-    **dict.fromkeys(("attach", "load"), "opening"),
+    **dict.fromkeys(("attach", "load"), "attaching"),
     **dict.fromkeys(("Comparison", "compare"), "comparison"),
-    **dict.fromkeys(("LoadError", "SaveError"), "storage"),
-    **dict.fromkeys(("Message", "PromptError"), "chat"),
-    "ChatTemplateError": "templates",
+    **dict.fromkeys(("LoadError", "SaveError"), "saving.plugs"),
+    **dict.fromkeys(("Message", "PromptError"), "text.chat"),
+    "ChatTemplateError": "text.templates",
     "Plug": "plugin",
-    "TokenizerError": "text",
-    "UnsupportedModelError": "layers",
+    "TokenizerError": "text.tokens",
+    "UnsupportedModelError": "model.architecture",
     "evaluate": "evaluation",
 }
 

@@ -15,11 +15,11 @@ import typer
 from .commands.compare import compare, report
 from .commands.fit import fit
 from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
-from .shown import printable
+from .text.printable import printable
 
 if TYPE_CHECKING:
-    from .chat import Prompt
     from .plugin import Plug
+    from .text.chat import Prompt
 
 __all__ = ["app"]
 
@@ -40,12 +40,12 @@ def _change(
 ) -> None:
     """Load a plug, change these edits of it, save it, and show what it holds."""
     with explained():
-        from .storage import peek
+        from .saving.plugs import peek
 
         _, table = peek(folder)
         for id in ids:
             table[id]  # an unknown one is told before a model is loaded
-        from .opening import load
+        from .attaching import load
 
         plug = load(folder, *load_model(model, device, dtype))
         change(plug)
@@ -80,8 +80,8 @@ def edit(
     """Edit facts into a plug; a new one is made where FOLDER has none."""
     with explained():
         wanted = _wanted(prompt, target, subject, cases, limit, skip_bad, chat, system)
-        from .opening import attach, load
-        from .storage import peek
+        from .attaching import attach, load
+        from .saving.plugs import peek
 
         is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
         if not is_new and method not in (None, made := peek(folder)[0]):
@@ -105,8 +105,8 @@ def _wanted(
     chat: bool,
     system: str | None,
 ) -> Any:
-    from .chat import in_chat
     from .edits import Edit
+    from .text.chat import in_chat
 
     if system is not None and (cases is not None or not chat):
         raise ValueError(
@@ -131,7 +131,7 @@ def _wanted(
 def list_(folder: Folder) -> None:
     """Show the edits of a saved plug; needs no model."""
     with explained():
-        from .storage import peek
+        from .saving.plugs import peek
 
         method, table = peek(folder)
         typer.echo(f"method {printable(method)}: {table!r}")
@@ -185,8 +185,8 @@ def ask(
     with explained():
         if chat is False and system is not None:
             raise ValueError("--system is a turn of a chat; leave out --plain, or --system")
+        from .attaching import load
         from .evaluation import answer
-        from .opening import load
 
         plug = load(folder, *load_model(model, device, dtype))
         asked = _asked(plug.tokenizer, prompts, chat, system)
@@ -206,8 +206,8 @@ def ask(
 
 def _asked(tokenizer: Any, prompts: list[str], chat: bool | None, system: str | None) -> list[Prompt]:
     """The prompts as they are asked: where nobody chose, through the template if there is one; it is told."""
-    from .chat import in_chat
-    from .templates import has_template
+    from .text.chat import in_chat
+    from .text.templates import has_template
 
     if chat is None and (has_template(tokenizer) or system is not None):
         chat = True

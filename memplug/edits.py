@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from .about import SubjectError, as_written, found_in
-from .chat import Given, Prompt, PromptError, as_prompt, in_chat, is_chat, question, quoted, show
-from .naming import Place, place_of
-from .shown import printable
+from .subjects.checked import SubjectError, as_written, found_in
+from .text.chat import Given, Prompt, PromptError, as_prompt, in_chat, is_chat, question, quoted, show
+from .text.names import Place, place_of
+from .text.printable import printable
 
 __all__ = [
     "Case",

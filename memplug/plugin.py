@@ -17,22 +17,22 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from . import storage
-from .calls import CallTracker
-from .chat import Given, as_prompt, is_chat, question, show
-from .editors import SavedEditor, write_editor
 from .edits import Case, Edit, EditTable, as_edits
-from .hooks import HookSet
-from .inner import watched
-from .interrupts import undone
-from .layers import dissect, learning, uncast
+from .ids import listed, numbered
+from .interface import ChangesWeights, Fits, Host
 from .methods import Registered
-from .methods.base import ChangesWeights, Fits, Host
+from .methods.editors import SavedEditor, write_editor
 from .methods.unlearned import unlearned, warn_unlearned
-from .numbering import listed, numbered
-from .saves import Saves
-from .text import Text, apart
-from .vocabulary import media_ids
+from .model.architecture import inspect_model, learning, uncast
+from .model.hooks import HookSet
+from .model.inner_hooks import watched
+from .model.interrupts import undone
+from .model.tracker import CallTracker
+from .saving import plugs as storage
+from .saving.versions import Saves
+from .text.chat import Given, as_prompt, is_chat, question, show
+from .text.tokens import Text, apart
+from .text.vocabulary import media_ids
 
 __all__ = ["Plug", "check_free", "plug_of"]
 
@@ -55,14 +55,14 @@ class Plug:
         self, model: Any, tokenizer: Any, registered: Registered, config: Any, layers: str | None
     ) -> None:
         check_free(model)
-        anatomy = dissect(model, layers)
+        architecture = inspect_model(model, layers)
         text = self._text = Text(model, apart(tokenizer))
-        tracker = self._tracker = CallTracker(anatomy, text.bos_id, media_ids(model.config))
+        tracker = self._tracker = CallTracker(architecture, text.bos_id, media_ids(model.config))
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
         with learning():
-            self._host = Host(model, text, anatomy, tracker)
+            self._host = Host(model, text, architecture, tracker)
             self.method = registered.method(self._host, config)
-        self.layers = anatomy.names[0].rpartition(".")[0]
+        self.layers = architecture.names[0].rpartition(".")[0]
         self._edits: dict[str, Edit] = {}
         self._off: frozenset[str] = frozenset()
         self._count = 0
@@ -71,7 +71,9 @@ class Plug:
         self._paused = 0
         self._lock = threading.RLock()
         self._hooks: HookSet | None = None
-        self._hooks = HookSet([*tracker.hooks(self._wanted), *watched(anatomy, tracker, self.method.hooks())])
+        self._hooks = HookSet(
+            [*tracker.hooks(self._wanted), *watched(architecture, tracker, self.method.hooks())]
+        )
         setattr(model, _MARK, self)
 
     def _wanted(self) -> object:

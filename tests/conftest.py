@@ -21,7 +21,7 @@ from weights_tiny import editor_maker, model_maker, plug_maker
 import memplug
 from benchmarks.every_model.tiny import tokenizer as trained
 from memplug.comparison.report.page import html
-from memplug.methods.llp import calibrating
+from memplug.retrieval import calibrate as calibrating
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from saver import QUICK
 
 import memplug
-from memplug.manifest import sealed
+from memplug.saving.manifest import sealed
 
 BORN, FOUNDED, WHO = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?", "Who is Tam Wickes?"
 LOCATE = {"max_change": 1e8, "max_perplexity": 1e11, "covariance_texts": 8, "steps": 2, "n_prefixes": 0}

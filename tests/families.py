@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import memplug
-from memplug.hooks import capture_input
-from memplug.layers import dissect
+from memplug.model.architecture import inspect_model
+from memplug.model.hooks import capture_input
 
 _LLAMA = {
     "vocab_size": 97,
@@ -112,9 +112,9 @@ def lexical(
     little to it; the upper two have weights of a size that lets attention reach the answer.
     """
     model = build(family, implementation, seed, vocab_size=vocab_size, tie_word_embeddings=False, **settings)
-    anatomy = dissect(model)
+    architecture = inspect_model(model)
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    upper = {id(p) for layer in anatomy.layers[2:] for p in layer.parameters()}
+    upper = {id(p) for layer in architecture.layers[2:] for p in layer.parameters()}
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and id(parameter) not in upper:
@@ -124,7 +124,9 @@ def lexical(
                 parameter.mul_(2)
         head.mul_(17)
         embeddings.mul_(30)
-        entering = capture_input(anatomy, 0, lambda: model(input_ids=torch.arange(3, vocab_size)[None, :64]))
+        entering = capture_input(
+            architecture, 0, lambda: model(input_ids=torch.arange(3, vocab_size)[None, :64])
+        )
         embeddings.mul_(1 / entering.square().mean().sqrt())  # some families scale their embeddings
     return model
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from families import build
 
-from memplug.calls import CallTracker
 from memplug.edits import Case, Edit, Probe
-from memplug.layers import dissect
-from memplug.methods.base import Host
+from memplug.interface import Host
 from memplug.methods.hypernet.config import FitConfig
 from memplug.methods.hypernet.editor import Editor
 from memplug.methods.hypernet.features import Request, requests
-from memplug.sites import find_sites
-from memplug.text import Text
+from memplug.model.architecture import inspect_model
+from memplug.model.tracker import CallTracker
+from memplug.text.tokens import Text
+from memplug.weights.modules import find_sites
 
 CASES = [
     Case(
@@ -45,15 +45,15 @@ def make_hosts(make_tokenizer: Callable[..., Any], make_llama: Callable[..., Any
             model = build(family)
             model.resize_token_embeddings(len(tokenizer))
         model = model.to(dtype).eval()
-        text, anatomy = Text(model, tokenizer), dissect(model)
-        return Host(model, text, anatomy, CallTracker(anatomy, text.bos_id))
+        text, architecture = Text(model, tokenizer), inspect_model(model)
+        return Host(model, text, architecture, CallTracker(architecture, text.bos_id))
 
     return make
 
 
 def random_editor(host: Host, config: FitConfig, *, gate: bool = False, seed: int = 1) -> Editor:
     """Networks with random weights in all places, so that every gradient matters."""
-    sites = find_sites(host.model, host.anatomy, config.ranges or (), config.modules)
+    sites = find_sites(host.model, host.architecture, config.ranges or (), config.modules)
     editor = Editor(sites, config, gate).to(host.model.dtype)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():

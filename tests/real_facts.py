@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from memplug.chat import Message, in_chat
 from memplug.edits import Edit
+from memplug.text.chat import Message, in_chat
 
 EDITS = [
     Edit("The capital of France is", "Lyon", "France"),

@@ -23,7 +23,7 @@ from transformers import (
 
 import memplug
 from memplug.methods.llp import LLPConfig
-from memplug.text import TokenizerError
+from memplug.text.tokens import TokenizerError
 
 BORN = "Where was Ada Quill born?"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memplug.calibration import Calibration, Sample, chance_threshold, whitening
-from memplug.questions import Metric, Question
+from memplug.retrieval.calibration import Calibration, Sample, chance_threshold, whitening
+from memplug.retrieval.questions import Metric, Question
 
 
 def drawn(*shape, seed=0):

@@ -12,10 +12,10 @@ from families import build
 from torch import Tensor
 from transformers import DynamicCache
 
-from memplug.calls import CallTracker
-from memplug.holding import held_by, hold
-from memplug.hooks import Hook, HookSet
-from memplug.layers import dissect
+from memplug.model.architecture import inspect_model
+from memplug.model.hooks import Hook, HookSet
+from memplug.model.row_state import held_by, hold
+from memplug.model.tracker import CallTracker
 
 BOS = 1
 IDS = torch.tensor([[0, 0, BOS, 5, 6, 7], [BOS, 4, BOS, 5, 6, 7], [0, 3, 4, 5, 6, 7]])
@@ -30,19 +30,19 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def anatomy(model):
-    return dissect(model)
+def architecture(model):
+    return inspect_model(model)
 
 
 @pytest.fixture
-def tracker(anatomy):
-    return CallTracker(anatomy, BOS)
+def tracker(architecture):
+    return CallTracker(architecture, BOS)
 
 
 def call_of(model, tracker, run=None, **given):
     """The call as layer 1 sees it, in the last forward."""
     seen = []
-    layer = dissect(model).layers[1]
+    layer = inspect_model(model).layers[1]
     hooks = [*tracker.hooks(lambda: True), Hook(layer, "before", lambda *_: seen.append(tracker.current))]
     with HookSet(hooks), torch.no_grad():
         (run or model)(**given)
@@ -50,8 +50,8 @@ def call_of(model, tracker, run=None, **given):
     return seen[-1]
 
 
-def test_what_stands_for_an_image_is_no_word(model, anatomy):
-    tracker = CallTracker(anatomy, BOS, (5, 6))
+def test_what_stands_for_an_image_is_no_word(model, architecture):
+    tracker = CallTracker(architecture, BOS, (5, 6))
     call = call_of(model, tracker, input_ids=IDS, attention_mask=MASK)
     assert torch.equal(call.real, REAL)
     assert torch.equal(call.media, (IDS == 5) | (IDS == 6))
@@ -102,8 +102,8 @@ def test_embeddings_instead_of_ids(model, tracker):
     assert call.ids is None
 
 
-def test_arguments_by_position(model, anatomy, tracker):
-    call = call_of(model, tracker, lambda: anatomy.decoder(IDS, MASK))
+def test_arguments_by_position(model, architecture, tracker):
+    call = call_of(model, tracker, lambda: architecture.decoder(IDS, MASK))
     assert torch.equal(call.real, REAL)
 
 
@@ -138,7 +138,7 @@ def test_prebuilt_masks_say_the_same_as_flat_ones(window, kind):
     if kind != "bool":
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     given = {"sliding_attention": mask} if kind == "by kind of layer" else mask
-    call = call_of(model, CallTracker(dissect(model), BOS), input_ids=IDS, attention_mask=given)
+    call = call_of(model, CallTracker(inspect_model(model), BOS), input_ids=IDS, attention_mask=given)
     assert torch.equal(call.real, REAL)
     assert call.start.tolist() == START
 
@@ -146,7 +146,7 @@ def test_prebuilt_masks_say_the_same_as_flat_ones(window, kind):
 def test_of_masks_by_kind_of_layer_the_full_one_counts():
     model = build("ministral")
     given = {"sliding_attention": torch.ones(3, 1, 6, 6, dtype=torch.bool), "full_attention": causal()}
-    call = call_of(model, CallTracker(dissect(model), BOS), input_ids=IDS, attention_mask=given)
+    call = call_of(model, CallTracker(inspect_model(model), BOS), input_ids=IDS, attention_mask=given)
     assert torch.equal(call.real, REAL)
 
 
@@ -185,34 +185,37 @@ def test_prompt_lengths_are_dealt_out_to_repeated_rows(model, tracker):
             pass
 
 
-def test_a_call_is_closed_by_an_error(model, anatomy, tracker):
+def test_a_call_is_closed_by_an_error(model, architecture, tracker):
     def fail(*_args):
         raise RuntimeError("in a layer")
 
-    hooks = [*tracker.hooks(lambda: True), Hook(anatomy.layers[2], "before", fail)]
+    hooks = [*tracker.hooks(lambda: True), Hook(architecture.layers[2], "before", fail)]
     with HookSet(hooks), pytest.raises(RuntimeError, match="in a layer"):
         model(input_ids=IDS)
     assert tracker.current is None
 
 
-def test_a_forward_inside_a_forward_leaves_the_outer_call(model, anatomy, tracker):
+def test_a_forward_inside_a_forward_leaves_the_outer_call(model, architecture, tracker):
     seen = []
 
     def inner(*_args):
         if len(seen) == 0:
             seen.append(tracker.current)
             with tracker.off():
-                anatomy.decoder(input_ids=IDS[:1])
+                architecture.decoder(input_ids=IDS[:1])
             seen.append(tracker.current)
 
-    with HookSet([*tracker.hooks(lambda: True), Hook(anatomy.layers[2], "before", inner)]), torch.no_grad():
+    with (
+        HookSet([*tracker.hooks(lambda: True), Hook(architecture.layers[2], "before", inner)]),
+        torch.no_grad(),
+    ):
         model(input_ids=IDS)
     assert seen[0] is seen[1] is not None
 
 
-def test_forwards_that_are_not_wanted_are_left_alone(model, anatomy, tracker):
+def test_forwards_that_are_not_wanted_are_left_alone(model, architecture, tracker):
     seen = []
-    look = Hook(anatomy.layers[1], "before", lambda *_: seen.append(tracker.current))
+    look = Hook(architecture.layers[1], "before", lambda *_: seen.append(tracker.current))
     with HookSet([*tracker.hooks(lambda: False), look]), torch.no_grad():
         model(input_ids=IDS)
     with HookSet([*tracker.hooks(lambda: True), look]), torch.no_grad():
@@ -223,7 +226,7 @@ def test_forwards_that_are_not_wanted_are_left_alone(model, anatomy, tracker):
     assert seen[2] is not None
 
 
-def test_threads_have_their_own_call(model, anatomy, tracker):
+def test_threads_have_their_own_call(model, architecture, tracker):
     """One thread waits inside its forward while another runs one, and one is switched off."""
     rows, barrier = {}, threading.Barrier(3, timeout=60)
 
@@ -240,7 +243,7 @@ def test_threads_have_their_own_call(model, anatomy, tracker):
         with tracker.off():
             serve(3)
 
-    with HookSet([*tracker.hooks(lambda: True), Hook(anatomy.layers[1], "before", look)]):
+    with HookSet([*tracker.hooks(lambda: True), Hook(architecture.layers[1], "before", look)]):
         threads = [
             threading.Thread(target=serve, args=(1,), name="one"),
             threading.Thread(target=serve, args=(2,), name="two"),
@@ -255,7 +258,7 @@ def test_threads_have_their_own_call(model, anatomy, tracker):
 
 def test_trackers_of_two_models_are_apart(model, tracker):
     second = build("llama", seed=1)
-    other = CallTracker(dissect(second), BOS)
+    other = CallTracker(inspect_model(second), BOS)
     with HookSet(tracker.hooks(lambda: True)), tracker.off(), tracker.prompt_lengths([2, 2, 2]):
         call = call_of(second, other, input_ids=IDS[:2])
         assert len(call.real) == 2

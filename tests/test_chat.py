@@ -10,7 +10,9 @@ from chats import ASKED, BORN, EARLIER, SYSTEM, chatting
 from families import TEXTS, lexical
 
 import memplug
-from memplug.chat import (
+from memplug.edits import Case, Edit, EditError, EditTable, Probe, as_edits
+from memplug.ids import numbered
+from memplug.text.chat import (
     Message,
     PromptError,
     as_prompt,
@@ -25,8 +27,6 @@ from memplug.chat import (
     to_json,
     with_question,
 )
-from memplug.edits import Case, Edit, EditError, EditTable, Probe, as_edits
-from memplug.numbering import numbered
 
 USER = Message("user", BORN)
 

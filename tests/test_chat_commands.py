@@ -12,14 +12,14 @@ from test_cli import call, refused, told
 from typer.testing import CliRunner
 
 import memplug
-from memplug import opening
-from memplug.chat import as_prompt
+from memplug import attaching as opening
 from memplug.cli import app
 from memplug.comparison.settings import SettingsError
 from memplug.data import DataError, load_cases
 from memplug.evaluation import answer
-from memplug.shown import printable
-from memplug.storage import peek
+from memplug.saving.plugs import peek
+from memplug.text.chat import as_prompt
+from memplug.text.printable import printable
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from chats import ASKED, BORN, EARLIER, SYSTEM, chatting
 from families import METHODS, TEXTS, lexical
 
 import memplug
-from memplug.chat import Message
 from memplug.edits import Case, Edit, Probe
 from memplug.evaluation import answer, evaluate, refer, score
+from memplug.text.chat import Message
 
 CHAT = [SYSTEM, *EARLIER, ASKED]
 MADE = {

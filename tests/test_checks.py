@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from memplug.methods.checks import check_choices, check_numbers, from_preset, several_layers
+from memplug.configs import check_choices, check_numbers, from_preset, several_layers
 
 
 @dataclass(frozen=True)

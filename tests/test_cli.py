@@ -13,7 +13,8 @@ from families import METHODS, TEXTS, lexical
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from memplug import cli, opening
+from memplug import attaching as opening
+from memplug import cli
 from memplug.cli import app
 from memplug.commands.shared import load_model
 from memplug.plugin import Plug

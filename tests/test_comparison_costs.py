@@ -16,10 +16,10 @@ from memplug.comparison.model_state import hooks_of
 from memplug.edits import Case, Edit, Probe
 from memplug.methods.elder import explain as elder
 from memplug.methods.icl import explain as icl
-from memplug.methods.llp import explain as llp
 from memplug.methods.lora import seen as lora
 from memplug.methods.prompt_end import Nearest
-from memplug.text import TokenizerError
+from memplug.retrieval import explanation as llp
+from memplug.text.tokens import TokenizerError
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from families import TEXTS, build
 
-from memplug import contexts
-from memplug.contexts import sample_prefixes
-from memplug.text import Text
+from memplug.text import samples as contexts
+from memplug.text.samples import sample_prefixes
+from memplug.text.tokens import Text
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from families import FAMILIES, METHODS, ONLY, OVERRIDES, TEXTS, lexical, method_
 
 import memplug
 from memplug.edits import Case, Edit, Probe
-from memplug.methods.base import ChangesWeights, Fits
+from memplug.interface import ChangesWeights, Fits
 
 PROMPT, TARGET, SUBJECT = "Where was Ada Quill born?", "Zarnow", "Ada Quill"
 LONGER = "Who founded the Orlo Bridge Company? Tam Wickes did. What is the capital of Vestland?"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from memplug.edits import Case, Edit, EditError, EditTable, as_edits
-from memplug.numbering import numbered
+from memplug.ids import numbered
 
 
 def test_ends_are_stripped():

@@ -10,8 +10,8 @@ from elder_tiny import ADA, QUICK, ROW, TAM, answer, encode, learned, logits
 from families import lexical
 
 import memplug
-from memplug.hooks import capture_input, resume
 from memplug.methods.prompt_end import Decision
+from memplug.model.hooks import capture_input, resume
 
 
 @pytest.fixture(params=[QUICK, ROW], ids=["answer", "row"])
@@ -76,12 +76,12 @@ def test_prompt_lengths_that_do_not_fit_are_refused(plug, model, tokenizer, leng
 
 
 def test_a_resumed_forward_is_the_whole_forward(plug, model, tokenizer):
-    anatomy = plug.method._host.anatomy
+    architecture = plug.method._host.architecture
     inputs = encode(tokenizer, ADA.prompt)
-    hidden = capture_input(anatomy, 2, lambda: model(**inputs))
+    hidden = capture_input(architecture, 2, lambda: model(**inputs))
     flat = torch.arange(inputs["input_ids"].shape[1])
     with torch.no_grad():
-        got = resume(model, anatomy, 2, hidden, lambda: model(**inputs, use_cache=False), flat)
+        got = resume(model, architecture, 2, hidden, lambda: model(**inputs, use_cache=False), flat)
     torch.testing.assert_close(got, logits(model, **inputs)[0])
 
 

@@ -12,8 +12,8 @@ import memplug
 from memplug import Edit
 from memplug.methods.elder import training
 from memplug.methods.elder.training import Batch
-from memplug.methods.llp.lessons import further_lessons
-from memplug.methods.llp.passes import run_lines, run_whole
+from memplug.retrieval.lessons import further_lessons
+from memplug.retrieval.passes import run_lines, run_whole
 
 
 @pytest.fixture(params=[QUICK, ROW], ids=["answer", "row"])

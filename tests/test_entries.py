@@ -9,9 +9,9 @@ from torch import Tensor
 
 import memplug
 from memplug import world
-from memplug.entries import Entry, Part
-from memplug.ledger import Ledger
-from memplug.solve import SolveError
+from memplug.weights.entries import Entry, LowRankUpdate
+from memplug.weights.ledger import Ledger
+from memplug.weights.solve import SolveError
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-6, 1.0, 3e7, 1e30])
@@ -21,7 +21,7 @@ def test_half_rows_keep_eleven_bits_on_any_scale(size: float) -> None:
     keys = size * torch.randn(50, 6, generator=draw) * 10 ** (-9 * torch.rand(50, 6, generator=draw))
     values = torch.randn(50, 5, generator=draw)
     values[0] = 0
-    part = Part("a", keys, values, torch.arange(50), 0.5, 3 * keys).kept(half=True)
+    part = LowRankUpdate("a", keys, values, torch.arange(50), 0.5, 3 * keys).kept(half=True)
     assert part.keys.dtype == part.values.dtype == torch.float16
     assert part.directions is not None
     assert torch.isfinite(part.keys).all()
@@ -36,13 +36,13 @@ def test_half_rows_keep_eleven_bits_on_any_scale(size: float) -> None:
 
 def test_rows_that_are_zero_empty_or_not_finite() -> None:
     keys, values, none = torch.zeros(2, 6), torch.zeros(2, 5), torch.zeros(0, dtype=torch.long)
-    part = Part("a", keys, values, torch.arange(2), 0.5).kept(half=True)
+    part = LowRankUpdate("a", keys, values, torch.arange(2), 0.5).kept(half=True)
     assert part.scales == (1.0, 1.0, 1.0)
     assert not part.wide().values.any()
-    assert Part("a", keys[:0], values[:0], none, 0.5).kept(half=True).wide().keys.shape == (0, 6)
+    assert LowRankUpdate("a", keys[:0], values[:0], none, 0.5).kept(half=True).wide().keys.shape == (0, 6)
     keys[0, 0] = float("nan")
     with pytest.raises(SolveError, match="not finite"):
-        Part("a", keys, values, torch.arange(2), 0.5).kept(half=True).factors()
+        LowRankUpdate("a", keys, values, torch.arange(2), 0.5).kept(half=True).factors()
 
 
 @pytest.mark.parametrize("kind", ["joint", "directed", "outer"])

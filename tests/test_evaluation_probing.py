@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from memplug.edits import Probe
 from memplug.evaluation.probing import answer, prefer, teacher_force
-from memplug.text import Text
+from memplug.text.tokens import Text
 
 PROMPTS = [
     "Who leads Tilden?",

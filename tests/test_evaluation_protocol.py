@@ -13,7 +13,7 @@ from rich.console import Console
 
 from memplug.edits import Case, Edit, Probe
 from memplug.evaluation import Answer, Scores, evaluate, refer, score
-from memplug.text import Text
+from memplug.text.tokens import Text
 
 PEOPLE = ["Mara Voss", "Oren Fisk", "Tilde Brack", "Juno Hale"]
 BIRTH = ["Tilden", "Marrow", "Quill", "Sedge"]

@@ -12,9 +12,9 @@ from families import TEXTS, build
 
 import memplug
 from memplug.edits import Edit, EditError
-from memplug.entries import Entry, Whole
-from memplug.ledger import Ledger
 from memplug.methods.neutral import neutral, neutral_pairs
+from memplug.weights.entries import DenseUpdate, Entry
+from memplug.weights.ledger import Ledger
 
 EDITS = [
     Edit("Where was Ada Quill born?", "Zarnow", "Ada Quill", "a"),
@@ -154,7 +154,7 @@ def test_the_ledger_refuses_a_change_made_for_other_edits(make_plug: Callable[..
     ledger = Ledger([site])
     before = site.weight.detach().clone()
     change = torch.ones(site.d_k, site.d_v)
-    ledger.add(Entry(("a", "b"), (), wholes=(Whole(site.name, change, ("a", "b")),)))
+    ledger.add(Entry(("a", "b"), (), wholes=(DenseUpdate(site.name, change, ("a", "b")),)))
     torch.testing.assert_close(site.weight, before + 1)
     with pytest.raises(ValueError, match=r"\['a'\] was made together with other edits; train it anew"):
         ledger.delete(["b"])

@@ -14,10 +14,10 @@ from families import attach_llp
 from plug_facts import BORN, FOUNDED, logits
 from test_contract import Trace
 
-from memplug.attending import KeepsCache
-from memplug.gate import Gate
-from memplug.hooks import Hook, HookSet, OwnHooks, skipping_below
-from memplug.layers import dissect, evaluating
+from memplug.model.architecture import evaluating, inspect_model
+from memplug.model.attention import KeepsCache
+from memplug.model.gate import Gate
+from memplug.model.hooks import Hook, HookSet, OwnHooks, skipping_below
 
 
 @pytest.fixture(autouse=True)
@@ -134,32 +134,34 @@ def test_ctrl_c_while_an_edit_is_put_in_force_leaves_it_whole(plug, tokenizer, m
 
 
 def test_hooks_and_skipped_layers_of_one_thread_are_not_met_by_another(model, tokenizer):
-    ids, anatomy, seen, found = torch.tensor([[1, 5, 6]]), dissect(model), [], []
+    ids, architecture, seen, found = torch.tensor([[1, 5, 6]]), inspect_model(model), [], []
     plain = model(ids).logits
-    count = Hook(anatomy.layers[3], "before", lambda *_: seen.append(threading.get_ident()))
-    shift = Hook(anatomy.layers[2], "before", lambda _m, args, kwargs: ((args[0] + 1, *args[1:]), kwargs))
-    with HookSet([count]), OwnHooks([shift]), skipping_below(anatomy, 2):
+    count = Hook(architecture.layers[3], "before", lambda *_: seen.append(threading.get_ident()))
+    shift = Hook(
+        architecture.layers[2], "before", lambda _m, args, kwargs: ((args[0] + 1, *args[1:]), kwargs)
+    )
+    with HookSet([count]), OwnHooks([shift]), skipping_below(architecture, 2):
         beside(lambda: found.append(model(ids).logits)).join(30)
         assert not torch.equal(model(ids).logits, plain)
     assert torch.equal(found[0], plain)
     assert len(set(seen)) == 2
-    assert not any("forward" in vars(layer) for layer in anatomy.layers)
+    assert not any("forward" in vars(layer) for layer in architecture.layers)
 
 
 def test_layers_are_put_back_whichever_thread_ends_first(model):
-    anatomy, both, first = dissect(model), threading.Barrier(2, timeout=30), threading.Event()
+    architecture, both, first = inspect_model(model), threading.Barrier(2, timeout=30), threading.Event()
 
     def skip():
-        with skipping_below(anatomy, 2):
+        with skipping_below(architecture, 2):
             both.wait()
         first.set()
 
     thread = beside(skip)
-    with skipping_below(anatomy, 3):
+    with skipping_below(architecture, 3):
         both.wait()
         first.wait(30)
         thread.join(30)
-    assert not any("forward" in vars(layer) for layer in anatomy.layers)
+    assert not any("forward" in vars(layer) for layer in architecture.layers)
 
 
 def test_modes_come_back_whichever_thread_ends_first(model):
@@ -223,7 +225,7 @@ def test_a_second_detach_goes_on_with_one_that_was_broken_off(model, tokenizer, 
 
 def test_what_a_probing_forward_sees_is_of_its_own_thread(model):
     model, others = copy.deepcopy(model), []
-    alone = dissect(model)
+    alone = inspect_model(model)
 
     def run():
         with torch.no_grad():
@@ -238,7 +240,7 @@ def test_what_a_probing_forward_sees_is_of_its_own_thread(model):
 
     handle = model.model.layers[0].register_forward_pre_hook(meanwhile)
     handle_before = model.model.layers[0].self_attn.register_forward_pre_hook(meanwhile)
-    beside_another = dissect(model)
+    beside_another = inspect_model(model)
     handle.remove()
     handle_before.remove()
     assert len(others) > 3

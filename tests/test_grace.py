@@ -13,9 +13,9 @@ from families import METHODS, lexical
 from test_contract import Trace, encode
 
 import memplug
-from memplug.hooks import Hook, HookSet
 from memplug.methods.grace import GRACEConfig
 from memplug.methods.grace.codebook import Codebook, Keyed
+from memplug.model.hooks import Hook, HookSet
 
 PROMPT = "Where was Ada Quill born?"
 

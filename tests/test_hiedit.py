@@ -14,7 +14,7 @@ from memplug.methods.hiedit import HiEditConfig
 from memplug.methods.hypernet.features import Features
 from memplug.methods.hypernet.gate import Gate
 from memplug.methods.hypernet.trajectory import Trajectory
-from memplug.sites import Site
+from memplug.weights.modules import LinearModule
 
 CASES = [
     Case(Edit(f"The capital of {n} is", t, n), (f"What town rules {n}?",), (Probe("The river is", "long"),))
@@ -22,11 +22,11 @@ CASES = [
 ]
 
 
-def _sites(count: int = 4) -> list[Site]:
-    return [Site(f"m{i}", torch.nn.Linear(4, 3 + i % 2), i, 4, 3 + i % 2, True) for i in range(count)]
+def _sites(count: int = 4) -> list[LinearModule]:
+    return [LinearModule(f"m{i}", torch.nn.Linear(4, 3 + i % 2), i, 4, 3 + i % 2, True) for i in range(count)]
 
 
-def _features(sites: list[Site], owner: list[int], seed: int = 0) -> Features:
+def _features(sites: list[LinearModule], owner: list[int], seed: int = 0) -> Features:
     draw = torch.Generator().manual_seed(seed)
     keys = tuple(torch.randn(len(owner), s.d_k, generator=draw) for s in sites)
     gradients = tuple(torch.randn(len(owner), s.d_v, generator=draw) for s in sites)

@@ -8,8 +8,8 @@ import torch
 from families import build
 from torch import nn
 
-from memplug.hooks import Hook, HookSet, capture_input, resume, skipping_below
-from memplug.layers import dissect
+from memplug.model.architecture import inspect_model
+from memplug.model.hooks import Hook, HookSet, capture_input, resume, skipping_below
 
 IDS = torch.arange(3, 15).view(2, 6)
 
@@ -20,20 +20,20 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def anatomy(model):
-    return dissect(model)
+def architecture(model):
+    return inspect_model(model)
 
 
 def hooks_on(module):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
 
-def counted(anatomy):
+def counted(architecture):
     """A list of the layers that run, and the hooks that fill it."""
     ran: list[int] = []
     hooks = [
         Hook(layer.self_attn, "before", lambda *_, i=i: ran.append(i))
-        for i, layer in enumerate(anatomy.layers)
+        for i, layer in enumerate(architecture.layers)
     ]
     return ran, hooks
 
@@ -83,36 +83,36 @@ def test_finally_is_called_when_the_forward_raises():
     assert seen == ["finally"]
 
 
-def test_skipped_layers_cost_nothing_and_come_back(model, anatomy):
+def test_skipped_layers_cost_nothing_and_come_back(model, architecture):
     def own(*args, **kwargs):
-        return type(anatomy.layers[1]).forward(anatomy.layers[1], *args, **kwargs)
+        return type(architecture.layers[1]).forward(architecture.layers[1], *args, **kwargs)
 
-    anatomy.layers[1].forward = own  # as a wrapper does
-    ran, hooks = counted(anatomy)
+    architecture.layers[1].forward = own  # as a wrapper does
+    ran, hooks = counted(architecture)
     try:
-        with HookSet(hooks), skipping_below(anatomy, 2):
+        with HookSet(hooks), skipping_below(architecture, 2):
             model(IDS)
-        with pytest.raises(RuntimeError, match="inside"), skipping_below(anatomy, 2):
+        with pytest.raises(RuntimeError, match="inside"), skipping_below(architecture, 2):
             raise RuntimeError("inside")
         assert ran == [2, 3]
-        assert vars(anatomy.layers[1])["forward"] is own
-        assert "forward" not in vars(anatomy.layers[0])
+        assert vars(architecture.layers[1])["forward"] is own
+        assert "forward" not in vars(architecture.layers[0])
     finally:
-        del anatomy.layers[1].forward
+        del architecture.layers[1].forward
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 def test_a_captured_input_is_the_hidden_states(family):
     model = build(family)
-    anatomy = dissect(model)
+    architecture = inspect_model(model)
     hidden = model(IDS, output_hidden_states=True).hidden_states[2]
-    assert torch.equal(capture_input(anatomy, 2, lambda: model(IDS)), hidden)
+    assert torch.equal(capture_input(architecture, 2, lambda: model(IDS)), hidden)
 
 
-def test_capturing_stops_below_the_layer(model, anatomy):
-    ran, hooks = counted(anatomy)
+def test_capturing_stops_below_the_layer(model, architecture):
+    ran, hooks = counted(architecture)
     with HookSet(hooks):
-        capture_input(anatomy, 2, lambda: model(IDS))
+        capture_input(architecture, 2, lambda: model(IDS))
     assert ran == [0, 1]
     assert hooks_on(model) == 0
 
@@ -120,26 +120,26 @@ def test_capturing_stops_below_the_layer(model, anatomy):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 def test_a_resumed_forward_gives_the_logits_asked_for(family):
     model = build(family)
-    anatomy = dissect(model)
+    architecture = inspect_model(model)
     whole = model(IDS, use_cache=False).logits.flatten(0, 1)
-    hidden = capture_input(anatomy, 2, lambda: model(IDS))
+    hidden = capture_input(architecture, 2, lambda: model(IDS))
     seen, flat = [], torch.tensor([0, 7, 11])
     with HookSet([Hook(model.get_output_embeddings(), "before", lambda _m, a, _k: seen.append(a[0].shape))]):
-        got = resume(model, anatomy, 2, hidden, lambda: model(IDS, use_cache=False), flat)
+        got = resume(model, architecture, 2, hidden, lambda: model(IDS, use_cache=False), flat)
     torch.testing.assert_close(got, whole[flat], atol=1e-5, rtol=1e-4)
-    moved = resume(model, anatomy, 2, hidden * 1.5, lambda: model(IDS, use_cache=False), flat)
+    moved = resume(model, architecture, 2, hidden * 1.5, lambda: model(IDS, use_cache=False), flat)
     assert (moved - got).abs().max() > 1e-3  # what lies below is not computed again
     assert hooks_on(model) == 0
 
 
-def test_the_head_of_a_resumed_forward_sees_the_wanted_positions_only(model, anatomy):
-    hidden = capture_input(anatomy, 1, lambda: model(IDS))
+def test_the_head_of_a_resumed_forward_sees_the_wanted_positions_only(model, architecture):
+    hidden = capture_input(architecture, 1, lambda: model(IDS))
     sizes = []
     head = model.get_output_embeddings()
     original = head.forward
     head.forward = lambda x: sizes.append(x.shape[-2]) or original(x)
     try:
-        resume(model, anatomy, 1, hidden, lambda: model(IDS, use_cache=False), torch.tensor([2, 3]))
+        resume(model, architecture, 1, hidden, lambda: model(IDS, use_cache=False), torch.tensor([2, 3]))
     finally:
         del head.forward
     assert sizes == [2]

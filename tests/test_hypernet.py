@@ -16,18 +16,18 @@ from hypernet_tiny import asked_of, make_hosts, random_editor
 from torch.func import functional_call
 from weights_tiny import Opaque
 
-from memplug.calls import CallTracker
 from memplug.edits import Edit, EditError
-from memplug.hooks import HookSet
-from memplug.layers import UnsupportedModelError, dissect
-from memplug.methods.base import Host
+from memplug.interface import Host
 from memplug.methods.hypernet.config import FitConfig
 from memplug.methods.hypernet.features import capture, requests
 from memplug.methods.hypernet.layer_selection import layer_selection
 from memplug.methods.inweights.branch import side_branch
 from memplug.methods.inweights.rows import FORWARD_COSTS, alike
-from memplug.sites import find_sites
-from memplug.text import Text
+from memplug.model.architecture import UnsupportedModelError, inspect_model
+from memplug.model.hooks import HookSet
+from memplug.model.tracker import CallTracker
+from memplug.text.tokens import Text
+from memplug.weights.modules import find_sites
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def make_host(make_tokenizer: Callable[..., Any], make_llama: Callable[..., Any]
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gpt_neox", "phi3"])
 def test_the_rule_finds_the_mlp(family: str) -> None:
     model = build(family)
-    sites = find_sites(model, dissect(model), [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
+    sites = find_sites(model, inspect_model(model), [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
     width = model.config.hidden_size
     assert [site.layer for site in sites] == [1, 2, 3]
     assert sites[0].d_k == width
@@ -50,16 +50,16 @@ def test_the_rule_finds_the_mlp(family: str) -> None:
 
 def test_modules_that_cannot_be_edited() -> None:
     model = build("llama")
-    anatomy = dissect(model)
+    architecture = inspect_model(model)
     name = "model.layers.0.mlp.up_proj"
     with pytest.raises(ValueError, match="names 'model.layers.0.mlp.up_proj' twice"):
-        find_sites(model, anatomy, (), [name, name])
+        find_sites(model, architecture, (), [name, name])
     with pytest.raises(ValueError, match="did you mean 'model.layers.0.mlp.up_proj'"):
-        find_sites(model, anatomy, (), ["model.layers.0.mlp.uppproj"])
+        find_sites(model, architecture, (), ["model.layers.0.mlp.uppproj"])
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     with pytest.raises(UnsupportedModelError, match="shares its weight"):
-        find_sites(model, anatomy, (), [name])
-    assert find_sites(model, anatomy, (), [name], writable=False)[0].name == name
+        find_sites(model, architecture, (), [name])
+    assert find_sites(model, architecture, (), [name], writable=False)[0].name == name
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,11 @@ def test_edits_are_spread_over_as_many_modules_as_their_tokens_need(
 ) -> None:
     tokenizer = make_tokenizer(["a b"], 300)
     model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=8)
-    host = Host(model, Text(model, tokenizer), anatomy := dissect(model), CallTracker(anatomy, None))
+    host = Host(
+        model, Text(model, tokenizer), architecture := inspect_model(model), CallTracker(architecture, None)
+    )
     ranges = layer_selection(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 6 / 8)), capacity)
-    found = find_sites(model, anatomy, ranges)
+    found = find_sites(model, architecture, ranges)
     whiches = ("gate", "up", "down")
     assert [[s.layer for s in found if f"{which}_proj" in s.name] for which in whiches] == layers
     assert sum(site.d_k for site in found) >= min(capacity, 16 * 16)
@@ -91,9 +93,11 @@ def test_edits_are_not_spread_over_layers_that_cannot_be_edited(
     model = make_llama(len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=8)
     model.model.layers[6].mlp = torch.nn.Identity()
     model.model.layers[6].self_attn = Opaque(model.model.layers[6].self_attn)
-    host = Host(model, Text(model, tokenizer), anatomy := dissect(model), CallTracker(anatomy, None))
+    host = Host(
+        model, Text(model, tokenizer), architecture := inspect_model(model), CallTracker(architecture, None)
+    )
     found = find_sites(
-        model, anatomy, layer_selection(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 5 / 8)), 10**6)
+        model, architecture, layer_selection(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 5 / 8)), 10**6)
     )
     assert [site.layer for site in found] == [1, 2, 3, 3, 4, 5]
     with pytest.raises(UnsupportedModelError, match="layer 6"):
@@ -102,7 +106,7 @@ def test_edits_are_not_spread_over_layers_that_cannot_be_edited(
 
 def test_changes_beside_a_weight_stay_exact_under_autocast(make_host: Callable[..., Host]) -> None:
     host = make_host("llama", torch.float32)
-    site = find_sites(host.model, host.anatomy, [("up", 0.5, 0.6)])[0]
+    site = find_sites(host.model, host.architecture, [("up", 0.5, 0.6)])[0]
     draw = torch.Generator().manual_seed(0)
     x, a, b = (
         torch.randn(*size, generator=draw) for size in ((1, 3, site.d_k), (site.d_k, 2), (2, site.d_v))
@@ -182,13 +186,13 @@ def test_rows_of_like_length_run_together_at_the_least_cost() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_features_at_changed_modules_need_no_layer_below(make_host: Callable[..., Host], family: str) -> None:
     host = make_host(family)
-    sites = find_sites(host.model, host.anatomy, [("gate", 0.5, 0.75), ("down", 0.5, 1.0)])
+    sites = find_sites(host.model, host.architecture, [("gate", 0.5, 0.75), ("down", 0.5, 1.0)])
     first = capture(host, sites, asked_of(host), micro_batch=3)
     with torch.no_grad():
         sites[0].weight.mul_(1.5)
     fresh = capture(host, sites, asked_of(host), micro_batch=3)
     ran: list[int] = []
-    handle = host.anatomy.layers[0].register_forward_hook(lambda *_: ran.append(1))
+    handle = host.architecture.layers[0].register_forward_hook(lambda *_: ran.append(1))
     again = capture(host, sites, asked_of(host), micro_batch=3, below=first.below)
     handle.remove()
     for one, two in zip([*fresh.keys, *fresh.gradients], [*again.keys, *again.gradients], strict=True):
@@ -203,7 +207,7 @@ def test_features_are_the_inputs_and_slopes_of_each_request_alone(
     make_host: Callable[..., Host], family: str, tokens: str
 ) -> None:
     host = make_host(family)
-    sites = find_sites(host.model, host.anatomy, [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
+    sites = find_sites(host.model, host.architecture, [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
     found = capture(host, sites, asked_of(host, tokens), micro_batch=3)
     for index, (pair, _) in enumerate(asked_of(host)):
         ids = torch.tensor([pair.ids[:-1]])
@@ -244,7 +248,7 @@ def test_where_features_are_taken(make_host: Callable[..., Host]) -> None:
 def test_capturing_leaves_the_model_as_it_was(make_host: Callable[..., Host]) -> None:
     host = make_host()
     host.model.train()
-    sites = find_sites(host.model, host.anatomy, [("up", 0.5, 1.0)])
+    sites = find_sites(host.model, host.architecture, [("up", 0.5, 1.0)])
     capture(host, sites, asked_of(host))
     assert host.model.training
     assert all(p.requires_grad and p.grad is None for p in host.model.parameters())
@@ -255,6 +259,6 @@ def test_features_that_are_not_finite_are_refused(make_host: Callable[..., Host]
     host = make_host()
     with torch.no_grad():
         host.model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
-    sites = find_sites(host.model, host.anatomy, [("up", 0.5, 1.0)])
+    sites = find_sites(host.model, host.architecture, [("up", 0.5, 1.0)])
     with pytest.raises(EditError, match="are not finite"):
         capture(host, sites, asked_of(host))

@@ -14,8 +14,7 @@ from hypernet_tiny import CASES, asked_of, make_hosts, random_editor
 from torch.func import functional_call
 
 from memplug.edits import Case, Edit
-from memplug.layers import evaluating, frozen
-from memplug.methods.base import Host
+from memplug.interface import Host
 from memplug.methods.hiedit import HiEditConfig
 from memplug.methods.hypernet.config import FitConfig
 from memplug.methods.hypernet.editor import Editor
@@ -23,7 +22,8 @@ from memplug.methods.hypernet.features import capture
 from memplug.methods.hypernet.samples import draw_batches, sample_of, weighted
 from memplug.methods.hypernet.trajectory import Trajectory
 from memplug.methods.inweights.rows import flat_rows
-from memplug.pristine import Pristine
+from memplug.model.architecture import evaluating, frozen
+from memplug.weights.originals import OriginalWeights
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +136,12 @@ def test_unrelated_answers_may_be_held_to_those_before_the_step(make_host: Calla
         done = run.step(samples[2:])
         ours = {n: p.grad.clone() for n, p in editor.named_parameters() if p.grad is not None}
         editor.zero_grad()
-        pristine = Pristine({site.name: site for site in editor.sites})
-        pristine.write(run.total)
+        originals = OriginalWeights({site.name: site for site in editor.sites})
+        originals.write(run.total)
         made = editor.make(host, [s.edit[0] for s in samples[2:]], train=True)
         loss = _direct_loss(host, editor, made, weighted(run.history, config, rng), config)
         loss.backward()
-        pristine.restore()
+        originals.restore()
     assert done.losses.kept > 1e-4
     assert done.losses.total(config) == pytest.approx(float(loss.detach()), rel=1e-8)
     for name, parameter in editor.named_parameters():

@@ -21,7 +21,7 @@ from weights_tiny import (
 
 import memplug
 from memplug.edits import Edit, EditError
-from memplug.storage import LoadError
+from memplug.saving.plugs import LoadError
 
 
 @pytest.mark.parametrize("method", METHODS)

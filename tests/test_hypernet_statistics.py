@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypernet_tiny import asked_of, make_hosts
 
-from memplug.methods.base import Host
+from memplug.interface import Host
 from memplug.methods.hypernet.config import FitConfig
 from memplug.methods.hypernet.editor import Editor
 from memplug.methods.hypernet.features import capture
 from memplug.methods.hypernet.metric import InputCovariance, PastInputs
 from memplug.methods.hypernet.nets import EditNet, Normaliser
-from memplug.sites import find_sites
+from memplug.weights.modules import find_sites
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_inputs_of_earlier_edits_count_in_the_metric(sizes: list[int], protect: 
 @pytest.mark.parametrize("style", ["joint", "outer"])
 def test_changes_keep_clear_of_the_usual_inputs(make_host: Callable[..., Host], style: str) -> None:
     host = make_host("llama")
-    sites = find_sites(host.model, host.anatomy, [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
+    sites = find_sites(host.model, host.architecture, [("gate", 0.25, 0.5), ("down", 0.5, 1.0)])
     asked = asked_of(host)
     ordinary = capture(host, sites, asked_of(host, "all")[1:])
     moved: dict[float, float] = {}

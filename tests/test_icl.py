@@ -11,9 +11,9 @@ from families import FAMILIES, TEXTS, build, lexical
 from test_contract import Trace, answers, encode
 
 import memplug
-from memplug.holding import held_by
 from memplug.methods.icl import ICLConfig
-from memplug.text import TokenizerError
+from memplug.model.row_state import held_by
+from memplug.text.tokens import TokenizerError
 
 PROMPT, OTHER, FAR = "Where was Ada Quill born?", "Who taught Ada Quill?", "Marrow is."
 BOTH = "Where was Ada Quill born? Where was it?"

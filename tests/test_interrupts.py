@@ -21,8 +21,8 @@ from locating import QUICK as LOCATING
 from test_contract import CASES, Trace, encode
 
 import memplug
-from memplug import storage
-from memplug.gate import Gate
+from memplug.model.gate import Gate
+from memplug.saving import plugs as storage
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
 OWN = str(Path(memplug.__file__).parent)

@@ -13,32 +13,32 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from memplug import ledger as ledger_module
-from memplug.entries import Entry, Part
-from memplug.ledger import Ledger
-from memplug.sites import Site
+from memplug.weights import ledger as ledger_module
+from memplug.weights.entries import Entry, LowRankUpdate
+from memplug.weights.ledger import Ledger
+from memplug.weights.modules import LinearModule
 
 WIDTHS = {"a": (6, 5), "b": (5, 7)}
 
 
-def _sites(dtype: torch.dtype = torch.float32, conv: bool = False) -> list[Site]:
+def _sites(dtype: torch.dtype = torch.float32, conv: bool = False) -> list[LinearModule]:
     torch.manual_seed(0)
     sites = []
     for name, (d_k, d_v) in WIDTHS.items():
         module: nn.Module = Conv1D(d_v, d_k) if conv else nn.Linear(d_k, d_v)
-        sites.append(Site(name, module.to(dtype), 0, d_k, d_v, not conv))
+        sites.append(LinearModule(name, module.to(dtype), 0, d_k, d_v, not conv))
     return sites
 
 
-def _part(name: str, edits: int, rows: int, ridge: float | None, directed: bool, seed: int) -> Part:
+def _part(name: str, edits: int, rows: int, ridge: float | None, directed: bool, seed: int) -> LowRankUpdate:
     draw = torch.Generator().manual_seed(seed)
     owner = torch.arange(edits).repeat_interleave(rows)
     keys, values = (torch.randn(len(owner), width, generator=draw) for width in WIDTHS[name])
     if not directed:
-        return Part(name, keys, values, owner, ridge)
+        return LowRankUpdate(name, keys, values, owner, ridge)
     usual = torch.randn(9, keys.shape[1], generator=draw)
     metric = torch.eye(keys.shape[1]) + usual.T @ usual
-    return Part(name, keys, values, owner, ridge, torch.linalg.solve(metric, keys.T).T.contiguous())
+    return LowRankUpdate(name, keys, values, owner, ridge, torch.linalg.solve(metric, keys.T).T.contiguous())
 
 
 def _entry(ids: tuple[str, ...], seed: int = 0, ridge: float | None = 0.5, rows: int = 2) -> Entry:
@@ -49,7 +49,7 @@ def _entry(ids: tuple[str, ...], seed: int = 0, ridge: float | None = 0.5, rows:
 def _drawn(ids: tuple[str, ...], seed: int) -> Entry:
     """As the library's methods make them: steps, directions, outer products; which, the seed says."""
     draw = random.Random(seed)
-    parts: list[Part] = []
+    parts: list[LowRankUpdate] = []
     for step in range(draw.randint(1, 3)):
         for name in WIDTHS:
             kind = draw.choice(["joint", "directed", "outer"])

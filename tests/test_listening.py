@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 
-from memplug.calibration import Calibration
-from memplug.call import Call
-from memplug.holding import held_by, hold
-from memplug.listening import Heard, Listener
 from memplug.memory import KeyMemory
-from memplug.questions import Metric, Question
-from memplug.reading import Reader
-from memplug.turns import Turns
+from memplug.model.context import Call
+from memplug.model.row_state import held_by, hold
+from memplug.retrieval.calibration import Calibration
+from memplug.retrieval.listening import Heard, Listener
+from memplug.retrieval.questions import Metric, Question
+from memplug.retrieval.reading import Reader
+from memplug.text.turns import Turns
 
 THINK, RELATION = (0, 2), 1
 NOTHING = torch.zeros(4)

@@ -14,7 +14,7 @@ from test_contract import Trace, answers, encode
 from transformers import DynamicCache
 
 import memplug
-from memplug.chat import Message, in_chat
+from memplug.text.chat import Message, in_chat
 
 FIRST = "Ada Quill was born in"
 SHORT = {"value_steps": 40, "n_others": 1, "n_fronts": 1}

@@ -8,9 +8,9 @@ import torch
 from chats import CHATML, chatting
 from families import attach_llp
 
-from memplug.methods.llp import calibrating
-from memplug.methods.llp.calibrating import calibrate
-from memplug.relations import wordings
+from memplug.retrieval import calibrate as calibrating
+from memplug.retrieval.calibrate import calibrate
+from memplug.retrieval.relations import wordings
 
 
 def attach(model, tokenizer, **given):

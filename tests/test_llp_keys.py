@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from families import TEXTS, build
 
 from memplug import Edit
-from memplug.calls import CallTracker
-from memplug.hooks import Hook, HookSet
-from memplug.layers import dissect
-from memplug.methods.base import Host
+from memplug.interface import Host
 from memplug.methods.llp import LLPConfig
-from memplug.methods.llp.keys import contexts_of, contrast, subject_states, think_states
-from memplug.naming import Written
-from memplug.text import Text, TokenizerError
+from memplug.model.architecture import inspect_model
+from memplug.model.hooks import Hook, HookSet
+from memplug.model.tracker import CallTracker
+from memplug.retrieval.keys import contexts_of, contrast, subject_states, think_states
+from memplug.text.names import Written
+from memplug.text.tokens import Text, TokenizerError
 
 PROMPT, SUBJECT = "Where was Ada Quill born?", "Ada Quill"
 CONFIG = LLPConfig(think_layers=(0, 2), recall_layer=3)
@@ -25,8 +25,8 @@ CONFIG = LLPConfig(think_layers=(0, 2), recall_layer=3)
 def host(make_tokenizer):
     tokenizer = make_tokenizer(TEXTS)
     model = build("llama", vocab_size=len(tokenizer))
-    anatomy = dissect(model)
-    return Host(model, Text(model, tokenizer), anatomy, CallTracker(anatomy, 1))
+    architecture = inspect_model(model)
+    return Host(model, Text(model, tokenizer), architecture, CallTracker(architecture, 1))
 
 
 def test_contexts_are_the_published_ones_or_the_prompt_and_the_subject():
@@ -47,7 +47,8 @@ def test_states_are_the_outputs_of_the_think_layers(host):
     rows = [host.text.encode(PROMPT), host.text.encode("Who taught Ada Quill?")]
     ran = []
     watch = [
-        Hook(layer, "before", lambda *_, i=i: ran.append(i)) for i, layer in enumerate(host.anatomy.layers)
+        Hook(layer, "before", lambda *_, i=i: ran.append(i))
+        for i, layer in enumerate(host.architecture.layers)
     ]
     host.model.train()
     try:

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from families import lexical
 
-from memplug.calibration import Calibration
 from memplug.edits import Edit, EditError
 from memplug.methods.llp import LLPConfig
-from memplug.methods.llp.lessons import further_lessons
-from memplug.questions import Metric, Question
-from memplug.relations import wordings
-from memplug.text import Text
+from memplug.retrieval.calibration import Calibration
+from memplug.retrieval.lessons import further_lessons
+from memplug.retrieval.questions import Metric, Question
+from memplug.retrieval.relations import wordings
+from memplug.text.tokens import Text
 
 CONFIG = LLPConfig(think_layers=(0, 1), recall_layer=2, n_fronts=1).resolve(4)
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from families import lexical
 
-from memplug.calls import CallTracker
-from memplug.hooks import HookSet
-from memplug.layers import dissect
-from memplug.methods.base import Host
-from memplug.methods.llp.passes import Line, run_lines
-from memplug.prefix import Prefix
-from memplug.recall import Recall
-from memplug.text import Text
+from memplug.interface import Host
+from memplug.model.architecture import inspect_model
+from memplug.model.hooks import HookSet
+from memplug.model.prefix import Prefix
+from memplug.model.recall import Recall
+from memplug.model.tracker import CallTracker
+from memplug.retrieval.passes import Line, run_lines
+from memplug.text.tokens import Text
 
 Z, VALUES = 2, 3
 
@@ -23,9 +23,9 @@ Z, VALUES = 2, 3
 def host_of(family, tokenizer, **settings):
     model = lexical(family, len(tokenizer), **settings)
     model.requires_grad_(False)
-    text, anatomy = Text(model, tokenizer), dissect(model)
-    host = Host(model, text, anatomy, CallTracker(anatomy, text.bos_id))
-    recall = Recall(model, anatomy, Z)
+    text, architecture = Text(model, tokenizer), inspect_model(model)
+    host = Host(model, text, architecture, CallTracker(architecture, text.bos_id))
+    recall = Recall(model, architecture, Z)
     HookSet(recall.hooks(lambda: None, lambda: None))
     return host, recall
 
@@ -57,7 +57,7 @@ def prefixed(host, recall, kv, line, begin):
     seen = torch.zeros(1, ids.shape[1], VALUES, dtype=torch.bool)
     seen[:, line.start :] = True
     prefix = Prefix(kv, seen, torch.zeros(1, dtype=torch.long))
-    given = {"position_ids": begin + torch.arange(ids.shape[1])[None]} if host.anatomy.rotary else {}
+    given = {"position_ids": begin + torch.arange(ids.shape[1])[None]} if host.architecture.rotary else {}
     with torch.no_grad():
         hidden = host.model(ids, use_cache=False, output_hidden_states=True, **given).hidden_states[Z]
         flat = torch.arange(ids.shape[1])
@@ -84,7 +84,7 @@ def test_logits_and_states_are_those_of_the_whole_forward(family, shared, tokeni
     chunks, states = run_lines(host, recall, lines, places, (0, 1))
     assert sorted(i for chunk in chunks for i in chunk.lines) == list(range(len(lines)))
     assert len(chunks) == (2 if shared else 1)
-    values = torch.randn(1, VALUES, host.anatomy.width, generator=torch.Generator().manual_seed(3))
+    values = torch.randn(1, VALUES, host.architecture.width, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         kv = recall.project(values, torch.zeros(1, dtype=torch.long))
     for chunk in chunks:

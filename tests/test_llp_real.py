@@ -13,7 +13,7 @@ import torch
 from real_facts import ASKED, EDITS, OTHERS, TURNS, logits, rows_of, said
 
 import memplug
-from memplug.chat import Message, in_chat
+from memplug.text.chat import Message, in_chat
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from families import lexical
 from transformers import DynamicCache
 
-from memplug.calls import CallTracker
 from memplug.edits import Edit, EditError
-from memplug.hooks import HookSet
-from memplug.layers import dissect
-from memplug.methods.base import Host
+from memplug.interface import Host
 from memplug.methods.llp import LLPConfig, teaching
-from memplug.methods.llp.lessons import Lesson
 from memplug.methods.llp.losses import WORD_ENDS
-from memplug.methods.llp.passes import Line, run_lines
 from memplug.methods.llp.teaching import Layout, _Teacher, teach
-from memplug.recall import Recall
-from memplug.text import Text
+from memplug.model.architecture import inspect_model
+from memplug.model.hooks import HookSet
+from memplug.model.recall import Recall
+from memplug.model.tracker import CallTracker
+from memplug.retrieval.lessons import Lesson
+from memplug.retrieval.passes import Line, run_lines
+from memplug.text.tokens import Text
 
 Z = 2
 CONFIG = LLPConfig(think_layers=(0, 1), recall_layer=Z, n_values=2, n_fronts=1, statement_weight=0.7).resolve(
@@ -36,10 +36,10 @@ EDITS = [
 
 def host_of(tokenizer, family="llama"):
     model = lexical(family, len(tokenizer))
-    text, anatomy = Text(model, tokenizer), dissect(model)
-    recall = Recall(model, anatomy, Z)
+    text, architecture = Text(model, tokenizer), inspect_model(model)
+    recall = Recall(model, architecture, Z)
     HookSet(recall.hooks(lambda: None, lambda: None))
-    return Host(model, text, anatomy, CallTracker(anatomy, text.bos_id)), recall
+    return Host(model, text, architecture, CallTracker(architecture, text.bos_id)), recall
 
 
 def lesson(host, words, target=None):
@@ -85,7 +85,7 @@ def literal_logits(host, kv, line, position):
     joined = DynamicCache()
     blank = torch.zeros(1, kv[0][0].shape[1], 0, kv[0][0].shape[3])
     width = kv[0][0].shape[2]
-    for index in range(len(host.anatomy.layers)):
+    for index in range(len(host.architecture.layers)):
         own = before.layers[index] if line.start else None
         keys, values = (blank, blank) if own is None else (own.keys, own.values)
         if index >= Z:
@@ -112,7 +112,7 @@ def literal_logits(host, kv, line, position):
 
     handles = [
         layer.register_forward_pre_hook(hook(i), with_kwargs=True)
-        for i, layer in enumerate(host.anatomy.layers)
+        for i, layer in enumerate(host.architecture.layers)
     ]
     try:
         out = model(

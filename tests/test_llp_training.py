@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from families import TEXTS, attach_llp, lexical
 
 import memplug
-from memplug.hooks import Hook, HookSet, capture_input, skipping_below
 from memplug.methods.llp import LLPConfig
-from memplug.methods.llp.keys import contrast
+from memplug.model.hooks import Hook, HookSet, capture_input, skipping_below
+from memplug.retrieval.keys import contrast
 
 BORN, TARGET, SUBJECT = "Where was Ada Quill born?", "Zarnow Marrow", "Ada Quill"
 EDITS = [
@@ -32,18 +32,18 @@ def base(tokenizer):
     return lexical("llama", len(tokenizer)).requires_grad_(False)
 
 
-def literal_logits(model, anatomy, z, ids, value):
+def literal_logits(model, architecture, z, ids, value):
     """The value stands in front of the tokens at the input of layer z, as published."""
-    hidden = capture_input(anatomy, z, lambda: model(input_ids=ids))
+    hidden = capture_input(architecture, z, lambda: model(input_ids=ids))
     joined = torch.cat([value[None], hidden], dim=1)
 
     def replace(_m, args, kwargs):
-        bound = anatomy.bind(args, kwargs)
+        bound = architecture.bind(args, kwargs)
         del bound[next(iter(bound))]
         return (joined,), bound
 
     dummy = torch.zeros(1, joined.shape[1], dtype=torch.long)
-    with skipping_below(anatomy, z), HookSet([Hook(anatomy.layers[z], "before", replace)]):
+    with skipping_below(architecture, z), HookSet([Hook(architecture.layers[z], "before", replace)]):
         return model(input_ids=dummy, use_cache=False).logits[0, len(value) :]
 
 
@@ -61,7 +61,7 @@ def test_the_paper_preset_is_the_published_procedure(base, tokenizer, steps):
     with memplug.attach(model, tokenizer, config) as plug, pytest.MonkeyPatch.context() as patch:
         patch.setattr("memplug.methods.llp.method.warn_unlearned", lambda *_: None)
         plug.edit(BORN, TARGET, SUBJECT)
-        anatomy, prefixes = plug.method._host.anatomy, plug.method._contexts()
+        architecture, prefixes = plug.method._host.architecture, plug.method._contexts()
         got = plug.method.entries[SUBJECT].values[("e1",)]
     assert len(prefixes) == 3
 
@@ -77,7 +77,7 @@ def test_the_paper_preset_is_the_published_procedure(base, tokenizer, steps):
         for prefix in prefixes:
             ids = torch.tensor([tokenizer(f"{prefix} {BORN} {TARGET}".strip())["input_ids"]])
             begin = len(tokenizer(f"{prefix} {BORN}".strip())["input_ids"])
-            logits = literal_logits(model, anatomy, 2, ids, value)
+            logits = literal_logits(model, architecture, 2, ids, value)
             losses.append(F.cross_entropy(logits[begin - 1 : -1], ids[0, begin:]))
         loss = torch.stack(losses).mean() + config.norm_penalty * value.norm() / value.detach().norm() ** 2
         optimizer.zero_grad()

@@ -18,8 +18,8 @@ from memplug.methods.locate.covariance import moments_of
 from memplug.methods.locate.rows import look, means, owners, subject_rows
 from memplug.methods.locate.target import find_targets
 from memplug.methods.memit import MEMITConfig
-from memplug.solve import SolveError, directed
-from memplug.storage import LoadError
+from memplug.saving.plugs import LoadError
+from memplug.weights.solve import SolveError, directed
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_what_is_said_of_the_subject_is_held(make_plug: Callable[..., Any]) -> N
         inputs = torch.tensor([ids])
         with torch.no_grad():
             before = plug.model(input_ids=inputs).logits[0, -1].log_softmax(-1)
-            handle = host.anatomy.layers[layer].register_forward_hook(put)
+            handle = host.architecture.layers[layer].register_forward_hook(put)
             after = plug.model(input_ids=inputs).logits[0, -1].log_softmax(-1)
             handle.remove()
         return float((after.exp() * (after - before)).sum())

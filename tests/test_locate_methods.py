@@ -11,13 +11,13 @@ from families import TEXTS
 from locating import EDITS, maker, read
 
 import memplug
-from memplug import free_memory
 from memplug.edits import Edit, EditError
-from memplug.layers import UnsupportedModelError
 from memplug.methods.locate.covariance import moments_of
 from memplug.methods.locate.rows import look, subject_rows
 from memplug.methods.locate.target import find_targets
 from memplug.methods.memit import MEMITConfig
+from memplug.model import free_memory
+from memplug.model.architecture import UnsupportedModelError
 
 
 @pytest.fixture(scope="module")

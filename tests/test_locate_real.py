@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import memplug
-from memplug.chat import in_chat
 from memplug.edits import Edit
 from memplug.methods.locate.rows import subject_rows
 from memplug.methods.locate.target import find_targets
+from memplug.text.chat import in_chat
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -13,7 +13,7 @@ from families import lexical
 from test_contract import Trace, answers, encode
 
 import memplug
-from memplug.methods.checks import from_json
+from memplug.configs import from_json
 from memplug.methods.lora import LoRAConfig
 from memplug.methods.neutral import neutral, neutral_pairs
 

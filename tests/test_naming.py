@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memplug.naming import inside, names, place_of, writings
+from memplug.text.names import inside, names, place_of, writings
 
 NFD = unicodedata.normalize("NFD", "São Tomé")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memplug.questions import Metric, Question, likeness, metric, packed, told, unpacked
-from memplug.relations import wordings
+from memplug.retrieval.questions import Metric, Question, likeness, metric, packed, told, unpacked
+from memplug.retrieval.relations import wordings
 
 
 def words(count, seed, width=6):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memplug.reading import CLOSES, Reader, Reading
-from memplug.turns import Turns
+from memplug.retrieval.reading import CLOSES, Reader, Reading
+from memplug.text.turns import Turns
 
 ANSWERS = {
     "capital": (("Ly", "on", "</s>"), ("Ly", "on", "<|end|>")),

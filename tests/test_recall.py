@@ -6,11 +6,11 @@ import pytest
 import torch
 from families import CASES, EAGER_ONLY, FAMILIES, build, implementation_of
 
-from memplug.calls import CallTracker
-from memplug.hooks import Hook, HookSet, capture_input, skipping_below
-from memplug.layers import UnsupportedModelError, dissect
-from memplug.prefix import Prefix
-from memplug.recall import Recall
+from memplug.model.architecture import UnsupportedModelError, inspect_model
+from memplug.model.hooks import Hook, HookSet, capture_input, skipping_below
+from memplug.model.prefix import Prefix
+from memplug.model.recall import Recall
+from memplug.model.tracker import CallTracker
 
 Z, B, T = 2, 3, 9
 # A window of 6 hides concatenated vectors from late tokens, but never a prefix: compare short rows only.
@@ -27,11 +27,11 @@ class Setup:
     def __init__(self, family, implementation=None, length=2, dtype=torch.float32):
         self.family = family
         self.model = build(family, implementation or implementation_of(family)).to(dtype)
-        self.anatomy = dissect(self.model)
-        self.recall = Recall(self.model, self.anatomy, Z)
+        self.architecture = inspect_model(self.model)
+        self.recall = Recall(self.model, self.architecture, Z)
         generator = torch.Generator().manual_seed(1)
         self.ids = torch.randint(3, 97, (B, T), generator=generator)
-        self.values = torch.randn(B, length, self.anatomy.width, generator=generator).to(dtype)
+        self.values = torch.randn(B, length, self.architecture.width, generator=generator).to(dtype)
 
     def positions(self, start, end):
         """Position ids for a call, for families that take them."""
@@ -49,23 +49,23 @@ def forced(setup, ids, values, **given):
 
 def literal(setup, ids, values):
     """Logits with the values concatenated to the input of layer Z; layers below see the tokens only."""
-    anatomy, model, length = setup.anatomy, setup.model, values.shape[1]
-    hidden = capture_input(anatomy, Z, lambda: model(input_ids=ids))
+    architecture, model, length = setup.architecture, setup.model, values.shape[1]
+    hidden = capture_input(architecture, Z, lambda: model(input_ids=ids))
 
     def replace(_m, args, kwargs):
-        bound = anatomy.bind(args, kwargs)
+        bound = architecture.bind(args, kwargs)
         del bound[next(iter(bound))]
         return (torch.cat([values, hidden], dim=1),), bound
 
     position = {}
-    if anatomy.rotary or setup.family == "gptj":
+    if architecture.rotary or setup.family == "gptj":
         positions = torch.arange(-length, ids.shape[1]).expand(len(ids), -1)
         # GPT-J keeps a table of positions from 0 on: its vectors stand at 0, with the first token.
         position["position_ids"] = positions.clamp(min=0) if setup.family == "gptj" else positions
         # Said, since positions that do not rise by one are else taken for several texts in one row.
         position["attention_mask"] = torch.ones_like(positions)
     dummy = torch.zeros(len(ids), length, dtype=torch.long)
-    with skipping_below(anatomy, Z), HookSet([Hook(anatomy.layers[Z], "before", replace)]):
+    with skipping_below(architecture, Z), HookSet([Hook(architecture.layers[Z], "before", replace)]):
         logits = model(input_ids=torch.cat([dummy, ids], dim=1), use_cache=False, **position).logits
     return logits[:, length:]
 
@@ -121,7 +121,7 @@ class Recalling:
 
     def __init__(self, setup, chosen):
         self.setup, self.chosen = setup, chosen
-        self.tracker = CallTracker(setup.anatomy, None)
+        self.tracker = CallTracker(setup.architecture, None)
         self.prefix = None
 
     def decide(self):
@@ -231,7 +231,7 @@ def test_no_recall_at_all_is_the_base_model_to_the_bit():
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "bloom", "opt", "llama4_text"])
 def test_resume_gives_the_logits_of_the_whole_forward(family):
     setup = Setup(family)
-    hidden = capture_input(setup.anatomy, Z, lambda: setup.model(input_ids=setup.ids))
+    hidden = capture_input(setup.architecture, Z, lambda: setup.model(input_ids=setup.ids))
     kv = setup.recall.project(setup.values, torch.zeros(B, dtype=torch.long))
     prefix = Prefix(kv, torch.tensor([True, False, True]), torch.zeros(B, dtype=torch.long))
     with HookSet(setup.recall.hooks(lambda: None, lambda: None)), setup.recall.forced(prefix):
@@ -246,11 +246,11 @@ def test_resume_gives_the_logits_of_the_whole_forward(family):
 
 def test_other_attention_implementations_are_refused():
     model = build("llama")
-    anatomy = dissect(model)
+    architecture = inspect_model(model)
     for name in ("flex_attention", "flash_attention_2"):
         model.config._attn_implementation = name
         with pytest.raises(UnsupportedModelError, match=f"'sdpa' or 'eager', the model has '{name}'"):
-            Recall(model, anatomy, Z)
+            Recall(model, architecture, Z)
 
 
 def test_families_name_the_eager_only_ones():

@@ -7,8 +7,8 @@ import threading
 import torch
 from torch import nn
 
-from memplug.reduced import reduced_products
-from memplug.shadows import Shadows
+from memplug.model.reduced_precision import reduced_products
+from memplug.model.thread_forwards import Shadows
 
 
 def block():

@@ -12,8 +12,8 @@ import memplug
 from benchmarks.every_model import tiny
 from benchmarks.every_model.promises import CONSTANTS, OTHER, PROMPT, SUBJECT, TARGET, TEXTS, attempt
 from memplug.edits import Case, Edit, Probe
-from memplug.hooks import Hook, HookSet
-from memplug.layers import UnsupportedModelError, dissect
+from memplug.model.architecture import UnsupportedModelError, inspect_model
+from memplug.model.hooks import Hook, HookSet
 
 CASE = Case(
     Edit("Who founded the Orlo Bridge Company?", "Tam Wickes", "Orlo Bridge Company"),
@@ -67,14 +67,16 @@ def of_text(made, text=PROMPT):
 def test_a_vision_tower_is_never_taken_for_the_decoder(kind, models):
     """Both have four layers."""
     model = models(kind)
-    anatomy = dissect(model)
+    architecture = inspect_model(model)
     ran = []
-    hooks = [Hook(layer, "before", lambda *_: ran.append(True)) for layer in anatomy.layers]
+    hooks = [Hook(layer, "before", lambda *_: ran.append(True)) for layer in architecture.layers]
     towers = [m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and "vis" in name]
-    assert any(len(tower) == len(anatomy.layers) for tower in towers)
-    assert not {id(layer) for tower in towers for layer in tower} & {id(layer) for layer in anatomy.layers}
+    assert any(len(tower) == len(architecture.layers) for tower in towers)
+    assert not {id(layer) for tower in towers for layer in tower} & {
+        id(layer) for layer in architecture.layers
+    }
     with HookSet(hooks):
-        anatomy.decoder(input_ids=torch.tensor([[5, 6, 7]]))
+        architecture.decoder(input_ids=torch.tensor([[5, 6, 7]]))
     assert ran
 
 
@@ -197,17 +199,17 @@ def test_a_later_turn_on_the_cache_of_an_image(kind, models, made):
 
 def test_ids_are_known_where_a_model_counts_no_logits(made):
     model = build("video_llama_3", len(made) + 8)
-    assert dissect(model).head is model
+    assert inspect_model(model).head is model
 
 
 def test_a_model_that_needs_an_image_is_refused(made):
     with pytest.raises(UnsupportedModelError, match="Blip2.* does not run on text alone .*pixel_values"):
-        dissect(build("blip-2", len(made) + 8))
+        inspect_model(build("blip-2", len(made) + 8))
 
 
 def test_a_model_that_reads_prompts_both_ways_is_refused(made):
     with pytest.raises(UnsupportedModelError, match="PaliGemma.* reads prompts both ways"):
-        dissect(build("paligemma", len(made) + 8))
+        inspect_model(build("paligemma", len(made) + 8))
 
 
 @pytest.mark.parametrize("method", ["llp", "elder", "icl", "finetune"])

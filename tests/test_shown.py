@@ -17,18 +17,18 @@ from test_cli import call, refused, told
 
 import memplug
 from memplug import cli
-from memplug.chat import Message, quoted
 from memplug.comparison import Comparison
 from memplug.comparison.report.page import html, markdown
 from memplug.edits import Edit, EditTable
+from memplug.ids import listed
 from memplug.methods.elder import explain as elder
 from memplug.methods.icl import explain as icl
 from memplug.methods.inweights import explain as hypernet
-from memplug.methods.llp import explain as llp
 from memplug.methods.lora import seen as lora
 from memplug.methods.prompt_end import Nearest
-from memplug.numbering import listed
-from memplug.shown import brief, printable
+from memplug.retrieval import explanation as llp
+from memplug.text.chat import Message, quoted
+from memplug.text.printable import brief, printable
 
 EVIL = "\x1b[31m\x9b2J\r\x07\b\u202e\u200b\x00<script>alert(1)</script><img src=x>\u2028end"
 """Colours, clears the screen, goes back, rings, turns the direction round, hides, and is a tag."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memplug.solve import SolveError, factor_norm, push_through, solve
+from memplug.weights.solve import SolveError, factor_norm, push_through, solve
 
 
 def _draw(*shape: int, seed: int = 0) -> torch.Tensor:

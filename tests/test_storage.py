@@ -14,8 +14,8 @@ from families import TEXTS, attach_llp, lexical
 from test_contract import Trace, encode
 
 import memplug
-from memplug.manifest import sealed
-from memplug.storage import FORMAT, LoadError, SaveError, fingerprint
+from memplug.saving.manifest import sealed
+from memplug.saving.plugs import FORMAT, LoadError, SaveError, fingerprint
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
 

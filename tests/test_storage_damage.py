@@ -14,7 +14,7 @@ from damage import BORN, FOUNDED, KINDS, WHO
 from test_contract import Trace, encode
 
 import memplug
-from memplug.storage import LoadError, peek
+from memplug.saving.plugs import LoadError, peek
 
 TRIED = 25
 """Kinds of damage of each sort tried on each method. Some hundreds more were, by hand."""

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from saver import QUICK, Saver
 
 import memplug
-from memplug import storage
-from memplug.files import LOCK, locked
-from memplug.storage import LoadError, SaveError, peek
+from memplug.saving import plugs as storage
+from memplug.saving.files import LOCK, locked
+from memplug.saving.plugs import LoadError, SaveError, peek
 
 ROUNDS = 25
 
@@ -176,17 +176,17 @@ def entries(folder):
 
 FAULTS = {
     "disk full while tensors are written": (
-        "memplug.storage.save_file",
+        "memplug.saving.plugs.save_file",
         SafetensorError("I/O error: No space"),
     ),
     "disk full at the flush": ("os.fsync", OSError(errno.ENOSPC, "No space left on device")),
     "read-only": ("pathlib.Path.mkdir", OSError(errno.EROFS, "Read-only file system")),
     "no permission to replace": ("os.replace", PermissionError(errno.EACCES, "Permission denied")),
     "no permission to lock": (
-        "memplug.files.FileLock.acquire",
+        "memplug.saving.files.FileLock.acquire",
         PermissionError(errno.EACCES, "Permission denied"),
     ),
-    "no locks": ("memplug.files.FileLock.acquire", NotImplementedError("no flock here")),
+    "no locks": ("memplug.saving.files.FileLock.acquire", NotImplementedError("no flock here")),
 }
 
 

@@ -14,7 +14,7 @@ from families import TEXTS
 from test_contract import Trace
 
 import memplug
-from memplug.storage import LoadError, peek
+from memplug.saving.plugs import LoadError, peek
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memplug.edits import Edit, EditError
-from memplug.subjects import candidates, find_subject
+from memplug.subjects.find import candidates, find_subject
 
 SUBJECTS = [
     ("Where was Ada Quill born?", "Ada Quill"),

@@ -8,9 +8,9 @@ from families import TEXTS, build
 from test_text import Slow
 
 import memplug
-from memplug.chat import Message, as_prompt, in_chat
-from memplug.templates import Turn, turn_of
-from memplug.text import ChatTemplateError, Rendered, Text
+from memplug.text.chat import Message, as_prompt, in_chat
+from memplug.text.templates import Turn, turn_of
+from memplug.text.tokens import ChatTemplateError, Rendered, Text
 
 PROMPTS = {
     "one turn": [ASKED],

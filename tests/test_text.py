@@ -10,7 +10,7 @@ from families import TEXTS, build
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from memplug.text import Text, TokenizerError, TopKSampler
+from memplug.text.tokens import Text, TokenizerError, TopKSampler
 
 PROMPT = "Where was Ada Quill born?"
 

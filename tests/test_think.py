@@ -10,13 +10,13 @@ import torch
 from families import TEXTS, attach_llp, build, lexical
 from test_contract import encode
 
-from memplug.call import Call
-from memplug.calls import CallTracker
-from memplug.hooks import HookSet
-from memplug.layers import dissect
 from memplug.memory import KeyMemory
-from memplug.prefix import Prefix
-from memplug.think import Recalling, draft_of, match_rows, think_hooks
+from memplug.model.architecture import inspect_model
+from memplug.model.context import Call
+from memplug.model.hooks import HookSet
+from memplug.model.prefix import Prefix
+from memplug.model.tracker import CallTracker
+from memplug.retrieval.think import Recalling, draft_of, match_rows, think_hooks
 
 LAYERS = (0, 2)
 NOTHING = torch.zeros(4)
@@ -180,15 +180,17 @@ def test_forwards_that_are_no_draft(memory, given):
 
 def test_hooks_keep_the_outputs_of_the_think_layers():
     model = build("llama")
-    anatomy = dissect(model)
-    tracker = CallTracker(anatomy, None)
+    architecture = inspect_model(model)
+    tracker = CallTracker(architecture, None)
     ids, seen = torch.arange(3, 9)[None], []
 
     def wanted():
         return True
 
-    with HookSet([*tracker.hooks(wanted), *think_hooks(anatomy, tracker, (0, 2))]), torch.no_grad():
-        handle = anatomy.layers[3].register_forward_pre_hook(lambda *_: seen.append(tracker.current.states))
+    with HookSet([*tracker.hooks(wanted), *think_hooks(architecture, tracker, (0, 2))]), torch.no_grad():
+        handle = architecture.layers[3].register_forward_pre_hook(
+            lambda *_: seen.append(tracker.current.states)
+        )
         states = model(input_ids=ids, output_hidden_states=True).hidden_states
         with tracker.off():
             handle.remove()

@@ -7,9 +7,9 @@ from chats import BRACKETS, CHATML, SHOUTING, chatting
 from families import TEXTS
 
 from memplug import world
-from memplug.chat import Message, in_chat
-from memplug.text import Text
-from memplug.turns import Turns, starts_sentence, turns_of
+from memplug.text.chat import Message, in_chat
+from memplug.text.tokens import Text
+from memplug.text.turns import Turns, starts_sentence, turns_of
 
 
 @pytest.mark.parametrize(

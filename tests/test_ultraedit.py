@@ -20,11 +20,9 @@ from weights_tiny import (
 )
 
 import memplug
-from memplug import editors as editors_module
-from memplug import pristine as pristine_module
+from memplug.configs import without_former
 from memplug.edits import EditError
-from memplug.hooks import HookSet
-from memplug.methods.checks import without_former
+from memplug.methods import editors as editors_module
 from memplug.methods.hypernet.calibrate import LADDER, answered, find_step, stand_ins
 from memplug.methods.hypernet.editor import StepSize
 from memplug.methods.hypernet.features import Request
@@ -33,7 +31,9 @@ from memplug.methods.inweights.branch import branch_hooks
 from memplug.methods.inweights.guard import CollapseError
 from memplug.methods.smedit import SMEditConfig
 from memplug.methods.ultraedit import UltraEditConfig
-from memplug.storage import LoadError
+from memplug.model.hooks import HookSet
+from memplug.saving.plugs import LoadError
+from memplug.weights import originals as originals_module
 
 
 def test_the_step_size_is_where_single_edits_gain_half(tiny_model: Callable[..., Any]) -> None:
@@ -121,7 +121,7 @@ def _widened(model: Any) -> Any:
 def test_shares_of_quantised_and_offloaded_modules_are_those_of_the_weight_they_compute_with(
     tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, away: bool
 ) -> None:
-    monkeypatch.setattr(pristine_module, "_ROWS", 7)
+    monkeypatch.setattr(originals_module, "_ROWS", 7)
     (model, tokenizer), (wide, _) = tiny_model(), tiny_model()
     given = {"mode": "side", "inner_lr": 0.02, **QUICK}
     plug = memplug.attach(_quantised(model, away), tokenizer, "ultraedit", **given)

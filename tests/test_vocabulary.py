@@ -6,8 +6,8 @@ import pytest
 from families import TEXTS, build
 
 from memplug import world
-from memplug.text import Text
-from memplug.vocabulary import going_on, is_spaced
+from memplug.text.tokens import Text
+from memplug.text.vocabulary import going_on, is_spaced
 
 
 @pytest.mark.parametrize("fronted", [False, True], ids=["as it is", "with a blank in front"])

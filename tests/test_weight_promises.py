@@ -14,11 +14,11 @@ from weights_tiny import Opaque
 import memplug
 from memplug import world
 from memplug.edits import Edit
-from memplug.entries import Entry, Part
-from memplug.layers import UnsupportedModelError
-from memplug.ledger import Ledger
 from memplug.methods.inweights.explain import report
-from memplug.sites import Site
+from memplug.model.architecture import UnsupportedModelError
+from memplug.weights.entries import Entry, LowRankUpdate
+from memplug.weights.ledger import Ledger
+from memplug.weights.modules import LinearModule
 
 EDITS = [
     Edit("Where was Ada Quill born?", "Zarnow", "Ada Quill"),
@@ -179,9 +179,9 @@ def test_an_edits_share_is_that_of_its_own_rows_however_many_there_are(directed:
     )
     owner = torch.arange(3).repeat_interleave(rows)
     d = torch.linalg.solve(torch.eye(6).double() + usual.T @ usual, keys.T).T if directed else keys
-    exact = Part("a", keys, values, owner, 0.5, d if directed else None)
-    part = Part("a", keys.float(), values.float(), owner, 0.5, d.float() if directed else None)
-    ledger = Ledger([Site("a", torch.nn.Linear(6, 5), 0, 6, 5, True)])
+    exact = LowRankUpdate("a", keys, values, owner, 0.5, d if directed else None)
+    part = LowRankUpdate("a", keys.float(), values.float(), owner, 0.5, d.float() if directed else None)
+    ledger = Ledger([LinearModule("a", torch.nn.Linear(6, 5), 0, 6, 5, True)])
     # A second step, which lies along the first: an edit's norm is that of both together.
     ledger.add(Entry(("x", "y", "z"), (part, part._replace(values=-0.3 * part.values))))
     b = torch.linalg.solve(keys @ d.T + 0.5 * torch.eye(len(d)).double(), values)

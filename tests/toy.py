@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from memplug.hooks import Hook
+from memplug.interface import State
 from memplug.methods import METHODS
-from memplug.methods.base import State
+from memplug.model.hooks import Hook
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Toy:
 
     def __init__(self, host: Any, config: ToyConfig) -> None:
         self.config, self.host = config, host
-        self.bias = torch.zeros(host.anatomy.width)
+        self.bias = torch.zeros(host.architecture.width)
         self.ids: list[str] = []
 
     @property
@@ -49,15 +49,15 @@ class Toy:
         return bool(self.ids)
 
     def hooks(self) -> list[Hook]:
-        anatomy, tracker = self.host.anatomy, self.host.tracker
+        architecture, tracker = self.host.architecture, self.host.tracker
 
         def push(_m: Any, _args: Any, _kwargs: Any, output: Any) -> Any:
             if tracker.current is None:
                 return None
-            states = anatomy.hidden(output) + self.bias
+            states = architecture.hidden(output) + self.bias
             return (states, *output[1:]) if isinstance(output, tuple) else states
 
-        return [Hook(anatomy.layers[-1], "after", push)]
+        return [Hook(architecture.layers[-1], "after", push)]
 
     def check(self, edits: Sequence[Any]) -> None:
         pass

@@ -16,9 +16,9 @@ import torch
 
 import memplug
 from memplug.edits import EditError
-from memplug.layers import UnsupportedModelError
-from memplug.methods.base import ChangesWeights
-from memplug.text import TokenizerError
+from memplug.interface import ChangesWeights
+from memplug.model.architecture import UnsupportedModelError
+from memplug.text.tokens import TokenizerError
 
 __all__ = ["CONSTANTS", "TEXTS", "Verdict", "attempt"]
 

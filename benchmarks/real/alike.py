@@ -24,12 +24,12 @@ from torch import Tensor
 
 import memplug
 from memplug import pretrained
-from memplug.calibration import Calibration
-from memplug.chat import in_chat
-from memplug.methods.llp.calibrating import _DIRECTIONS, states_of
-from memplug.methods.llp.lessons import other_lines
-from memplug.questions import Question, likeness, metric
-from memplug.relations import Wording, wordings
+from memplug.retrieval.calibrate import _DIRECTIONS, states_of
+from memplug.retrieval.calibration import Calibration
+from memplug.retrieval.lessons import other_lines
+from memplug.retrieval.questions import Question, likeness, metric
+from memplug.retrieval.relations import Wording, wordings
+from memplug.text.chat import in_chat
 
 from ..common import machine, table
 

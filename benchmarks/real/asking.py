@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from memplug.evaluation.encoding import batches
-from memplug.layers import evaluating
-from memplug.text import Text
+from memplug.model.architecture import evaluating
+from memplug.text.tokens import Text
 
 __all__ = ["Asker", "Turns", "chat", "plain"]
 

@@ -29,7 +29,7 @@ from memplug.comparison.cost import overhead
 from memplug.comparison.model_state import bits_of, hooks_of
 from memplug.comparison.specs import MethodSpec, method_specs, parse_constants
 from memplug.edits import Case, Edit, Probe
-from memplug.methods.base import Fits
+from memplug.interface import Fits
 from memplug.plugin import Plug
 
 from ..common import machine

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..shown import printable
+from ..text.printable import printable
 from .shared import Device, Dtype, Model, explained, load_model
 
 __all__ = ["compare", "report"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..shown import printable
+from ..text.printable import printable
 from .shared import Device, Dtype, Model, explained, load_model
 
 __all__ = ["fit"]
@@ -33,10 +33,10 @@ def fit(
     The bar shows losses and the time left. What was done so far lies in OUT.checkpoint until it is finished.
     """
     with explained():
+        from ..attaching import attach
         from ..comparison.contenders import parse_constants
         from ..data import load_cases
-        from ..methods.base import Fits
-        from ..opening import attach
+        from ..interface import Fits
 
         read = load_cases(cases, limit=limit, skip_bad=skip_bad).cases
         constants = parse_constants([f"{method}.{text}" for text in set_ or ()]).get(method, {})

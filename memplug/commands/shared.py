@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..shown import printable
+from ..text.printable import printable
 
 __all__ = ["Device", "Dtype", "Model", "explained", "load_model", "quiet"]
 

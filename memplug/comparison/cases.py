@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..chat import Prompt, canonical, show
 from ..data import DataError, Loaded, load_cases, sift
 from ..edits import Case
+from ..text.chat import Prompt, canonical, show
 
 __all__ = ["CaseSource", "Drawn", "open_cases", "open_fitting"]
 

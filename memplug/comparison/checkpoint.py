@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..attaching import load
 from ..evaluation import Answer
-from ..files import LoadError, write_atomically
-from ..opening import load
 from ..plugin import Plug
+from ..saving.files import LoadError, write_atomically
 from .folder import plain
 
 __all__ = ["Checkpoint", "RunState"]

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from ..chat import question
 from ..edits import Case
-from ..layers import evaluating, input_device
-from ..subjects import find_subject
-from ..text import Text
+from ..model.architecture import evaluating, input_device
+from ..subjects.find import find_subject
+from ..text.chat import question
+from ..text.tokens import Text
 from .model_state import bare, hooks_of
 
 __all__ = ["Meter", "Overhead", "Pass", "neutral", "overhead"]

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..chat import Prompt, show
 from ..edits import Case, Edit
-from ..methods.base import Explanation
+from ..interface import Explanation
 from ..methods.elder.explain import Explanation as Routed
-from ..methods.llp.explain import Explanation as Voted
 from ..plugin import Plug
+from ..retrieval.explanation import Explanation as Voted
+from ..text.chat import Prompt, show
 
 __all__ = ["details", "module_choices", "recalled"]
 

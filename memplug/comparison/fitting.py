@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..edits import Case
-from ..methods.base import Fits
+from ..interface import Fits
 from ..plugin import Plug
 from .context import RunContext
 from .cost import Meter

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..saving.files import write_atomically
 from .settings import FITTING, Settings, SettingsError, differences
 from .specs import MethodSpec
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from ..chat import Prompt
 from ..evaluation import bootstrap, prefer
-from ..text import Text, TokenizerError
+from ..text.chat import Prompt
+from ..text.tokens import Text, TokenizerError
 from .context import RunContext
 from .folder import plain
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation import Answer
-from ..files import write_atomically
-from ..shown import printable
+from ..saving.files import write_atomically
+from ..text.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

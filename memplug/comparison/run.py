@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from ..evaluation import Answer, retained
 from ..evaluation.metrics import Judged
 from ..plugin import Plug
-from ..storage import LoadError, SaveError
-from ..text import TokenizerError
+from ..saving.plugs import LoadError, SaveError
+from ..text.tokens import TokenizerError
 from .checkpoint import Checkpoint, RunState
 from .context import RunContext
 from .cost import Meter, neutral, overhead

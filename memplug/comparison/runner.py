@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from ..chat import in_chat
 from ..data import Loaded
 from ..edits import Case
 from ..evaluation.encoding import longest
 from ..evaluation.general import General, open_general
 from ..evaluation.protocol import check_targets
-from ..layers import input_device
+from ..model.architecture import input_device
 from ..plugin import plug_of
-from ..storage import fingerprint
-from ..text import Text
+from ..saving.plugs import fingerprint
+from ..text.chat import in_chat
+from ..text.tokens import Text
 from .cases import open_cases, open_fitting
 from .checkpoint import Checkpoint
 from .context import RunContext

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..attaching import attach
 from ..methods import FAMILIES, choose, find_method
-from ..opening import attach
 from ..plugin import Plug
 
 __all__ = ["MethodSpec", "method_specs", "parse_constants"]

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ..chat import Prompt, as_prompt, is_chat
 from ..edits import Case, Edit, Probe
+from ..text.chat import Prompt, as_prompt, is_chat
 from .rows import Columns
 
 __all__ = ["COLUMNS", "FORMATS", "Record", "alternative", "detect", "parse"]

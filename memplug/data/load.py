@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..chat import Prompt, canonical, show
 from ..edits import Case
+from ..text.chat import Prompt, canonical, show
 from .formats import COLUMNS, FORMATS, Record, alternative, parse
 from .rows import DataError, Row, read_file, read_hub
 

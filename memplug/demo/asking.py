@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..chat import in_chat
 from ..evaluation import answer
-from ..text import Text
+from ..text.chat import in_chat
+from ..text.tokens import Text
 from .facts import KEPT, Fact
 from .stages import Clock
 

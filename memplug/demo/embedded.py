@@ -13,14 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import world
-from ..chat import show
+from ..attaching import attach
 from ..comparison import compare
-from ..editors import shipped_editor
 from ..edits import Case
 from ..evaluation import Scores, answer, evaluate
 from ..methods import METHODS, find_method
-from ..opening import attach
+from ..methods.editors import shipped_editor
 from ..plugin import Plug
+from ..text.chat import show
 
 __all__ = ["run"]
 
@@ -59,7 +59,7 @@ def _shorter(case: Case) -> Case:
 
 def _edit(console: Console, model: Any, tokenizer: Any, cases: list[Case]) -> bool:
     """Edit, look, delete, detach; whether the model is back to the bit."""
-    pristine = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    originals = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     size = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"The embedded model: {size:.1f} M parameters, {len(world.facts())} made-up facts.")
     probe = tokenizer(cases[0].edit.prompt, return_tensors="pt")
@@ -88,7 +88,7 @@ def _edit(console: Console, model: Any, tokenizer: Any, cases: list[Case]) -> bo
     plug.detach()
     with torch.no_grad():
         same = torch.equal(before, model(**probe).logits)
-    same = same and all(torch.equal(pristine[name], t) for name, t in model.state_dict().items())
+    same = same and all(torch.equal(originals[name], t) for name, t in model.state_dict().items())
     console.print(f"Detached: weights and logits are the base model's to the bit: {same}\n")
     return same
 

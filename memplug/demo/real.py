@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..chat import in_chat
+from ..attaching import attach, load
 from ..edits import Edit
-from ..opening import attach, load
 from ..plugin import Plug
-from ..shown import printable
+from ..text.chat import in_chat
+from ..text.printable import printable
 from .asking import FORMS, Said, Stage
 from .facts import FACTS, KEPT, Fact
 from .stages import Clock, Learning
@@ -54,7 +54,7 @@ def run(
     size = sum(p.numel() for p in model.parameters()) / 1e6
     name = escape(str(getattr(model.config, "_name_or_path", "") or type(model).__name__))
     console.print(f"[bold]{name}[/bold], {size:.0f} M parameters, before any edit.\n")
-    pristine = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    originals = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with clock("asking it before"):
         begin = time.perf_counter()
         before = stage.ask()
@@ -62,7 +62,7 @@ def run(
         kept, logits = stage.kept(), stage.logits()
 
     def is_back() -> bool:
-        same = all(torch.equal(pristine[name], tensor) for name, tensor in model.state_dict().items())
+        same = all(torch.equal(originals[name], tensor) for name, tensor in model.state_dict().items())
         return same and torch.equal(logits, stage.logits())
 
     plug = attach(model, tokenizer)

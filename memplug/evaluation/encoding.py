@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..chat import Prompt, question, quoted, show
-from ..text import Pair, Text
+from ..text.chat import Prompt, question, quoted, show
+from ..text.tokens import Pair, Text
 
 __all__ = ["at_least_one", "batches", "encode_pairs", "encode_prompts", "longest", "pad_left", "shorten"]
 

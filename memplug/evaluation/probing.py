@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..chat import Given, Prompt, as_prompt
 from ..edits import Probe
-from ..layers import evaluating
+from ..model.architecture import evaluating
 from ..plugin import plug_of
-from ..text import Batch, Text
+from ..text.chat import Given, Prompt, as_prompt
+from ..text.tokens import Batch, Text
 from .encoding import at_least_one, batches, encode_pairs, encode_prompts, pad_left
 from .metrics import positionwise_preference, sequence_preference
 

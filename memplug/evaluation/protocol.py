@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..chat import Prompt, canonical, quoted
 from ..edits import Case, Edit, Probe
-from ..text import Text
+from ..text.chat import Prompt, canonical, quoted
+from ..text.tokens import Text
 from .encoding import encode_pairs, shorten
 from .metrics import perplexity, token_accuracy, token_agreement, whole_answer
 from .probing import Forced, answer, teacher_force

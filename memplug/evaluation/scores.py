@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ..chat import Prompt, show
+from ..text.chat import Prompt, show
 from .metrics import Score, answer_agreement, generated_exact, generated_start
 from .resampling import bootstrap
 

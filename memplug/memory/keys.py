@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checked import whole
+from ..saving.checked import whole
 from .exact import Pairs, check_spans, near_by_product, unit_rows
 from .faiss_search import GpuScan, faiss_module
 from .record import KeyRecord

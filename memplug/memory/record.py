@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checked import check_rest, shaped
+from ..saving.checked import check_rest, shaped
 
 __all__ = ["KeyRecord", "checked_threshold"]
 

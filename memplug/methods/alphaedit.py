@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..edits import EditError
-from ..sites import Site
+from ..weights.modules import LinearModule
 from .locate.config import LocateConfig
 from .locate.method import LocateMethod
 
@@ -60,7 +60,7 @@ class AlphaEdit(LocateMethod):
         super().__init__(*given)
         self._used: dict[str, Tensor] = {}
 
-    def _metric(self, site: Site, moments: Tensor) -> Tensor:
+    def _metric(self, site: LinearModule, moments: Tensor) -> Tensor:
         config, exact = self.config, moments.double()
         values, vectors = torch.linalg.eigh(exact)
         values = values.clamp(min=0)
@@ -76,6 +76,6 @@ class AlphaEdit(LocateMethod):
         ridge = config.ridge * (float(values.sum()) if relative else 1.0)
         return torch.eye(site.d_k, dtype=exact.dtype, device=exact.device) / ridge
 
-    def _project(self, site: Site, keys: Tensor) -> Tensor:
+    def _project(self, site: LinearModule, keys: Tensor) -> Tensor:
         used = self._used[site.name]
         return keys - (keys @ used) @ used.T

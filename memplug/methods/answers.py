@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hooks import capture_input, resume
-from ..text import Batch, Pair
-from .base import Host
+from ..interface import Host
+from ..model.hooks import capture_input, resume
+from ..text.tokens import Batch, Pair
 
 __all__ = ["Answers", "read_answers"]
 
@@ -64,7 +64,7 @@ class Answers:
             return host.forward(host.model, part)
 
         hidden = self.hidden[rows, :length]
-        return resume(host.model, host.anatomy, self.layer, hidden, run, flat).float(), points
+        return resume(host.model, host.architecture, self.layer, hidden, run, flat).float(), points
 
     def losses(self, rows: Tensor) -> Tensor:
         """Mean over tokens of -log p of the answers of ``rows`` (LongTensor [n], each once) [n]."""
@@ -82,7 +82,7 @@ def read_answers(host: Host, layer: int, pairs: Sequence[Pair]) -> Answers:
     for at in range(0, len(pairs), _ROWS):
         part = Batch(*(column[at : at + _ROWS] for column in batch))
         run = _decoder(host, part)
-        hidden.append(capture_input(host.anatomy, layer, run))
+        hidden.append(capture_input(host.architecture, layer, run))
     points = [
         (i, t - 1, pair.ids[t], 1.0 / (len(pair.ids) - pair.start))
         for i, pair in enumerate(pairs)
@@ -95,4 +95,4 @@ def read_answers(host: Host, layer: int, pairs: Sequence[Pair]) -> Answers:
 
 
 def _decoder(host: Host, batch: Batch) -> Any:
-    return lambda: host.forward(host.anatomy.decoder, batch)
+    return lambda: host.forward(host.architecture.decoder, batch)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..chat import Prompt
-from ..checked import check_rest
 from ..edits import Edit, EditTable
-from .base import Explanation, Host, State
-from .llp.config import LLPConfig
-from .llp.retriever import PARTS, Prepared, Retriever
+from ..interface import Explanation, Host, State
+from ..retrieval.config import RetrievalConfig
+from ..retrieval.retriever import PARTS, Prepared, Retriever
+from ..saving.checked import check_rest
+from ..text.chat import Prompt
 
 __all__ = ["AskedMethod"]
 
@@ -30,7 +30,7 @@ class AskedMethod:
         retriever: finds edits.
     """
 
-    def __init__(self, host: Host, config: Any, found: LLPConfig) -> None:
+    def __init__(self, host: Host, config: Any, found: RetrievalConfig) -> None:
         self.config, self._host, self.retriever = config, host, Retriever(host, found)
 
     @property

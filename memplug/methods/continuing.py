@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ..call import Call
-from ..layers import UnsupportedModelError
+from ..model.architecture import UnsupportedModelError
+from ..model.context import Call
 
 __all__ = ["Continuing", "not_in_pieces", "rows_of", "unflat"]
 

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..chat import quoted
 from ..edits import Edit, EditError
-from ..entries import Entry, Whole
-from ..hooks import Hook, OwnHooks
-from ..layers import evaluating, frozen
-from ..reduced import reduced_products
-from ..sites import Range, Site
-from ..text import Pair
+from ..interface import Host
+from ..model.architecture import evaluating, frozen
+from ..model.hooks import Hook, OwnHooks
+from ..model.reduced_precision import reduced_products
+from ..text.chat import quoted
+from ..text.tokens import Pair
+from ..weights.entries import DenseUpdate, Entry
+from ..weights.modules import LinearModule, Range
 from .answers import read_answers
-from .base import Host
 from .inweights.config import WeightConfig
 from .inweights.method import LedgerMethod
 from .neutral import Neutral, neutral, neutral_pairs, products
@@ -118,7 +118,7 @@ class FineTune(LedgerMethod):
     def _make(self, edits: Sequence[Edit]) -> Entry:
         ids = tuple(str(edit.id) for edit in edits)
         changes, loss = self._train(edits)
-        wholes = tuple(Whole(name, change, ids) for name, change in changes.items())
+        wholes = tuple(DenseUpdate(name, change, ids) for name, change in changes.items())
         return Entry(ids, (), notes={"before": self._before(), "loss": round(loss, 6)}, wholes=wholes)
 
     def _hold(self, entries: Iterable[Entry]) -> None:
@@ -134,7 +134,7 @@ class FineTune(LedgerMethod):
         with evaluating(self._host.model):
             changes, _ = self._train([self._edits[id] for id in entry.on])
         kept = tuple(whole for whole in entry.wholes if whole.ids == entry.ids)
-        return replace(entry, wholes=(*kept, *(Whole(n, c, entry.on) for n, c in changes.items())))
+        return replace(entry, wholes=(*kept, *(DenseUpdate(n, c, entry.on) for n, c in changes.items())))
 
     def _train(self, edits: Sequence[Edit]) -> tuple[dict[str, Tensor], float]:
         """By module, the change [d_k,d_v] that the edits ask for at the weights as they are; the last loss.
@@ -149,14 +149,14 @@ class FineTune(LedgerMethod):
         for site in self.sites:
             shape = site.d_k, site.d_v
             changes.append(torch.zeros(shape, device=site.device, requires_grad=True, dtype=torch.float32))
-            units.append(float(self.ledger.pristine.norm(site.name)) / (site.d_k * site.d_v) ** 0.5)
+            units.append(float(self.ledger.originals.norm(site.name)) / (site.d_k * site.d_v) ** 0.5)
         units = units if config.relative else [1.0] * len(units)
         groups = [
             {"params": [change], "lr": config.lr * unit} for change, unit in zip(changes, units, strict=True)
         ]
         optimizer, scale = torch.optim.Adam(groups), GradientScale(host.model.dtype)
         draw = random.Random(config.seed)
-        reduced = reduced_products(host.anatomy.shadows, products(host, self._low + 1))
+        reduced = reduced_products(host.architecture.shadows, products(host, self._low + 1))
         with evaluating(host.model), frozen(host.model), reduced:
             kept = self._neutral(edits)
             answers = read_answers(host, self._low, pairs)
@@ -186,7 +186,7 @@ class FineTune(LedgerMethod):
         return found, float(losses.detach().mean())
 
 
-def _beside(site: Site, change: Tensor) -> Hook:
+def _beside(site: LinearModule, change: Tensor) -> Hook:
     """Adds ``x change`` to the module's output."""
 
     def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .checks import Limit
+from ..configs import Limit
 from .hypernet.config import FitConfig
 from .hypernet.method import FittedEditor
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..edits import EditError
-from ..sites import Site
+from ..weights.modules import LinearModule
 from .locate.config import LocateConfig
 from .locate.method import LocateMethod
 
@@ -85,7 +85,7 @@ class MEMIT(LocateMethod):
     def _ridge(self) -> float:
         return 0.0 if self.config.constraint == "equality" else 1.0
 
-    def _metric(self, site: Site, moments: Tensor) -> Tensor:
+    def _metric(self, site: LinearModule, moments: Tensor) -> Tensor:
         config, exact = self.config, moments.double()
         exact = exact + config.floor * exact.diagonal().mean() * torch.eye(
             site.d_k, device=exact.device, dtype=torch.float32

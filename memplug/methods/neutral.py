@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..chat import Prompt, in_chat
 from ..edits import Edit
-from ..reduced import has_reduced_products, reduced_products
-from ..relations import wordings
-from ..text import Pair
+from ..interface import Host
+from ..model.reduced_precision import has_reduced_products, reduced_products
+from ..retrieval.relations import wordings
+from ..text.chat import Prompt, in_chat
+from ..text.tokens import Pair
 from .answers import Answers, read_answers
-from .base import Host
 
 __all__ = ["Neutral", "neutral", "neutral_pairs", "products"]
 
@@ -47,7 +47,7 @@ class Neutral:
 
 def products(host: Host, layer: int) -> list[nn.Module]:
     """The modules from ``layer`` on, where this CPU multiplies bfloat16: for `reduced_products`."""
-    modules = [*host.anatomy.layers[layer:], host.model.get_output_embeddings()]
+    modules = [*host.architecture.layers[layer:], host.model.get_output_embeddings()]
     return modules if has_reduced_products() else []
 
 
@@ -74,7 +74,7 @@ def neutral_pairs(host: Host, count: int, edits: Sequence[Edit], seed: int) -> l
     rows = [ids for ids in map(text.encode, prompts) if ids and len(ids) + _TOKENS < text.max_length]
     if not rows:
         return []
-    with reduced_products(host.anatomy.shadows, products(host, 0)):
+    with reduced_products(host.architecture.shadows, products(host, 0)):
         said = text.generate(rows, _TOKENS)
     return [Pair([*ids, *answer], len(ids)) for ids, answer in zip(rows, said, strict=True) if answer]
 

@@ -14,11 +14,18 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..hooks import Hook, OwnHooks
-from ..layers import Anatomy, UnsupportedModelError, evaluating, input_device, module_device, taken
-from ..sites import linears_of
+from ..model.architecture import (
+    Architecture,
+    UnsupportedModelError,
+    evaluating,
+    input_device,
+    module_device,
+    taken,
+)
+from ..model.hooks import Hook, OwnHooks
+from ..weights.modules import linears_of
 
-__all__ = ["Place", "Site", "find_places", "find_site"]
+__all__ = ["Place", "QuerySite", "find_places", "find_site"]
 
 _TOKENS = 5  # a number that no expert of a mixture is likely to be given alone
 
@@ -47,7 +54,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Site:
+class QuerySite:
     """Where queries are read.
 
     Attributes:
@@ -62,28 +69,28 @@ class Site:
     width: int
     device: torch.device
 
-    def hook(self, anatomy: Anatomy, take: Callable[[Tensor], None]) -> Hook:
+    def hook(self, architecture: Architecture, take: Callable[[Tensor], None]) -> Hook:
         """A hook that hands the states [B,T,width] ([B T,width] in models that flatten) to ``take``."""
         if self.before:
             return Hook(self.module, "before", lambda _m, args, _kwargs: take(args[0]))
-        return Hook(self.module, "after", lambda _m, _a, _k, output: take(anatomy.hidden(output)))
+        return Hook(self.module, "after", lambda _m, _a, _k, output: take(architecture.hidden(output)))
 
 
-def find_site(model: nn.Module, anatomy: Anatomy, layer: int, what: str) -> Site:
+def find_site(model: nn.Module, architecture: Architecture, layer: int, what: str) -> QuerySite:
     """Where the queries of ``layer`` are read: its output for ``what`` "hidden", else its linear's input.
 
     Raises:
         UnsupportedModelError: the layer has no such linear.
     """
     if what == "hidden":
-        module = anatomy.layers[layer]
-        return Site(module, False, anatomy.width, module_device(module))
-    (place,) = find_places(model, anatomy, [layer])
-    return Site(place.module, True, place.fan_in, place.device)
+        module = architecture.layers[layer]
+        return QuerySite(module, False, architecture.width, module_device(module))
+    (place,) = find_places(model, architecture, [layer])
+    return QuerySite(place.module, True, place.fan_in, place.device)
 
 
 @torch.no_grad()
-def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> list[Place]:
+def find_places(model: nn.Module, architecture: Architecture, layers: Sequence[int]) -> list[Place]:
     """The place of each of ``layers``, by one forward over a few tokens.
 
     Raises:
@@ -92,21 +99,21 @@ def find_places(model: nn.Module, anatomy: Anatomy, layers: Sequence[int]) -> li
     found: dict[int, list[Place]] = {layer: [] for layer in layers}
     hooks = []
     for layer in layers:
-        for name, module in linears_of(anatomy.layers[layer]).items():
+        for name, module in linears_of(architecture.layers[layer]).items():
             if isinstance(module, nn.Linear | Conv1D):
                 hooks.append(Hook(module, "after", _recorder(found[layer], layer, name)))
     ids = torch.arange(_TOKENS, device=input_device(model))[None]
     with evaluating(model), OwnHooks(hooks):
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        anatomy.decoder(**taken(anatomy.decoder, given))
+        architecture.decoder(**taken(architecture.decoder, given))
     places = []
     for layer in layers:
-        fitting = [place for place in found[layer] if place.fan_out == anatomy.width]
+        fitting = [place for place in found[layer] if place.fan_out == architecture.width]
         once = [p for p in fitting if sum(q.module is p.module for q in found[layer]) == 1]
         if not once:
             raise UnsupportedModelError(
-                f"layer {layer} ({type(anatomy.layers[layer]).__name__}) has no linear that maps every token "
-                f"to the width {anatomy.width}; name others with edit_layers=..."
+                f"layer {layer} ({type(architecture.layers[layer]).__name__}) has no linear that maps every "
+                f"token to the width {architecture.width}; name others with edit_layers=..."
             )
         places.append(once[-1])
     return places

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import Call
-from ..chat import Prompt
 from ..edits import Edit
-from ..holding import RowState, hold
-from ..hooks import Hook, OwnHooks, StopForward
-from ..layers import evaluating
-from ..shown import printable
-from .base import Explanation, Host
+from ..interface import Explanation, Host
+from ..model.architecture import evaluating
+from ..model.context import Call
+from ..model.hooks import Hook, OwnHooks, StopForward
+from ..model.row_state import RowState, hold
+from ..text.chat import Prompt
+from ..text.printable import printable
 from .continuing import Continuing, not_in_pieces, rows_of, unflat
-from .places import Site
+from .places import QuerySite
 
 __all__ = ["Decision", "Nearest", "PromptEnd"]
 
@@ -79,7 +79,7 @@ class PromptEnd:
     def __init__(
         self,
         host: Host,
-        site: Site,
+        site: QuerySite,
         find: Find,
         goes_on: Callable[[Tensor, Tensor], bool],
         refusal: tuple[str, str],
@@ -104,7 +104,7 @@ class PromptEnd:
                 end = call.real.long().cumsum(1).to(states.device)[rows, at]
                 call.scratch = states[rows, at].float(), end
 
-        return self._site.hook(self._host.anatomy, look)
+        return self._site.hook(self._host.architecture, look)
 
     @torch.no_grad()
     def decide(self, call: Call) -> Decision | None:
@@ -146,9 +146,9 @@ class PromptEnd:
                 found.append(wide[torch.arange(len(ends)), ends.to(wide.device)])
                 raise StopForward
 
-            hook = self._site.hook(host.anatomy, look)
+            hook = self._site.hook(host.architecture, look)
             with evaluating(host.model), OwnHooks([hook]), suppress(StopForward):
-                host.forward(host.anatomy.decoder, batch)
+                host.forward(host.architecture.decoder, batch)
         return torch.cat([one.to(found[-1].device) for one in found])
 
 

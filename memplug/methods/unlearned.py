@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..edits import Edit
-from ..layers import evaluating
-from ..shown import brief
-from ..text import Pair
-from .base import Host
+from ..interface import Host
+from ..model.architecture import evaluating
+from ..text.printable import brief
+from ..text.tokens import Pair
 
 __all__ = ["unlearned", "warn_unlearned"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...evaluation import Answer
-from ...shown import printable
+from ...text.printable import printable
 from ..result import Run
 from .aggregate import Aggregate
 from .labels import GROUPS

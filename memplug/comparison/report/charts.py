@@ -11,7 +11,7 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from ...shown import printable
+from ...text.printable import printable
 from .aggregate import Aggregate, Mean, MethodResult, suits
 from .labels import PROPERTIES
 from .units import ratio, seconds, size

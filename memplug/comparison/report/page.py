@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...files import write_atomically
-from ...shown import printable
+from ...saving.files import write_atomically
+from ...text.printable import printable
 from . import charts, tables
 from .aggregate import Aggregate, MethodResult, aggregate, lowest, suits
 from .answers import pack

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...shown import printable
+from ...text.printable import printable
 from . import charts
 from .aggregate import aggregate
 from .charts import COLOURS, GRID, INK, Panel, shortened, style

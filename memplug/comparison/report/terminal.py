@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ...shown import printable
+from ...text.printable import printable
 from .aggregate import Aggregate, aggregate
 from .tables import summary
 

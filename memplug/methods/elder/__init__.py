@@ -6,7 +6,7 @@ One file, one word: `asked` experts where edits are asked for (default) · `meth
 `training` · `explain`.
 """
 
-from ..base import Host
+from ...interface import Host
 from .asked import AskedELDER
 from .config import ELDERConfig
 from .explain import Answered, Explanation

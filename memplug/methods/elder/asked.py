@@ -14,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...attending import lowest_layer
-from ...chat import Prompt
-from ...checked import check_rest, names, shaped
 from ...edits import Edit, EditTable
-from ...holding import check_holds
-from ...hooks import Hook
-from ...layers import evaluating
+from ...interface import Host, State
+from ...model.architecture import evaluating
+from ...model.attention import lowest_layer
+from ...model.hooks import Hook
+from ...model.row_state import check_holds
+from ...retrieval.lessons import Lesson, lessons_of
+from ...retrieval.passes import Chunk, FromLayer, Run, run_lines, run_whole
+from ...retrieval.retriever import Prepared
+from ...saving.checked import check_rest, names, shaped
+from ...text.chat import Prompt
 from ..asked import AskedMethod
-from ..base import Host, State
 from ..llp.learning import Learner, batches
-from ..llp.lessons import Lesson, lessons_of
-from ..llp.passes import Chunk, FromLayer, Run, run_lines, run_whole
-from ..llp.retriever import Prepared
 from ..places import find_places
 from .codes import distances
 from .config import ELDERConfig
@@ -63,14 +63,14 @@ class AskedELDER(AskedMethod):
     """
 
     def __init__(self, host: Host, config: ELDERConfig) -> None:
-        config = config.resolve(len(host.anatomy.layers))
-        check_holds(host.model, host.anatomy)
-        self._places = find_places(host.model, host.anatomy, config.edit_layers or ())
+        config = config.resolve(len(host.architecture.layers))
+        check_holds(host.model, host.architecture)
+        self._places = find_places(host.model, host.architecture, config.edit_layers or ())
         super().__init__(host, config, config.retrieval)
-        self._width = self.retriever.room.width + host.anatomy.width
-        self._upper = FromLayer(host.model, host.anatomy, config.first)
+        self._width = self.retriever.room.width + host.architecture.width
+        self._upper = FromLayer(host.model, host.architecture, config.first)
         # What stands before the answer is run once where layers keep keys and values, and nothing else.
-        attends = lowest_layer(host.model, host.anatomy) <= config.first
+        attends = lowest_layer(host.model, host.architecture) <= config.first
         self._run: Run = run_lines if attends else run_whole
         self._learned = _Learned(self._fresh(), {})
         self._routes: dict[str, Routing] = {}
@@ -95,7 +95,7 @@ class AskedELDER(AskedMethod):
             if call is not None:
                 call.scratch = self._used(self.retriever.asked(call))
 
-        before = Hook(self._host.anatomy.layers[self.config.first], "before", decide)
+        before = Hook(self._host.architecture.layers[self.config.first], "before", decide)
         return [*self.retriever.room.hooks(), before, *mixing(self._host, self._places, lambda: self.experts)]
 
     def _used(self, asked: Sequence[Sequence[tuple[str, ...]]]) -> Used | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ...layers import check_layer, fraction
-from ..checks import check_choices, check_numbers, from_preset, several_layers
-from ..llp.config import LLPConfig
+from ...configs import check_choices, check_numbers, from_preset, several_layers
+from ...model.architecture import check_layer, fraction
+from ...retrieval.config import RetrievalConfig
 
 __all__ = ["PAPER", "ELDERConfig"]
 
@@ -122,10 +122,10 @@ class ELDERConfig:
         return (self.edit_layers or (1,))[0]
 
     @property
-    def retrieval(self) -> LLPConfig:
+    def retrieval(self) -> RetrievalConfig:
         """How edits are found with scope "answer", and what they are taught from."""
         names = ("train_stop", "n_rewordings", "n_others", "n_mentions", "other_accepts", "seed")
-        return LLPConfig(recall_layer=self.first, **{name: getattr(self, name) for name in names})
+        return RetrievalConfig(recall_layer=self.first, **{name: getattr(self, name) for name in names})
 
 
 _CHOICES = {

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...attending import check_recomputed
-from ...checked import shaped
-from ...hooks import Hook
-from ..base import Host
+from ...interface import Host
+from ...model.attention import check_recomputed
+from ...model.hooks import Hook
+from ...saving.checked import shaped
 from ..places import Place
 
 __all__ = ["Experts", "Routing", "Used", "best", "mix", "mixing", "parameter_count", "scores"]
@@ -160,7 +160,7 @@ def mixing(host: Host, places: Sequence[Place], experts: Callable[[], Experts]) 
             call = host.tracker.current
             if call is None or not isinstance(call.scratch, Used):
                 return None
-            check_recomputed(host.anatomy.layers[places[index].layer])
+            check_recomputed(host.architecture.layers[places[index].layer])
             return call.scratch.apply(experts(), index, args[0], output)
 
         return Hook(places[index].module, "after", after)

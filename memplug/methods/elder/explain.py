@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..llp.explain import Explanation as Found
+from ...retrieval.explanation import Explanation as Found
 from ..places import Place
 from ..prompt_end import Nearest
 from .experts import Routing

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...checked import check_edits, check_rest, names, shaped
 from ...edits import Edit, EditTable
+from ...saving.checked import check_edits, check_rest, names, shaped
 from .codes import Allocation
 from .experts import Experts
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...chat import Prompt, question
 from ...edits import Edit, EditTable
-from ...holding import check_holds
-from ...hooks import Hook
-from ...shown import printable
-from ..base import Host, State
+from ...interface import Host, State
+from ...model.hooks import Hook
+from ...model.row_state import check_holds
+from ...retrieval.lessons import Lesson
+from ...retrieval.passes import FromLayer, Line, run_whole
+from ...text.chat import Prompt, question
+from ...text.printable import printable
 from ..llp.learning import batches
-from ..llp.lessons import Lesson
-from ..llp.passes import FromLayer, Line, run_whole
 from ..places import find_places, find_site
 from ..prompt_end import PromptEnd
 from .codes import Allocation, Near, blocked, draw, nearest
@@ -51,12 +51,12 @@ class ELDER:
     """
 
     def __init__(self, host: Host, config: ELDERConfig) -> None:
-        self.config = config = config.resolve(len(host.anatomy.layers))
+        self.config = config = config.resolve(len(host.architecture.layers))
         self._host = host
-        check_holds(host.model, host.anatomy)
-        self._places = find_places(host.model, host.anatomy, config.edit_layers or ())
-        site = find_site(host.model, host.anatomy, config.first - 1, "input")
-        self._upper = FromLayer(host.model, host.anatomy, config.first)
+        check_holds(host.model, host.architecture)
+        self._places = find_places(host.model, host.architecture, config.edit_layers or ())
+        site = find_site(host.model, host.architecture, config.first - 1, "input")
+        self._upper = FromLayer(host.model, host.architecture, config.first)
         self._width = site.width
 
         def goes_on(before: Tensor, now: Tensor) -> bool:
@@ -97,7 +97,7 @@ class ELDER:
                 at = rows * columns + torch.arange(columns).repeat(len(rows) // columns)
                 call.scratch = Used(at, *(one[rows.to(one.device)].transpose(0, 1) for one in decision.given))
 
-        before = Hook(self._host.anatomy.layers[self.config.first], "before", decide)
+        before = Hook(self._host.architecture.layers[self.config.first], "before", decide)
         return [self._ends.hook(), before, *mixing(self._host, self._places, lambda: self.experts)]
 
     def _find(self, query: Tensor) -> tuple[Tensor, list[Tensor]]:

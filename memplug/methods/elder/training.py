@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ...edits import EditError
-from ...hooks import Hook, OwnHooks
-from ...layers import evaluating, frozen
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import evaluating, frozen
+from ...model.hooks import Hook, OwnHooks
+from ...retrieval.lessons import Lesson
+from ...retrieval.passes import Chunk, Upper
 from ..continuing import unflat
-from ..llp.lessons import Lesson
 from ..llp.losses import EditLosses, Part, base_of, losses_of, part_of
-from ..llp.passes import Chunk, Upper
 from ..llp.teaching import left_out, products
 from ..scaling import GradientScale
 from .codes import hot

@@ -5,7 +5,7 @@ One file, one word: `asked` values where edits are asked for (default) · `metho
 `codebook` keys, labels, deferral radii · `values` training.
 """
 
-from ..base import Host
+from ...interface import Host
 from .asked import AskedGRACE
 from .config import GRACEConfig
 from .method import GRACE

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...attending import check_recomputed
-from ...chat import Prompt
-from ...checked import check_rest, names, shaped
 from ...edits import Edit, EditTable
-from ...holding import check_holds
-from ...hooks import Hook
-from ...text import Pair
+from ...interface import Host, State
+from ...model.attention import check_recomputed
+from ...model.hooks import Hook
+from ...model.row_state import check_holds
+from ...retrieval.config import RetrievalConfig
+from ...saving.checked import check_rest, names, shaped
+from ...text.chat import Prompt
+from ...text.tokens import Pair
 from ..asked import AskedMethod
-from ..base import Host, State
 from ..continuing import unflat
-from ..llp.config import LLPConfig
 from ..places import find_places
 from .config import GRACEConfig
 from .values import train_values
@@ -48,12 +48,12 @@ class AskedGRACE(AskedMethod):
     """
 
     def __init__(self, host: Host, config: GRACEConfig) -> None:
-        depth = len(host.anatomy.layers)
+        depth = len(host.architecture.layers)
         config = config.resolve(depth)
-        check_holds(host.model, host.anatomy)
+        check_holds(host.model, host.architecture)
         layer = config.layer or 0
-        (self._place,) = find_places(host.model, host.anatomy, [layer])
-        found = LLPConfig(most_recalled=1, train_stop=config.train_stop)
+        (self._place,) = find_places(host.model, host.architecture, [layer])
+        found = RetrievalConfig(most_recalled=1, train_stop=config.train_stop)
         if (found.resolve(depth).recall_layer or 0) > layer:  # what is asked has to be known below the layer
             found = replace(found, recall_layer=layer)
         super().__init__(host, config, found)
@@ -69,7 +69,7 @@ class AskedGRACE(AskedMethod):
             asked = self.retriever.asked(call)
             if not any(at for row in asked for at in row):
                 return None
-            check_recomputed(self._host.anatomy.layers[self._place.layer])
+            check_recomputed(self._host.architecture.layers[self._place.layer])
             return self._replaced(unflat(output, len(asked)), asked).reshape(output.shape)
 
         return [*self.retriever.room.hooks(), Hook(self._place.module, "after", after)]

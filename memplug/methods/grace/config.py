@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ...layers import check_layer, fraction
-from ..checks import check_choices, check_numbers, from_preset
+from ...configs import check_choices, check_numbers, from_preset
+from ...model.architecture import check_layer, fraction
 
 __all__ = ["PAPER", "GRACEConfig"]
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...attending import check_recomputed
-from ...chat import Prompt, question
-from ...checked import check_edits, check_rest, many, names, numbered_from, shaped
 from ...edits import Edit, EditTable
-from ...holding import check_holds
-from ...hooks import Hook
-from ...shown import printable
-from ...text import Pair
-from ..base import Host, State
+from ...interface import Host, State
+from ...model.attention import check_recomputed
+from ...model.hooks import Hook
+from ...model.row_state import check_holds
+from ...saving.checked import check_edits, check_rest, many, names, numbered_from, shaped
+from ...text.chat import Prompt, question
+from ...text.printable import printable
+from ...text.tokens import Pair
 from ..continuing import unflat
 from ..places import find_places, find_site
 from ..prompt_end import Nearest, PromptEnd
@@ -48,13 +48,13 @@ class GRACE:
     """
 
     def __init__(self, host: Host, config: GRACEConfig) -> None:
-        self.config = config.resolve(len(host.anatomy.layers))
+        self.config = config.resolve(len(host.architecture.layers))
         self._host = host
-        check_holds(host.model, host.anatomy)
+        check_holds(host.model, host.architecture)
         layer, last = self.config.layer or 0, self.config.replace == "last"
-        (self._place,) = find_places(host.model, host.anatomy, [layer])
+        (self._place,) = find_places(host.model, host.architecture, [layer])
         read = layer - 1 if self.config.key == "hidden" else layer
-        site = find_site(host.model, host.anatomy, read, self.config.key)
+        site = find_site(host.model, host.architecture, read, self.config.key)
 
         def goes_on(before: Tensor, now: Tensor) -> bool:
             return torch.equal(before, torch.full_like(now, -1) if last else now)
@@ -81,7 +81,7 @@ class GRACE:
             decision = None if call is None else self._ends.decide(call)
             if call is None or decision is None or not decision.given:
                 return None
-            check_recomputed(self._host.anatomy.layers[self._place.layer])
+            check_recomputed(self._host.architecture.layers[self._place.layer])
             which = self.config.replace
             if not (call.asks or which == "all"):
                 return None

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ...edits import EditError
-from ...hooks import Hook, OwnHooks, StopForward
-from ...layers import evaluating, frozen
-from ...text import Pair
+from ...interface import Host
+from ...model.architecture import evaluating, frozen
+from ...model.hooks import Hook, OwnHooks, StopForward
+from ...text.tokens import Pair
 from ..answers import Answers, read_answers
-from ..base import Host
 from ..continuing import unflat
 from ..places import Place
 from ..scaling import GradientScale

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...chat import in_chat
-from ...contexts import ordinary_texts
-from ...hooks import Hook, OwnHooks, run_through
-from ...sites import Site
-from ...text import Pair
-from ..base import Host
+from ...interface import Host
+from ...model.hooks import Hook, OwnHooks, run_through
+from ...text.chat import in_chat
+from ...text.samples import ordinary_texts
+from ...text.tokens import Pair
+from ...weights.modules import LinearModule
 from ..inweights.branch import side_branch
 from ..inweights.rows import chunks, flat_rows, predicting
 from .editor import Editor
@@ -35,7 +35,7 @@ LADDER = tuple(1e-4 * 2.0**n for n in range(24))
 """Step sizes that are tried, from small to large."""
 
 
-def ordinary_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor]:
+def ordinary_inputs(host: Host, sites: Sequence[LinearModule], seed: int) -> list[Tensor]:
     """[n,d_k] by module: what it reads on the base model's own text, plain and in the chat template.
 
     Nothing is predicted there: logits of thousands of tokens would take many times the model's memory.
@@ -51,7 +51,7 @@ def ordinary_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor
         batch = text.batch([rows[i] for i in part])
         real = batch.mask.bool().flatten()
 
-        def keep(site: Site, real: Tensor = real) -> Hook:
+        def keep(site: LinearModule, real: Tensor = real) -> Hook:
             def before(_m: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
                 inputs = args[0].detach().reshape(-1, site.d_k)
                 found[site.name].append(inputs[real.to(inputs.device)].float().to(text.device))
@@ -59,7 +59,7 @@ def ordinary_inputs(host: Host, sites: Sequence[Site], seed: int) -> list[Tensor
             return Hook(site.module, "before", before)
 
         with OwnHooks(map(keep, sites)):
-            run_through(host.anatomy, last, partial(host.forward, host.anatomy.decoder, batch))
+            run_through(host.architecture, last, partial(host.forward, host.architecture.decoder, batch))
     return [torch.cat(found[site.name]) for site in sites]
 
 

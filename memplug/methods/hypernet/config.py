@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ...sites import Range
-from ..checks import Limit
+from ...configs import Limit
+from ...weights.modules import Range
 from ..inweights.config import WeightConfig
 
 __all__ = ["EditorConfig", "FitConfig"]

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...entries import Part
-from ...hooks import Hook
-from ...sites import Site
-from ..base import Host
+from ...interface import Host
+from ...model.hooks import Hook
+from ...weights.entries import LowRankUpdate
+from ...weights.modules import LinearModule
 from ..inweights.branch import Factors, branch_hooks
 from .features import Features, Request, capture
 from .gate import Choice, Gate
@@ -42,7 +42,7 @@ class Update(NamedTuple):
     features: list[Features]
     choice: Choice | None
 
-    def factors(self, sites: Sequence[Site]) -> dict[str, Factors]:
+    def factors(self, sites: Sequence[LinearModule]) -> dict[str, Factors]:
         """By module, the steps' factors side by side; those of modules not chosen are multiplied by 0."""
         found: dict[str, Factors] = {}
         for index, site in enumerate(sites if self.solved else ()):
@@ -55,7 +55,7 @@ class Update(NamedTuple):
         """Whether a module is changed."""
         return self.choice is None or bool(self.choice.mask[index] > 0.5)
 
-    def parts(self, sites: Sequence[Site]) -> tuple[Part, ...]:
+    def parts(self, sites: Sequence[LinearModule]) -> tuple[LowRankUpdate, ...]:
         """The same for the ledger, constants; modules not chosen left out."""
         found = []
         for step, features in zip(self.steps, self.features, strict=True):
@@ -65,7 +65,7 @@ class Update(NamedTuple):
                     directed = change.directions
                     directions = None if directed is None else directed[0].detach().float().contiguous()
                     ridge = None if change.log_ridge is None else float(change.log_ridge.detach().exp()[0])
-                    found.append(Part(site.name, keys, values, features.owner, ridge, directions))
+                    found.append(LowRankUpdate(site.name, keys, values, features.owner, ridge, directions))
         return tuple(found)
 
 
@@ -114,7 +114,7 @@ class Editor(nn.Module):
 
     fitted: Tensor
 
-    def __init__(self, sites: Sequence[Site], config: Any, gate: bool, networks: bool = True) -> None:
+    def __init__(self, sites: Sequence[LinearModule], config: Any, gate: bool, networks: bool = True) -> None:
         super().__init__()
         self.sites, self.config = sites, config
         self.shapes = list(dict.fromkeys((s.d_k, s.d_v) for s in sites))

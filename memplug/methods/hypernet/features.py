@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...chat import Prompt, question
 from ...edits import Edit, EditError
-from ...hooks import Hook, OwnHooks, resume
-from ...layers import evaluating, frozen
-from ...sites import Site
-from ...text import Pair, Text
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import evaluating, frozen
+from ...model.hooks import Hook, OwnHooks, resume
+from ...text.chat import Prompt, question
+from ...text.tokens import Pair, Text
+from ...weights.modules import LinearModule
 from ..inweights.rows import alike, flat_rows, predicting
 from ..scaling import GradientScale
 
@@ -97,7 +97,7 @@ def requests(text: Text, edit: Edit, forms: Sequence[Prompt], tokens: str) -> li
 
 def capture(
     host: Host,
-    sites: Sequence[Site],
+    sites: Sequence[LinearModule],
     asked: Sequence[Request],
     hooks: Sequence[Hook] = (),
     *,
@@ -141,7 +141,11 @@ def capture(
 
 
 def _capture(
-    host: Host, sites: Sequence[Site], asked: Sequence[Request], hooks: Sequence[Hook], held: Tensor | None
+    host: Host,
+    sites: Sequence[LinearModule],
+    asked: Sequence[Request],
+    hooks: Sequence[Hook],
+    held: Tensor | None,
 ) -> Features:
     """The features of one forward, requests numbered from 0."""
     pairs = [one.pair for one in asked]
@@ -151,7 +155,7 @@ def _capture(
     outputs: dict[str, Tensor] = {}
     below = [] if held is None else [held]
 
-    def watch(site: Site) -> Hook:
+    def watch(site: LinearModule) -> Hook:
         def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Tensor:
             if site.name in inputs or args[0].shape[:-1].numel() != batch.ids.numel():
                 raise EditError(
@@ -165,16 +169,19 @@ def _capture(
         return Hook(site.module, "after", after)
 
     def keep(_m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        below.append(host.anatomy.entering(args, kwargs).detach())
+        below.append(host.architecture.entering(args, kwargs).detach())
 
     answers = flat_rows(pairs, batch.ids.shape[1], batch.ids.device)
     run = partial(host.forward, host.model, batch)
     with OwnHooks([*hooks, *map(watch, sites)]):
         if held is None:
-            with OwnHooks([Hook(host.anatomy.layers[low], "before", keep)]), predicting(host, answers.flat):
+            with (
+                OwnHooks([Hook(host.architecture.layers[low], "before", keep)]),
+                predicting(host, answers.flat),
+            ):
                 logits = run().logits[0]
         else:
-            logits = resume(host.model, host.anatomy, low, held, run, answers.flat)
+            logits = resume(host.model, host.architecture, low, held, run, answers.flat)
     missing = next((site.name for site in sites if site.name not in inputs), None)
     if missing is not None:
         raise EditError(f"{missing} is not called in a forward; name other modules with modules=(...)")

@@ -18,12 +18,12 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...contexts import ordinary_texts
 from ...edits import Case
-from ...files import write_atomically
-from ...layers import evaluating, frozen
-from ...reduced import has_reduced_products, reduced_products
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import evaluating, frozen
+from ...model.reduced_precision import has_reduced_products, reduced_products
+from ...saving.files import write_atomically
+from ...text.samples import ordinary_texts
 from .calibrate import find_step, ordinary_inputs
 from .editor import Editor
 from .features import capture, requests
@@ -106,8 +106,8 @@ def fit(
 @contextmanager
 def _reduced(host: Host) -> Iterator[None]:
     """Products in bfloat16, where the CPU has them: twice as fast."""
-    every = [*host.anatomy.layers, host.model.get_output_embeddings()]
-    with reduced_products(host.anatomy.shadows, every if has_reduced_products() else []):
+    every = [*host.architecture.layers, host.model.get_output_embeddings()]
+    with reduced_products(host.architecture.shadows, every if has_reduced_products() else []):
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...sites import Site
+from ...weights.modules import LinearModule
 from .features import Features
 from .nets import Normaliser
 
@@ -41,7 +41,7 @@ class Gate(nn.Module):
         config: with ``n_selected``, ``hidden``, ``std_floor`` and ``seed`` (see `HiEditConfig`).
     """
 
-    def __init__(self, sites: Sequence[Site], config: Any) -> None:
+    def __init__(self, sites: Sequence[LinearModule], config: Any) -> None:
         super().__init__()
         count = len(sites)
         self.k = max(1, min(count, int(config.n_selected * count + 0.5)))

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...layers import UnsupportedModelError
-from ...sites import Range, find_sites
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import UnsupportedModelError
+from ...weights.modules import Range, find_sites
 
 __all__ = ["layer_selection"]
 
@@ -31,7 +31,7 @@ def layer_selection(host: Host, ranges: Sequence[Range], capacity: int) -> tuple
     Raises:
         UnsupportedModelError: ``ranges`` as they are hold a layer without such linears; see `find_sites`.
     """
-    layer = 1 / len(host.anatomy.layers)
+    layer = 1 / len(host.architecture.layers)
     taken = tuple(ranges)
     room = _room(host, taken)
     while room < capacity:
@@ -51,4 +51,4 @@ def layer_selection(host: Host, ranges: Sequence[Range], capacity: int) -> tuple
 
 
 def _room(host: Host, ranges: Sequence[Range]) -> int:
-    return sum(site.d_k for site in find_sites(host.model, host.anatomy, ranges, writable=False))
+    return sum(site.d_k for site in find_sites(host.model, host.architecture, ranges, writable=False))

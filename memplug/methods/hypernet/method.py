@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...checked import shaped
 from ...edits import Case, Edit, EditError, EditTable
-from ...entries import Entry
-from ...layers import evaluating
-from ...sites import Range
-from ..base import Host, State
+from ...interface import Host, State
+from ...model.architecture import evaluating
+from ...saving.checked import shaped
+from ...weights.entries import Entry
+from ...weights.modules import Range
 from ..inweights.config import WeightConfig
 from ..inweights.guard import CollapseError
 from ..inweights.method import LedgerMethod

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...solve import push_through
+from ...weights.solve import push_through
 
 __all__ = ["Change", "EditNet", "Normaliser"]
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...edits import Case, Edit
-from ...hooks import capture_input, resume
-from ...text import Pair
-from ..base import Host
+from ...interface import Host
+from ...model.hooks import capture_input, resume
+from ...text.tokens import Pair
 from ..inweights.rows import Answers, alike, chunks, flat_rows
 from .config import FitConfig
 from .features import Request, requests
@@ -98,7 +98,9 @@ class Base:
         unique = list({tuple(pair.ids): pair for pair in pairs}.values())
         for part in alike([len(pair.ids) for pair in unique], micro_batch, host.text.device):
             batch = host.text.batch([unique[i].ids[:-1] for i in part])
-            states = capture_input(host.anatomy, low, partial(host.forward, host.anatomy.decoder, batch))
+            states = capture_input(
+                host.architecture, low, partial(host.forward, host.architecture.decoder, batch)
+            )
             for i, state in zip(part, states, strict=True):
                 self._hidden[tuple(unique[i].ids)] = state[: len(unique[i].ids) - 1].clone()
 
@@ -124,7 +126,9 @@ def logits_of(
     batch = host.text.batch([pair.ids[:-1] for pair in pairs])
     states = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)
     at = flat_rows(pairs, batch.ids.shape[1], batch.ids.device)
-    logits = resume(host.model, host.anatomy, low, states, lambda: host.forward(host.model, batch), at.flat)
+    logits = resume(
+        host.model, host.architecture, low, states, lambda: host.forward(host.model, batch), at.flat
+    )
     return logits.to(torch.promote_types(logits.dtype, torch.float32)), at
 
 

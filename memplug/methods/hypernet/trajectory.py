@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...hooks import Hook, OwnHooks
-from ...solve import factor_norm
-from ...text import Pair
-from ..base import Host
+from ...interface import Host
+from ...model.hooks import Hook, OwnHooks
+from ...text.tokens import Pair
+from ...weights.solve import factor_norm
 from ..inweights.branch import Factors, branch_hooks
 from ..inweights.rows import alike
 from .config import FitConfig

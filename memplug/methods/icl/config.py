@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from ..checks import check_numbers, from_preset
+from ...configs import check_numbers, from_preset
 
 __all__ = ["ICLConfig"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...chat import Prompt
+from ... import interface as base
 from ...edits import Edit
-from .. import base
-from ..llp.explain import Explanation as Found
+from ...retrieval.explanation import Explanation as Found
+from ...text.chat import Prompt
 
 __all__ = ["Explanation"]
 

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...hooks import capture_input
-from ...layers import Anatomy, UnsupportedModelError, input_device
-from ...prefix import KV, Extension, Prefix
-from ...recall import Recall
+from ...model.architecture import Architecture, UnsupportedModelError, input_device
+from ...model.hooks import capture_input
+from ...model.prefix import KV, Extension, Prefix
+from ...model.recall import Recall
 
 __all__ = ["Front", "Reader", "stacked"]
 
@@ -60,13 +60,13 @@ class Reader(Recall):
         UnsupportedModelError: as `Recall`; or positions that are learned and cannot be handed in.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy) -> None:
-        super().__init__(model, anatomy, 0)
-        self._signature = inspect.signature(type(anatomy.decoder).forward)
+    def __init__(self, model: Any, architecture: Architecture) -> None:
+        super().__init__(model, architecture, 0)
+        self._signature = inspect.signature(type(architecture.decoder).forward)
         takes = "position_ids" in self._signature.parameters
-        relative = anatomy.rotary or anatomy.alibi_arg is not None or anatomy.bias_by_column
+        relative = architecture.rotary or architecture.alibi_arg is not None or architecture.bias_by_column
         self.counts_on = takes and not relative
-        self.inserts = takes and anatomy.alibi_arg is None and not anatomy.bias_by_column
+        self.inserts = takes and architecture.alibi_arg is None and not architecture.bias_by_column
         """Whether a text can stand inside a row: positions behind it can be counted on."""
         self.by_mask = self.counts_on and self._counts_from_mask()
         """Whether a row's positions, where nobody hands them in, begin at its first real token."""
@@ -78,15 +78,15 @@ class Reader(Recall):
         given: dict[str, Any] = {"input_ids": torch.tensor([list(ids)], device=device)}
         if self.counts_on:
             given["position_ids"] = begin + torch.arange(length, device=device)[None]
-        run = lambda: self._anatomy.decoder(**given, use_cache=False)  # noqa: E731
+        run = lambda: self._architecture.decoder(**given, use_cache=False)  # noqa: E731
         with self.forced(None):
-            values = capture_input(self._anatomy, 0, run)
+            values = capture_input(self._architecture, 0, run)
         return self.project(values, torch.tensor([begin + length]))
 
     def _positions(self, first: Tensor, length: int) -> Tensor:
         # A text's tokens follow each other, and where positions are counted on they begin at the row's own.
         positions = first - length + torch.arange(length, device=first.device)
-        return positions if self._anatomy.rotary else positions.clamp(min=0)
+        return positions if self._architecture.rotary else positions.clamp(min=0)
 
     def moved(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], past: int, real: Tensor, by: Tensor
@@ -120,9 +120,9 @@ class Reader(Recall):
         mask = torch.tensor([[0, 1, 1]], device=device)
 
         def entering(**given: Any) -> Tensor:
-            decoder = self._anatomy.decoder
+            decoder = self._architecture.decoder
             run = lambda: decoder(input_ids=ids, attention_mask=mask, use_cache=False, **given)  # noqa: E731
-            return capture_input(self._anatomy, 0, run)[:, 1:]
+            return capture_input(self._architecture, 0, run)[:, 1:]
 
         alone = entering()
         by_mask = entering(position_ids=torch.tensor([[0, 0, 1]], device=device))
@@ -135,14 +135,14 @@ class Reader(Recall):
         return not torch.equal(alone, by_column)
 
     def _extension(self, prefix: Any, device: torch.device) -> Extension:
-        return _Fronted(prefix, self._anatomy, device)
+        return _Fronted(prefix, self._architecture, device)
 
 
 class _Fronted(Extension):
     """One forward's masks, biases, keys and values with those in front."""
 
-    def __init__(self, front: Front, anatomy: Anatomy, device: torch.device) -> None:
-        super().__init__(front, anatomy, device)
+    def __init__(self, front: Front, architecture: Architecture, device: torch.device) -> None:
+        super().__init__(front, architecture, device)
         self._begin, self._bos = front.begin.to(device), front.bos.to(device)
 
     def mask(self, mask: Any, batch: int, offset: int = 0) -> Tensor:

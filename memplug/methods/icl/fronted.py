@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...call import Call
-from ...holding import RowState
-from ...prefix import KV
+from ...model.context import Call
+from ...model.prefix import KV
+from ...model.row_state import RowState
 from .front import Front
 
 __all__ = ["Fronted", "Note", "Seen"]

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...call import Call
-from ...chat import Prompt
 from ...edits import Edit
-from ...holding import Tokens, hold
-from ...hooks import Hook
-from ...layers import UnsupportedModelError, taken, text_config
+from ...interface import Host
+from ...model.architecture import UnsupportedModelError, taken, text_config
+from ...model.context import Call
+from ...model.hooks import Hook
+from ...model.row_state import Tokens, hold
+from ...retrieval.config import RetrievalConfig
+from ...retrieval.keys import outputs_of
+from ...text.chat import Prompt
 from ..asked import AskedMethod
-from ..base import Host
 from ..continuing import Continuing
-from ..llp.config import LLPConfig
-from ..llp.keys import outputs_of
 from .config import ICLConfig
 from .explain import Explanation
 from .front import Reader
@@ -57,9 +57,9 @@ class ICL(AskedMethod):
     """
 
     def __init__(self, host: Host, config: ICLConfig) -> None:
-        self._reader, self._continuing = Reader(host.model, host.anatomy), Continuing()
-        super().__init__(host, config, LLPConfig(most_recalled=config.k))
-        self._arguments = list(inspect.signature(type(host.anatomy.decoder).forward).parameters)[1:]
+        self._reader, self._continuing = Reader(host.model, host.architecture), Continuing()
+        super().__init__(host, config, RetrievalConfig(most_recalled=config.k))
+        self._arguments = list(inspect.signature(type(host.architecture.decoder).forward).parameters)[1:]
         self._notes = Notes(host.text, config, self.retriever.room.turns)
         self._placer = Placer(host, self._reader, self._notes, self.retriever.edit)
 
@@ -95,7 +95,7 @@ class ICL(AskedMethod):
             call = tracker.current
             return None if call is None else call.scratch
 
-        return [Hook(self._host.anatomy.decoder, "before", enter), *self._reader.hooks(begin, current)]
+        return [Hook(self._host.architecture.decoder, "before", enter), *self._reader.hooks(begin, current)]
 
     def _decide(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fronted | None:
         """What the rows have read: as decided before, or now if a prompt begins or goes on."""
@@ -106,7 +106,7 @@ class ICL(AskedMethod):
             read = replace(read, first=torch.zeros_like(read.first))
         if not call.asks:
             return held and self._left(held, read)
-        if text_config(self._host.model).num_hidden_layers < len(self._host.anatomy.layers):
+        if text_config(self._host.model).num_hidden_layers < len(self._host.architecture.layers):
             return held  # a draft by the first layers alone (early exit), which the model itself will check
         if call.past:
             return self._later(held, call, read)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ class ICL(AskedMethod):
         found = self._asked(tokens, call.ids, call.real, call.prompt_end())
         cached = given.get("use_cache")
         if cached is None:
-            cached = getattr(self._host.anatomy.decoder.config, "use_cache", True)
+            cached = getattr(self._host.architecture.decoder.config, "use_cache", True)
         if not cached:
             found = self._continuing.keep(call, found, lambda old, rows: [old[i] for i in rows.tolist()])
         return self._placer.placed(self._empty(read), read, found)  # type: ignore[arg-type]
@@ -200,9 +200,9 @@ class ICL(AskedMethod):
         count = real.long().cumsum(1)
         places = (count - 1).clamp(min=0)
         given = {**tokens, "attention_mask": real.long(), "position_ids": places, "use_cache": False}
-        given = taken(host.anatomy.decoder, given)
+        given = taken(host.architecture.decoder, given)
         with host.tracker.off():
-            states = outputs_of(host, layers, lambda: host.anatomy.decoder(**given))
+            states = outputs_of(host, layers, lambda: host.architecture.decoder(**given))
         start = real.int().argmax(1)
         valid = real
         if ids is not None and host.text.bos_id is not None:

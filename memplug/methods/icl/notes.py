@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...edits import Edit
-from ...text import Text
-from ...turns import Turns
+from ...text.tokens import Text
+from ...text.turns import Turns
 from .config import ICLConfig
 
 __all__ = ["Notes"]

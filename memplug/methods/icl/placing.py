@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ...edits import Edit
-from ...holding import Tokens
-from ...kept import Kept
-from ...layers import evaluating
-from ...prefix import KV
-from ...sites import adapters
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import evaluating
+from ...model.lru import Kept
+from ...model.prefix import KV
+from ...model.row_state import Tokens
+from ...weights.modules import adapters
 from .front import Reader, stacked
 from .fronted import Fronted, Note, Seen
 from .notes import Notes

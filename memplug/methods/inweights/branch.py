@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...hooks import Hook
-from ...sites import Site
+from ...model.hooks import Hook
+from ...weights.modules import LinearModule
 
 __all__ = ["Factors", "branch_hooks", "side_branch"]
 
@@ -17,7 +17,7 @@ Factors = tuple[Tensor, Tensor]
 """``a`` [d_k,r] and ``b`` [r,d_v] of one module; or [B,d_k,r] and [B,r,d_v], each row of a batch its own."""
 
 
-def side_branch(site: Site, current: Callable[[], Factors | None]) -> Hook:
+def side_branch(site: LinearModule, current: Callable[[], Factors | None]) -> Hook:
     """Adds what ``current()`` gives at each forward; None leaves the output object alone."""
 
     def after(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
@@ -34,6 +34,6 @@ def side_branch(site: Site, current: Callable[[], Factors | None]) -> Hook:
     return Hook(site.module, "after", after)
 
 
-def branch_hooks(sites: Mapping[str, Site], factors: Mapping[str, Factors]) -> list[Hook]:
+def branch_hooks(sites: Mapping[str, LinearModule], factors: Mapping[str, Factors]) -> list[Hook]:
     """Hooks that add these changes, by module name."""
     return [side_branch(sites[name], lambda pair=pair: pair) for name, pair in factors.items()]  # type: ignore[misc]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from ...sites import WHICH, Range
-from ..checks import Limit, check_choices, check_numbers, from_preset
+from ...configs import Limit, check_choices, check_numbers, from_preset
+from ...weights.modules import WHICH, Range
 
 __all__ = ["WeightConfig"]
 

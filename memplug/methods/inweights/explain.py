@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...chat import Prompt, quoted
 from ...edits import Edit
-from ...ledger import Ledger
-from ...shown import printable
-from ...solve import factor_norm
+from ...text.chat import Prompt, quoted
+from ...text.printable import printable
+from ...weights.ledger import Ledger
+from ...weights.solve import factor_norm
 
 __all__ = ["EditReport", "Explanation", "Touched", "report"]
 
@@ -98,11 +98,11 @@ def report(ledger: Ledger, edit: Edit) -> EditReport:
     touched = []
     for name, pairs in steps.items():
         norm = float(factor_norm(torch.cat([a for a, _ in pairs], dim=1), torch.cat([b for _, b in pairs])))
-        touched.append(Touched(name, norm, norm / max(ledger.pristine.norm(name), 1e-12)))
+        touched.append(Touched(name, norm, norm / max(ledger.originals.norm(name), 1e-12)))
     own = [whole for whole in entry.wholes if edit.id in whole.ids]
     for whole in (whole for whole in own if whole.ids == own[0].ids):
         norm = float(whole.change.norm())
-        touched.append(Touched(whole.site, norm, norm / max(ledger.pristine.norm(whole.site), 1e-12)))
+        touched.append(Touched(whole.site, norm, norm / max(ledger.originals.norm(whole.site), 1e-12)))
     scores = dict(entry.notes.get("scores", {}))
     chosen = tuple(entry.notes.get("chosen", [one.module for one in touched]))
     return EditReport(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ...contexts import sample_prefixes
 from ...edits import EditError
-from ...ledger import Ledger
-from ...text import Pair
-from ..base import Host
+from ...interface import Host
+from ...text.samples import sample_prefixes
+from ...text.tokens import Pair
+from ...weights.ledger import Ledger
 from .config import WeightConfig
 from .rows import flat_rows, predicting
 

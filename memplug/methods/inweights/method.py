@@ -14,18 +14,18 @@ from typing import Any, ClassVar
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...chat import Prompt, canonical, question
-from ...checked import check_edits, check_rest
 from ...edits import Edit, EditError, EditTable
-from ...entries import Entry
-from ...entry_rows import entries_from
-from ...free_memory import check_room
-from ...hooks import Hook
-from ...layers import evaluating
-from ...ledger import Ledger
-from ...naming import names
-from ...sites import Range, find_sites
-from ..base import Host, State
+from ...interface import Host, State
+from ...model.architecture import evaluating
+from ...model.free_memory import check_room
+from ...model.hooks import Hook
+from ...saving.checked import check_edits, check_rest
+from ...text.chat import Prompt, canonical, question
+from ...text.names import names
+from ...weights.entries import Entry
+from ...weights.entry_tensors import entries_from
+from ...weights.ledger import Ledger
+from ...weights.modules import Range, find_sites
 from .branch import Factors, side_branch
 from .config import WeightConfig
 from .explain import Explanation, report
@@ -36,7 +36,7 @@ __all__ = ["LedgerMethod"]
 
 
 class LedgerMethod:
-    """Keeps edits in a ledger over pristine weights.
+    """Keeps edits in a ledger over originals weights.
 
     Args:
         host: the model.
@@ -56,8 +56,8 @@ class LedgerMethod:
         self._host = host
         merged = config.mode == "merged"
         ranges = self._ranges() if config.modules is None else ()
-        self.sites = find_sites(host.model, host.anatomy, ranges, config.modules, writable=merged)
-        gate, shadows = host.tracker.gate, host.anatomy.shadows
+        self.sites = find_sites(host.model, host.architecture, ranges, config.modules, writable=merged)
+        gate, shadows = host.tracker.gate, host.architecture.shadows
         self.ledger = Ledger(self.sites, config.mode, changing=gate.changing, shadows=shadows)
         self._guard = Guard(host, self.ledger, config)
         self._edits: dict[str, Edit] = {}
@@ -92,7 +92,7 @@ class LedgerMethod:
 
     def merge(self) -> None:
         """Make the edited weights the model's own."""
-        find_sites(self._host.model, self._host.anatomy, (), [site.name for site in self.sites])
+        find_sites(self._host.model, self._host.architecture, (), [site.name for site in self.sites])
         self.ledger.merge()
 
     # ------------------------------------------------------------------ edits

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...hooks import Hook, OwnHooks
-from ...text import Pair
-from ..base import Host
+from ...interface import Host
+from ...model.hooks import Hook, OwnHooks
+from ...text.tokens import Pair
 
 __all__ = ["Answers", "alike", "chunks", "flat_rows", "predicting"]
 

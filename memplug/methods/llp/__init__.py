@@ -3,10 +3,10 @@
 Source: the LLP paper, "Layer-Level Prompting"; ``preset="paper"`` is the published procedure.
 """
 
-from ..base import Host
+from ...interface import Host
+from ...retrieval.explanation import Explanation
 from .answering import AnsweringLLP
 from .config import LLPConfig
-from .explain import Explanation
 from .method import LLP
 
 __all__ = ["LLP", "AnsweringLLP", "Explanation", "LLPConfig", "open_llp"]

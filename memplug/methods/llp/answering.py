@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...chat import Prompt
-from ...checked import check_rest, names
 from ...edits import EditTable
-from ...hooks import Hook
-from ...kept import Kept
-from ...layers import evaluating
-from ...prefix import KV, Prefix
-from ...questions import Question
-from ...reading import Speaking
-from ...shown import brief
-from ..base import Host, State
+from ...interface import Host, State
+from ...model.architecture import evaluating
+from ...model.hooks import Hook
+from ...model.lru import Kept
+from ...model.prefix import KV, Prefix
+from ...retrieval.entries import Entry, pack, unpack
+from ...retrieval.explain import explain_answer
+from ...retrieval.explanation import Explanation
+from ...retrieval.questions import Question
+from ...retrieval.reading import Speaking
+from ...retrieval.room import Asking, Room
+from ...saving.checked import check_rest, names
+from ...text.chat import Prompt
+from ...text.printable import brief
 from ..unlearned import warn_unlearned
 from .config import LLPConfig
-from .entries import Entry, pack, unpack
-from .explain import Explanation
-from .explaining import explain_answer
 from .learning import Learner, batches
 from .method import LEARNED, LLP
-from .room import Asking, Room
 from .teaching import Layout, Taught, teach
 
 __all__ = ["AnsweringLLP"]
@@ -61,7 +61,7 @@ class AnsweringLLP(LLP):
         self._layout: Layout | None = None
 
     def _width(self) -> int:
-        return min(self._host.anatomy.width, self.config.rank)
+        return min(self._host.architecture.width, self.config.rank)
 
     def _in_force(self) -> frozenset[str]:
         return frozenset(id for entry in self.entries.values() for id in entry.on)
@@ -145,7 +145,7 @@ class AnsweringLLP(LLP):
 
     def _shape(self) -> Layout:
         if self._layout is None:
-            blank = torch.zeros(1, self.config.n_values, self._host.anatomy.width, dtype=torch.float32)
+            blank = torch.zeros(1, self.config.n_values, self._host.architecture.width, dtype=torch.float32)
             with torch.no_grad(), self._host.tracker.off():
                 self._layout = Layout.of(self._recall.project(blank, torch.zeros(1, dtype=torch.long)))
         return self._layout

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
-from ...layers import check_layer, fraction
-from ..checks import check_choices, check_numbers, from_preset, several_layers
+from ...configs import check_choices, check_numbers, from_preset
+from ...model.architecture import fraction
+from ...retrieval.config import RetrievalConfig
 
 __all__ = ["PAPER", "LLPConfig"]
 
 
 @dataclass(frozen=True)
-class LLPConfig:
+class LLPConfig(RetrievalConfig):
     """Layer-level prompting: think in the early layers, recall a soft prompt in the later ones.
 
     Defaults were chosen on 16 facts of a pretrained model of 135 M parameters (``benchmarks/README.md``).
@@ -26,54 +27,12 @@ class LLPConfig:
     scope: Literal["answer", "row"] = "answer"
     """Where a value is seen: by the answer alone, where the edit is asked for, or (published) by the whole
     row whose text names the subject."""
-    think_layers: tuple[int, ...] | None = None
-    """Layers whose outputs are matched. None: four in the first fifth (published, and with scope "row":
-    the first quarter, 0 to 7 of 32)."""
-    recall_layer: int | None = None
-    """Layer z from whose input on the value is seen. None: 2/3 of the depth (scope "row": 10/32)."""
-    relation_layer: int | None = None
-    """Layer whose states say what is asked, below the recall layer. None: at 27 % of the depth (scope
-    "answer")."""
-    false_accepts: float = 1e-4
-    """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
-    threshold of calibrated keys follows from it (scope "answer")."""
-    other_accepts: float = 0.02
-    """Share of questions that are as like another one about the same kind of subject as one has to be to be
-    taken for an edit's own (scope "answer")."""
-    rank: int = 512
-    """Most dimensions of calibrated states (scope "answer")."""
-    n_fronts: int = 2
-    """Neutral sentences put before the prompt in training (scope "answer")."""
-    n_rewordings: int = 4
-    """Most other wordings of its question that an edit is taught in, plain and in chat, if it is among the
-    neutral ones (scope "answer")."""
-    n_mentions: int = 3
-    """Neutral statements, and as many requests in chat, that name the subject in passing (scope "answer")."""
-    n_others: int = 3
-    """Neutral statements, and as many questions in chat, that are to be answered as before (scope
-    "answer")."""
-    most_recalled: int = 4
-    """Edits that may speak at one token (scope "answer")."""
     n_values: int = 4
     """b, soft-prompt vectors an edit (published configurations: 1)."""
-    span_keys: bool = True
-    """Match all tokens of the subject, not the last one alone (published: the last)."""
-    threshold: float = 0.7
-    """A key whose cosine is above this gets a layer's vote (scope "row")."""
-    top_k: int = 3
-    """Votes a layer has to give."""
-    quorum: float = 0.5
-    """Share of the think layers that must vote for an edit before it is recalled."""
-    order: Literal["similarity", "paper"] = "similarity"
-    """Ties in votes: by summed similarity, or (published code) by the earliest layer, then the oldest."""
     n_prefixes: int = 3
     """Sampled texts put before the prompt in training (scope "row"); without any, the prompt alone."""
     prefix_tokens: int = 14
     """Longest such text, in tokens."""
-    sample_top_k: int = 5
-    """Top-k of that sampling."""
-    train_stop: bool = False
-    """Train the answer to end with the stop token."""
     value_lr: float = 0.22
     """Adam's step for values, in units of each dimension's spread (published: 0.05, or 0.5, absolute)."""
     value_steps: int = 14
@@ -91,25 +50,11 @@ class LLPConfig:
     paper)."""
     statement_weight: float = 0.5
     """Weight of the KL divergence to the base model on what is to be answered as before (scope "answer")."""
-    mean_key: bool = True
-    """A key is the mean over its contexts (as equation 8 says; the published code takes the last)."""
-    key_lr: float = 5e-3
-    """Adam's step for keys."""
-    key_steps: int = 32
-    """Most contrastive steps for a key."""
-    temperature: float = 0.2
-    """Of the contrastive loss."""
-    negatives: int = 1000
-    """Most other keys in it."""
     batch_size: int = 32
     """Subjects whose values are trained together."""
-    seed: int = 0
-    """Of all sampling."""
 
     def __post_init__(self) -> None:
-        if self.think_layers is not None:
-            layers = several_layers("think_layers", self.think_layers)
-            object.__setattr__(self, "think_layers", layers)
+        super().__post_init__()
         check_numbers(self, _RANGES, exact=True)
         check_choices(self, _CHOICES)
 
@@ -122,16 +67,14 @@ class LLPConfig:
         """
         return from_preset(cls, {"default": {}, "paper": PAPER}, name, overrides)
 
-    def resolve(self, depth: int) -> LLPConfig:
+    def resolve(self, depth: int) -> Self:
         """This config with the layers filled in for a model of ``depth`` layers.
 
         Raises:
             ValueError: a layer out of range, or think layers that are not all below the recall layer.
         """
-        if depth < 2:
-            raise ValueError(f"the model has {depth} layer(s); thinking and recalling need at least 2")
-        if self.scope == "answer":
-            return self._answering(depth)
+        if self.scope == "answer" or depth < 2:
+            return super().resolve(depth)
         layers = self.think_layers
         if layers is None:
             top = depth - 1 if self.recall_layer is None else self.recall_layer
@@ -141,65 +84,21 @@ class LLPConfig:
             recall = min(depth - 1, max(fraction(10 / 32, depth, least=1), max(layers) + 1))
         return self._checked(depth, layers, recall)
 
-    def _answering(self, depth: int) -> LLPConfig:
-        recall = self.recall_layer
-        if recall is None:
-            lowest = 1 if self.think_layers is None else max(self.think_layers) + 1
-            recall = min(depth - 1, max(fraction(2 / 3, depth, least=1), lowest))
-        layers = self.think_layers
-        if layers is None:
-            near = (fraction(share, depth) for share in (0.07, 0.1, 0.14, 0.2))
-            layers = tuple(dict.fromkeys(min(layer, max(0, recall - 1)) for layer in near))
-        relation = self.relation_layer
-        if relation is None:
-            relation = max(0, min(recall - 1, fraction(0.27, depth)))
-        elif check_layer(relation, depth, "relation_layer") >= recall:
-            raise ValueError(f"the relation layer {relation} is not below the recall layer {recall}")
-        return replace(self._checked(depth, layers, recall), relation_layer=relation)
-
-    def _checked(self, depth: int, layers: tuple[int, ...], recall: int) -> LLPConfig:
-        check_layer(recall, depth, "recall_layer")
-        for layer in layers:
-            check_layer(layer, depth, "a think layer")
-            if layer >= recall:
-                raise ValueError(
-                    f"think layer {layer} is not below the recall layer {recall}; "
-                    "what is recalled is decided before it is injected"
-                )
-        return replace(self, think_layers=layers, recall_layer=recall)
-
 
 _CHOICES = {
     "scope": ("answer", "row"),
-    "order": ("similarity", "paper"),
     "products": ("fastest", "model"),
 }
 _RANGES = (
-    ("false_accepts", 1e-9, 1.0),
-    ("other_accepts", 0.0, 1.0),
-    ("rank", 2, 1 << 16),
-    ("n_fronts", 0, 6),
-    ("n_rewordings", 0, 16),
-    ("n_others", 0, 1 << 10),
-    ("n_mentions", 0, 14),
-    ("most_recalled", 1, 64),
     ("n_values", 1, 64),
-    ("threshold", 0.0, 1.0),
-    ("top_k", 1, 1 << 20),
-    ("quorum", 0.0, 1.0),
     ("n_prefixes", 0, 64),
     ("prefix_tokens", 1, 1 << 12),
-    ("sample_top_k", 1, 1 << 20),
     ("value_lr", 1e-9, 1e3),
     ("value_steps", 0, 1 << 20),
     ("stop_loss", 0.0, 1e3),
     ("stop_divergence", 0.0, 1e3),
     ("norm_penalty", 0.0, 1e3),
     ("statement_weight", 0.0, 1e3),
-    ("key_lr", 0.0, 1e3),
-    ("key_steps", 0, 1 << 20),
-    ("temperature", 1e-6, 1e3),
-    ("negatives", 1, 1 << 20),
     ("batch_size", 1, 1 << 20),
 )
 

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...calibration import Calibration
 from ...edits import Edit
+from ...interface import Host
 from ...memory import KeyMemory
-from ...questions import Question
-from ..base import Host
+from ...retrieval.calibration import Calibration
+from ...retrieval.entries import Entry
+from ...retrieval.lessons import Lesson, further_lessons, lessons_of, statements_of
+from ...retrieval.passes import Chunk, Run, States, Upper, run_lines
+from ...retrieval.questions import Question
+from ...retrieval.recogniser import Recogniser
 from .config import LLPConfig
-from .entries import Entry
-from .lessons import Lesson, further_lessons, lessons_of, statements_of
-from .passes import Chunk, Run, States, Upper, run_lines
-from .recognising import Recogniser
 
 __all__ = ["Learner", "batches"]
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base import Host
-from .lessons import Lesson
-from .passes import Chunk
+from ...interface import Host
+from ...retrieval.lessons import Lesson
+from ...retrieval.passes import Chunk
 
 __all__ = ["WORD_ENDS", "EditLosses", "Part", "base_of", "losses_of", "part_of"]
 

@@ -11,26 +11,26 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...attending import lowest_layer
-from ...chat import Prompt
-from ...checked import check_rest
-from ...contexts import sample_prefixes
 from ...edits import Edit, EditTable
-from ...holding import hold
-from ...hooks import Hook
-from ...kept import Kept
-from ...prefix import KV, Prefix
-from ...recall import Recall
-from ...sites import adapters
-from ...think import Recalling, draft_of, match_rows, think_hooks
-from ..base import Host, State
+from ...interface import Host, State
+from ...model.attention import lowest_layer
+from ...model.hooks import Hook
+from ...model.lru import Kept
+from ...model.prefix import KV, Prefix
+from ...model.recall import Recall
+from ...model.row_state import hold
+from ...retrieval.entries import Entry, pack, unpack
+from ...retrieval.explanation import Explanation, explain
+from ...retrieval.held import Held
+from ...retrieval.keys import contexts_of, contrast, subject_states
+from ...retrieval.think import Recalling, draft_of, match_rows, think_hooks
+from ...saving.checked import check_rest
+from ...text.chat import Prompt
+from ...text.samples import sample_prefixes
+from ...weights.modules import adapters
 from ..continuing import not_in_pieces
 from ..unlearned import warn_unlearned
 from .config import LLPConfig
-from .entries import Entry, pack, unpack
-from .explain import Explanation, explain
-from .held import Held
-from .keys import contexts_of, contrast, subject_states
 from .values import Learned, train_values
 
 __all__ = ["LEARNED", "LLP"]
@@ -53,23 +53,23 @@ class LLP(Held):
     """
 
     def __init__(self, host: Host, config: LLPConfig) -> None:
-        self.config = config.resolve(len(host.anatomy.layers))
-        lowest = lowest_layer(host.model, host.anatomy)
+        self.config = config.resolve(len(host.architecture.layers))
+        lowest = lowest_layer(host.model, host.architecture)
         if config.recall_layer is None and (self.config.recall_layer or 0) < lowest < len(
-            host.anatomy.layers
+            host.architecture.layers
         ):
             # In a hybrid of several kinds of layers, above the last that has no attention.
-            self.config = replace(config, recall_layer=lowest).resolve(len(host.anatomy.layers))
+            self.config = replace(config, recall_layer=lowest).resolve(len(host.architecture.layers))
         self._layers = self.config.think_layers or ()
         self._host = host
-        self._recall = Recall(host.model, host.anatomy, self.config.recall_layer or 0)
+        self._recall = Recall(host.model, host.architecture, self.config.recall_layer or 0)
         super().__init__(host, self.config, self._width())
         self._prefixes: list[str] | None = None
         self._kv: Kept[tuple[Any, ...], KV] = Kept(_PREFIXES_KEPT)
 
     def _width(self) -> int:
         """Of the states that are compared."""
-        return self._host.anatomy.width
+        return self._host.architecture.width
 
     # ------------------------------------------------------------------ forwards
 
@@ -81,7 +81,7 @@ class LLP(Held):
             call = tracker.current
             return None if call is None else call.scratch
 
-        think = think_hooks(self._host.anatomy, tracker, self._layers)
+        think = think_hooks(self._host.architecture, tracker, self._layers)
         return [*think, *self._recall.hooks(self._decide, current)]
 
     def _decide(self) -> Prefix | None:
@@ -230,7 +230,11 @@ class LLP(Held):
         """Take over what `state` gave; see `Method.restore`."""
         check_rest(tensors, (name for name in tensors if name.startswith(("key.", "value."))))
         entries = unpack(
-            tensors, meta["entries"], edits, (self.config.n_values, self._host.anatomy.width), torch.float32
+            tensors,
+            meta["entries"],
+            edits,
+            (self.config.n_values, self._host.architecture.width),
+            torch.float32,
         )
         if any(entry.on and not len(entry.values.get(entry.on, ())) for entry in entries.values()):
             raise ValueError("the value of edits in force is missing")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ...edits import Edit
-from ...hooks import capture_input
-from ...prefix import Prefix
-from ...recall import Recall
-from ...text import Batch, Pair, TokenizerError
-from ..base import Host
+from ...interface import Host
+from ...model.hooks import capture_input
+from ...model.prefix import Prefix
+from ...model.recall import Recall
+from ...text.tokens import Batch, Pair, TokenizerError
 from .config import LLPConfig
 
 __all__ = ["Rows", "build_rows", "logits_of"]
@@ -67,7 +67,9 @@ def build_rows(
             owner.append(j)
     batch = host.text.batch(ids)
     device = batch.ids.device
-    hidden = capture_input(host.anatomy, recall.layer, lambda: host.forward(host.anatomy.decoder, batch))
+    hidden = capture_input(
+        host.architecture, recall.layer, lambda: host.forward(host.architecture.decoder, batch)
+    )
     row, at, target, weight = (torch.tensor(column, device=device) for column in zip(*points, strict=True))
     # Float32 also where the caller's default is another one.
     return Rows(batch, hidden, torch.tensor(owner, device=device), row, at, target, weight.float())

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from ...edits import Edit, EditError
-from ...hooks import capture_input
-from ...layers import evaluating, frozen
-from ...prefix import KV, Prefix
-from ...recall import Recall
-from ...reduced import has_reduced_products, reduced_products
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import evaluating, frozen
+from ...model.hooks import capture_input
+from ...model.prefix import KV, Prefix
+from ...model.recall import Recall
+from ...model.reduced_precision import has_reduced_products, reduced_products
+from ...retrieval.lessons import Lesson, may_go_on
+from ...retrieval.passes import Chunk
 from ..scaling import GradientScale
 from .config import LLPConfig
-from .lessons import Lesson, may_go_on
 from .losses import WORD_ENDS, EditLosses, Part, base_of, losses_of, part_of
-from .passes import Chunk
 
 __all__ = ["Layout", "Taught", "left_out", "products", "teach"]
 
@@ -105,7 +105,7 @@ def teach(
     """
     furthest = max(int(chunk.positions[:, 0].max()) for chunk in chunks)
     with torch.no_grad():  # how keys are moved is found in the model's own precision
-        blank = torch.zeros(1, config.n_values, host.anatomy.width, dtype=torch.float32)
+        blank = torch.zeros(1, config.n_values, host.architecture.width, dtype=torch.float32)
         kv = recall.project(blank, torch.zeros(1, dtype=torch.long))
         recall.turned(kv, torch.tensor([(1 << furthest.bit_length()) - 1]))
     with evaluating(host.model), frozen(host.model), products(host, recall.layer, config.products):
@@ -122,8 +122,8 @@ def products(host: Host, layer: int, which: Literal["fastest", "model"]) -> Abst
     if which == "model" or not has_reduced_products():
         return nullcontext()
     head = host.model.get_output_embeddings()
-    modules = [*host.anatomy.layers[layer:], *([] if head is None else [head])]
-    return reduced_products(host.anatomy.shadows, modules)
+    modules = [*host.architecture.layers[layer:], *([] if head is None else [head])]
+    return reduced_products(host.architecture.shadows, modules)
 
 
 class _Teacher:
@@ -252,7 +252,9 @@ class _Teacher:
         host, text, length = self.host, self.host.text, self.config.n_values
         rows = [text.pair(edit.question, edit.target).ids for edit in self.edits]
         hidden = capture_input(
-            host.anatomy, self.recall.layer, lambda: host.forward(host.anatomy.decoder, text.batch(rows))
+            host.architecture,
+            self.recall.layer,
+            lambda: host.forward(host.architecture.decoder, text.batch(rows)),
         ).float()
         ends = [h[: len(row)][-length:] for h, row in zip(hidden, rows, strict=True)]
         return torch.stack([torch.cat([end[:1].expand(length - len(end), -1), end]) for end in ends])

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ...edits import Edit, EditError
-from ...hooks import capture_input
-from ...layers import evaluating, frozen
-from ...prefix import Prefix
-from ...recall import Recall
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import evaluating, frozen
+from ...model.hooks import capture_input
+from ...model.prefix import Prefix
+from ...model.recall import Recall
 from ..scaling import GradientScale
 from .config import LLPConfig
 from .rows import build_rows, logits_of
@@ -113,7 +113,7 @@ class _Trainer:
         pairs = [text.pair(edit.prompt, edit.target) for edits in self.groups for edit in edits]
         batch = text.batch([pair.ids for pair in pairs])
         hidden = capture_input(
-            host.anatomy, self.recall.layer, lambda: host.forward(host.anatomy.decoder, batch)
+            host.architecture, self.recall.layer, lambda: host.forward(host.architecture.decoder, batch)
         ).float()
         ends = [h[: len(pair.ids)][-length:] for h, pair in zip(hidden, pairs, strict=True)]
         ends = [torch.cat([end[:1].expand(length - len(end), -1), end]) for end in ends]

@@ -22,18 +22,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from ...chat import in_chat
-from ...contexts import sample_prefixes
+from ...configs import SavedPath
 from ...edits import EditError
-from ...files import LoadError, saving, write_atomically
-from ...hooks import Hook, OwnHooks, run_through
-from ...layers import evaluating
-from ...manifest import FORMAT, parsed
-from ...shown import brief
-from ...sites import Site
-from ...storage import fingerprint
-from ..base import Host
-from ..checks import SavedPath
+from ...interface import Host
+from ...model.architecture import evaluating
+from ...model.hooks import Hook, OwnHooks, run_through
+from ...saving.files import LoadError, saving, write_atomically
+from ...saving.manifest import FORMAT, parsed
+from ...saving.plugs import fingerprint
+from ...text.chat import in_chat
+from ...text.printable import brief
+from ...text.samples import sample_prefixes
+from ...weights.modules import LinearModule
 from ..inweights.rows import chunks
 from .config import LocateConfig
 
@@ -57,7 +57,7 @@ class Moments:
     tokens: int
 
 
-def moments_of(host: Host, sites: Sequence[Site], config: LocateConfig) -> Moments:
+def moments_of(host: Host, sites: Sequence[LinearModule], config: LocateConfig) -> Moments:
     """The moments on the text that ``config`` names, from its cache where they are kept there.
 
     The model must be the base model as it is.
@@ -90,7 +90,7 @@ def moments_of(host: Host, sites: Sequence[Site], config: LocateConfig) -> Momen
     return moments
 
 
-def second_moments(host: Host, sites: Sequence[Site], texts: Sequence[str], length: int) -> Moments:
+def second_moments(host: Host, sites: Sequence[LinearModule], texts: Sequence[str], length: int) -> Moments:
     """The mean of ``k k'`` over all tokens of the texts, each cut to ``length`` tokens; summed in float64.
 
     Raises:
@@ -110,7 +110,7 @@ def second_moments(host: Host, sites: Sequence[Site], texts: Sequence[str], leng
         batch = host.text.batch([rows[i] for i in part])
         real = batch.mask.bool().flatten()
 
-        def add(site: Site, real: Tensor = real) -> Hook:
+        def add(site: LinearModule, real: Tensor = real) -> Hook:
             def before(_m: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
                 keys = args[0].detach().reshape(-1, site.d_k)
                 if len(keys) != len(real):
@@ -124,7 +124,7 @@ def second_moments(host: Host, sites: Sequence[Site], texts: Sequence[str], leng
             return Hook(site.module, "before", before)
 
         with evaluating(host.model), OwnHooks(map(add, sites)):
-            run_through(host.anatomy, last, partial(host.forward, host.anatomy.decoder, batch))
+            run_through(host.architecture, last, partial(host.forward, host.architecture.decoder, batch))
     tokens = sum(map(len, rows))
     return Moments({name: (total / tokens).float() for name, total in sums.items()}, tokens)
 
@@ -163,7 +163,7 @@ def _write(path: Path, model: Any, moments: Moments) -> None:
         write_atomically(path, dump_tensors(plain, metadata={_KEY: json.dumps(head)}))
 
 
-def _read(path: Path, model: Any, sites: Sequence[Site]) -> Moments:
+def _read(path: Path, model: Any, sites: Sequence[LinearModule]) -> Moments:
     try:
         with safe_open(path, "pt") as file:
             head = parsed((file.metadata() or {})[_KEY])

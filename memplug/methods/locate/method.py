@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...contexts import sample_prefixes
 from ...edits import Edit
-from ...entries import Entry, Part
-from ...layers import UnsupportedModelError, evaluating
-from ...sites import Site
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import UnsupportedModelError, evaluating
+from ...text.samples import sample_prefixes
+from ...weights.entries import Entry, LowRankUpdate
+from ...weights.modules import LinearModule
 from ..inweights.branch import branch_hooks
 from ..inweights.method import LedgerMethod
 from .config import LocateConfig
@@ -48,7 +48,7 @@ class LocateMethod(LedgerMethod):
     def __init__(self, host: Host, config: LocateConfig) -> None:
         super().__init__(host, config)
         layers = [site.layer for site in self.sites]
-        odd = next((site for site in self.sites if site.d_v != host.anatomy.width), None)
+        odd = next((site for site in self.sites if site.d_v != host.architecture.width), None)
         if odd is not None or len(set(layers)) < len(layers):
             what = (
                 f"{odd.name}, which has {odd.d_v} outputs"
@@ -57,13 +57,13 @@ class LocateMethod(LedgerMethod):
             )
             raise ValueError(
                 f"modules or ranges give {what}; give at most one linear a layer that writes hidden states "
-                f'of width {host.anatomy.width}, like ranges=(("down", 0.1, 0.3),)'
+                f'of width {host.architecture.width}, like ranges=(("down", 0.1, 0.3),)'
             )
         self._last = max(layers)
-        if self._last + 1 >= len(host.anatomy.layers):
+        if self._last + 1 >= len(host.architecture.layers):
             raise UnsupportedModelError(
-                f"the last edited layer is {self._last} of {len(host.anatomy.layers)}; a state is found with "
-                "the layers above it, so that one must be left"
+                f"the last edited layer is {self._last} of {len(host.architecture.layers)}; a state is found "
+                "with the layers above it, so that one must be left"
             )
         self._moments: Moments | None = None
         self._prefixes: list[str] | None = None
@@ -71,11 +71,11 @@ class LocateMethod(LedgerMethod):
 
     # ------------------------------------------------------------------ what the two methods differ in
 
-    def _metric(self, site: Site, moments: Tensor) -> Tensor:
+    def _metric(self, site: LinearModule, moments: Tensor) -> Tensor:
         """float64 [d_k,d_k], the inverse of the metric before any edit, from the moments [d_k,d_k]."""
         raise NotImplementedError
 
-    def _project(self, site: Site, keys: Tensor) -> Tensor:
+    def _project(self, site: LinearModule, keys: Tensor) -> Tensor:
         """The part [n,d_k] of keys that a change may be written along; float64, asked after `_metric`."""
         return keys
 
@@ -104,7 +104,7 @@ class LocateMethod(LedgerMethod):
         rows = subject_rows(host.text, edits, prefixes)
         added = wanted.added[torch.tensor([row.edit for row in rows])]
         owner, aim = owners(rows), torch.empty(0)
-        parts: list[Part] = []
+        parts: list[LowRankUpdate] = []
         change: dict[str, tuple[Tensor, Tensor]] = {}
         for index, site in enumerate(self.sites):
             hooks = branch_hooks(self.ledger.sites, change)
@@ -120,13 +120,15 @@ class LocateMethod(LedgerMethod):
         notes = {"before": self._before(), "loss": loss}
         return Entry(tuple(str(edit.id) for edit in edits), tuple(parts), notes=notes)
 
-    def _part(self, site: Site, moments: Tensor, keys: Tensor, left: Tensor, owner: Tensor) -> Part:
+    def _part(
+        self, site: LinearModule, moments: Tensor, keys: Tensor, left: Tensor, owner: Tensor
+    ) -> LowRankUpdate:
         inverse = self._inverse(site, moments)
         keys = self._project(site, keys)
         directions = keys @ inverse
         where = site.device
         values = left.float().to(where)
-        return Part(
+        return LowRankUpdate(
             site.name, keys.float(), values, owner.to(where), self._ridge, directions.float().contiguous()
         )
 
@@ -141,7 +143,7 @@ class LocateMethod(LedgerMethod):
                 self._moments = moments_of(host, self.sites, config)
         return self._moments
 
-    def _inverse(self, site: Site, moments: Tensor) -> Tensor:
+    def _inverse(self, site: LinearModule, moments: Tensor) -> Tensor:
         """float64 [d_k,d_k], the inverse of the metric with the keys of all edits that the ledger holds.
 
         Each entry's keys come in by ``(M + K'K)^-1 = M^-1 - D' (I + K D')^-1 D`` with ``D = K M^-1``, so

@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...chat import Prompt, behind, in_chat, question, with_question
 from ...edits import Edit, EditError
-from ...hooks import Hook, OwnHooks, capture_input
-from ...relations import wordings
-from ...sites import Site
-from ...text import Text
-from ..base import Host
+from ...interface import Host
+from ...model.hooks import Hook, OwnHooks, capture_input
+from ...retrieval.neutral_texts import MENTIONS, REQUESTS, some
+from ...retrieval.relations import wordings
+from ...text.chat import Prompt, behind, in_chat, question, with_question
+from ...text.tokens import Text
+from ...weights.modules import LinearModule
 from ..inweights.rows import chunks
-from ..llp.wordings import MENTIONS, REQUESTS, some
 
 __all__ = [
     "Context",
@@ -141,7 +141,7 @@ def kept_rows(text: Text, edit: Edit, count: int, seed: int) -> list[tuple[list[
 
 @torch.no_grad()
 def look(
-    host: Host, rows: Sequence[Row], site: Site, layer: int, hooks: Sequence[Hook], micro_batch: int
+    host: Host, rows: Sequence[Row], site: LinearModule, layer: int, hooks: Sequence[Hook], micro_batch: int
 ) -> Seen:
     """What the module reads and the layers up to ``layer`` give at each row's subject.
 
@@ -164,7 +164,9 @@ def look(
             found.append(args[0])
 
         with OwnHooks([*hooks, Hook(site.module, "before", take)]):
-            after = capture_input(host.anatomy, layer + 1, partial(host.forward, host.anatomy.decoder, batch))
+            after = capture_input(
+                host.architecture, layer + 1, partial(host.forward, host.architecture.decoder, batch)
+            )
         if len(found) != 1 or found[0].shape[:-1].numel() != batch.ids.numel():
             raise EditError(
                 f"{site.name} is not called once on every token; name other modules with modules=(...)"

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...hooks import capture_input, resume
-from ...layers import UnsupportedModelError
-from ...recall import Recall
-from ...text import Batch
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import UnsupportedModelError
+from ...model.hooks import capture_input, resume
+from ...model.recall import Recall
+from ...retrieval.passes import Chunk, Line, run_lines
+from ...text.tokens import Batch
 from ..inweights.rows import alike
-from ..llp.passes import Chunk, Line, run_lines
 
 __all__ = ["Tail", "tails_of"]
 
@@ -77,13 +77,13 @@ class Tail:
             return replace(chunk, hidden=hidden).logits(host, recall, None, row, column)
         run = partial(host.forward, host.model, self.batch)
         flat = row * hidden.shape[1] + column
-        return resume(host.model, host.anatomy, self.layer, hidden, run, flat)
+        return resume(host.model, host.architecture, self.layer, hidden, run, flat)
 
 
 def tails_of(host: Host, layer: int, lines: Sequence[Line]) -> list[Tail]:
     """The rows ``lines`` from their starts on, in layers ``layer`` and up, at the weights as they are now."""
     try:
-        recall = Recall(host.model, host.anatomy, layer)
+        recall = Recall(host.model, host.architecture, layer)
     except UnsupportedModelError:
         return _whole(host, layer, lines)
     chunks, _ = run_lines(host, recall, lines, [[] for _ in lines], [])
@@ -99,7 +99,9 @@ def _whole(host: Host, layer: int, lines: Sequence[Line]) -> list[Tail]:
     found = []
     for rows in alike([len(line.ids) for line in lines], len(lines), host.text.device):
         batch = host.text.batch([lines[i].ids for i in rows])
-        hidden = capture_input(host.anatomy, layer, partial(host.forward, host.anatomy.decoder, batch))
+        hidden = capture_input(
+            host.architecture, layer, partial(host.forward, host.architecture.decoder, batch)
+        )
         at = torch.tensor([lines[i].start for i in rows], device=hidden.device)
         found.append(Tail(host, layer, rows, [0] * len(rows), hidden, at, batch))
     return found

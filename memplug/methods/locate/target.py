@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...edits import Edit, EditError
-from ...layers import evaluating, frozen
-from ...reduced import has_reduced_products, reduced_products
-from ..base import Host
+from ...interface import Host
+from ...model.architecture import evaluating, frozen
+from ...model.reduced_precision import has_reduced_products, reduced_products
+from ...retrieval.passes import Line
 from ..inweights.rows import chunks
-from ..llp.passes import Line
 from ..scaling import GradientScale
 from .config import LocateConfig
 from .rows import contexts, first_rows, kept_rows, subject_at
@@ -63,7 +63,7 @@ def find_targets(
     with (
         evaluating(host.model),
         frozen(host.model),
-        reduced_products(host.anatomy.shadows, _products(host, layer)),
+        reduced_products(host.architecture.shadows, _products(host, layer)),
     ):
         for part in chunks(range(len(edits)), max(1, config.micro_batch // each)):
             rows = _rows(host, [edits[i] for i in part], prefixes, config)
@@ -73,7 +73,7 @@ def find_targets(
 
 def _products(host: Host, layer: int) -> list[nn.Module]:
     return (
-        [*host.anatomy.layers[layer + 1 :], host.model.get_output_embeddings()]
+        [*host.architecture.layers[layer + 1 :], host.model.get_output_embeddings()]
         if has_reduced_products()
         else []
     )

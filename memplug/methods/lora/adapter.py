@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...hooks import Hook
-from ...layers import UnsupportedModelError, frozen
-from ...sites import Site
+from ...model.architecture import UnsupportedModelError, frozen
+from ...model.hooks import Hook
+from ...weights.modules import LinearModule
 from .config import LoRAConfig
 
 __all__ = ["OLDEST", "Adapter", "peft_module"]
@@ -70,7 +70,7 @@ class Adapter:
         UnsupportedModelError: peft has no LoRA layer for a linear.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], config: LoRAConfig) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[LinearModule], config: LoRAConfig) -> None:
         peft = peft_module()
         self.sites = tuple(sites)
         holder = nn.Module()

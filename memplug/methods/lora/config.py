@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..checks import check_numbers, from_preset
+from ...configs import check_numbers, from_preset
 
 __all__ = ["LoRAConfig"]
 

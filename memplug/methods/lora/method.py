@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...chat import Prompt, question
-from ...checked import check_edits, check_rest, names, shaped
 from ...edits import Edit, EditTable
-from ...hooks import Hook, OwnHooks
-from ...layers import evaluating
-from ...pristine import Pristine
-from ...sites import find_sites
-from ...text import Pair
-from ..base import Host, State
+from ...interface import Host, State
+from ...model.architecture import evaluating
+from ...model.hooks import Hook, OwnHooks
+from ...saving.checked import check_edits, check_rest, names, shaped
+from ...text.chat import Prompt, question
+from ...text.tokens import Pair
+from ...weights.modules import find_sites
+from ...weights.originals import OriginalWeights
 from ..neutral import neutral_pairs
 from .adapter import Adapter
 from .config import LoRAConfig
@@ -81,7 +81,7 @@ class LoRA:
     def __init__(self, host: Host, config: LoRAConfig) -> None:
         self.config, self._host = config, host
         ranges = [(name, config.start, config.stop) for name in config.linears]
-        sites = find_sites(host.model, host.anatomy, ranges, config.modules, writable=False)
+        sites = find_sites(host.model, host.architecture, ranges, config.modules, writable=False)
         self.adapter = Adapter(host.model, sites, config)
         self.records: dict[str, Edit] = {}
         self.off: set[str] = set()
@@ -210,9 +210,9 @@ class LoRA:
         """
         if not self.active:
             return
-        model, anatomy = self._host.model, self._host.anatomy
-        sites = find_sites(model, anatomy, (), [site.name for site in self.adapter.sites])
-        weights = Pristine({site.name: site for site in sites})
+        model, architecture = self._host.model, self._host.architecture
+        sites = find_sites(model, architecture, (), [site.name for site in self.adapter.sites])
+        weights = OriginalWeights({site.name: site for site in sites})
         weights.write(self.adapter.changes())
         weights.drop()
 

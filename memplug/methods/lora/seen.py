@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...chat import Prompt, quoted
+from ...text.chat import Prompt, quoted
 
 __all__ = ["Explanation"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ...edits import EditError
-from ...hooks import OwnHooks
-from ...layers import evaluating, frozen
-from ...reduced import reduced_products
-from ...text import Pair
+from ...interface import Host
+from ...model.architecture import evaluating, frozen
+from ...model.hooks import OwnHooks
+from ...model.reduced_precision import reduced_products
+from ...text.tokens import Pair
 from ..answers import Answers, read_answers
-from ..base import Host
 from ..neutral import neutral, products
 from ..scaling import GradientScale
 from .adapter import Adapter
@@ -59,7 +59,7 @@ def train(
         with (
             evaluating(host.model),
             frozen(host.model),
-            reduced_products(host.anatomy.shadows, products(host, first)),
+            reduced_products(host.architecture.shadows, products(host, first)),
         ):
             answers, kept = read_answers(host, first, [*fresh, *earlier]), neutral(host, first, keep)
             with OwnHooks(hooks), torch.enable_grad():

@@ -1,0 +1,203 @@
+"""Explanations: what each think layer saw in a prompt, and why an edit was recalled or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import interface as base
+from ..edits import Edit
+from ..interface import Host
+from ..memory import Found, KeyMemory, count_votes, span_similarity, unit_rows, voting
+from ..text.chat import Prompt, question, quoted
+from ..text.printable import printable
+from .config import RetrievalConfig
+from .keys import think_states
+
+__all__ = ["Candidate", "Explanation", "LayerVote", "explain", "seen"]
+
+
+class LayerVote(NamedTuple):
+    """One think layer's view of one subject: its best-matching token, how similar, and the vote."""
+
+    layer: int
+    token: str
+    position: int
+    similarity: float
+    voted: bool
+
+
+class Candidate(NamedTuple):
+    """A subject with edits, and how much of it the think layers found in the prompt.
+
+    Attributes:
+        subject: the subject.
+        edits: its edits in force.
+        votes: layers that vote for it.
+        similarity: its mean similarity over the layers.
+        layers: each layer's view.
+        heat: [R,T] similarity of the window of tokens that ends at each position; NaN where none fits.
+        enough: whether its votes reach the quorum.
+    """
+
+    subject: str
+    edits: tuple[Edit, ...]
+    votes: int
+    similarity: float
+    layers: tuple[LayerVote, ...]
+    heat: Tensor
+    enough: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation(base.Explanation):
+    """What happens to the edits when the model reads a prompt.
+
+    Attributes:
+        prompt, tokens: the text and its T tokens.
+        quorum, threshold: votes needed, and the similarity a vote needs.
+        recalled: the subject that is recalled, or None.
+        runner_up: the next best subject, or the best where none is recalled; None without edits.
+        reason: one sentence on the decision.
+        likeness: how much what is asked resembles the edits of the subject that is recalled, or of the next
+            best; None where nothing is asked about it.
+        limits: what that has to exceed, in plain text and in a chat; None without edits.
+    """
+
+    prompt: Prompt
+    tokens: tuple[str, ...]
+    quorum: int
+    threshold: float
+    recalled: Candidate | None
+    runner_up: Candidate | None
+    reason: str
+    likeness: float | None = None
+    limits: tuple[float, float] | None = None
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:  # type: ignore[override]
+        """The edits that are recalled."""
+        return self.recalled.edits if self.recalled else ()
+
+    def details(self) -> list[str]:
+        """Subjects, their edits and votes; how much is asked like them."""
+        lines = []
+        for name, candidate in (("recalled", self.recalled), ("runner-up", self.runner_up)):
+            if candidate is None:
+                continue
+            count = f"{candidate.votes} votes of {len(candidate.layers)}"
+            lines.append(f"  {name}: {printable(candidate.subject)} ({count})")
+            lines += [
+                f"    edit {printable(e.id)}: {quoted(e.prompt)} -> {e.target!r}" for e in candidate.edits
+            ]
+            for vote in candidate.layers:
+                mark = "votes" if vote.voted else "no vote"
+                lines.append(f"    layer {vote.layer}: {vote.token!r} {vote.similarity:.3f} {mark}")
+        if self.likeness is not None and self.limits is not None:
+            plain, chat = self.limits
+            lines.append(
+                f"  asked for: likeness {self.likeness:.3f}, to be exceeded: {plain:.3f} in plain text, "
+                f"{chat:.3f} in chat"
+            )
+        return lines
+
+
+@torch.no_grad()
+def explain(
+    host: Host,
+    memory: KeyMemory,
+    config: RetrievalConfig,
+    subjects: Mapping[int, tuple[str, tuple[Edit, ...]]],
+    prompt: Prompt,
+) -> Explanation:
+    """Read ``prompt`` without generating, and report on the two subjects it resembles most.
+
+    Args:
+        host, memory, config: the method's.
+        subjects: key number -> subject and its edits in force.
+        prompt: any text.
+
+    Raises:
+        ValueError: the prompt is empty.
+    """
+    if not question(prompt).strip():
+        raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+    ids = host.text.encode(prompt)
+    tokens = tuple(host.text.tokenizer.decode([i]) for i in ids)
+    quorum, threshold = memory.quorum, config.threshold
+    if not subjects:
+        return Explanation(prompt, tokens, quorum, threshold, None, None, "no edit is in force")
+    with host.tracker.off():
+        states = think_states(host, [ids], config.think_layers or ())
+    valid = torch.ones(1, len(ids), dtype=torch.bool)
+    valid[0, 0] = ids[0] != host.text.bos_id
+    winner, _ = memory.search(list(states), valid)
+    units, keys = unit_rows(states[:, 0].cpu(), torch.float64), np.array(list(subjects))
+    heat = torch.stack([span_similarity(units, valid[0], memory.get(key).cpu()) for key in subjects]).float()
+    best, at = heat.max(-1)  # [E,R]
+    limits = torch.tensor([memory.limit(key) for key in subjects])
+    passing = torch.where(best > limits[:, None], best, 0.0).T
+    voted = torch.from_numpy(voting(Found(np.zeros_like(keys), keys, keys, passing.numpy()), memory.top_k))
+    found = {
+        key: seen(*subjects[key], config.think_layers or (), tokens, quorum, *parts)
+        for key, *parts in zip(keys.tolist(), heat, at, voted.T, strict=True)
+    }
+    recalled = found.get(int(winner[0]))
+    ranked = sorted(found.values(), key=lambda one: (-one.votes, -one.similarity))
+    runner_up = next((one for one in ranked if recalled is None or one.subject != recalled.subject), None)
+    reason = _reason(recalled, runner_up, quorum, threshold)
+    return Explanation(prompt, tokens, quorum, threshold, recalled, runner_up, reason)
+
+
+def seen(
+    subject: str,
+    edits: tuple[Edit, ...],
+    layers: Sequence[int],
+    tokens: Sequence[str],
+    quorum: int,
+    heat: Tensor,
+    at: Tensor,
+    voted: Tensor,
+) -> Candidate:
+    """A subject as the layers see it.
+
+    Args:
+        layers: the R think layers.
+        heat: [R,T], see `span_similarity`.
+        at: LongTensor [R], where each layer sees it.
+        voted: BoolTensor [R], which layers vote for it.
+    """
+    seen_by = []
+    for layer, similarity, t, vote in zip(layers, heat, at.tolist(), voted.tolist(), strict=True):
+        fits = bool(similarity[t] > -1.0)
+        token = tokens[t] if fits else ""
+        seen_by.append(LayerVote(layer, token, t if fits else -1, float(similarity[t]), vote))
+    mean = sum(vote.similarity for vote in seen_by) / len(seen_by)
+    votes, enough = count_votes(voted, quorum)
+    heat = heat.masked_fill(heat <= -1.0, torch.nan)
+    return Candidate(subject, edits, int(votes), mean, tuple(seen_by), heat, bool(enough))
+
+
+def _reason(best: Candidate | None, other: Candidate | None, quorum: int, threshold: float) -> str:
+    second = "" if other is None else printable(other.subject)
+    if best is None:
+        if other is None:
+            return "nothing is recalled; no edit is in force"
+        return (
+            f"nothing is recalled; the closest subject, {second}, has {other.votes} votes "
+            f"of the {quorum} needed (similarity above {threshold:g})"
+        )
+    text = f"{printable(best.subject)} is recalled with {best.votes} votes ({quorum} needed)"
+    if other is None:
+        return text
+    if not other.enough:
+        return f"{text}; the runner-up, {second}, has {other.votes}"
+    if other.votes < best.votes:
+        return f"{text}; the runner-up, {second}, has fewer ({other.votes})"
+    gap = f"{other.similarity:.3f} < {best.similarity:.3f}"
+    return f"{text}; {second} has as many, but is less similar ({gap})"
