@@ -51,7 +51,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["memplug", "memplug.*"]),
     package_data={
-        "memplug": ["py.typed"], "memplug.retrieval": ["relations.toml"],
+        "memplug": ["py.typed"],
+        "memplug.retrieval": ["relations.toml"],
         "memplug.world": ["model/*", "editors/*"],
         "memplug.comparison.report": ["page/*"],
     },

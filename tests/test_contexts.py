@@ -6,8 +6,8 @@ import pytest
 import torch
 from families import TEXTS, build
 
-from memplug.text import samples as contexts
-from memplug.text.samples import sample_prefixes
+from memplug.retrieval import samples as contexts
+from memplug.retrieval.samples import sample_prefixes
 from memplug.text.tokens import Text
 
 

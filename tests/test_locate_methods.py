@@ -16,8 +16,8 @@ from memplug.methods.locate.covariance import moments_of
 from memplug.methods.locate.rows import look, subject_rows
 from memplug.methods.locate.target import find_targets
 from memplug.methods.memit import MEMITConfig
-from memplug.model import free_memory
 from memplug.model.architecture import UnsupportedModelError
+from memplug.weights import free_memory
 
 
 @pytest.fixture(scope="module")

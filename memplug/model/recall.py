@@ -160,8 +160,8 @@ class Recall:
             if keys is None or keys.ndim != 4 or keys.shape[-2] != length:
                 raise UnsupportedModelError(
                     f"layer {index} ({type(self._architecture.layers[index]).__name__}) keeps no keys and "
-                    "values of its own for each token, so it cannot read a recalled prefix; choose a model whose "
-                    "layers all have attention"
+                    "values of its own for each token, so it cannot read a recalled prefix; choose a model "
+                    "whose layers all have attention"
                 )
             pairs.append((keys, layer.values))  # type: ignore[union-attr]
         return pairs

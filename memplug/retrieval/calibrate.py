@@ -17,8 +17,8 @@ from ..interface import Host
 from ..memory import quorum_of
 from ..pretrained import cache, is_large
 from ..saving.files import load_tensors
+from ..saving.plugs import fingerprint
 from ..text.chat import in_chat
-from ..text.samples import sample_prefixes
 from ..text.tokens import Text
 from .calibration import Calibration, Sample, chance_threshold, whitening
 from .config import RetrievalConfig
@@ -28,6 +28,7 @@ from .neutral_texts import FRONTS, NAMES, SYSTEM, TALK
 from .passes import Line
 from .questions import Metric, metric, told
 from .relations import wordings
+from .samples import sample_prefixes
 
 __all__ = ["calibrate", "calibrated", "states_of"]
 
@@ -49,8 +50,6 @@ def calibrated(host: Host, config: RetrievalConfig, think: Sequence[int], relati
     """
     if not is_large(host.model):
         return calibrate(host, config, think, relation)
-    from ..saving.plugs import fingerprint  # above this room; it is asked for a name only
-
     layers = (*think, relation)
     asked = (_FORMAT, layers, config.rank, config.quorum, config.false_accepts)
     texts = (wordings(), FRONTS, NAMES, SYSTEM, TALK)

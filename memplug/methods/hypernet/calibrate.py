@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...interface import Host
 from ...model.hooks import Hook, OwnHooks, run_through
+from ...retrieval.samples import ordinary_texts
 from ...text.chat import in_chat
-from ...text.samples import ordinary_texts
 from ...text.tokens import Pair
 from ...weights.modules import LinearModule
 from ..inweights.branch import side_branch

@@ -22,8 +22,8 @@ from ...edits import Case
 from ...interface import Host
 from ...model.architecture import evaluating, frozen
 from ...model.reduced_precision import has_reduced_products, reduced_products
+from ...retrieval.samples import ordinary_texts
 from ...saving.files import write_atomically
-from ...text.samples import ordinary_texts
 from .calibrate import find_step, ordinary_inputs
 from .editor import Editor
 from .features import capture, requests

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ...edits import EditError
 from ...interface import Host
-from ...text.samples import sample_prefixes
+from ...retrieval.samples import sample_prefixes
 from ...text.tokens import Pair
 from ...weights.ledger import Ledger
 from .config import WeightConfig

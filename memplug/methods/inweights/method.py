@@ -17,13 +17,13 @@ from tqdm.auto import tqdm
 from ...edits import Edit, EditError, EditTable
 from ...interface import Host, State
 from ...model.architecture import evaluating
-from ...model.free_memory import check_room
 from ...model.hooks import Hook
 from ...saving.checked import check_edits, check_rest
 from ...text.chat import Prompt, canonical, question
 from ...text.names import names
 from ...weights.entries import Entry
 from ...weights.entry_tensors import entries_from
+from ...weights.free_memory import check_room
 from ...weights.ledger import Ledger
 from ...weights.modules import Range, find_sites
 from .branch import Factors, side_branch

@@ -23,10 +23,10 @@ from ...retrieval.entries import Entry, pack, unpack
 from ...retrieval.explanation import Explanation, explain
 from ...retrieval.held import Held
 from ...retrieval.keys import contexts_of, contrast, subject_states
+from ...retrieval.samples import sample_prefixes
 from ...retrieval.think import Recalling, draft_of, match_rows, think_hooks
 from ...saving.checked import check_rest
 from ...text.chat import Prompt
-from ...text.samples import sample_prefixes
 from ...weights.modules import adapters
 from ..continuing import not_in_pieces
 from ..unlearned import warn_unlearned

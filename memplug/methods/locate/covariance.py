@@ -27,12 +27,12 @@ from ...edits import EditError
 from ...interface import Host
 from ...model.architecture import evaluating
 from ...model.hooks import Hook, OwnHooks, run_through
+from ...retrieval.samples import sample_prefixes
 from ...saving.files import LoadError, saving, write_atomically
 from ...saving.manifest import FORMAT, parsed
 from ...saving.plugs import fingerprint
 from ...text.chat import in_chat
 from ...text.printable import brief
-from ...text.samples import sample_prefixes
 from ...weights.modules import LinearModule
 from ..inweights.rows import chunks
 from .config import LocateConfig

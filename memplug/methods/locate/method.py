@@ -17,7 +17,7 @@ from torch import Tensor
 from ...edits import Edit
 from ...interface import Host
 from ...model.architecture import UnsupportedModelError, evaluating
-from ...text.samples import sample_prefixes
+from ...retrieval.samples import sample_prefixes
 from ...weights.entries import Entry, LowRankUpdate
 from ...weights.modules import LinearModule
 from ..inweights.branch import branch_hooks

@@ -13,7 +13,8 @@ import zlib
 from pathlib import Path
 
 from ..pretrained import cache, is_large
-from .tokens import Text, TopKSampler
+from ..saving.plugs import fingerprint
+from ..text.tokens import Text, TopKSampler
 
 __all__ = ["ordinary_texts", "sample_prefixes"]
 
@@ -72,8 +73,6 @@ def ordinary_texts(text: Text, seed: int) -> list[str]:
 
 def _file(text: Text, *asked: int) -> Path:
     """Where the samples of a model are kept."""
-    from ..saving.plugs import fingerprint  # above this room; it is asked for a name only
-
     named = (*asked, text.bos_id, tuple(text.eos_ids))
     both = fingerprint(text.model, text.tokenizer)
     return cache() / "samples" / f"{both}-{_seed(*named):08x}.json"
