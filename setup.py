@@ -53,7 +53,8 @@ setup(
     package_data={
         "memplug": ["py.typed"],
         "memplug.retrieval": ["relations.toml"],
-        "memplug.world": ["model/*", "editors/*"],
+        "memplug.methods": ["fitted/*"],
+        "memplug.world": ["model/*"],
         "memplug.comparison.report": ["page/*"],
     },
     install_requires=CORE,

@@ -26,7 +26,7 @@ from . import find_method
 __all__ = ["SavedEditor", "check_constants", "read_editor", "shipped_editor", "unlike", "write_editor"]
 
 _KEY = "memplug"
-_SHIPPED = Path(__file__).parent / "world" / "editors"
+_SHIPPED = Path(__file__).parent / "fitted"
 
 
 class SavedEditor(NamedTuple):
