@@ -5,8 +5,9 @@
 ``relations.json`` has wordings that ask the same in several ways, for several kinds of subjects. Two wordings
 of each relation play the part of an edit's prompt. Written is which share of the questions that ask something
 else about the subject, and of passing mentions, is as much like it as 80 % and 90 % of its rephrasings are.
-Many of these questions are among the neutral ones that the metric is learned from (`memplug.retrieval.relations`), in
-these or in other words; so it is also learned from those alone that ask nothing of this.
+Many of these questions are among the neutral ones that the metric is learned from
+(`memplug.retrieval.relations`), in these or in other words; so it is also learned from those alone that ask
+nothing of this.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def fit(
     """
     with explained():
         from ..attaching import attach
-        from ..comparison.contenders import parse_constants
+        from ..comparison.specs import parse_constants
         from ..data import load_cases
         from ..interface import Fits
 

@@ -54,7 +54,7 @@ class Answer(NamedTuple):
     agreement: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: messages as one text (`memplug.text.chat.show`), what is not finite as None."""
+        """Plain values for JSON: messages as one text (`chat.show`), what is not finite as None."""
         plain = {name: _finite(value) for name, value in self._asdict().items()}
         return {**plain, "prompt": show(self.prompt)}
 
