@@ -143,11 +143,11 @@ class Failure(Exception):
 @pytest.mark.parametrize(
     "where",
     [
-        "room.calibrated",
-        "learning.lessons_of",
-        "learning.Learner._read",
-        "answering.teach",
-        "answering.warn_unlearned",
+        "retrieval.room.calibrated",
+        "methods.llp.learning.lessons_of",
+        "methods.llp.learning.Learner._read",
+        "methods.llp.answering.teach",
+        "methods.llp.answering.warn_unlearned",
     ],
 )
 @pytest.mark.parametrize("fresh", [True, False])
@@ -161,8 +161,8 @@ def test_a_failure_changes_nothing(model, tokenizer, monkeypatch, where, fresh):
         def failing(*_args, **_given):
             raise Failure
 
-        monkeypatch.setattr(f"memplug.methods.llp.{where}", failing)
-        if where == "room.calibrated" and not fresh:
+        monkeypatch.setattr(f"memplug.{where}", failing)
+        if where == "retrieval.room.calibrated" and not fresh:
             return  # it is done once
         with pytest.raises(Failure):
             plug.edit(BORN, "Zarnow", "Ada Quill")

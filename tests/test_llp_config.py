@@ -7,6 +7,10 @@ from dataclasses import fields, replace
 import pytest
 
 from memplug.methods.llp.config import _CHOICES, _RANGES, PAPER, LLPConfig
+from memplug.retrieval import config as retrieval
+
+RANGES = (*retrieval._RANGES, *_RANGES)
+CHOICES = retrieval._CHOICES | _CHOICES
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_presets():
         LLPConfig.preset("paper", colour=1)
 
 
-@pytest.mark.parametrize(("name", "low", "high"), _RANGES)
+@pytest.mark.parametrize(("name", "low", "high"), RANGES)
 def test_ranges(name, low, high):
     for allowed in (low, high):
         assert getattr(LLPConfig(**{name: allowed}), name) == allowed
@@ -83,9 +87,9 @@ def test_ranges(name, low, high):
             LLPConfig(**{name: wrong})
 
 
-@pytest.mark.parametrize("name", _CHOICES)
+@pytest.mark.parametrize("name", CHOICES)
 def test_choices(name):
-    for allowed in _CHOICES[name]:
+    for allowed in CHOICES[name]:
         assert getattr(LLPConfig(**{name: allowed}), name) == allowed
     with pytest.raises(ValueError, match=f"{name} is 'other'; choose one of"):
         LLPConfig(**{name: "other"})
@@ -94,7 +98,7 @@ def test_choices(name):
 def test_every_constant_is_checked():
     """A new number without a range, or a word without its choices, is noticed."""
     free = {"think_layers", "recall_layer", "relation_layer", "seed"}
-    checked = {name for name, *_ in _RANGES} | set(_CHOICES)
+    checked = {name for name, *_ in RANGES} | set(CHOICES)
     for field in fields(LLPConfig):
         assert field.name in free | checked or field.type == "bool", field.name
     assert set(PAPER) <= {field.name for field in fields(LLPConfig)}

@@ -17,14 +17,14 @@ from memplug.comparison.report.answers import pack
 from memplug.comparison.report.page import html, markdown
 from memplug.evaluation import Answer
 
-MAIN = "DenseUpdate answer, generated, after all edits (%)"
+MAIN = "Whole answer, generated, after all edits (%)"
 
 
 def test_every_method_property_and_measure_is_in_a_table_of_its_own(results, page):
     measures = {
-        "generated": "DenseUpdate answer, generated",
+        "generated": "Whole answer, generated",
         "starts": "Begins with, generated",
-        "whole": "DenseUpdate answer, teacher forced",
+        "whole": "Whole answer, teacher forced",
         "tokens": "Tokens, teacher forced",
     }
     labels = list(dict.fromkeys(run["method"] for run in results["runs"] if run["status"] == "done"))

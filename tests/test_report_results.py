@@ -114,7 +114,7 @@ def test_all_failed_still_gives_a_report(tmp_path):
 def test_a_method_that_failed_for_one_seed_says_so():
     results = example(methods=1, seeds=2, failed=False)
     results["runs"][1] |= {"status": "failed", "error": {"type": "RuntimeError", "message": "lost it"}}
-    heads = list(Page(html(results)).tables["DenseUpdate answer, generated, after all edits (%)"])
+    heads = list(Page(html(results)).tables["Whole answer, generated, after all edits (%)"])
     assert heads[1] == "llp memory 1 of 2 runs failed: RuntimeError: lost it"
     assert "llp: 1 of 2 runs failed: RuntimeError: lost it" in markdown(results)
 

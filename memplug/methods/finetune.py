@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -106,9 +107,19 @@ class FineTune(LedgerMethod):
             return None
         with self.ledger.paused(), host.tracker.off():
             if self._pool is None:
-                self._pool = neutral_pairs(host, config.keep_pool, (), config.seed)
-            pairs = self._pool + neutral_pairs(host, 0, edits, config.seed)
-            return neutral(host, self._low, pairs)
+                self._pool = neutral_pairs(host, config.keep_pool, (), config.seed, self._high)
+            pairs = self._pool + neutral_pairs(host, 0, edits, config.seed, self._high)
+            with self._reduced():
+                return neutral(host, self._low, pairs)
+
+    def _reduced(self) -> AbstractContextManager[None]:
+        """Products in bfloat16 above the modules that change."""
+        return reduced_products(self._host.architecture.shadows, products(self._host, self._high))
+
+    @property
+    def _high(self) -> int:
+        """The layer from which on nothing changes."""
+        return max(site.layer for site in self.sites) + 1
 
     @property
     def _low(self) -> int:
@@ -156,9 +167,11 @@ class FineTune(LedgerMethod):
         ]
         optimizer, scale = torch.optim.Adam(groups), GradientScale(host.model.dtype)
         draw = random.Random(config.seed)
-        reduced = reduced_products(host.architecture.shadows, products(host, self._low + 1))
-        with evaluating(host.model), frozen(host.model), reduced:
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(host.model))
+            stack.enter_context(frozen(host.model))
             kept = self._neutral(edits)
+            stack.enter_context(self._reduced())
             answers = read_answers(host, self._low, pairs)
             every = torch.arange(len(pairs), device=host.text.device)
             with OwnHooks(map(_beside, self.sites, changes)):

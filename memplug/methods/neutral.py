@@ -46,12 +46,16 @@ class Neutral:
 
 
 def products(host: Host, layer: int) -> list[nn.Module]:
-    """The modules from ``layer`` on, where this CPU multiplies bfloat16: for `reduced_products`."""
+    """The modules from ``layer`` on, where this CPU multiplies bfloat16: for `reduced_products`.
+
+    It rounds what a module holds, which is not what a draft or a pause of the ledger has in its place:
+    modules that may be edited have to be below.
+    """
     modules = [*host.architecture.layers[layer:], host.model.get_output_embeddings()]
     return modules if has_reduced_products() else []
 
 
-def neutral_pairs(host: Host, count: int, edits: Sequence[Edit], seed: int) -> list[Pair]:
+def neutral_pairs(host: Host, count: int, edits: Sequence[Edit], seed: int, layer: int = 0) -> list[Pair]:
     """Questions with the first tokens that the model as it is now answers, every second in the chat template.
 
     Args:
@@ -59,6 +63,7 @@ def neutral_pairs(host: Host, count: int, edits: Sequence[Edit], seed: int) -> l
         count: of questions about subjects of their own; only where there are no ``edits``.
         edits: for each, other questions about its subject, and its own question about other subjects.
         seed: of the choice.
+        layer: from which on no weights are edited, so that they may be rounded (see `products`).
     """
     draw, text = random.Random(seed), host.text
     known = wordings()
@@ -74,7 +79,7 @@ def neutral_pairs(host: Host, count: int, edits: Sequence[Edit], seed: int) -> l
     rows = [ids for ids in map(text.encode, prompts) if ids and len(ids) + _TOKENS < text.max_length]
     if not rows:
         return []
-    with reduced_products(host.architecture.shadows, products(host, 0)):
+    with reduced_products(host.architecture.shadows, products(host, layer)):
         said = text.generate(rows, _TOKENS)
     return [Pair([*ids, *answer], len(ids)) for ids, answer in zip(rows, said, strict=True) if answer]
 

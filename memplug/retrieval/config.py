@@ -81,7 +81,7 @@ class RetrievalConfig:
             layers = several_layers("think_layers", self.think_layers)
             object.__setattr__(self, "think_layers", layers)
         check_numbers(self, _RANGES, exact=True)
-        check_choices(self, {"order": ("similarity", "paper")})
+        check_choices(self, _CHOICES)
 
     def resolve(self, depth: int) -> Self:
         """This config with the layers filled in for a model of ``depth`` layers.
@@ -121,6 +121,7 @@ class RetrievalConfig:
         return replace(self, think_layers=layers, recall_layer=recall)
 
 
+_CHOICES = {"order": ("similarity", "paper")}
 _RANGES = (
     ("false_accepts", 1e-9, 1.0),
     ("other_accepts", 0.0, 1.0),
