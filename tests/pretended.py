@@ -195,7 +195,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "icl": {},
     "ultraedit": {},
     "hiedit": {},
-    "finetune": {},
+    "finetune": {"lr": 0.05, "bound": 0.3},  # the embedded model needs larger steps than a pretrained one
     "lora": {"keep": 0},
     "memit": {"covariance_texts": 16, "covariance_length": 24, "n_prefixes": 1},
 }

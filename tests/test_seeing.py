@@ -107,7 +107,7 @@ def test_an_edit_beside_an_image(kind, method, models, made):
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
 def test_an_answer_beside_an_image(kind, models, made):
-    """With and without a cache. The image is noise to a random model, so that the edit has to be learned well."""
+    """With and without a cache; to a random model the image is noise, so the edit has to be learned well."""
     model = models(kind)
     given = inputs(model, kind, around(model, kind, made, *PLACES["before"]))
     with memplug.attach(model, made, "elder", **CONSTANTS["elder"] | {"lr": 0.05}) as plug:
