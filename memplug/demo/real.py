@@ -26,7 +26,7 @@ from .stages import Clock, Learning
 
 __all__ = ["run"]
 
-_METHODS = ("llp", "grace", "icl", "finetune")  # the first is the one that is shown
+_METHODS = ("llp", "grace", "icl", "rledit")  # the first is the one that is shown
 _PART = 4  # facts learned at once
 _FIRST = 10.0  # work before the first fact, in facts
 _SLOWER = 20.0  # learning all facts takes so many times what asking all takes
