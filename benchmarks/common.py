@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,38 +35,6 @@ def table(head: list[str], rows: list[list[str]]) -> str | None:
         return None
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def best_of(run: Callable[[], Any], repeats: int, seconds: float = 5.0) -> float:
-    """Seconds of the fastest of ``repeats`` runs, after one to warm up; stops early past ``seconds``."""
-    run()
-    best, start = float("inf"), time.perf_counter()
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-        if time.perf_counter() - start > seconds:
-            break
-    return best
-
-
-def interleaved(
-    runs: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """The fastest of ``repeats`` of each run, taken in turns so that a noisy neighbour hits all alike."""
-    for run in runs.values():
-        run()
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(repeats):
-        for name, run in runs.items():
-            begin = clock()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            best[name] = min(best[name], clock() - begin)
-    return best
 
 
 def write(name: str, results: Any, **given: Any) -> Path:

@@ -41,7 +41,7 @@ def attach(
         layers: dotted name of the list of decoder layers, where it cannot be found by rule.
         editor: file of a fitted editor, for methods that learn to edit; its constants are the defaults, also
             of another `Plug.fit`. Left out, a model for which one ships (the embedded one, SmolLM2) gets it,
-            unless constants of the networks or of fitting are set.
+            unless constants of the networks or of fitting are given that are not that editor's.
         **config: constants of the method by name.
 
     Raises:
@@ -53,7 +53,7 @@ def attach(
         check_constants(fitted, config)
     registered, chosen = choose(method, preset, (fitted.config if fitted else {}) | config)
     if editor is None and preset == "default":
-        shipped = shipped_editor(registered.name, model, chosen)
+        shipped = shipped_editor(registered.name, model, chosen, config)
         if shipped is not None:
             fitted = read_editor(shipped, model)
             asked = unlike(chosen, registered.config())
@@ -89,11 +89,17 @@ def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
     said = saved.said
     try:
         kind = find_method(said.method).config
-        constants = from_json(kind, said.config)
+        oldest = getattr(kind, "oldest_format", 1)
+        constants = from_json(kind, said.config) if said.format >= oldest else {}
     except (TypeError, ValueError) as error:
         raise storage.LoadError(
             f"{path} does not fit this memplug ({printable(error)}); take a copy that is whole"
         ) from error
+    if said.format < oldest:
+        raise storage.LoadError(
+            f"{path} was saved by an earlier memplug (format {said.format}), and {said.method!r} is read "
+            f"from format {oldest} on; make its edits again with a new plug"
+        )
     names = getattr(kind, "paths", ())
     other = sorted(paths.keys() - set(names))
     if other:

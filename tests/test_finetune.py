@@ -12,7 +12,7 @@ from families import TEXTS, build
 
 import memplug
 from memplug.edits import Edit, EditError
-from memplug.methods.neutral import neutral, neutral_pairs
+from memplug.methods.neutral import NeutralPool, neutral
 from memplug.weights.entries import DenseUpdate, Entry
 from memplug.weights.ledger import Ledger
 
@@ -96,7 +96,7 @@ def test_answers_to_neutral_questions_are_kept(make_plug: Callable[..., Any]) ->
     def diverged(**config: Any) -> float:
         plug = make_plug(steps=25, lr=0.2, bound=None, **config)
         host = plug.method._host
-        kept = neutral(host, 3, neutral_pairs(host, 8, EDITS, 0))
+        kept = neutral(host, 3, NeutralPool(host, 8, 0).pairs(EDITS))
         plug.edit(EDITS, progress=False)
         assert kept is not None
         with torch.no_grad():

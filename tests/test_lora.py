@@ -15,7 +15,7 @@ from test_contract import Trace, answers, encode
 import memplug
 from memplug.configs import from_json
 from memplug.methods.lora import LoRAConfig
-from memplug.methods.neutral import neutral, neutral_pairs
+from memplug.methods.neutral import NeutralPool, neutral
 
 PROMPT, OTHER, THIRD = (
     "Where was Ada Quill born?",
@@ -157,7 +157,7 @@ def test_answers_are_kept_and_earlier_edits_are_replayed(base, tokenizer):
         with attach(copy.deepcopy(base), tokenizer, keep_pool=8, epochs=8, stop_loss=0.0, **config) as plug:
             host = plug.method._host
             with host.tracker.off():
-                kept = neutral(host, 2, neutral_pairs(host, 8, (), 0))
+                kept = neutral(host, 2, NeutralPool(host, 8, 0).pairs(()))
             plug.edit(PROMPT, "Zarnow", "Ada Quill")
             with torch.no_grad():
                 return float(kept.divergence(8, random.Random(0)))

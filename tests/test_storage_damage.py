@@ -14,6 +14,7 @@ from damage import BORN, FOUNDED, KINDS, WHO
 from test_contract import Trace, encode
 
 import memplug
+from memplug.methods import find_method
 from memplug.saving.plugs import LoadError, peek
 
 TRIED = 25
@@ -148,6 +149,14 @@ def test_one_flipped_bit_is_not_another_edit(folder, model, tokenizer):
             read(folder)
 
 
+def test_what_a_method_cannot_read_any_more_is_named(folder, model, tokenizer, monkeypatch):
+    """ELDER's saves of before; here it is said of the method that saved this one."""
+    method = json.loads((folder / "plug.json").read_text())["method"]
+    monkeypatch.setattr(find_method(method).config, "oldest_format", 5, raising=False)
+    refuse(folder, model, tokenizer, r"saved by an earlier memplug .format 4., .* read from format 5 on")
+    assert find_method("elder").config.oldest_format == 4
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_earlier_formats_are_read_without_a_checksum(version, folder, model, tokenizer):
     values = json.loads((folder / "plug.json").read_text())
@@ -156,7 +165,7 @@ def test_earlier_formats_are_read_without_a_checksum(version, folder, model, tok
     with memplug.load(folder, model, tokenizer) as plug:
         assert len(plug.edits) == 3
         plug.save(folder)
-    assert json.loads((folder / "plug.json").read_text())["format"] == 3
+    assert json.loads((folder / "plug.json").read_text())["format"] == 4
     (folder / "plug.json").write_text(json.dumps(values))  # of this format, it has to have one
     refuse(folder, model, tokenizer, "wrong SHA-256")
 

@@ -96,11 +96,7 @@ def compare(
             "seeds": _numbers(seed, "seed"),
             "points": None if points is None else _numbers(points, "points"),
             "general": skills if general is None else [] if general == "none" else _parts(general),
-            "fit_cases": None
-            if fit_cases == "none"
-            else int(fit_cases)
-            if fit_cases.isdigit()
-            else fit_cases,
+            "fit_cases": None if fit_cases == "none" else _whole(fit_cases),
             "fit_steps": fit_steps,
             "constants": parse_constants(set_ or []),
             "drop": _parts(drop or ""),

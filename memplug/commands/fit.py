@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -37,14 +38,23 @@ def fit(
         from ..comparison.specs import parse_constants
         from ..data import load_cases
         from ..interface import Fits
+        from ..methods import find_method
 
-        read = load_cases(cases, limit=limit, skip_bad=skip_bad).cases
-        constants = parse_constants([f"{method}.{text}" for text in set_ or ()]).get(method, {})
-        plug = attach(*load_model(model, device, dtype), method, **constants)
+        read = load_cases(cases, limit=limit, skip_bad=skip_bad)
+        if read.skipped:
+            typer.echo(f"left out {len(read.skipped)} broken rows", err=True)
+        # All constants are named, so that none comes from an editor that is shipped for this model.
+        defaults = asdict(find_method(method).config())
+        given = parse_constants(
+            [text if "." in text.split("=")[0] else f"{method}.{text}" for text in set_ or ()]
+        )
+        if given.keys() - {method}:
+            raise ValueError(f"--set names {sorted(given.keys() - {method})[0]!r}, but {method!r} is fitted")
+        plug = attach(*load_model(model, device, dtype), method, **defaults | given.get(method, {}))
         if not isinstance(plug.method, Fits):
             raise ValueError(f"{method!r} needs no fitting; choose rledit, hiedit, smedit, malmen or mend")
         checkpoint = out.with_name(f"{out.name}.checkpoint")
-        report = plug.fit(read, checkpoint=checkpoint)
+        report = plug.fit(read.cases, checkpoint=checkpoint)
         plug.save_editor(out, half=True)
         checkpoint.unlink(missing_ok=True)
         last = report.losses[-10:]

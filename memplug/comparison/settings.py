@@ -64,7 +64,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if not ((value is None and name in FITTING) or isinstance(value, str)):
+            free = (value is None and name in FITTING) or (name == "fit_cases" and isinstance(value, str))
+            if not free:
                 _check_whole(name, value, least)
         for seed in self.seeds:
             _check_whole("seed", seed, 0)
@@ -111,7 +112,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for part, word in (("data", "data "), ("general_sets", "general "), ("contenders", "")):
         pairs.append((word, before.get(part) or {}, now.get(part) or {}))
     both = [
-        (word + n, _content(old[n]), _content(new[n])) for word, old, new in pairs for n in new if n in old
+        (word + n, _content(old.get(n)), _content(new[n]))
+        for word, old, new in pairs
+        for n in new
+        if n in old or not (word or n in FITTING or n == "contenders")
     ]
     orders = now.get("orders", {}).items()
     seeds = [seed for seed, digest in orders if before.get("orders", {}).get(seed, digest) != digest]

@@ -17,10 +17,10 @@ from ..attaching import attach
 from ..comparison import compare
 from ..edits import Case
 from ..evaluation import Scores, answer, evaluate
-from ..methods import METHODS, find_method
-from ..methods.editors import shipped_editor
+from ..methods import METHODS
 from ..plugin import Plug
 from ..text.chat import show
+from .stages import needs_nothing
 
 __all__ = ["run"]
 
@@ -96,7 +96,7 @@ def _edit(console: Console, model: Any, tokenizer: Any, cases: list[Case]) -> bo
 def _compare(console: Console, model: Any, tokenizer: Any, cases: list[Case], out: Path) -> bool:
     """The same edits by several methods; whether each left the model as it was."""
     # Those that need fitting only where an editor comes with the model.
-    methods = [name for name in _METHODS if name in METHODS and _needs_nothing(name, model)]
+    methods = [name for name in _METHODS if name in METHODS and needs_nothing(name, model)]
     console.print(f"Now {', '.join(methods)} make the same {len(cases)} edits, 10 at a time.")
     comparison = compare(
         model,
@@ -115,11 +115,6 @@ def _compare(console: Console, model: Any, tokenizer: Any, cases: list[Case], ou
     comparison.to_markdown(out / "report.md")
     console.print(f"The report with every answer: {escape(str(out / 'report.html'))}", soft_wrap=True)
     return all(run["restored"] for run in comparison.results["runs"])
-
-
-def _needs_nothing(name: str, model: Any) -> bool:
-    found = find_method(name)
-    return not hasattr(found.method, "fit") or shipped_editor(name, model, found.config()) is not None
 
 
 def _new_folder() -> Path:

@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-__all__ = ["Clock", "Learning"]
+from ..methods import find_method
+from ..methods.editors import shipped_editor
+
+__all__ = ["Clock", "Learning", "needs_nothing"]
 
 
 class Clock:
@@ -91,3 +94,9 @@ class _Left(ProgressColumn):
     def render(self, task: Task) -> Text:
         left = task.fields["expected"] - (task.elapsed or 0.0)
         return Text(f"about {max(left, 1):.0f} s left")
+
+
+def needs_nothing(name: str, model: Any) -> bool:
+    """Whether a method edits this model at once: it needs no fitting, or its editor is shipped."""
+    found = find_method(name)
+    return not hasattr(found.method, "fit") or shipped_editor(name, model, found.config()) is not None

@@ -60,8 +60,9 @@ class Answer(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Answer:
-        """What `to_dict` gave, read back; a perplexity of None was infinite."""
-        return cls(**{**row, "perplexity": math.inf if row["perplexity"] is None else row["perplexity"]})
+        """What `to_dict` gave, read back; a perplexity of None was infinite. Other fields are left out."""
+        known = {name: row.get(name) for name in cls._fields}
+        return cls(**known | {"perplexity": math.inf if row.get("perplexity") is None else row["perplexity"]})
 
     def values(self) -> dict[tuple[str, ...], float]:
         """What it counts as, by property and measure as in `Scores`, and its ("perplexity",)."""

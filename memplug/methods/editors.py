@@ -7,7 +7,7 @@ base model that they were fitted for.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,16 +88,17 @@ def read_editor(path: Path, model: Any) -> SavedEditor:
     return saved
 
 
-def shipped_editor(method: str, model: Any, config: Any) -> Path | None:
+def shipped_editor(method: str, model: Any, config: Any, named: Collection[str] = ()) -> Path | None:
     """The editor that memplug brings for ``model``, if there is one and ``config`` suits it.
 
-    Constants that say how to fit, or what, ask for an editor of their own where they are not the defaults.
+    Constants that say how to fit, or what, ask for an editor of their own where they are not the editor's:
+    those that are not the defaults, and those that the user has ``named``.
     """
     for path in sorted(_SHIPPED.glob(f"{method}*.safetensors")):
         head, saved = _read(path)
-        asked = unlike(config, type(config)()).items()
-        free = getattr(config, "while_editing", ())
-        other = [n for n, value in asked if n not in free and saved.config.get(n) != value]
+        plain = json.loads(json.dumps(asdict(config)))
+        asked = {*unlike(config, type(config)()), *named} - set(getattr(config, "while_editing", ()))
+        other = [name for name in asked if saved.config.get(name) != plain[name]]
         if not other and head["model"]["fingerprint"] == fingerprint(model):
             return path
     return None

@@ -17,13 +17,12 @@ from ..model.architecture import evaluating, frozen
 from ..model.hooks import Hook, OwnHooks
 from ..model.reduced_precision import reduced_products
 from ..text.chat import quoted
-from ..text.tokens import Pair
 from ..weights.entries import DenseUpdate, Entry
 from ..weights.modules import LinearModule, Range
 from .answers import read_answers
 from .inweights.config import WeightConfig
 from .inweights.method import LedgerMethod
-from .neutral import Neutral, neutral, neutral_pairs, products
+from .neutral import Neutral, NeutralPool, neutral, products
 from .scaling import GradientScale
 
 __all__ = ["FineTune", "FineTuneConfig"]
@@ -58,7 +57,7 @@ class FineTuneConfig(WeightConfig):
     keep: int = 16
     """Neutral questions beside each step to which the base model's answers are to be kept (published: 0)."""
     keep_pool: int = 48
-    """Of so many, and of four that resemble each edit's own (see `neutral_pairs`)."""
+    """Of so many, and of four that resemble each edit's own (see `NeutralPool`)."""
     keep_weight: float = 2.0
     """Weight of the divergence from these answers."""
 
@@ -95,7 +94,7 @@ class FineTune(LedgerMethod):
 
     def __init__(self, host: Host, config: FineTuneConfig) -> None:
         super().__init__(host, config)
-        self._pool: list[Pair] | None = None
+        self._pool = NeutralPool(host, config.keep_pool, config.seed, self._high)
 
     def _needs(self) -> int:
         """As in `LedgerMethod`, with a change, its slope and Adam's two moments."""
@@ -103,12 +102,10 @@ class FineTune(LedgerMethod):
 
     def _neutral(self, edits: Sequence[Edit]) -> Neutral | None:
         host, config = self._host, self.config
-        if not config.keep:
+        if not config.keep or not config.keep_weight:
             return None
         with self.ledger.paused(), host.tracker.off():
-            if self._pool is None:
-                self._pool = neutral_pairs(host, config.keep_pool, (), config.seed, self._high)
-            pairs = self._pool + neutral_pairs(host, 0, edits, config.seed, self._high)
+            pairs = self._pool.pairs(edits)
             with self._reduced():
                 return neutral(host, self._low, pairs)
 

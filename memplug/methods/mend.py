@@ -16,7 +16,7 @@ class MENDConfig(FitConfig):
     """MEND (Mitchell et al., 2022), with the shared low-rank blocks of its later users (MALMEN's code)."""
 
     style: Literal["joint", "outer"] = "outer"
-    tokens: Literal["answer", "all"] = "all"
+    tokens: Literal["answer", "both", "all"] = "all"
     steps: int = 1
     trajectory: tuple[int, int] = (1, 1)
     locality: Literal["base", "previous", "none"] = "previous"
@@ -24,6 +24,7 @@ class MENDConfig(FitConfig):
     norm_weight: float = 0.0
 
     paper: ClassVar[dict[str, Any]] = FitConfig.published_fit | {
+        "tokens": "all",
         "rank": 1920,
         "n_blocks": 2,
         "fit_batch": 20,

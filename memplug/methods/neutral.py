@@ -22,13 +22,15 @@ from ..interface import Host
 from ..model.reduced_precision import has_reduced_products, reduced_products
 from ..retrieval.relations import wordings
 from ..text.chat import Prompt, in_chat
+from ..text.names import names
 from ..text.tokens import Pair
 from .answers import Answers, read_answers
 
-__all__ = ["Neutral", "neutral", "neutral_pairs", "products"]
+__all__ = ["Neutral", "NeutralPool", "neutral", "products"]
 
 _TOKENS = 8  # of an answer
 _EACH = 2  # questions about an edit's subject, and as many times what it asks of another one
+_EDITS = 12  # of a batch that are asked so: log-probabilities of all answers are kept in memory
 
 
 @dataclass(frozen=True)
@@ -49,39 +51,66 @@ def products(host: Host, layer: int) -> list[nn.Module]:
     """The modules from ``layer`` on, where this CPU multiplies bfloat16: for `reduced_products`.
 
     It rounds what a module holds, which is not what a draft or a pause of the ledger has in its place:
-    modules that may be edited have to be below.
+    modules whose weights a ledger edits have to be below.
     """
     modules = [*host.architecture.layers[layer:], host.model.get_output_embeddings()]
     return modules if has_reduced_products() else []
 
 
-def neutral_pairs(host: Host, count: int, edits: Sequence[Edit], seed: int, layer: int = 0) -> list[Pair]:
-    """Questions with the first tokens that the model as it is now answers, every second in the chat template.
+class NeutralPool:
+    """Questions that are not edited, with the first tokens that the base model answers.
+
+    Made when first asked for, of the model as it is then: without edits.
 
     Args:
         host: the model.
-        count: of questions about subjects of their own; only where there are no ``edits``.
-        edits: for each, other questions about its subject, and its own question about other subjects.
+        count: of questions about subjects of their own.
         seed: of the choice.
         layer: from which on no weights are edited, so that they may be rounded (see `products`).
     """
-    draw, text = random.Random(seed), host.text
-    known = wordings()
-    asked = [one.about(one.name) for one in draw.sample(known, min(count, len(known)))] if not edits else []
-    for edit in edits:
-        if edit.subject:
-            front, back = edit.question[: edit.place.begin], edit.question[edit.place.end :]
-            asked += [draw.choice(known).about(edit.subject) for _ in range(_EACH)]
-            asked += [front + draw.choice(known).name + back for _ in range(_EACH)]
-    prompts: list[Prompt] = [
-        in_chat(one) if text.has_chat and place % 2 else one for place, one in enumerate(asked)
-    ]
-    rows = [ids for ids in map(text.encode, prompts) if ids and len(ids) + _TOKENS < text.max_length]
-    if not rows:
-        return []
-    with reduced_products(host.architecture.shadows, products(host, layer)):
-        said = text.generate(rows, _TOKENS)
-    return [Pair([*ids, *answer], len(ids)) for ids, answer in zip(rows, said, strict=True) if answer]
+
+    def __init__(self, host: Host, count: int, seed: int, layer: int = 0) -> None:
+        self._host, self._count, self._seed, self._layer = host, count, seed, layer
+        self._own: list[tuple[str, Pair]] | None = None
+
+    def pairs(self, edits: Sequence[Edit]) -> list[Pair]:
+        """The pool's questions, and some for each of ``edits``, `_EDITS` of them at most: other questions
+        about its subject, and its own question about other subjects. Every second is in the chat template.
+
+        The pool's own questions about these edits' subjects are left out. Edits made before are not looked
+        at, so that a batch is trained alike whatever was made before it.
+        """
+        draw, known = random.Random(self._seed), wordings()
+        if self._own is None:
+            some = draw.sample(known, min(self._count, len(known)))
+            self._own = self._answered([one.about(one.name) for one in some])
+        edited = {edit.subject for edit in edits if edit.subject}
+        free = [one for one in known if one.name not in edited]
+        asked = []
+        for edit in edits if len(edits) <= _EDITS else draw.sample(list(edits), _EDITS):
+            if edit.subject:
+                front, back = edit.question[: edit.place.begin], edit.question[edit.place.end :]
+                asked += [draw.choice(known).about(edit.subject) for _ in range(_EACH)]
+                asked += [front + draw.choice(free).name + back for _ in range(_EACH if free else 0)]
+        own = [pair for text, pair in self._own if not any(names(text, subject) for subject in edited)]
+        return own + [pair for _, pair in self._answered(asked)]
+
+    def _answered(self, asked: Sequence[str]) -> list[tuple[str, Pair]]:
+        host, text = self._host, self._host.text
+        prompts: list[Prompt] = [
+            in_chat(one) if text.has_chat and place % 2 else one for place, one in enumerate(asked)
+        ]
+        fitting = [
+            (one, ids)
+            for one, ids in zip(asked, map(text.encode, prompts), strict=True)
+            if ids and len(ids) + _TOKENS < text.max_length
+        ]
+        if not fitting:
+            return []
+        with reduced_products(host.architecture.shadows, products(host, self._layer)):
+            said = text.generate([ids for _, ids in fitting], _TOKENS)
+        pairs = zip(fitting, said, strict=True)
+        return [(one, Pair([*ids, *answer], len(ids))) for (one, ids), answer in pairs if answer]
 
 
 @torch.no_grad()

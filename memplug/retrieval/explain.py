@@ -61,15 +61,18 @@ def explain_answer(
         edits = tuple(entry.edits[id] for id in entry.on)
         best.append(seen(entry.subject, edits, calibration.layers[:-1], tokens, quorum, heat, at, voted))
     best.sort(key=lambda one: (-one.votes, -one.similarity))
-    recalled = next((one for one in best if any(e.id in speaking for e in one.edits)), None)
+    of = {str(edit.id): (one, edit) for one in best for edit in one.edits}
+    asked = [of[id] for id in speaking if id in of]
+    recalled, beside = asked[0][0] if asked else None, tuple[Edit, ...]()
     if recalled is not None:
-        edits = tuple(edit for edit in recalled.edits if edit.id in speaking)
-        recalled = recalled._replace(edits=edits)
+        mine = tuple(edit for one, edit in asked if one.subject == recalled.subject)
+        beside = tuple(edit for one, edit in asked if one.subject != recalled.subject)
+        recalled = recalled._replace(edits=mine)
     other = next((one for one in best if recalled is None or one.subject != recalled.subject), None)
     reason = _reason(recalled, other, quorum, calibration, _asked(met, other or recalled))
     likeness, limits = _asked(met, recalled or other), calibration.relation
     return Explanation(
-        prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits
+        prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits, beside
     )
 
 

@@ -67,6 +67,7 @@ class Explanation(base.Explanation):
         likeness: how much what is asked resembles the edits of the subject that is recalled, or of the next
             best; None where nothing is asked about it.
         limits: what that has to exceed, in plain text and in a chat; None without edits.
+        beside: edits of other subjects that are recalled as well.
     """
 
     prompt: Prompt
@@ -78,11 +79,12 @@ class Explanation(base.Explanation):
     reason: str
     likeness: float | None = None
     limits: tuple[float, float] | None = None
+    beside: tuple[Edit, ...] = ()
 
     @property
     def edits(self) -> tuple[Edit, ...]:  # type: ignore[override]
-        """The edits that are recalled."""
-        return self.recalled.edits if self.recalled else ()
+        """The edits that are recalled, what is asked for most first."""
+        return (*self.recalled.edits, *self.beside) if self.recalled else ()
 
     def details(self) -> list[str]:
         """Subjects, their edits and votes; how much is asked like them."""
@@ -98,6 +100,9 @@ class Explanation(base.Explanation):
             for vote in candidate.layers:
                 mark = "votes" if vote.voted else "no vote"
                 lines.append(f"    layer {vote.layer}: {vote.token!r} {vote.similarity:.3f} {mark}")
+        lines += [
+            f"  beside it: edit {printable(e.id)}: {quoted(e.prompt)} -> {e.target!r}" for e in self.beside
+        ]
         if self.likeness is not None and self.limits is not None:
             plain, chat = self.limits
             lines.append(

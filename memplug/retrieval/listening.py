@@ -104,10 +104,6 @@ class Listener:
             `Calibration.matched`.
         starts: whether a text's first token is an ordinary token (no BOS), with a calibration of its own.
         looking: nothing of all this changes inside what it gives; for what is looked at between two forwards.
-
-    Attributes:
-        agrees: (edit, key, question) for a question that is alike enough: whether it does ask for the edit; a
-            method's own condition, or None.
     """
 
     def __init__(
@@ -123,7 +119,6 @@ class Listener:
         self.memory, self.reader = memory, reader
         self._think, self._relation = think, relation
         self._questions, self._starts, self._looking = questions, starts, looking
-        self.agrees: Callable[[str, int, Question], bool] | None = None
 
     def listen(
         self, calibration: Calibration, call: Call, longest: int, met: dict[str, float] | None = None
@@ -241,9 +236,7 @@ class Listener:
             value = calibration.likeness(*self._questions(edit), question, kind == "due")
             if met is not None:
                 met[edit] = value
-            if value <= calibration.limit(chat, kind):
-                return None
-            return value if self.agrees is None or self.agrees(edit, key, question) else None
+            return value if value > calibration.limit(chat, kind) else None
 
         return score
 

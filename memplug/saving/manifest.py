@@ -34,9 +34,10 @@ __all__ = [
     "version_of",
 ]
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files; a newer one is refused. Since 2 a prompt may be a list of messages, since 3 the
-manifest is under a checksum; older ones are read without."""
+manifest is under a checksum, since 4 ELDER keeps its experts otherwise; older ones are read, but for those
+that a method's config refuses (``oldest_format``)."""
 
 MANIFEST = "plug.json"
 TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
@@ -57,6 +58,7 @@ class Manifest(NamedTuple):
         learned: edits ever learned.
         meta: the method's own values.
         file, sha256: the tensor file's name and checksum.
+        format: see `FORMAT`.
     """
 
     method: str
@@ -68,6 +70,7 @@ class Manifest(NamedTuple):
     meta: dict[str, Any]
     file: str
     sha256: str
+    format: int
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:
@@ -180,4 +183,5 @@ def _checked(values: Mapping[str, Any]) -> Manifest:
         table(values["meta"], "the method's values"),
         file,
         sha256,
+        values["format"],
     )

@@ -171,14 +171,6 @@ class OriginalWeights:
             return self._norms[name]
         return float(self._copies.get(name, site.weight.detach()).float().norm())
 
-    def weight(self, name: str) -> Tensor:
-        """float32 [d_k,d_v], the original weight, whatever is written now; as for `norm` where it is not
-        plain, which has to be asked for in a pause."""
-        site = self._sites[name]
-        if not _readable(site):
-            return torch.cat([rows.float() for rows in _computed(site)])
-        return site.stored(self._copies.get(name, site.weight.detach())).float()
-
 
 def _readable(site: LinearModule) -> bool:
     """Whether the weight itself can be read: not quantised, and in memory."""

@@ -166,6 +166,8 @@ def aggregate(results: Mapping[str, Any]) -> Aggregate:
     methods = tuple(_method(label, its, level) for label, its in runs.items())
     bases = []
     for seed, one in (results["base"] or {}).items():
+        if one is None:  # a run that left the model changed ends the comparison before it
+            continue
         row = {"method": "base model", "family": "base", "seed": int(seed)}
         row |= dict.fromkeys((term.key for term in MOMENTS), one.get("scores"))
         row |= {name: one.get(name) for name in ("general", "preference")}

@@ -191,7 +191,7 @@ def votes(method: MethodResult) -> list[Table]:
     rows, by_kind = [], dict[str, list[list[bool]]]()
     for vote in asked:
         similarity, voted = (
-            dict(zip(vote["layers"], vote[k], strict=False)) for k in ("similarity", "voted")
+            dict(zip(vote["layers"], vote.get(k, ()), strict=False)) for k in ("similarity", "voted")
         )
         by_kind.setdefault(vote["kind"], []).append(
             [*(bool(voted.get(layer)) for layer in layers), vote["recalled"] is not None]
@@ -209,8 +209,9 @@ def votes(method: MethodResult) -> list[Table]:
         for kind, its in by_kind.items()
     }
     kinds = [Row(kind, "", [Cell(percent(s), heat=s) for s in its]) for kind, its in shares.items()]
+    limit = next((f", above {vote['threshold']:.2f}" for vote in asked if vote.get("threshold")), "")
     return [
-        Table("votes", f"{method.label}: votes by layer (%)", columns, kinds, "Prompts"),
+        Table("votes", f"{method.label}: votes by layer{limit} (%)", columns, kinds, "Prompts"),
         Table("similarities", f"{method.label}: similarities", columns, rows[:_SHOWN], "Prompt"),
     ]
 

@@ -27,7 +27,9 @@ def rich_table(results: Mapping[str, Any], title: str | None = None) -> Table:
         table.add_column(escape(printable(column.label)), justify="right", no_wrap=True)
     for row in made.rows:
         cells = ["[red]failed[/red]"] if row.error else [cell.text for cell in row.cells]
-        lost = f" ({row.note.partition(' runs failed')[0]} failed)" if row.note else ""
+        method = next((one for one in found.methods if one.label == row.label), found.base)
+        runs = len(method.runs) + len(method.failed)
+        lost = f" ({len(method.failed)} of {runs} failed)" if row.note else ""
         table.add_row(escape(printable(row.label)) + lost, *cells)
     return table
 

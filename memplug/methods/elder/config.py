@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ...configs import check_choices, check_numbers, from_preset, several_layers
 from ...model.architecture import check_layer, fraction
@@ -73,10 +73,14 @@ class ELDERConfig:
     seed: int = 0
     """Of all random choices."""
 
+    oldest_format: ClassVar[int] = 4
+    """Of saved plugs that can be read: before, experts and routing were kept otherwise."""
+
     def __post_init__(self) -> None:
         if self.edit_layers is not None:
             object.__setattr__(self, "edit_layers", several_layers("edit_layers", self.edit_layers))
-        check_numbers(self, _RANGES)
+        check_numbers(self, _RANGES, exact=True)
+        check_numbers(self, _OPTIONAL)
         check_choices(self, _CHOICES)
         if self.top_k > self.n_experts:
             raise ValueError(
@@ -125,7 +129,8 @@ class ELDERConfig:
     def retrieval(self) -> RetrievalConfig:
         """How edits are found with scope "answer", and what they are taught from."""
         names = ("train_stop", "n_rewordings", "n_others", "n_mentions", "other_accepts", "seed")
-        return RetrievalConfig(recall_layer=self.first, **{name: getattr(self, name) for name in names})
+        given = {name: getattr(self, name) for name in names}
+        return RetrievalConfig(recall_layer=self.first, most_recalled=1, **given)
 
 
 _CHOICES = {
@@ -139,7 +144,6 @@ _RANGES = (
     ("rank", 1, 1 << 12),
     ("guide_weight", 0.0, 1e6),
     ("lr", 1e-9, 1e3),
-    ("router_lr", 0.0, 1e3),
     ("batch_size", 1, 1 << 20),
     ("steps", 0, 1 << 20),
     ("stop_loss", 0.0, 1e3),
@@ -151,6 +155,8 @@ _RANGES = (
     ("replay", 0, 1 << 20),
     ("epsilon", 1, 1 << 20),
 )
+
+_OPTIONAL = (("router_lr", 0.0, 1e3),)
 
 PAPER: dict[str, Any] = {
     "scope": "row",

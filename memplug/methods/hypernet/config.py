@@ -158,8 +158,8 @@ class FitConfig(EditorConfig):
     """Batches whose edits count in a step's loss: this one and those before it."""
     back_decay: float = 0.95
     """Weight of a batch, per batch that lies between."""
-    back_samples: int = 5
-    """Earlier edits that are drawn, by that weight, for a step's loss (published: all)."""
+    back_samples: int | None = 5
+    """Earlier edits that are drawn, by that weight, for a step's loss; None: all (published)."""
     locality: Literal["base", "previous", "none"] = "base"
     """Unrelated answers are held to those of the base model, of the model before the step, or not at all."""
     locality_weight: float = 4.0
@@ -173,7 +173,7 @@ class FitConfig(EditorConfig):
         "rank": 1024,
         "n_blocks": 4,
         "fit_lr": 1e-5,
-        "back_samples": 1 << 20,
+        "back_samples": None,
         "locality": "previous",
         "own_prompt": 0.0,
     }

@@ -25,6 +25,7 @@ from .nets import Change, EditNet
 __all__ = ["Editor", "StepSize", "Update"]
 
 _FIRST_LR = 1e-3  # until a step size is found
+_NO_RANK = 64  # of the empty tensors of an editor without networks, as its saved files have them
 
 
 class Update(NamedTuple):
@@ -106,7 +107,8 @@ class Editor(nn.Module):
         sites: the M modules, in order.
         config: constants, an `EditorConfig`; a `FitConfig` where there are networks.
         gate: whether modules are chosen.
-        networks: whether there are networks; else features are normalised alone.
+        networks: whether there are networks; else features are normalised alone, in all steps by the same
+            statistics.
 
     Attributes:
         fitted: bool [], whether it may edit.
@@ -124,7 +126,7 @@ class Editor(nn.Module):
                 EditNet(
                     *shape,
                     len(members),
-                    rank=max(1, config.rank // (step + 1)) if networks else 1,
+                    rank=max(1, config.rank // (step + 1)) if networks else _NO_RANK,
                     n_blocks=config.n_blocks if networks else 0,
                     inner_lr=config.inner_lr or _FIRST_LR,
                     ridge=config.ridge,
@@ -134,7 +136,7 @@ class Editor(nn.Module):
                 )
                 for place, (shape, members) in enumerate(zip(self.shapes, self.members, strict=True))
             )
-            for step in range(config.steps)
+            for step in range(config.steps if networks else 1)
         )
         self.gate = Gate(sites, config) if gate else None
         metric = config.protect or config.remember

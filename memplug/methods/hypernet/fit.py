@@ -127,7 +127,8 @@ class _Run:
         """Take up the checkpoint, or find statistics and a step size on the base model."""
         self.clock = time.monotonic()
         text, config, sites = self.host.text, self.config, self.editor.sites
-        self.texts = [text.encode(piece) for piece in ordinary_texts(text, config.seed)[-_TEXTS:]]
+        pieces = map(text.encode, ordinary_texts(text, config.seed)[-_TEXTS:])
+        self.texts = [ids for ids in pieces if len(ids) > 1]
         if checkpoint is not None and checkpoint.is_file():
             self._resume(checkpoint)
             return

@@ -148,7 +148,7 @@ def weighted(
         for item in batch
     ]
     whole = 1.0 + sum(weight for _, weight in past)
-    if len(past) > config.back_samples:
+    if config.back_samples is not None and len(past) > config.back_samples:
         weights = [weight for _, weight in past]
         drawn = rng.choices([item for item, _ in past], weights, k=config.back_samples)
         past = [(item, (whole - 1.0) / config.back_samples) for item in drawn]

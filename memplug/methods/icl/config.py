@@ -60,4 +60,4 @@ class ICLConfig:
 
 
 _FIELDS = "write {prompt} and {target} where they belong ({subject} if wanted, other braces doubled)"
-_RANGES = (("k", 1, 1 << 10),)
+_RANGES = (("k", 1, 64),)

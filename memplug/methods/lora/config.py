@@ -48,7 +48,7 @@ class LoRAConfig:
     keep: int = 16
     """Neutral questions beside each step to which the base model's answers are to be kept."""
     keep_pool: int = 48
-    """Of so many, and of four that resemble each edit's own (see `neutral_pairs`)."""
+    """Of so many, and of four that resemble each edit's own (see `NeutralPool`)."""
     keep_weight: float = 5.0
     """Weight of the divergence from these answers."""
     train_stop: bool = True

@@ -20,7 +20,7 @@ from ...text.chat import Prompt, question
 from ...text.tokens import Pair
 from ...weights.modules import find_sites
 from ...weights.originals import OriginalWeights
-from ..neutral import neutral_pairs
+from ..neutral import NeutralPool
 from .adapter import Adapter
 from .config import LoRAConfig
 from .seen import Explanation
@@ -86,7 +86,7 @@ class LoRA:
         self.records: dict[str, Edit] = {}
         self.off: set[str] = set()
         self._before: dict[tuple[str, ...], list[Tensor]] = {}
-        self._pool: list[Pair] | None = None
+        self._pool = NeutralPool(host, config.keep_pool, config.seed)
 
     @property
     def active(self) -> bool:
@@ -178,12 +178,9 @@ class LoRA:
 
     def _kept(self, edits: Sequence[Edit]) -> list[Pair]:
         """What the base model answers to neutral questions, and to some about these edits' subjects."""
-        host, config = self._host, self.config
-        if not config.keep:
+        if not self.config.keep or not self.config.keep_weight:
             return []
-        if self._pool is None:
-            self._pool = neutral_pairs(host, config.keep_pool, (), config.seed)
-        return self._pool + neutral_pairs(host, 0, edits, config.seed)
+        return self._pool.pairs(edits)
 
     def _pairs(self, edit: Edit) -> list[Pair]:
         """The edit as it is asked in plain text and in the chat template."""
