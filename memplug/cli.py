@@ -1,4 +1,4 @@
-"""The command line: edit, list, switch, delete and ask on a saved plug; compare methods; the demo.
+"""The command line: edit, list, switch, delete and ask on a saved plug; fit editors; compare; the demo.
 
 Heavy imports are inside the commands, so that ``--help`` is quick.
 """

@@ -72,7 +72,7 @@ def _same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("conv", [False, True])
-def test_weights_are_the_pristine_ones_plus_the_solved_change(dtype: torch.dtype, conv: bool) -> None:
+def test_weights_are_the_original_ones_plus_the_solved_change(dtype: torch.dtype, conv: bool) -> None:
     sites = _sites(dtype, conv)
     before = {site.name: site.weight.detach().clone() for site in sites}
     ledger, entry = Ledger(sites), _entry(("x", "y"))

@@ -158,7 +158,7 @@ def _rows(read: tuple[Tensor, Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, repr=False)
 class Nearest(Explanation):
-    """What a prompt is nearest to.
+    """What a prompt is nearest to, for methods that compare the state at its end.
 
     Attributes:
         prompt, edits, reason: see `Explanation`.

@@ -38,7 +38,7 @@ class Call:
         asks: whether the new tokens are a prompt's, or a further part of one, and not what is said to it.
         prefills: whether it is known that they are (``generate`` reads a prompt in pieces).
         refused: why no edit can be looked for in its rows; empty where one can.
-        met: layers in which a hook was met; see `inner`.
+        met: layers in which a hook was met; see `inner_hooks`.
     """
 
     valid: Tensor

@@ -60,7 +60,7 @@ class RetrievalConfig:
     order: Literal["similarity", "paper"] = "similarity"
     """Ties in votes: by summed similarity, or (published code) by the earliest layer, then the oldest."""
     sample_top_k: int = 5
-    """Top-k of that sampling."""
+    """A sampled text's next token is one of the k most probable (40 k for texts that calibrate)."""
     train_stop: bool = False
     """Train the answer to end with the stop token."""
     mean_key: bool = True

@@ -1,4 +1,4 @@
-"""What LLP holds: an entry a subject, with the edits that share its key and value."""
+"""What the room holds: an entry a subject, with the edits that share its key and value."""
 
 from __future__ import annotations
 

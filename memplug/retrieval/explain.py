@@ -61,7 +61,10 @@ def explain_answer(
         edits = tuple(entry.edits[id] for id in entry.on)
         best.append(seen(entry.subject, edits, calibration.layers[:-1], tokens, quorum, heat, at, voted))
     best.sort(key=lambda one: (-one.votes, -one.similarity))
-    of = {str(edit.id): (one, edit) for one in best for edit in one.edits}
+    of: dict[str, tuple[Candidate, Edit]] = {}
+    for one in best:  # an entry may have several keys: the one that is seen best
+        for edit in one.edits:
+            of.setdefault(str(edit.id), (one, edit))
     asked = [of[id] for id in speaking if id in of]
     recalled, beside = asked[0][0] if asked else None, tuple[Edit, ...]()
     if recalled is not None:

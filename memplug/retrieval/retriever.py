@@ -64,7 +64,7 @@ class Retriever(Held):
 
     Args:
         host: the model.
-        config: LLP's constants; layers left open are chosen from the model's depth.
+        config: constants; layers left open are chosen from the model's depth.
 
     Raises:
         ValueError: the model has a single layer, or layers do not fit.

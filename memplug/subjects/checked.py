@@ -14,7 +14,7 @@ class SubjectError(ValueError):
 
 
 def as_written(prompt: Prompt, subject: str) -> str:
-    """The subject in the letters of the question, which may be other ones: see `naming`.
+    """The subject in the letters of the question, which may be other ones: see `text.names`.
 
     Raises:
         SubjectError: the question does not name it.

@@ -1,6 +1,6 @@
 """Words of some languages that tell which language a prompt is in and which of its words are no names.
 
-Small on purpose: what they leave open is asked, not guessed (see `subjects`).
+Small on purpose: what they leave open is asked, not guessed (see `find`).
 """
 
 from __future__ import annotations

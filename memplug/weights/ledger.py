@@ -1,4 +1,4 @@
-"""The ledger of weight edits: originals weights, ordered entries of low-rank factors, switches.
+"""The ledger of weight edits: original weights, ordered entries of low-rank factors, switches.
 
 The live weight of a module is always ``cast(W0 + sum)``, where ``sum`` is the float32 sum of the active
 entries' changes, taken block by block in the entries' order, and cast once. Nothing is ever added to or

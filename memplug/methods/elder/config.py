@@ -16,8 +16,8 @@ __all__ = ["PAPER", "ELDERConfig"]
 class ELDERConfig:
     """Mixture of LoRAs with guided routing and deferral.
 
-    Defaults were chosen on a real model of 135 M parameters (``benchmarks/results/real-elder.json``); the
-    published value is named where it differs, and ``ELDERConfig.preset("paper")`` gives all of them.
+    Defaults were chosen on a real model of 135 M parameters; the published value is named where it differs,
+    and ``ELDERConfig.preset("paper")`` gives all of them.
 
     Raises:
         ValueError: a constant out of its range.

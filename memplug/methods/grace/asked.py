@@ -44,7 +44,6 @@ class AskedGRACE(AskedMethod):
     Raises:
         ValueError: a layer out of range.
         UnsupportedModelError: a layer without a linear that can be edited.
-        ImportError: FAISS is missing.
     """
 
     def __init__(self, host: Host, config: GRACEConfig) -> None:

@@ -1,1 +1,1 @@
-"""What the methods that change weights have in common: features, networks, fitting, the guard, the ledger."""
+"""What the methods that change weights have in common: features, networks, changes, fitting."""

@@ -48,7 +48,7 @@ class EditorConfig(WeightConfig):
     what the requests of the first cases meet in the metric."""
     protect: float = 100.0
     """How much more a change's size counts along the module's ordinary inputs than elsewhere: the weight of
-    their second moment (published: 0, all directions alike; see `Metric`)."""
+    their second moment (published: 0, all directions alike; see `InputCovariance`)."""
     protect_rank: int = 64
     """Principal directions of those inputs that are told apart."""
     remember: float = 0.3

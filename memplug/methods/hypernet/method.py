@@ -223,8 +223,8 @@ class FittedEditor(WeightEditor):
             raise UnfittedError(
                 f"this {self.name!r} editor is not fitted; call plug.fit(cases) with cases that share no "
                 "subject with your edits, or attach(..., editor=path) with one that `memplug fit` or "
-                "save_editor(path) wrote. (Some ship for the embedded model and SmolLM2 in float32, with the "
-                "default constants)"
+                "save_editor(path) wrote. (Some ship for the embedded model and SmolLM2 in float32, "
+                "and are taken where no constants of their networks are set otherwise)"
             )
         super().check(edits)
 

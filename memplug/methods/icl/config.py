@@ -13,7 +13,7 @@ __all__ = ["ICLConfig"]
 
 @dataclass(frozen=True)
 class ICLConfig:
-    """Retrieval of edits into the prompt, by LLP's room (`LLPConfig` has its constants).
+    """Retrieval of edits into the prompt, by LLP's room (`RetrievalConfig` has its constants).
 
     Wordings are the best of 38 on SmolLM2 (``benchmarks/results/real-retrieval.json``).
 

@@ -53,7 +53,6 @@ class ICL(AskedMethod):
     Raises:
         ValueError: layers that do not fit the model.
         UnsupportedModelError: the model's attention cannot take notes in front.
-        ImportError: FAISS is missing.
     """
 
     def __init__(self, host: Host, config: ICLConfig) -> None:

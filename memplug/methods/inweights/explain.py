@@ -19,8 +19,8 @@ __all__ = ["EditReport", "Explanation", "Touched", "report"]
 
 class Touched(NamedTuple):
     """One edit in one module; the norm is that of the edit's own share of the batch's change, all steps
-    together (of the batch's change itself where that was trained as a whole). See `Part.of`: the shares of a
-    batch's edits add up to its change, their norms need not.
+    together (of the batch's change itself where that was trained as a whole). See `LowRankUpdate.of`: the
+    shares of a batch's edits add up to its change, their norms need not.
 
     Attributes:
         module: the module's name.

@@ -36,7 +36,7 @@ __all__ = ["LedgerMethod"]
 
 
 class LedgerMethod:
-    """Keeps edits in a ledger over originals weights.
+    """Keeps edits in a ledger over original weights.
 
     Args:
         host: the model.

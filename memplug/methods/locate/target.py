@@ -2,8 +2,8 @@
 one (MEMIT, equation 16; ROME, equation 4).
 
 The layers below and the tokens before do not see it, so that they are computed once (see `tails`); the head
-runs only at the tokens that count. Products are in bfloat16 where the CPU has them (see `reduced`). Edits
-do not see each other: each has its own Adam state, and leaves the batch when it has learned.
+runs only at the tokens that count. Products are in bfloat16 where the CPU has them (`reduced_precision`).
+Edits do not see each other: each has its own Adam state, and leaves the batch when it has learned.
 
 Letters: E edits, N rows, T tokens, D width, P logits.
 """
