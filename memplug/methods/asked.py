@@ -61,11 +61,7 @@ class AskedMethod:
         """Take over what was learned, or nothing (None); edits may have gone."""
 
     def explain(self, prompt: Prompt) -> Explanation:
-        """Which subjects were found, by which layers; how much is asked like their edits; what speaks.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
+        """Which subjects were found, by which layers; how much is asked like their edits; what speaks."""
         return self.retriever.explain(prompt)
 
     def state(self) -> State:

@@ -14,7 +14,7 @@ from .. import interface as base
 from ..edits import Edit
 from ..interface import Host
 from ..memory import Found, KeyMemory, count_votes, span_similarity, unit_rows, voting
-from ..text.chat import Prompt, question, quoted
+from ..text.chat import Prompt, quoted
 from ..text.printable import printable
 from .config import RetrievalConfig
 from .keys import think_states
@@ -126,12 +126,7 @@ def explain(
         host, memory, config: the method's.
         subjects: key number -> subject and its edits in force.
         prompt: any text.
-
-    Raises:
-        ValueError: the prompt is empty.
     """
-    if not question(prompt).strip():
-        raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
     ids = host.text.encode(prompt)
     tokens = tuple(host.text.tokenizer.decode([i]) for i in ids)
     quorum, threshold = memory.quorum, config.threshold

@@ -18,7 +18,7 @@ from ..interface import Host
 from ..model.architecture import evaluating
 from ..model.context import Call
 from ..saving.checked import check_rest
-from ..text.chat import Prompt, question
+from ..text.chat import Prompt
 from .config import RetrievalConfig
 from .entries import Entry, pack, unpack
 from .explain import explain_answer
@@ -159,13 +159,7 @@ class Retriever(Held):
     # ------------------------------------------------------------------ looking, saving
 
     def explain(self, prompt: Prompt) -> Explanation:
-        """Which subjects were found, by which layers; how much is asked like their edits; what speaks.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
-        if not question(prompt).strip():
-            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        """Which subjects were found, by which layers; how much is asked like their edits; what speaks."""
         return explain_answer(self._host, self.room, self.entries, self._owner, prompt)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -216,11 +216,7 @@ class AskedELDER(AskedMethod):
     # ------------------------------------------------------------------ looking, saving
 
     def explain(self, prompt: Prompt) -> Answered:
-        """Which edit is asked for, and its experts.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
+        """Which edit is asked for, and its experts."""
         found = self.retriever.explain(prompt)
         uses = [uses_of(self._places, self._routed(str(edit.id))) for edit in found.edits[:1]]
         return Answered(**vars(found), uses=uses[0] if uses else ())

@@ -17,7 +17,7 @@ from ...model.hooks import Hook
 from ...model.row_state import check_holds
 from ...retrieval.lessons import Lesson
 from ...retrieval.passes import FromLayer, Line, run_whole
-from ...text.chat import Prompt, question
+from ...text.chat import Prompt
 from ...text.printable import printable
 from ..llp.learning import batches
 from ..places import find_places, find_site
@@ -211,13 +211,7 @@ class ELDER:
 
     @torch.no_grad()
     def explain(self, prompt: Prompt) -> Explanation:
-        """Which edit's code is nearest, and what the prompt is routed to.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
-        if not question(prompt).strip():
-            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        """Which edit's code is nearest, and what the prompt is routed to."""
         with self._host.tracker.off():
             query = self._ends.read([self._host.text.encode(prompt)])
         on, limit = self.known.on(), self.config.epsilon

@@ -17,7 +17,7 @@ from ...model.attention import check_recomputed
 from ...model.hooks import Hook
 from ...model.row_state import check_holds
 from ...saving.checked import check_edits, check_rest, many, names, numbered_from, shaped
-from ...text.chat import Prompt, question
+from ...text.chat import Prompt
 from ...text.printable import printable
 from ...text.tokens import Pair
 from ..continuing import unflat
@@ -191,13 +191,7 @@ class GRACE:
     # ------------------------------------------------------------------ looking, saving
 
     def explain(self, prompt: Prompt) -> Nearest:
-        """The nearest key, its distance and radius, and whether its value takes effect.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
-        if not question(prompt).strip():
-            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        """The nearest key, its distance and radius, and whether its value takes effect."""
         if not self.active:
             reason = "deferred to the base model; no edit is in force"
             return Nearest(prompt, (), reason, (), math.nan, math.nan)

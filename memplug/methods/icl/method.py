@@ -240,11 +240,7 @@ class ICL(AskedMethod):
         self._placer.clear()
 
     def explain(self, prompt: Prompt) -> Explanation:
-        """What was found in the prompt, and the notes that are read before it.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
+        """What was found in the prompt, and the notes that are read before it."""
         found = self.retriever.explain(prompt)
         ids, chat = self._host.text.encode(prompt), self._inside(prompt)
         read: tuple[str, ...] = ()

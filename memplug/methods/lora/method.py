@@ -16,7 +16,7 @@ from ...interface import Host, State
 from ...model.architecture import evaluating
 from ...model.hooks import Hook, OwnHooks
 from ...saving.checked import check_edits, check_rest, names, shaped
-from ...text.chat import Prompt, question
+from ...text.chat import Prompt
 from ...text.tokens import Pair
 from ...weights.modules import find_sites
 from ...weights.originals import OriginalWeights
@@ -217,13 +217,7 @@ class LoRA:
 
     @torch.no_grad()
     def explain(self, prompt: Prompt) -> Explanation:
-        """The next token with and without the adapter, and how much it adds to each linear.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
-        if not question(prompt).strip():
-            raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        """The next token with and without the adapter, and how much it adds to each linear."""
         text, shares = self._host.text, list[tuple[str, float]]()
         batch = text.batch([text.encode(prompt)])
 
