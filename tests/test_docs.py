@@ -1,0 +1,85 @@
+"""The pages under docs/: what they show works as it stands there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_contract import answers, encode
+
+import memplug
+from memplug.memory import KeyMemory, votes
+from memplug.methods import METHODS
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def module_of(code: str, name: str, folder: Path) -> Any:
+    """A module with this text."""
+    path = folder / f"{name.rpartition('.')[2]}.py"
+    path.write_text(code)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def lookup(monkeypatch, tmp_path):
+    """The method of the page on adding one, put where the page says."""
+    code, line = blocks("adding_a_method.md")
+    name = "memplug.methods.lookup"
+    monkeypatch.setitem(sys.modules, name, None)  # so that it is taken out again
+    module_of(code, name, tmp_path)
+    added = re.fullmatch(r'METHODS\["(\w+)"\] = "(\S+)"\n', line)
+    assert added is not None
+    monkeypatch.setitem(METHODS, *added.groups())
+    return code
+
+
+def test_an_added_method_keeps_what_is_promised(lookup, model, tokenizer, tmp_path):
+    assert sum(bool(line.strip()) for line in lookup.splitlines()) < 60
+    asked, other = "Where was Ada Quill born?", "Where was Tam Wickes born?"
+    before = [model(**encode(tokenizer, text)).logits for text in (asked, other)]
+    with memplug.attach(model, tokenizer, "lookup") as plug:
+        edit = plug.edit(asked, "Zarnow", "Ada Quill")
+        assert tokenizer.decode(answers(model, tokenizer, asked)[0]).strip().startswith("Zarnow")
+        assert torch.equal(model(**encode(tokenizer, other)).logits, before[1])
+        assert plug.explain(asked).edits == (edit,)
+        assert not plug.explain(other).applies
+        plug.disable(edit)
+        assert torch.equal(model(**encode(tokenizer, asked)).logits, before[0])
+        plug.enable(edit)
+        plug.save(tmp_path / "plug")
+    with memplug.load(tmp_path / "plug", model, tokenizer) as plug:
+        assert tokenizer.decode(answers(model, tokenizer, asked)[0]).strip().startswith("Zarnow")
+        plug.delete("e1")
+        assert torch.equal(model(**encode(tokenizer, asked)).logits, before[0])
+    assert torch.equal(model(**encode(tokenizer, asked)).logits, before[0])
+
+
+def test_the_vote_rule_is_one_function(monkeypatch, tmp_path):
+    (code,) = blocks("changing_the_vote.md")
+    monkeypatch.setitem(sys.modules, "changed_vote", None)
+    made = module_of(code, "changed_vote", tmp_path)
+    keys = torch.eye(8)[:3, None]
+    memory = KeyMemory(3, 8, quorum=2)
+    memory.add(5, keys)
+    text = torch.zeros(3, 1, 1, 8)
+    text[2, 0, 0] = keys[2, 0]  # the last layer alone
+    assert memory.search(text)[0].tolist() == [-1]
+    monkeypatch.setattr(votes.count_votes, "__code__", made.count_votes.__code__)
+    assert memory.search(text)[0].tolist() == [5]
+    assert votes.enough_layers(3, 2) == 3  # whatever the others say, the last one may decide
