@@ -17,6 +17,7 @@ from memplug import attaching as opening
 from memplug import cli
 from memplug.cli import app
 from memplug.commands.shared import load_model
+from memplug.methods.hypernet.fit import _Run
 from memplug.plugin import Plug
 
 BORN, FOUNDED = "Where was Ada Quill born?", "Who founded the Orlo Bridge Company?"
@@ -229,7 +230,7 @@ def test_the_name_of_a_model_that_is_nearly_right(name, near):
         load_model(name, "cpu", "auto")
 
 
-def test_an_editor_is_fitted_and_goes_on_where_it_was_stopped(model, tmp_path):
+def test_an_editor_is_fitted_and_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
     rows = [
         {"prompt": f"Who rules {name}?", "target": who, "subject": name, "rephrases": [f"{name} is ruled by"],
          "locality": [{"prompt": "Is it big?", "target": "No"}]}
@@ -254,6 +255,27 @@ def test_an_editor_is_fitted_and_goes_on_where_it_was_stopped(model, tmp_path):
     with opening.attach(*load_model(model, "cpu", "auto"), "rledit", editor=out) as plug:
         assert plug.method.config.rank == 4
         plug.edit("Who rules Elba?", "Ann", "Elba")
+    step = _Run._step
+
+    def stop(run, *args):
+        if run.done == 1:
+            raise KeyboardInterrupt
+        return step(run, *args)
+
+    again = out.with_name("again.safetensors")
+    fit = Plug.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_step", stop)
+        patch.setattr(Plug, "fit", lambda plug, cases, **how: fit(plug, cases, checkpoint_every=1, **how))
+        assert call("fit", again, *given).exit_code
+    assert again.with_name("again.safetensors.checkpoint").exists()
+    assert not again.exists()
+    steps = []
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_step", lambda *args: steps.append(args) or step(*args))
+        assert "2 steps in" in told("fit", again, *given)
+    assert len(steps) == 1
+    assert again.read_bytes() == out.read_bytes()
     out.with_name("rledit.safetensors.checkpoint").write_bytes(b"nonsense")
     assert "is no checkpoint of a fitting" in call("fit", out, *given).output
     assert "needs no fitting" in refused("fit", out, *given[:4], "--method", "ultraedit")

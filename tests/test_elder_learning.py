@@ -141,6 +141,7 @@ def test_replay_takes_the_edits_that_share_the_most_experts(model, tokenizer, mo
     with memplug.attach(model, tokenizer, "elder", **given) as plug:
         plug.edit([ADA, TAM, ORLO], progress=False)
         assert [len(batch.query) for batch in batches] == [1, 2, 2]
+        assert {edit for edit, _ in batches[1].lessons} == {0, 1}  # the earlier one is taught, too
         queries = plug.method._learned.queries
         again = plug.method._beside(plug.method._learned, (), {"e2": queries["e2"]}, [], [])
         assert torch.equal(again.query[1], queries["e2"])

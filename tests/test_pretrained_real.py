@@ -44,6 +44,17 @@ def test_it_is_loaded_from_the_cache_and_can_be_saved(smollm2, monkeypatch, tmp_
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == smollm2[1].chat_template
 
 
+def test_the_editor_that_ships_for_it_edits_it(smollm2):
+    with memplug.attach(*smollm2, "rledit") as plug:
+        assert bool(plug.method.editor.fitted)
+        plug.edit("The capital of France is", "Lyon", "France")
+        asked = smollm2[1]("The capital of France is", return_tensors="pt")
+        made = plug.model.generate(**asked, max_new_tokens=1, do_sample=False)
+        assert smollm2[1].decode(made[0, -1]) == " Lyon"
+    with memplug.attach(*smollm2, "rledit", rank=8) as plug:  # networks of its own are asked for
+        assert not bool(plug.method.editor.fitted)
+
+
 @pytest.mark.slow
 def test_it_is_what_the_file_holds_to_the_bit(smollm2):
     from transformers import AutoModelForCausalLM

@@ -58,7 +58,7 @@ def test_other_tables_of_the_page(page):
         assert text in page.text  # in the table, above the curves, among the formulas
     assert "Host memory, forward" in page.text
     assert "Device memory, forward" not in page.text  # there was none
-    votes = page.tables["llp: votes by layer (%)"]
+    votes = page.tables["llp: votes by layer, above 0.80 (%)"]
     assert votes == {
         "edited (1)": ["100.0", "100.0", "0.0", "100.0"],
         "unrelated (2)": ["100.0", *3 * ["0.0"]],
@@ -113,6 +113,9 @@ def test_hostile_text_stays_text(results, page):
     hostile = Page(html(changed))
     assert [tag for tag, _ in hostile.tags].count("script") == 2
     assert HOSTILE in json.loads(hostile.scripts[0])["texts"]
+    for name in ("edits", "batch", "model", "cases", "device", "dtype"):
+        changed["settings"][name] = HOSTILE
+    assert "<script>" not in markdown(changed)
 
 
 def test_the_page_loads_nothing_and_prints_what_is_folded():

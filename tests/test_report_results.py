@@ -111,6 +111,13 @@ def test_all_failed_still_gives_a_report(tmp_path):
     assert write_figures(results, tmp_path) == []
 
 
+def test_a_run_that_left_the_model_changed_still_gives_a_report(tmp_path):
+    results = example(methods=1, seeds=1, failed=False)
+    results["base"]["0"] = None  # ended before the base model was judged
+    assert "base model" not in markdown(results)
+    assert "llp" in Page(html(results)).text
+
+
 def test_a_method_that_failed_for_one_seed_says_so():
     results = example(methods=1, seeds=2, failed=False)
     results["runs"][1] |= {"status": "failed", "error": {"type": "RuntimeError", "message": "lost it"}}
