@@ -108,14 +108,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Other methods and further seeds may join, but what both name has to be the same. Leave out of ``before``
     what may change: `FITTING`, and labels in ``before["contenders"]``.
     """
-    pairs = [("", {**_EARLIER, **before}, {k: v for k, v in now.items() if k not in _FREE})]
+    asked = {k: v for k, v in now.items() if k not in _FREE}
+    earlier = {**dict.fromkeys(asked.keys() - {*FITTING, "contenders"}), **_EARLIER, **before}
+    pairs = [("", earlier, asked)]
     for part, word in (("data", "data "), ("general_sets", "general "), ("contenders", "")):
         pairs.append((word, before.get(part) or {}, now.get(part) or {}))
     both = [
-        (word + n, _content(old.get(n)), _content(new[n]))
-        for word, old, new in pairs
-        for n in new
-        if n in old or not (word or n in FITTING or n == "contenders")
+        (word + n, _content(old[n]), _content(new[n])) for word, old, new in pairs for n in new if n in old
     ]
     orders = now.get("orders", {}).items()
     seeds = [seed for seed, digest in orders if before.get("orders", {}).get(seed, digest) != digest]

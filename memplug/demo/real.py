@@ -301,7 +301,7 @@ def _compare(stage: Stage, kept: list[list[int]], shown: list[str], is_back: Cal
         table.add_column(heading, justify="right")
     table.add_row(f"{_METHODS[0]} (above)", *shown)
     left = {}
-    for name in (name for name in _METHODS[1:] if needs_nothing(name, stage.model)):
+    for name in (one for one in _METHODS[1:] if needs_nothing(one, stage.model)):
         with stage.clock("comparing"), stage.console.status(f"{name} makes the same edits ..."):
             begin = time.perf_counter()
             try:

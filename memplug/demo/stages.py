@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-from ..methods import find_method
+from ..methods import METHODS, find_method
 from ..methods.editors import shipped_editor
 
 __all__ = ["Clock", "Learning", "needs_nothing"]
@@ -97,6 +97,9 @@ class _Left(ProgressColumn):
 
 
 def needs_nothing(name: str, model: Any) -> bool:
-    """Whether a method edits this model at once: it needs no fitting, or its editor is shipped."""
+    """Whether a method edits this model at once: it needs no fitting, or its editor is shipped. True of a
+    name that is no method's: that is told where it is attached."""
+    if name not in METHODS:
+        return True
     found = find_method(name)
     return not hasattr(found.method, "fit") or shipped_editor(name, model, found.config()) is not None

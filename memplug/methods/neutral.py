@@ -80,10 +80,11 @@ class NeutralPool:
         The pool's own questions about these edits' subjects are left out. Edits made before are not looked
         at, so that a batch is trained alike whatever was made before it.
         """
-        draw, known = random.Random(self._seed), wordings()
+        known = wordings()
         if self._own is None:
-            some = draw.sample(known, min(self._count, len(known)))
+            some = random.Random(self._seed).sample(known, min(self._count, len(known)))
             self._own = self._answered([one.about(one.name) for one in some])
+        draw = random.Random(self._seed + 1)
         edited = {edit.subject for edit in edits if edit.subject}
         free = [one for one in known if one.name not in edited]
         asked = []
