@@ -37,11 +37,10 @@ def table(head: list[str], rows: list[list[str]]) -> str | None:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write(name: str, results: Any, **given: Any) -> Path:
+def write(path: Path, results: Any, **given: Any) -> None:
     """Store results with the machine and the settings; a rerun replaces them."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     path.write_text(
         json.dumps({"machine": machine(), "settings": given, "results": results}, indent=1) + "\n"
     )
-    return path

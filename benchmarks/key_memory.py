@@ -1,6 +1,6 @@
 """The key memory alone, against a plain product and against the published way of searching.
 
-    python benchmarks/key_memory.py [--quick]
+    python -m benchmarks.key_memory [--quick]
 
 Searches of R layers of E keys for B rows of T tokens (`key_memory_search.py`), of spans, and changes of
 single entries, all on one thread. Times are CPU time of the thread, the fastest of several runs taken in
@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import write
-from key_memory_search import FULL, QUICK, cpu_times, searches
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memplug.memory import KeyMemory
+
+from .common import RESULTS, write
+from .key_memory_search import FULL, QUICK, cpu_times, searches
 
 
 def spans(entries: int, seconds: float) -> Iterable[dict[str, Any]]:
@@ -112,7 +113,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, a minute")
     parser.add_argument("--seconds", type=float, default=6.0, help="CPU time for each row of the table")
-    parser.add_argument("--name", default="key_memory", help="of the file in benchmarks/results")
+    parser.add_argument("--out", type=Path, default=RESULTS / "key_memory.json", help="the file of results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=150)
@@ -176,14 +177,14 @@ def main() -> None:
             "pass" if row["passed"] else "FAIL",
         )
     console.print(table)
-    path = write(
-        args.name,
+    write(
+        args.out,
         {"searches": found, "spans": with_spans, "changes": changed},
         quick=args.quick,
         seconds=seconds,
         load=os.getloadavg(),
     )
-    console.print(f"written to {path}")
+    console.print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Time and memory of all methods on a large model's shape with random weights; what it answers means nothing.
 
-    python benchmarks/large.py --shape llama-3-8b --device cuda --dtype float16
-    python benchmarks/large.py --shape wide --methods llp,elder,rledit
+    python -m benchmarks.large --shape llama-3-8b --device cuda --dtype float16
+    python -m benchmarks.large --shape wide --methods llp,elder,rledit
 
 A method that does not fit is a row with its error. Fitted editors take two steps of fitting, enough to time
 one. Values and gates are trained to their last step, as random weights never say what they are told, so that
@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import memplug
 from memplug import world
+
+from .common import RESULTS, write
 
 __all__ = ["SHAPES", "build", "main", "row"]
 
@@ -104,7 +106,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
         rows.append(row(found.results["runs"][0]))
         print(rows[-1], flush=True)
-        write(f"large-{args.shape}", rows, **vars(args), parameters=model.num_parameters())
+        write(args.out, rows, **vars(args), parameters=model.num_parameters())
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -121,7 +123,10 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
-    measure(parser.parse_args(given))
+    parser.add_argument("--out", type=Path, help="the file of results")
+    args = parser.parse_args(given)
+    args.out = args.out or RESULTS / f"large-{args.shape}.json"
+    measure(args)
 
 
 if __name__ == "__main__":

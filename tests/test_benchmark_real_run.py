@@ -179,7 +179,7 @@ def test_the_base_models_texts_are_made_once(small, facts, tmp_path, monkeypatch
 @pytest.fixture
 def pretended(monkeypatch, small, facts):
     """``memplug.pretrained`` gives the embedded model, and the own facts are of its world."""
-    monkeypatch.setattr(pretrained, "load", lambda name: small)
+    monkeypatch.setattr(pretrained, "load", lambda *_: small)
     monkeypatch.setattr(run, "own", lambda part="table": facts)
     monkeypatch.setattr(run, "overhead", partial(run.overhead, steps=2, turns=1, seconds=0))
 

@@ -38,7 +38,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def settings_of(args: argparse.Namespace, facts: Sequence[Fact]) -> dict[str, Any]:
     """What the rows of one file share; the edits by their number and a digest of their ids."""
-    names = ("model", "facts", "part", "batch", "ask", "seed", "limit_unrelated", "about")
+    names = ("model", "device", "dtype", "facts", "part", "batch", "ask", "seed", "limit_unrelated", "about")
     drawn = hashlib.sha256(" ".join(fact.id for fact in facts).encode()).hexdigest()[:12]
     return {name: getattr(args, name) for name in names} | {"edits": len(facts), "drawn": drawn}
 

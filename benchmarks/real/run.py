@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from memplug.commands.shared import load_model
 from memplug.comparison.cost import overhead
 from memplug.comparison.model_state import bits_of, hooks_of
 from memplug.comparison.specs import MethodSpec, method_specs, parse_constants
@@ -194,10 +195,8 @@ def _reference(
 
 def main(given: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(given)
-    from memplug import pretrained
-
     torch.manual_seed(args.seed)
-    model, tokenizer = pretrained.load(args.model)
+    model, tokenizer = load_model(args.model, args.device, args.dtype)
     facts = choose(args.facts, args.data, args.edits, args.seed, args.part)
     runs = kept_runs(args.out, settings := settings_of(args, facts))
     reference, base = _reference(model, tokenizer, facts, args)
@@ -246,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="which facts, and in which order")
     parser.add_argument("--limit-unrelated", type=int, default=1000)
     parser.add_argument("--max-seconds", type=float, default=3600.0, help="for each method")
-    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--model", default="smollm2", help="as memplug's commands take it")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--cache", type=Path, default=Path("runs/real"), help="keeps the base model's texts")
     parser.add_argument("--out", type=Path, required=True)
     return parser
