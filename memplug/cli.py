@@ -1,4 +1,4 @@
-"""The command line: edit, list, switch, delete and ask on a saved plug; compare methods; the demo.
+"""The command line: edit, list, switch, delete and ask on a saved plug; serve it; compare methods; the demo.
 
 Heavy imports are inside the commands, so that ``--help`` is quick.
 """
@@ -14,6 +14,7 @@ import typer
 
 from .commands.compare import compare, report
 from .commands.fit import fit
+from .commands.serve import serve
 from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
 from .text.printable import printable
 
@@ -252,3 +253,4 @@ def demo(
 app.command()(compare)
 app.command()(fit)
 app.command()(report)
+app.command()(serve)

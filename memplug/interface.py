@@ -133,6 +133,9 @@ class ChangesWeights(Protocol):
     def paused(self) -> AbstractContextManager[None]:
         """The original weights inside the ``with``, to the bit."""
 
+    def base(self) -> AbstractContextManager[None]:
+        """The original weights inside the ``with``, for this thread alone; no change is made meanwhile."""
+
     def release(self) -> None:
         """Put the original weights back, for good."""
 

@@ -124,13 +124,15 @@ class Plug:
                 self._off.difference(replaced),
                 self._count + len(fresh),
             )
-            failed = self._unlearned([edit for edit in fresh if edit.id not in (told or ())])
+            failed = self.unlearned([edit for edit in fresh if edit.id not in (told or ())])
         warn_unlearned([show(edit.prompt) for edit in failed], len(fresh), 2)
         if replaced:
             warnings.warn(f"replaced {listed(replaced)}: the same prompt was edited again", stacklevel=2)
         return fresh[0] if single else fresh
 
-    def _unlearned(self, edits: Sequence[Edit]) -> list[Edit]:
+    def unlearned(self, edits: Sequence[Edit]) -> list[Edit]:
+        """Those of these edits in force that the model, asked with their own prompts, does not answer with
+        their targets; none while it is paused."""
         return [] if self._paused else unlearned(self._host, edits)
 
     def take_editor(self, saved: SavedEditor) -> None:
@@ -294,6 +296,21 @@ class Plug:
                     stack.enter_context(self.method.paused())
                 self._paused += 1
                 begun = True
+            yield
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside the ``with`` this thread's forwards are the base model's, to the bit; others' stay edited.
+
+        Where edits are in the weights, it waits for a change that another thread is making, and changes wait
+        for its end.
+        """
+        self._check_attached()
+        with ExitStack() as stack:
+            if isinstance(self.method, ChangesWeights):
+                stack.enter_context(self._lock)
+                stack.enter_context(self.method.base())
+            stack.enter_context(self._tracker.off())
             yield
 
     @contextmanager

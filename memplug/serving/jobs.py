@@ -1,0 +1,180 @@
+"""Changes of the edits, one after the other on a thread of their own, while the model goes on answering.
+
+A change has succeeded when it is in force and saved.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..edits import Edit
+from ..plugin import Plug
+from ..saving.files import SaveError
+from ..text.chat import Prompt, canonical
+from ..text.printable import printable
+from .batching import QueueFull, Stopped
+from .logs import Log, frames
+from .schemas import ErrorBody, Job
+
+__all__ = ["Change", "Jobs", "Taken"]
+
+_WAITING = 100  # jobs
+_KEPT = 1000  # jobs that have ended and can still be asked for
+
+
+class Taken(Exception):
+    """An edit of the same prompt is being made."""
+
+
+class Change(NamedTuple):
+    """What a job does, which prompts it edits, and who waits for it."""
+
+    job: Job
+    work: Callable[[], Sequence[str]]
+    prompts: frozenset[Prompt]
+    ended: Future[Job]
+
+
+@dataclass
+class Jobs:
+    """The queue of changes and the thread that makes them.
+
+    Attributes:
+        plug: whose edits are changed.
+        save: writes the plug; called after each change, before it counts as done.
+        log: told of each that ends.
+    """
+
+    plug: Plug
+    save: Callable[[], Any]
+    log: Log
+    _all: dict[str, Change] = field(default_factory=dict)
+    _queue: queue.SimpleQueue[Change | None] = field(default_factory=queue.SimpleQueue)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopping: bool = False
+    _count: int = 0
+
+    def __post_init__(self) -> None:
+        self._worker = threading.Thread(target=self._work, name="memplug-jobs", daemon=True)
+        self._worker.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether jobs are taken and made."""
+        return not self._stopping and self._worker.is_alive()
+
+    @property
+    def open(self) -> int:
+        """Jobs that wait or run."""
+        return sum(not change.ended.done() for change in list(self._all.values()))
+
+    def get(self, id: str) -> Job | None:
+        """The job with this id, unless it is none or long over."""
+        change = self._all.get(id)
+        return change and change.job
+
+    def edit(self, edits: Sequence[Edit], who: str) -> Change:
+        """Make these edits together.
+
+        Raises:
+            Taken, QueueFull, Stopped: see the classes.
+        """
+
+        def work() -> list[str]:
+            made = self.plug.edit(list(edits), progress=False)
+            job.edits = [str(edit.id) for edit in made]
+            job.unlearned = [str(edit.id) for edit in self.plug.unlearned(made)]
+            return job.edits
+
+        job = Job(id="", kind="edit", who=who, total=len(edits))
+        return self._add(job, work, frozenset(canonical(edit.prompt) for edit in edits))
+
+    def delete(self, id: str, who: str) -> Change:
+        """Delete an edit; raises as `edit`."""
+
+        def work() -> list[str]:
+            left = self.plug.delete(id)
+            job.note = None if left is None else printable(left)
+            return [id]
+
+        job = Job(id="", kind="delete", who=who, total=1, edits=[id])
+        return self._add(job, work)
+
+    def switch(self, id: str, on: bool, who: str) -> Change:
+        """Switch an edit on or off; raises as `edit`."""
+
+        def work() -> list[str]:
+            (self.plug.enable if on else self.plug.disable)(id)
+            return [id]
+
+        return self._add(Job(id="", kind="enable" if on else "disable", who=who, total=1, edits=[id]), work)
+
+    def stop(self) -> None:
+        """Take no more, and come back when the running one has ended; those that wait are cancelled."""
+        with self._lock:
+            self._stopping = True
+            self._queue.put(None)
+        self._worker.join()
+
+    def _add(
+        self, job: Job, work: Callable[[], Sequence[str]], prompts: frozenset[Prompt] = frozenset()
+    ) -> Change:
+        with self._lock:
+            if self._stopping:
+                raise Stopped("the server is shutting down")
+            going_on = [change for change in self._all.values() if not change.ended.done()]
+            if len(going_on) >= _WAITING:
+                raise QueueFull(10)
+            same = next((change for change in going_on if prompts & change.prompts), None)
+            if same is not None:
+                raise Taken(f"an edit of the same prompt is being made by {same.job.id}; wait for its end")
+            self._count += 1
+            job.id = f"job-{self._count}"
+            change = self._all[job.id] = Change(job, work, prompts, Future())
+            change.ended.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+            over = [id for id, one in self._all.items() if one.ended.done()]
+            for id in over[: max(0, len(self._all) - _KEPT)]:
+                del self._all[id]
+            self._queue.put(change)
+        return change
+
+    def _work(self) -> None:
+        while (change := self._queue.get()) is not None:
+            if self._stopping:
+                change.job.status = "cancelled"
+            else:
+                self._make(change)
+            self._end(change)
+
+    def _make(self, change: Change) -> None:
+        job = change.job
+        job.status, job.started = "running", time.time()
+        try:
+            job.edits = list(change.work())
+            job.done = job.total
+            self.save()
+            job.status = "succeeded"
+        except SaveError as error:
+            message = f"the change is in force, but could not be saved: {error}"
+            job.status, job.error = "failed", ErrorBody(message=printable(message), code="not_saved")
+        except ValueError as error:
+            job.status = "failed"
+            job.error = ErrorBody(message=printable(error), code="edit_failed")
+        except Exception as error:  # nothing has changed; the next one is made
+            job.status = "failed"
+            job.error = ErrorBody(message=f"{type(error).__name__} on the server", type="server_error")
+            self.log("error", error=type(error).__name__, frames=frames(error), text={"message": str(error)})
+
+    def _end(self, change: Change) -> None:
+        job = change.job
+        job.finished = time.time()
+        seconds = round(job.finished - (job.started or job.finished), 3)
+        told = {"job": job.id, "kind": job.kind, "who": job.who, "status": job.status, "seconds": seconds}
+        self.log("job", **told, edits=job.edits, text={"error": job.error and job.error.message})
+        change.ended.set_result(job)
