@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import openai
 import uvicorn
 
 from memplug.serving.app import create_app
+from memplug.serving.jobs import Jobs
 from memplug.serving.settings import Keys, Settings
 
 
@@ -24,6 +25,8 @@ class Server:
     http: httpx2.Client
     openai: openai.OpenAI
     process: uvicorn.Server
+    thread: threading.Thread
+    jobs: Jobs
 
     def job(self, answer: Any) -> dict[str, Any]:
         """The job of an answer, once it has ended."""
@@ -33,6 +36,14 @@ class Server:
             time.sleep(0.01)
             job = self.http.get(f"/jobs/{job['id']}").json()
         return job
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits until it holds."""
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -45,9 +56,7 @@ def serving(
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=10))
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
+    until(lambda: server.started or not thread.is_alive())
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     headers = {"Authorization": f"Bearer {key}"}
     try:
@@ -55,7 +64,7 @@ def serving(
             httpx2.Client(base_url=url, headers=headers, timeout=60) as http,
             openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
         ):
-            yield Server(http, client, server)
+            yield Server(http, client, server, thread, app.state.service.jobs)
     finally:
         server.should_exit = True
         thread.join()

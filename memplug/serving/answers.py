@@ -41,7 +41,7 @@ def answers(service: Service) -> APIRouter:
     @api.post("/chat/completions", responses={422: {"model": ErrorOut}})
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """An answer to the last of the messages, which is the user's."""
-        prompt = as_prompt([turn.model_dump() for turn in asked.messages])
+        prompt = as_prompt(asked.messages)
         limit = asked.max_completion_tokens or asked.max_tokens
         return await _answered(service, request, asked, [prompt], limit, "chat")
 

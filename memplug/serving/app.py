@@ -64,10 +64,10 @@ def create_app(
         description=_ABOUT,
         lifespan=lifespan,
         redoc_url=None,
-        max_body_size=settings.max_body,
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the page at /docs; `Guard` checks
     )
     app.add_middleware(Guard, service=service, keys=keys or Keys())
+    app.state.service = service
     handle_errors(app)
     app.include_router(answers(service))
     app.include_router(changes(service))

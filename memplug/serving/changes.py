@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from ..edits import Edit, as_edits
-from ..text.chat import to_json
+from ..text.chat import as_prompt, to_json
 from ..text.printable import printable
 from .errors import ApiError
 from .jobs import Change
@@ -85,7 +85,7 @@ def changes(service: Service) -> APIRouter:
         learned."""
 
         def explained() -> ExplanationOut:
-            found, table = plug.explain(_plain(asked)["prompt"]), plug.edits
+            found, table = plug.explain(asked.prompt), plug.edits
             shown = [_shown(e, str(e.id) in table and table.enabled(str(e.id))) for e in found.edits]
             lines = [printable(line) for line in found.details()]
             return ExplanationOut(
@@ -97,14 +97,10 @@ def changes(service: Service) -> APIRouter:
     return api
 
 
-def _plain(asked: Any) -> dict[str, Any]:
-    return asked.model_dump()
-
-
 def _shown(edit: Edit, enabled: bool) -> EditOut:
     return EditOut(
         id=str(edit.id),
-        prompt=to_json(edit.prompt),  # type: ignore[arg-type]  # pydantic makes turns of dicts
+        prompt=to_json(edit.prompt),
         target=edit.target,
         subject=edit.subject,
         enabled=enabled,
@@ -117,7 +113,7 @@ def _checked(service: Service, asked: EditsRequest) -> list[Edit]:
     Raises:
         EditError, TokenizerError, ChatTemplateError: one cannot be made.
     """
-    edits = as_edits([Edit(**_plain(edit)) for edit in asked.edits])
+    edits = as_edits([Edit(as_prompt(one.prompt), one.target, one.subject) for one in asked.edits])
     for edit in edits:
         service.text.pair(edit.prompt, edit.target)
     return edits

@@ -18,7 +18,7 @@ from .schemas import ErrorBody
 __all__ = ["ApiError", "body_of", "handle_errors", "response"]
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 class ApiError(HTTPException):
@@ -61,7 +61,8 @@ def body_of(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
 
 
 def _wrong_field(found: dict[str, Any]) -> tuple[str, str | None, str]:
-    place = [str(part) for part in found["loc"] if part not in ("body", "query", "path")]
+    # Without where it stands, and without the types of which it might have been one.
+    place = [str(part) for part in found["loc"][1:] if part != "str" and "[" not in str(part)]
     param = printable(".".join(place)) or None
     if found["type"] == "extra_forbidden":
         return f"{param} is not supported here; leave it out", param, "unsupported_parameter"

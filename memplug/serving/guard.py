@@ -54,7 +54,14 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, id, status = time.perf_counter(), secrets.token_hex(8), 0
+        begun, id, status, size = time.perf_counter(), secrets.token_hex(8), 0, 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            self._check_size(size)
+            return message
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -65,7 +72,8 @@ class Guard:
 
         try:
             scope.setdefault("state", {})["role"] = self._role(scope)
-            await self._app(scope, receive, watched)
+            self._check_size(int(Headers(scope=scope).get("content-length", 0)))
+            await self._app(scope, counted, watched)
         except ApiError as error:
             await response(error)(scope, receive, watched)
         except Exception as error:
@@ -78,6 +86,10 @@ class Guard:
             await response(error)(scope, receive, watched)
         finally:
             self._written(scope, id, status, time.perf_counter() - begun)
+
+    def _check_size(self, size: int) -> None:
+        if size > (most := self._service.settings.max_body):
+            raise ApiError(413, f"a request may have {most} bytes", "request_too_large")
 
     def _role(self, scope: Scope) -> Role | None:
         """The role of whoever asks.

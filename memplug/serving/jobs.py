@@ -87,7 +87,9 @@ class Jobs:
         """
 
         def work() -> list[str]:
+            before = list(self.plug.edits)
             made = self.plug.edit(list(edits), progress=False)
+            job.replaced = [id for id in before if id not in self.plug.edits]
             job.edits = [str(edit.id) for edit in made]
             job.unlearned = [str(edit.id) for edit in self.plug.unlearned(made)]
             return job.edits

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "Asked", "ChatRequest", "CompletionRequest", "EditOut", "EditPage", "EditsRequest", "ErrorBody",
-    "ErrorOut", "ExplainRequest", "ExplanationOut", "Job", "Prompted", "Switch", "Turn",
+    "ErrorOut", "ExplainRequest", "ExplanationOut", "Job", "Prompted", "Switch", "Turns",
 ]  # fmt: skip
 
 _NOTHING: dict[str, list[Any]] = {
@@ -24,19 +24,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class TextPart(_Strict):
-    type: Literal["text"] = Field(description="Text is all that the model reads.")
-    text: str = Field(description="A part of what is said.")
-
-
-class Turn(_Strict):
-    role: str = Field(description="system, user or assistant.")
-    content: str | list[TextPart] = Field(description="What is said: a text, or text parts that are joined.")
-
-
-Prompted = Annotated[
-    str | list[Turn], Field(description="A text, or messages of which the last is the user's question.")
+Turns = Annotated[
+    list[dict[str, Any]],
+    Field(
+        description="Messages with a role (system, user, assistant) and a content (a text, or text parts); "
+        "the last is the user's question.",
+        examples=[[{"role": "user", "content": "What is the capital of France?"}]],
+    ),
 ]
+"""What is in them is checked by `chat.as_prompt`."""
+Prompted = Annotated[str | Turns, Field(description="A text, or messages that end with the user's question.")]
 
 
 class StreamOptions(_Strict):
@@ -94,7 +91,7 @@ class Asked(_Strict):
 
 
 class ChatRequest(Asked):
-    messages: list[Turn] = Field(description="The turns; the last is the user's.")
+    messages: Turns
     max_completion_tokens: int | None = Field(default=None, ge=1, description="The newer name of max_tokens.")
 
 
@@ -173,6 +170,7 @@ class Job(BaseModel):
     total: int = Field(description="Edits it is about.")
     done: int = Field(default=0, description="Edits it has dealt with; those of a job are made together.")
     edits: list[str] = Field(default=[], description="Their ids, once they have them.")
+    replaced: list[str] = Field(default=[], description="Earlier edits of the same prompts, which are gone.")
     unlearned: list[str] = Field(default=[], description="Those that the model does not answer as edited.")
     note: str | None = Field(default=None, description="What is left of deleted edits, where anything is.")
     error: ErrorBody | None = Field(default=None, description="Why it failed.")

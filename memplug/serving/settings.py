@@ -58,8 +58,9 @@ class Settings:
             batch=self.batch, workers=self.workers, queue=self.queue, max_tokens=self.max_tokens,
             max_body=self.max_body, **least,
         )  # fmt: skip
-        if self.rate < 0 or not 0 <= self.window <= 10:
-            raise ValueError(f"rate is {self.rate}, at least 0, and window {self.window}, 0 to 10 seconds")
+        for name, most in (("rate", 1e9), ("window", 10.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to {most:g}")
 
 
 @dataclass(frozen=True)
