@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -71,6 +75,21 @@ def create_app(
     handle_errors(app)
     app.include_router(answers(service))
     app.include_router(changes(service))
+
+    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    policy = (
+        "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    for kind in ("script", "style"):
+        inside = re.search(f"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
+        digest = hashlib.sha256((inside[1] if inside else "").encode()).digest()
+        policy += f"; {kind}-src 'sha256-{base64.b64encode(digest).decode()}'"
+
+    @app.get("/", include_in_schema=False)
+    async def console() -> HTMLResponse:
+        return HTMLResponse(
+            page, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
+        )
 
     @app.get("/healthz", tags=["state"])
     async def healthz() -> dict[str, str]:
