@@ -2,10 +2,10 @@
 
     python -m benchmarks.serving --edits 0,10,100 --clients 8 --requests 48
 
-Clients ask the same completions of 16 tokens, half of them prompts of the first ten edits. All settings take
-turns in one run: the bare model through the same server, and the plug with so many edits in force. They are
-learned in ``--steps`` steps, since it does not matter for speed what they say; the one that is learned
-beside requests has the method's own number.
+Clients ask the same completions of 16 tokens (no token ends them before), half of them prompts of the first
+ten edits. All settings take turns in one run: the bare model through the same server, and the plug with so
+many edits in force. They are learned in ``--steps`` steps, since it does not matter for speed what they say;
+the one that is learned beside requests has the method's own number.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     given = {"value_steps": args.steps} if args.method == "llp" else {}
     plug = memplug.attach(*load_model(args.model, "cpu", "auto"), args.method, **given)
     made = plug.edit(edits) if edits else []
+    for model in (bare.model, plug.model):  # an answer that ends early would be less work
+        model.generation_config.eos_token_id = len(plug.tokenizer) - 1
     figures = {"bare": Figures(), **{f"{count} edits": Figures() for count in counts}}
     with served(bare) as bare_client, served(plug) as client:
         for client_ in (bare_client, client):

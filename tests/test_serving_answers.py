@@ -170,7 +170,7 @@ def test_draws_follow_their_seed_whatever_lies_beside_them(server):
         ("", {"n": 0}, 422, "n", "greater"),
         ("", {"stream_options": {}}, 422, None, "stream_options needs stream"),
         ("", {"max_tokens": 10_000}, 422, "max_tokens", "512 at most"),
-        ("", {"prompt": "Who " * 480, "max_tokens": 200}, 400, None, "more than the context of 512"),
+        ("", {"prompt": "Who " * 480, "max_tokens": 200}, 400, None, "312 at most with max_tokens 200"),
         ("", {"prompt": "Who " * 600}, 400, None, "511 at most"),
         ("", {"prompt": "Who " * 60_000}, 400, None, "characters"),
         ("", {"model": "gpt-\x1b4"}, 404, "model", "no model 'gpt-\\x1b4'; ask tiny or tiny:base"),

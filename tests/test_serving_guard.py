@@ -132,7 +132,7 @@ def test_figures_and_pages(server):
     assert after['memplug_tokens_total{kind="completion"}'] > before.get(
         'memplug_tokens_total{kind="completion"}', 0
     )
-    assert after['memplug_requests_total{method="GET",route="unmatched",status="404"}'] >= 1
+    assert after['memplug_requests_total{method="other",route="unmatched",status="404"}'] >= 1
     assert 'memplug_request_seconds_bucket{le="+Inf",route="/v1/completions"}' in after
     schema = server.http.get("/openapi.json").json()
     assert {"/v1/chat/completions", "/edits", "/edits/{id}", "/jobs/{id}", "/explain"} <= schema[

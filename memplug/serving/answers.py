@@ -26,6 +26,7 @@ from .service import Service
 __all__ = ["answers"]
 
 _COMPLETION = 16  # new tokens of a text completion that does not say how many, as in the OpenAI API
+_TOO_LONG = "context_length_exceeded"
 
 
 def answers(service: Service) -> APIRouter:
@@ -43,13 +44,13 @@ def answers(service: Service) -> APIRouter:
         """An answer to the last of the messages, which is the user's."""
         prompt = as_prompt(asked.messages)
         limit = asked.max_completion_tokens or asked.max_tokens
-        return await _answered(service, request, asked, [prompt], limit, "chat")
+        return await _answered(service, request, asked, [prompt], limit, service.settings.max_tokens)
 
     @api.post("/completions", responses={422: {"model": ErrorOut}})
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """What the model goes on with after a text, without a chat template."""
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        return await _answered(service, request, asked, prompts, asked.max_tokens or _COMPLETION, "text")
+        return await _answered(service, request, asked, prompts, asked.max_tokens, _COMPLETION)
 
     return api
 
@@ -57,12 +58,13 @@ def answers(service: Service) -> APIRouter:
 class _Answer:
     """The rows of one request, and what the API makes of them."""
 
-    def __init__(self, service: Service, asked: Asked, prompts: Sequence[Prompt], kind: str) -> None:
-        self._service, self._asked, self._kind, self._prompts = service, asked, kind, prompts
+    def __init__(self, service: Service, asked: Asked, prompts: Sequence[Prompt]) -> None:
+        self._service, self._asked, self._prompts = service, asked, prompts
+        self._chat = isinstance(asked, ChatRequest)
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self.rows: list[Row] = []
         self.prompt_tokens = 0
-        id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{secrets.token_hex(12)}"
+        id = f"{'chatcmpl' if self._chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._head = {"id": id, "created": int(time.time()), "model": asked.model}
 
     def queue(self, encoded: Sequence[tuple[list[int], int]]) -> None:
@@ -115,49 +117,42 @@ class _Answer:
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one."""
-        texts, finish = [""] * len(self.rows), [""] * len(self.rows)
+        texts, ends = [""] * len(self.rows), [""] * len(self.rows)
         async for index, piece in self.pieces():
             texts[index] += piece.text
-            finish[index] = piece.finish or ""
+            ends[index] = piece.finish or ""
         self._log(texts)
         choices = [
-            {"index": i, "finish_reason": end, "logprobs": None}
-            | (
-                {"message": {"role": "assistant", "content": text}}
-                if self._kind == "chat"
-                else {"text": text}
-            )
-            for i, (text, end) in enumerate(zip(texts, finish, strict=True))
+            self._choice(i, {"message": {"role": "assistant", "content": text}}, text, end)
+            for i, (text, end) in enumerate(zip(texts, ends, strict=True))
         ]
-        name = "chat.completion" if self._kind == "chat" else "text_completion"
+        name = "chat.completion" if self._chat else "text_completion"
         return {**self._head, "object": name, "choices": choices, "usage": self._usage()}
 
     async def stream(self) -> AsyncIterator[str]:
         """The answer as server-sent events."""
         texts = [""] * len(self.rows)
-        begun = set[int]()
         usage = self._asked.stream_options is not None and self._asked.stream_options.include_usage
+        head = {**self._head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
         try:
             async for index, piece in self.pieces():
+                role = {} if texts[index] else {"role": "assistant"}
                 texts[index] += piece.text
-                said: dict[str, Any] = {"text": piece.text}
-                if self._kind == "chat":
-                    role = {} if index in begun else {"role": "assistant"}
-                    said = {"delta": {**role, "content": piece.text}}
-                begun.add(index)
-                choice = {"index": index, **said, "finish_reason": piece.finish, "logprobs": None}
-                yield self._event([choice], {"usage": None} if usage else {})
+                delta = {"delta": {**role, "content": piece.text}}
+                choice = self._choice(index, delta, piece.text, piece.finish)
+                yield _event({**head, "choices": [choice], **({"usage": None} if usage else {})})
         except Exception as error:
-            yield f"data: {json.dumps({'error': body_of(error)[1].model_dump()})}\n\n"
+            self._service.log.error(error)
+            yield _event({"error": body_of(error)[1].model_dump()})
             return
         if usage:
-            yield self._event([], {"usage": self._usage()})
+            yield _event({**head, "choices": [], "usage": self._usage()})
         self._log(texts)
         yield "data: [DONE]\n\n"
 
-    def _event(self, choices: list[dict[str, Any]], more: dict[str, Any]) -> str:
-        name = "chat.completion.chunk" if self._kind == "chat" else "text_completion"
-        return f"data: {json.dumps({**self._head, 'object': name, 'choices': choices, **more})}\n\n"
+    def _choice(self, index: int, said: dict[str, Any], text: str, end: str | None) -> dict[str, Any]:
+        what = said if self._chat else {"text": text}
+        return {"index": index, **what, "finish_reason": end, "logprobs": None}
 
     def _usage(self) -> dict[str, int]:
         made, read = self._made, self.prompt_tokens
@@ -167,6 +162,10 @@ class _Answer:
         said = {"prompts": [to_json(prompt) for prompt in self._prompts], "answers": texts}
         tokens = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self._made}
         self._service.log("answer", answer=self._head["id"], **tokens, text=said)
+
+
+def _event(said: dict[str, Any]) -> str:
+    return f"data: {json.dumps(said)}\n\n"
 
 
 class _Stream(StreamingResponse):
@@ -184,18 +183,19 @@ class _Stream(StreamingResponse):
 
 
 async def _answered(
-    service: Service, request: Request, asked: Asked, prompts: Sequence[Prompt], limit: int | None, kind: str
+    service: Service, request: Request, asked: Asked, prompts: Sequence[Prompt], limit: int | None, usual: int
 ) -> Response:
+    """An answer to each prompt of up to ``limit`` new tokens, or where that is open, of ``usual``."""
     if asked.model not in service.models:
         names = " or ".join(service.models)
         raise ApiError(404, f"there is no model {asked.model!r}; ask {names}", "model_not_found", "model")
-    if not prompts or len(prompts) * asked.n > service.settings.queue:
-        raise ApiError(
-            422,
-            f"this asks for {len(prompts) * asked.n} answers; 1 to {service.settings.queue} can be asked for",
-        )
-    answer = _Answer(service, asked, prompts, kind)
-    answer.queue(await run_in_threadpool(lambda: [_encoded(service, prompt, limit) for prompt in prompts]))
+    count, most = len(prompts) * asked.n, service.settings.queue
+    if not 1 <= count <= most:
+        raise ApiError(422, f"this asks for {count} answers; 1 to {most} can be asked for", "invalid_value")
+    answer = _Answer(service, asked, prompts)
+    answer.queue(
+        await run_in_threadpool(lambda: [_encoded(service, prompt, limit, usual) for prompt in prompts])
+    )
     if asked.stream:
         return _Stream(answer)
     with answer.wanted():
@@ -214,34 +214,27 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _encoded(service: Service, prompt: Prompt, limit: int | None) -> tuple[list[int], int]:
+def _encoded(service: Service, prompt: Prompt, limit: int | None, usual: int) -> tuple[list[int], int]:
     """A prompt's ids and how many tokens may follow them.
 
     Raises:
         ApiError: an empty prompt, one that is too long, or more new tokens than there may be.
     """
-    settings, text = service.settings, service.text
+    text, most = service.text, service.settings.max_tokens
     if not question(prompt).strip():
         raise ApiError(422, "the prompt is empty; give it some text", "invalid_value", "prompt")
+    if limit is not None and limit > most:
+        raise ApiError(422, f"max_tokens is {limit}, {most} at most here", "invalid_value", "max_tokens")
     try:
         text.check_size(prompt)
         ids = text.encode(prompt)
     except ChatTemplateError as error:
         raise ApiError(400, str(error), "chat_template", "messages") from error
     except TokenizerError as error:
-        raise ApiError(400, str(error), "context_length_exceeded") from error
-    most = min(settings.max_prompt_tokens or text.max_length, text.max_length - 1)
-    if len(ids) > most:
-        raise ApiError(400, f"the prompt has {len(ids)} tokens, {most} at most", "context_length_exceeded")
-    if limit is not None and limit > settings.max_tokens:
-        raise ApiError(
-            422, f"max_tokens is {limit}, this server makes {settings.max_tokens} at most", "invalid_value",
-            "max_tokens",
-        )  # fmt: skip
+        raise ApiError(400, str(error), _TOO_LONG) from error
     room = text.max_length - len(ids)
-    if limit is not None and limit > room:
-        raise ApiError(
-            400, f"{len(ids)} tokens of the prompt and max_tokens {limit} are more than the context of "
-            f"{text.max_length}", "context_length_exceeded",
-        )  # fmt: skip
-    return ids, limit or min(settings.max_tokens, room)
+    longest = min(service.settings.max_prompt_tokens or text.max_length, text.max_length - (limit or 1))
+    if len(ids) > longest:
+        with_limit = "" if limit is None else f" with max_tokens {limit}"
+        raise ApiError(400, f"the prompt has {len(ids)} tokens, {longest} at most{with_limit}", _TOO_LONG)
+    return ids, limit or min(usual, most, room)

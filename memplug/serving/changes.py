@@ -128,7 +128,9 @@ async def _soon(change: Change, response: Response) -> Job:
     await asyncio.wait({asyncio.wrap_future(change.ended)}, timeout=_PATIENCE)
     job, error = change.job, change.job.error
     if error is not None:
-        raise ApiError(422 if error.code == "edit_failed" else 500, error.message, error.code)
+        raise ApiError(
+            422 if error.code == "edit_failed" else 500, error.message, error.code or "server_error"
+        )
     if not change.ended.done():
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{job.id}"

@@ -24,8 +24,15 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 class ApiError(HTTPException):
     """An error with the field that is wrong and a name for programs."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(status, message)
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
         self.code, self.param = code, param
 
 

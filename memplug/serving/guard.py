@@ -11,7 +11,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, response
-from .logs import frames
 from .service import Service
 from .settings import Keys, Role, is_loopback
 
@@ -70,17 +69,16 @@ class Guard:
                 MutableHeaders(scope=message)["x-request-id"] = id
             await send(message)
 
+        state = scope.setdefault("state", {})
+        state["role"] = None
         try:
-            scope.setdefault("state", {})["role"] = self._role(scope)
+            state["role"] = self._role(scope)
             self._check_size(int(Headers(scope=scope).get("content-length", 0)))
             await self._app(scope, counted, watched)
         except ApiError as error:
             await response(error)(scope, receive, watched)
         except Exception as error:
-            found = type(error).__name__
-            self._service.log(
-                "error", request=id, error=found, frames=frames(error), text={"message": str(error)}
-            )
+            self._service.log.error(error, request=id)
             if status:  # the answer has begun: only its end can tell
                 raise
             await response(error)(scope, receive, watched)
@@ -108,23 +106,24 @@ class Guard:
         given = headers.get("authorization", "").removeprefix("Bearer ") if self._keys else ""
         role = self._keys.role(given) if self._keys else "edit"
         if role is None:
-            error = ApiError(401, "give a key of this server: Authorization: Bearer KEY", "invalid_api_key")
-            error.headers = {"WWW-Authenticate": "Bearer"}
-            raise error
+            message = "give a key of this server: Authorization: Bearer KEY"
+            raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         if role == "ask" and not (path.startswith("/v1/") or path == "/metrics"):
             raise ApiError(403, "this key may ask the model, and not see or change its edits", "ask_only")
         seconds = self._buckets.setdefault(given, Bucket(self._service.settings.rate)).take()
         if seconds:
-            error = ApiError(429, f"too many requests with this key; come again in {seconds:.1f} s", "rate")
-            error.headers = {"Retry-After": str(int(seconds) + 1)}
-            raise error
+            message = f"too many requests with this key; come again in {seconds:.1f} s"
+            after = {"Retry-After": str(int(seconds) + 1)}
+            raise ApiError(429, message, "rate_limit_exceeded", headers=after)
         return role
 
     def _written(self, scope: Scope, id: str, status: int, seconds: float) -> None:
+        # Methods of a client's own making would be figures of their own, as its paths would.
         route: Any = getattr(scope.get("route"), "path", "unmatched")
-        metrics, method = self._service.metrics, scope["method"]
-        metrics.requests.labels(route, method if status != 405 else "other", str(status)).inc()
+        method = scope["method"] if route != "unmatched" and status != 405 else "other"
+        metrics = self._service.metrics
+        metrics.requests.labels(route, method, str(status)).inc()
         metrics.seconds.labels(route).observe(seconds)
         if route not in ("/healthz", "/readyz", "/metrics"):
             told = {"route": route, "method": method, "status": status, "seconds": round(seconds, 4)}
-            self._service.log("request", request=id, **told, role=scope["state"].get("role"))
+            self._service.log("request", request=id, **told, role=scope["state"]["role"])

@@ -19,8 +19,8 @@ from ..saving.files import SaveError
 from ..text.chat import Prompt, canonical
 from ..text.printable import printable
 from .batching import QueueFull, Stopped
-from .logs import Log, frames
-from .schemas import ErrorBody, Job
+from .logs import Log
+from .schemas import ErrorBody, Job, Status
 
 __all__ = ["Change", "Jobs", "Taken"]
 
@@ -36,7 +36,7 @@ class Change(NamedTuple):
     """What a job does, which prompts it edits, and who waits for it."""
 
     job: Job
-    work: Callable[[], Sequence[str]]
+    work: Callable[[Job], Any]
     prompts: frozenset[Prompt]
     ended: Future[Job]
 
@@ -86,13 +86,12 @@ class Jobs:
             Taken, QueueFull, Stopped: see the classes.
         """
 
-        def work() -> list[str]:
+        def work(job: Job) -> None:
             before = list(self.plug.edits)
             made = self.plug.edit(list(edits), progress=False)
-            job.replaced = [id for id in before if id not in self.plug.edits]
             job.edits = [str(edit.id) for edit in made]
+            job.replaced = [id for id in before if id not in self.plug.edits]
             job.unlearned = [str(edit.id) for edit in self.plug.unlearned(made)]
-            return job.edits
 
         job = Job(id="", kind="edit", who=who, total=len(edits))
         return self._add(job, work, frozenset(canonical(edit.prompt) for edit in edits))
@@ -100,22 +99,17 @@ class Jobs:
     def delete(self, id: str, who: str) -> Change:
         """Delete an edit; raises as `edit`."""
 
-        def work() -> list[str]:
+        def work(job: Job) -> None:
             left = self.plug.delete(id)
             job.note = None if left is None else printable(left)
-            return [id]
 
-        job = Job(id="", kind="delete", who=who, total=1, edits=[id])
-        return self._add(job, work)
+        return self._add(Job(id="", kind="delete", who=who, total=1, edits=[id]), work)
 
     def switch(self, id: str, on: bool, who: str) -> Change:
         """Switch an edit on or off; raises as `edit`."""
-
-        def work() -> list[str]:
-            (self.plug.enable if on else self.plug.disable)(id)
-            return [id]
-
-        return self._add(Job(id="", kind="enable" if on else "disable", who=who, total=1, edits=[id]), work)
+        change = self.plug.enable if on else self.plug.disable
+        job = Job(id="", kind="enable" if on else "disable", who=who, total=1, edits=[id])
+        return self._add(job, lambda _job: change(id))
 
     def stop(self) -> None:
         """Take no more, and come back when the running one has ended; those that wait are cancelled."""
@@ -124,9 +118,7 @@ class Jobs:
             self._queue.put(None)
         self._worker.join()
 
-    def _add(
-        self, job: Job, work: Callable[[], Sequence[str]], prompts: frozenset[Prompt] = frozenset()
-    ) -> Change:
+    def _add(self, job: Job, work: Callable[[Job], Any], prompts: frozenset[Prompt] = frozenset()) -> Change:
         with self._lock:
             if self._stopping:
                 raise Stopped("the server is shutting down")
@@ -148,35 +140,32 @@ class Jobs:
 
     def _work(self) -> None:
         while (change := self._queue.get()) is not None:
+            job = change.job
             if self._stopping:
-                change.job.status = "cancelled"
+                status: Status = "cancelled"
             else:
-                self._make(change)
-            self._end(change)
+                job.status, job.started = "running", time.time()
+                job.error = self._error(change)
+                status = "failed" if job.error else "succeeded"
+            job.finished = time.time()
+            job.status = status
+            told = {"job": job.id, "kind": job.kind, "who": job.who, "status": status, "edits": job.edits}
+            seconds = round(job.finished - (job.started or job.finished), 3)
+            self.log("job", **told, seconds=seconds, text={"error": job.error and job.error.message})
+            change.ended.set_result(job)
 
-    def _make(self, change: Change) -> None:
-        job = change.job
-        job.status, job.started = "running", time.time()
+    def _error(self, change: Change) -> ErrorBody | None:
+        """Makes a change; gives what went wrong."""
         try:
-            job.edits = list(change.work())
-            job.done = job.total
+            change.work(change.job)
+            change.job.done = change.job.total
             self.save()
-            job.status = "succeeded"
         except SaveError as error:
             message = f"the change is in force, but could not be saved: {error}"
-            job.status, job.error = "failed", ErrorBody(message=printable(message), code="not_saved")
+            return ErrorBody(message=printable(message), type="server_error", code="not_saved")
         except ValueError as error:
-            job.status = "failed"
-            job.error = ErrorBody(message=printable(error), code="edit_failed")
-        except Exception as error:  # nothing has changed; the next one is made
-            job.status = "failed"
-            job.error = ErrorBody(message=f"{type(error).__name__} on the server", type="server_error")
-            self.log("error", error=type(error).__name__, frames=frames(error), text={"message": str(error)})
-
-    def _end(self, change: Change) -> None:
-        job = change.job
-        job.finished = time.time()
-        seconds = round(job.finished - (job.started or job.finished), 3)
-        told = {"job": job.id, "kind": job.kind, "who": job.who, "status": job.status, "seconds": seconds}
-        self.log("job", **told, edits=job.edits, text={"error": job.error and job.error.message})
-        change.ended.set_result(job)
+            return ErrorBody(message=printable(error), code="edit_failed")
+        except Exception as error:  # nothing has changed, and the next one is made
+            self.log.error(error, job=change.job.id)
+            return ErrorBody(message=f"{type(error).__name__} on the server", type="server_error")
+        return None

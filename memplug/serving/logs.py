@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["JSONLines", "Log", "frames"]
+__all__ = ["JSONLines", "Log"]
 
 
 class Log:
@@ -27,6 +27,11 @@ class Log:
         level = logging.ERROR if event == "error" else logging.INFO
         self._logger.log(level, event, extra={"fields": said})
 
+    def error(self, error: BaseException, **fields: Any) -> None:
+        """Write where an error came from."""
+        fields |= {"error": type(error).__name__, "frames": _frames(error)}
+        self("error", text={"message": str(error)}, **fields)
+
 
 class JSONLines(logging.Formatter):
     """A record as a JSON object: time (UTC), level, logger, event and what belongs to it."""
@@ -41,10 +46,10 @@ class JSONLines(logging.Formatter):
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[1] is not None:
-            line["error"], line["frames"] = record.exc_info[1].__class__.__name__, frames(record.exc_info[1])
+            line["error"], line["frames"] = record.exc_info[1].__class__.__name__, _frames(record.exc_info[1])
         return json.dumps(line)
 
 
-def frames(error: BaseException) -> list[str]:
+def _frames(error: BaseException) -> list[str]:
     """Where an error came from, innermost last: files and lines alone, since messages may quote a text."""
     return [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]

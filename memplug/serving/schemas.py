@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "Asked", "ChatRequest", "CompletionRequest", "EditOut", "EditPage", "EditsRequest", "ErrorBody",
-    "ErrorOut", "ExplainRequest", "ExplanationOut", "Job", "Prompted", "Switch", "Turns",
+    "ErrorOut", "ExplainRequest", "ExplanationOut", "Job", "Prompted", "Status", "Switch",
+    "Turns",
 ]  # fmt: skip
 
 _NOTHING: dict[str, list[Any]] = {
@@ -159,13 +160,16 @@ class ErrorOut(BaseModel):
     error: ErrorBody
 
 
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
 class Job(BaseModel):
     """A change of the edits."""
 
     id: str = Field(description="Where to ask: /jobs/ID.")
     object: Literal["job"] = "job"
     kind: Literal["edit", "delete", "enable", "disable"] = Field(description="What it does.")
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
+    status: Status = Field(default="queued", description="It is in force and saved when it has succeeded.")
     who: str = Field(description="The role whose key asked for it.")
     total: int = Field(description="Edits it is about.")
     done: int = Field(default=0, description="Edits it has dealt with; those of a job are made together.")
