@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -162,6 +163,8 @@ def test_draws_follow_their_seed_whatever_lies_beside_them(server):
         ("chat", {"messages": [{"role": "tool", "content": "x"}]}, 422, None, "role 'tool'"),
         ("chat", {"messages": [{"role": "x\x1b", "content": "?"}]}, 422, None, "role 'x\\x1b'"),
         ("", {"prompt": ""}, 422, "prompt", "empty"),
+        ("", {"prompt": "\ud800"}, 422, "prompt", "half a character"),
+        ("", {"temperature": float("nan")}, 422, "temperature", "less than"),
         ("", {"prompt": [1, 2]}, 422, "prompt", "string"),
         ("", {"prompt": []}, 422, None, "0 answers"),
         ("", {"temperature": 3}, 422, "temperature", "less than or equal to 2"),
@@ -178,9 +181,9 @@ def test_draws_follow_their_seed_whatever_lies_beside_them(server):
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused_by_name(server, path, given, status, param, message):
     usual = {"messages": [ASKED]} if path else {"prompt": BORN}
-    answer = server.http.post(
-        "/v1/chat/completions" if path else "/v1/completions", json={"model": "tiny", **usual, **given}
-    )
+    body, kind = json.dumps({"model": "tiny", **usual, **given}), {"content-type": "application/json"}
+    url = "/v1/chat/completions" if path else "/v1/completions"
+    answer = server.http.post(url, content=body, headers=kind)
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert message in error["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -72,12 +73,10 @@ def test_edits_are_made_listed_switched_explained_and_deleted(plug):
         assert second["data"] == [{"id": "e2", **BY_TAM, "enabled": True}]
 
         found = server.http.post("/explain", json={"prompt": FOUNDED}).json()
-        assert found["applies"]
         assert [edit["id"] for edit in found["edits"]] == ["e2"]
-        assert found["reason"]
-        assert any("vote" in line for line in found["details"])
+        assert any("votes" in line for line in found["lines"])
         chat = server.http.post("/explain", json={"prompt": [{"role": "user", "content": "Who?"}]}).json()
-        assert not chat["applies"]
+        assert chat["edits"] == []
 
         for on, said in ((False, base.strip()), (True, "Tam")):
             answer = server.http.patch("/edits/e2", json={"enabled": on})
@@ -124,6 +123,7 @@ def test_requests_are_served_while_an_edit_is_learned(plug, held, monkeypatch):
     [
         ({"prompt": "", "target": "x"}, "prompt is empty"),
         ({"prompt": FOUNDED, "target": " "}, "target is empty"),
+        ({"prompt": FOUNDED, "target": "\ud800"}, "half a character"),
         ({"prompt": FOUNDED}, "edits.0.target: Field required"),
         ({"prompt": FOUNDED, "target": "x", "subject": "\x1b[2J"}, "subject '\\x1b[2J' is not in"),
         ({"prompt": "what is it", "target": "x"}, "subject"),
@@ -137,7 +137,8 @@ def test_requests_are_served_while_an_edit_is_learned(plug, held, monkeypatch):
 )
 def test_edits_that_cannot_be_made_are_refused(plug, given, message):
     with serving(plug) as server:
-        answer = server.http.post("/edits", json=given)
+        body, kind = json.dumps(given), {"content-type": "application/json"}
+        answer = server.http.post("/edits", content=body, headers=kind)
         assert answer.status_code == 422, answer.text
         assert message in answer.json()["error"]["message"]
         assert server.http.patch("/edits/e1", json={"enabled": "maybe"}).status_code == 422
@@ -211,3 +212,6 @@ def test_the_base_model_is_asked_beside_edits_in_the_weights(tokenizer):
         assert texts[::2] != texts[1::2]
         assert texts[0].strip().startswith("Zarnow")
         assert texts[1::2] == [base] * 4
+        found = server.http.post("/explain", json={"prompt": BORN}).json()
+        assert found["edits"] is None
+        assert any("base model" in line for line in found["lines"])

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import signal
 import subprocess
 import sys
 
+import httpx2
 import openai
 import pytest
 from chats import ASKED, BORN, chatting
 from families import lexical
-from serving import serving
+from serving import serving, until
 from test_cli import refused
 from test_serving_answers import complete, figures
 
 import memplug
+from memplug.saving.plugs import peek
 from memplug.serving.guard import Bucket
 from memplug.serving.logs import JSONLines
 from memplug.serving.settings import Keys, Settings, is_loopback
@@ -185,3 +189,26 @@ def test_a_missing_package_is_told_with_the_extra():
     code = "import sys; sys.modules['uvicorn'] = None\nimport memplug.serving.run"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "memplug serve needs uvicorn; install its extra with pip install 'memplug[serve]'" in done.stderr
+
+
+def test_the_command_serves_saves_and_ends(plug, tmp_path):
+    lexical("llama", len(plug.tokenizer), max_position_embeddings=512).save_pretrained(tmp_path / "tiny")
+    plug.tokenizer.save_pretrained(tmp_path / "tiny")
+    given = ["--model", tmp_path / "tiny", "--plug", tmp_path / "facts", "--method", "icl", "--port", 0]
+    command = [sys.executable, "-m", "memplug", "serve", *map(str, given)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        lines = []
+        while "running on" not in (lines or [""])[-1]:
+            lines.append(process.stderr.readline())
+        url = re.search(r"http://[\d.:]+", lines[-1])[0]
+        asked = {"model": "tiny", "prompt": "Who", "max_tokens": 2}
+        assert httpx2.post(f"{url}/v1/completions", json=asked).json()["choices"]
+        job = httpx2.post(f"{url}/edits", json=FACT).headers["location"]
+        until(lambda: httpx2.get(f"{url}{job}").json()["status"] == "succeeded")
+        process.send_signal(signal.SIGINT)
+        lines += process.stderr.readlines()
+    assert process.returncode == 0
+    assert [edit.target for edit in peek(tmp_path / "facts")[1].values()] == ["Zarnow"]
+    assert "job" in [json.loads(line)["event"] for line in lines]
+    assert "Zarnow" not in "".join(lines)
+    assert "made with icl, not llp" in refused("serve", *given[:4], "--method", "llp")

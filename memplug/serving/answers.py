@@ -221,8 +221,10 @@ def _encoded(service: Service, prompt: Prompt, limit: int | None, usual: int) ->
         ApiError: an empty prompt, one that is too long, or more new tokens than there may be.
     """
     text, most = service.text, service.settings.max_tokens
-    if not question(prompt).strip():
-        raise ApiError(422, "the prompt is empty; give it some text", "invalid_value", "prompt")
+    asked = question(prompt)
+    if not asked.strip() or asked != asked.encode(errors="ignore").decode():
+        what = "is no text (half a character)" if asked.strip() else "is empty"
+        raise ApiError(422, f"the prompt {what}; give it some text", "invalid_value", "prompt")
     if limit is not None and limit > most:
         raise ApiError(422, f"max_tokens is {limit}, {most} at most here", "invalid_value", "max_tokens")
     try:

@@ -9,6 +9,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from ..edits import Edit, as_edits
+from ..interface import Explanation
 from ..text.chat import as_prompt, to_json
 from ..text.printable import printable
 from .errors import ApiError
@@ -86,11 +87,11 @@ def changes(service: Service) -> APIRouter:
 
         def explained() -> ExplanationOut:
             found, table = plug.explain(asked.prompt), plug.edits
+            lines = [printable(line) for line in str(found).splitlines()]
+            if not isinstance(found, Explanation):
+                return ExplanationOut(edits=None, lines=lines)
             shown = [_shown(e, str(e.id) in table and table.enabled(str(e.id))) for e in found.edits]
-            lines = [printable(line) for line in found.details()]
-            return ExplanationOut(
-                applies=found.applies, edits=shown, reason=printable(found.reason), details=lines
-            )
+            return ExplanationOut(edits=shown, lines=lines)
 
         return await to_thread.run_sync(explained, limiter=limiter)
 

@@ -60,12 +60,12 @@ def run(
     port: int,
 ) -> None:
     """Serve until the process is told to end; see `open_plug`."""
+    plug, save = open_plug(load_model, folder, method)
     lines = logging.StreamHandler()
     lines.setFormatter(JSONLines())
     logging.basicConfig(handlers=[lines], level=logging.INFO, force=True)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").disabled = not settings.log_text  # they quote the edits
-    plug, save = open_plug(load_model, folder, method)
     app = create_app(plug, settings, keys, save)
     uvicorn.run(
         app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE,

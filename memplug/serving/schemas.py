@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Annotated, Any, Literal
 
@@ -13,12 +14,13 @@ __all__ = [
     "Turns",
 ]  # fmt: skip
 
-_NOTHING: dict[str, list[Any]] = {
-    "best_of": [1], "echo": [False], "frequency_penalty": [0], "presence_penalty": [0], "logit_bias": [{}],
-    "logprobs": [False], "modalities": [["text"]], "parallel_tool_calls": [True, False], "store": [False],
-    "response_format": [{"type": "text"}], "suffix": [""], "tool_choice": ["none"], "tools": [[]],
+_NOTHING: dict[str, tuple[str, ...]] = {
+    "best_of": ("1",), "echo": ("false",), "frequency_penalty": ("0", "0.0"), "logit_bias": ("{}",),
+    "logprobs": ("false",), "modalities": ('["text"]',), "parallel_tool_calls": ("true", "false"),
+    "presence_penalty": ("0", "0.0"), "response_format": ('{"type": "text"}',), "store": ("false",),
+    "suffix": ('""',), "tool_choice": ('"none"',), "tools": ("[]",),
 }  # fmt: skip
-"""Fields that are not supported, and values of them that ask for nothing; clients send them unasked."""
+"""Fields that are not supported, and the values (JSON) that ask for nothing, which clients send unasked."""
 
 
 class _Strict(BaseModel):
@@ -38,9 +40,7 @@ Prompted = Annotated[str | Turns, Field(description="A text, or messages that en
 
 
 class StreamOptions(_Strict):
-    include_usage: bool = Field(
-        default=False, description="Send the token counts in a last chunk of their own."
-    )
+    include_usage: bool = Field(default=False, description="Send token counts in a last chunk.")
 
 
 class Asked(_Strict):
@@ -48,16 +48,10 @@ class Asked(_Strict):
 
     model: str = Field(description="An id of /v1/models: the edited model, or the base model beside it.")
     temperature: float = Field(default=1.0, ge=0, le=2, description="0 takes the likeliest token each time.")
-    top_p: float = Field(
-        default=1.0, gt=0, le=1, description="Draw from the likeliest tokens of this probability."
-    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Draw from so much of the probability.")
     n: int = Field(default=1, ge=1, le=16, description="Answers to each prompt.")
-    stop: str | list[str] | None = Field(
-        default=None, description="Up to 4 texts before which an answer ends."
-    )
-    seed: int | None = Field(
-        default=None, ge=-(2**63), lt=2**63, description="The same draws for the same seed."
-    )
+    stop: str | list[str] | None = Field(default=None, description="Up to 4 texts that end it.")
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="Same seed, same draws.")
     stream: bool = Field(default=False, description="Send the answer as it is made, as server-sent events.")
     stream_options: StreamOptions | None = Field(default=None, description="Of a stream.")
     user: str | None = Field(default=None, description="Taken and not used.")
@@ -71,11 +65,7 @@ class Asked(_Strict):
         return {
             name: value
             for name, value in given.items()
-            if value is not None
-            and not any(
-                value == one and isinstance(value, bool) == isinstance(one, bool)
-                for one in _NOTHING.get(name, [])
-            )
+            if value is not None and json.dumps(value) not in _NOTHING.get(name, ())
         }
 
     @model_validator(mode="after")
@@ -103,9 +93,7 @@ class CompletionRequest(Asked):
 class EditIn(_Strict):
     prompt: Prompted
     target: str = Field(description="Its answer from now on.")
-    subject: str | None = Field(
-        default=None, description="What the fact is about; found if left out and plain."
-    )
+    subject: str | None = Field(default=None, description="What it is about; found if plain.")
 
 
 class EditsRequest(_Strict):
@@ -143,10 +131,10 @@ class ExplainRequest(_Strict):
 
 
 class ExplanationOut(BaseModel):
-    applies: bool = Field(description="Whether any edit takes effect.")
-    edits: list[EditOut] = Field(description="Those that do.")
-    reason: str = Field(description="One sentence.")
-    details: list[str] = Field(description="What the method saw.")
+    edits: list[EditOut] | None = Field(
+        description="Those that take effect; null where they are in the weights, which act on every prompt."
+    )
+    lines: list[str] = Field(description="What the method saw, for a person.")
 
 
 class ErrorBody(BaseModel):
