@@ -75,7 +75,13 @@ def create_app(
     handle_errors(app)
     app.include_router(answers(service))
     app.include_router(changes(service))
+    _add_console(app)
+    _add_state(app, service)
+    return app
 
+
+def _add_console(app: FastAPI) -> None:
+    """The page at /, which may run its own script and ask this server, and nothing else."""
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     policy = (
         "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -91,6 +97,10 @@ def create_app(
             page, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
         )
 
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    """What those who run the server ask."""
+
     @app.get("/healthz", tags=["state"])
     async def healthz() -> dict[str, str]:
         """Whether the process answers."""
@@ -105,5 +115,3 @@ def create_app(
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app

@@ -27,7 +27,7 @@ class Sampling:
 
     Attributes:
         limit: new tokens at most.
-        temperature: 0 for the likeliest token each time.
+        temperature: below 0.001 the likeliest token is taken each time.
         top_p: the likeliest tokens that together have this probability are drawn from.
         stops: texts before which the answer ends.
         seed: of the draws; None for another each time.
@@ -68,7 +68,7 @@ class Row:
         self._front, self._read = 0, len(self._tail)
         self._kept = ""  # text that may be the beginning of a stop
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self._draws = torch.Generator().manual_seed(seed) if sampling.temperature else None
+        self._draws = torch.Generator().manual_seed(seed) if sampling.temperature >= 1e-3 else None
 
     @property
     def sampled(self) -> bool:
