@@ -1,0 +1,9 @@
+"""What is raised where a store fails."""
+
+from __future__ import annotations
+
+__all__ = ["StoreError"]
+
+
+class StoreError(ValueError):
+    """A store that cannot be opened, read or written; plug and model are as they were before the call."""
