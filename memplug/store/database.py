@@ -144,8 +144,15 @@ class Database:
         with self._telling("listened to"), self._engine.connect() as plain:
             connection = plain.execution_options(isolation_level="AUTOCOMMIT")
             connection.exec_driver_sql(f"LISTEN {CHANNEL}")
-            driver = connection.connection.driver_connection
-            yield lambda seconds: list(driver.notifies(timeout=seconds, stop_after=1))  # type: ignore[union-attr]
+            driver: Any = connection.connection.driver_connection
+
+            def wait(seconds: float) -> None:
+                until = time.monotonic() + seconds
+                while not stop.is_set() and (left := until - time.monotonic()) > 0:
+                    if list(driver.notifies(timeout=min(left, _SLICE), stop_after=1)):
+                        return
+
+            yield wait
 
     def notify(self, connection: Connection) -> None:
         """Wake those that are `listening`, once the transaction is committed; SQLite's look by themselves."""

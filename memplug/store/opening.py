@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +11,12 @@ from ..edits import EditTable
 from .errors import StoreError
 
 if TYPE_CHECKING:
-    from .database import Database
+    from sqlalchemy import Connection
 
-__all__ = ["open_database", "peek"]
+    from .database import Database
+    from .revisions import Revision
+
+__all__ = ["is_empty", "open_database", "peek", "read_history"]
 
 
 def open_database(where: str | Path, create: bool = True) -> Database:
@@ -36,15 +41,40 @@ def peek(where: str | Path) -> tuple[str, EditTable]:
         StoreError: there is none, or it cannot be read.
         LoadError: it is damaged.
     """
-    database = open_database(where, create=False)
-    from .revisions import latest, manifest_at
+    with _reading(where) as (connection, name):
+        from .revisions import latest, manifest_at
 
+        number = latest(connection)
+        if not number:
+            raise StoreError(f"{name} holds no edits yet; make one")
+        said = manifest_at(connection, number, name)
+        return said.method, said.edits
+
+
+def read_history(where: str | Path) -> list[Revision]:
+    """See `Store.history`; raises StoreError where there is no store, or it cannot be read."""
+    with _reading(where) as (connection, _):
+        from .revisions import history
+
+        return history(connection)
+
+
+def is_empty(where: str | Path) -> bool:
+    """Whether there is no revision, or no such file; raises StoreError where it cannot be read."""
+    if "://" not in str(where) and not Path(where).exists():
+        return True
+    with _reading(where, create=True) as (connection, _):
+        from .revisions import latest
+
+        return not latest(connection)
+
+
+@contextmanager
+def _reading(where: str | Path, create: bool = False) -> Iterator[tuple[Connection, str]]:
+    """A connection to a store, and what it is called."""
+    database = open_database(where, create)
     try:
         with database.reading() as connection:
-            number = latest(connection)
-            if not number:
-                raise StoreError(f"{database.name} holds no edits yet; make one")
-            said = manifest_at(connection, number, database.name)
-            return said.method, said.edits
+            yield connection, database.name
     finally:
         database.close()
