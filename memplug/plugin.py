@@ -299,9 +299,9 @@ class Plug:
         self._check_attached()
         if not isinstance(self.method, Fits):
             raise ValueError(f"{self.name!r} needs no fitting; call edit(...) at once")
-        if self._edits:
-            raise ValueError(f"the plug holds {len(self._edits)} edits; delete them, or fit a fresh plug")
         with self._changing("fit"):
+            if self._edits:
+                raise ValueError(f"the plug holds {len(self._edits)} edits; delete them, or fit a fresh plug")
             return self.method.fit(list(cases), **options)
 
     def save_editor(self, path: str | Path, *, half: bool = False) -> None:

@@ -267,8 +267,9 @@ def test_the_missing_extra_is_named(attach, monkeypatch):
     [
         ("UPDATE memplug_blobs SET data = zeroblob(length(data))", "the store is damaged .*wrong SHA-256"),
         ("DELETE FROM memplug_blobs", "the store is damaged .*the blob .* is missing"),
-        ("UPDATE memplug_revisions SET manifest = replace(manifest, 'Zarnow', 'Marrow')", "wrong SHA-256"),
-        ("UPDATE memplug_revisions SET manifest = 'x'", "revision 4 of .*facts.db is damaged"),
+        ("UPDATE memplug_revisions SET manifest = tensors", "revision 4 of .*facts.db is damaged"),
+        ("UPDATE memplug_revisions SET tensors = '[]'", "the store is damaged .*wrong SHA-256"),
+        ("UPDATE memplug_revisions SET manifest = '[1]'", "the store is damaged .*1, not a text"),
     ],
 )
 def test_what_was_tampered_with_is_refused(plug, attach, file, line, told):

@@ -77,6 +77,11 @@ def test_a_state_is_the_same_in_each_plug_and_when_it_comes_back(name, tokenizer
             assert torch.equal(answers(other, tokenizer), seen[number])
         assert str(plug.edit("Who taught Ada Quill?", "Tam", "Ada Quill").id) == "e4"  # never one from before
         look()
+        with other.paused():
+            plug.enable("e2") if "e2" in plug.edits else plug.disable("e4")
+            other.refresh()
+            assert torch.equal(answers(other, tokenizer), base)
+        look()
         with attach() as third:
             assert torch.equal(answers(third, tokenizer), seen[plug.store.at])
         for one in (plug, other):

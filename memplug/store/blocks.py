@@ -1,4 +1,4 @@
-"""Tensors as blocks of rows, named by their SHA-256. Knows nothing about databases.
+"""Tensors and texts as blocks, named by their SHA-256. Knows nothing about databases.
 
 A tensor's rows are cut into blocks of about 1 MiB, and what is left of them into ever smaller ones, each half
 as many rows as the one before, down to 16 KiB. So a tensor that grows at its end keeps all blocks but small
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from ..text.printable import brief
 
-__all__ = ["checked", "cut", "digest", "joined"]
+__all__ = ["checked", "cut", "cut_text", "digest", "joined"]
 
 _LEAST, _MOST = 1 << 14, 1 << 20  # bytes of a block, but for the rest of a tensor and for wider rows
+
+_TEXT = 1 << 13  # bytes of a block of lines, on average
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -38,8 +41,9 @@ def cut(tensor: Tensor) -> Iterator[memoryview]:
         return
     data = plain.reshape(-1).view(torch.uint8).numpy().data
     shape = plain.shape
-    matrices = math.prod(shape[:-2]) if plain.nbytes >= _LEAST * math.prod(shape[:-2]) else 1
-    rows = shape[-2] if matrices > 1 else shape[0] if shape else 1
+    matrices, rows = math.prod(shape[:-2]), (1, 1, *shape)[-2]
+    if len(shape) < 2 or plain.nbytes < _LEAST * matrices:
+        matrices, rows = 1, (*shape, 1)[0]
     width = len(data) // (matrices * rows)
     least, most = (1 << max(0, (size // width).bit_length() - 1) for size in (_LEAST, _MOST))
     for start in range(0, len(data), rows * width):
@@ -50,6 +54,22 @@ def cut(tensor: Tensor) -> Iterator[memoryview]:
             end = min(at + size, rows)
             yield data[start + at * width : start + end * width]
             at = end
+
+
+def cut_text(text: bytes) -> Iterator[bytes]:
+    """The blocks of a text, in order: lines, some 8 KiB of them.
+
+    Where a block ends is told by its last line, so that lines that come, go or change anywhere leave all
+    other blocks as they are.
+    """
+    block: list[bytes] = []
+    for line in text.splitlines(keepends=True):
+        block.append(line)
+        if zlib.crc32(line) % _TEXT < len(line):
+            yield b"".join(block)
+            block = []
+    if block:
+        yield b"".join(block)
 
 
 def checked(data: bytes, sha256: str) -> bytes:

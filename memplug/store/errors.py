@@ -6,4 +6,8 @@ __all__ = ["StoreError"]
 
 
 class StoreError(ValueError):
-    """A store that cannot be opened, read or written; plug and model are as they were before the call."""
+    """A store that cannot be opened, read or written; plug and model are as they were before the call.
+
+    Where the connection was lost while the database confirmed a change, it may be stored all the same: then
+    the plug takes it up with the next call.
+    """

@@ -22,7 +22,7 @@ from ..text.printable import printable
 from .blocks import cut, digest
 from .database import Database
 from .errors import StoreError
-from .revisions import Author, Revision, append, history, latest, manifest_at, prune, tensors_of
+from .revisions import Author, Revision, append, history, latest, manifest_at, prune, tensors_at
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -164,7 +164,8 @@ class Store:
         held = {
             digest(block): block for tensor in plug.method.state().tensors.values() for block in cut(tensor)
         }
-        fill(plug, Saved(said, said.sha256, tensors_of(connection, said, held)))
+        tensors = tensors_at(connection, number, self.name, said.sha256, held)
+        fill(plug, Saved(said, said.sha256, tensors))
 
     def follow(self, seconds: float = 1.0) -> None:
         """From now on take up what others store, on a thread of its own, until the plug is detached.
@@ -212,7 +213,7 @@ class Store:
         if type(keep) is not int or keep < 1:
             raise ValueError(f"keep is {keep!r}; give a whole number from 1 on")
         with self._database.writing() as connection:
-            gone = prune(connection, keep)
+            gone = prune(connection, keep, self.name)
             connection.commit()
             return gone
 
@@ -238,4 +239,5 @@ def newest(database: Database, base: str, model: Any) -> tuple[Saved | None, int
             return None, 0
         said = manifest_at(connection, number, database.name)
         check_base(said, model, base, database.name)
-        return Saved(said, said.sha256, tensors_of(connection, said, {})), number
+        tensors = tensors_at(connection, number, database.name, said.sha256, {})
+        return Saved(said, said.sha256, tensors), number

@@ -20,7 +20,9 @@ REVISIONS = Table(
     Column("why", Text),
     Column("action", Text, nullable=False),
     Column("edits", Text, nullable=False),  # JSON: ids of the edits that came, went or were switched
-    Column("manifest", Text),  # of the state after it, see `saving.manifest`; NULL once it is pruned
+    # JSON lists of blobs: the manifest of the state after it, the index of its tensors; NULL once pruned
+    Column("manifest", Text),
+    Column("tensors", Text),
 )
 
 BLOBS = Table(

@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("action", sa.Text, nullable=False),
         sa.Column("edits", sa.Text, nullable=False),
         sa.Column("manifest", sa.Text),
+        sa.Column("tensors", sa.Text),
     )
     op.create_table(
         "memplug_blobs",
