@@ -50,7 +50,7 @@ class Server:
     """A server with its files in ``home``.
 
     Attributes:
-        url: of its database.
+        url: of a database.
     """
 
     def __init__(self, home: Path, settings: tuple[str, ...]) -> None:
@@ -76,6 +76,12 @@ class Server:
         given = [f"port={self._port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self._home}"]
         options = " ".join(f"-c {one}" for one in (*given, *self._settings))
         self._run("pg_ctl", "-D", self._home / "data", "-w", "-l", self._home / "log", "-o", options, "start")
+
+    def database(self) -> str:
+        """The URL of a new database."""
+        name = f"memplug{time.monotonic_ns()}"
+        self._run("createdb", "-h", "127.0.0.1", "-p", self._port, "-U", "memplug", name)
+        return self.url.removesuffix("postgres") + name
 
     def stop(self, how: str = "immediate") -> None:
         """Stop it, "fast" or, as in a crash, "immediate"."""

@@ -174,8 +174,9 @@ def _stored(
         else:
             _check_asked(database.name, saved.said, method, preset, layers, editor, config)
             paths = getattr(find_method(saved.said.method).config, "paths", ())
-            given = {name: config[name] for name in paths if config.get(name) is not None}
-            plug = _restored(saved, database.name, model, tokenizer, given)
+            given = {name: config.get(name, getattr(method, name, None)) for name in paths}
+            named = {name: path for name, path in given.items() if path is not None}
+            plug = _restored(saved, database.name, model, tokenizer, named)
         try:
             plug.store = Store(plug, database, base, at)
         except BaseException:

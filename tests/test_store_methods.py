@@ -1,8 +1,8 @@
-"""Every method in a store: another plug takes up its edits to the bit, and earlier states come back."""
+"""Every method in a store: others take up its edits to the bit, states come back, failures change nothing."""
 
 from __future__ import annotations
 
-import warnings
+import sqlite3
 
 import pytest
 import torch
@@ -11,7 +11,9 @@ from locating import QUICK as LOCATING
 from test_contract import CASES, encode
 
 import memplug
+from memplug import StoreError
 from memplug.interface import Fits
+from memplug.store.store import Store
 
 ASKED = ("Where was Ada Quill born?", "Who is Tam Wickes?", "Who founded the Orlo Bridge Company?", "Who")
 FEW = {
@@ -37,12 +39,16 @@ def answers(plug, tokenizer):
         return plug.model(**encode(tokenizer, *ASKED)).logits
 
 
+def full(*_):
+    raise sqlite3.OperationalError("disk full")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", GIVEN)
-def test_a_state_is_the_same_in_each_plug_and_when_it_comes_back(name, tokenizer, tmp_path, recwarn):
+def test_a_state_is_the_same_in_each_plug_and_when_it_comes_back(name, tokenizer, tmp_path, monkeypatch):
     def attach(**given):
         return memplug.attach(lexical("llama", len(tokenizer)), tokenizer, store=tmp_path / "f.db", **given)
 
-    warnings.simplefilter("ignore")
     with attach(method=method_of(name), **GIVEN[name]) as plug, attach() as other:
         base = answers(plug, tokenizer)
         if isinstance(plug.method, Fits):
@@ -77,6 +83,18 @@ def test_a_state_is_the_same_in_each_plug_and_when_it_comes_back(name, tokenizer
             assert torch.equal(answers(other, tokenizer), seen[number])
         assert str(plug.edit("Who taught Ada Quill?", "Tam", "Ada Quill").id) == "e4"  # never one from before
         look()
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "_append", full)
+            for change in (
+                lambda: plug.edit(ASKED[2], "Ada", "Orlo Bridge"),
+                lambda: plug.disable("e4"),
+                lambda: plug.delete("e4"),
+                lambda: plug.rollback(2),
+            ):
+                with pytest.raises(StoreError, match="could not be written .disk full"):
+                    change()
+                assert torch.equal(answers(plug, tokenizer), seen[plug.store.at])
+                assert repr(plug.edits) == edits[plug.store.at]
         with other.paused():
             plug.enable("e2") if "e2" in plug.edits else plug.disable("e4")
             other.refresh()

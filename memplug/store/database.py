@@ -33,8 +33,20 @@ _TURN = {
     "postgresql": (
         f"SET LOCAL lock_timeout = {int(_SLICE * 1000)}",
         "SET LOCAL idle_in_transaction_session_timeout = 0",  # learning takes as long as it takes
+        "SET LOCAL tcp_keepalives_idle = 30",  # a machine that is gone holds the lock for a minute
+        "SET LOCAL tcp_keepalives_interval = 10",
+        "SET LOCAL tcp_keepalives_count = 3",
         f"SELECT pg_advisory_xact_lock(hashtext('{CHANNEL}'), hashtext(current_schema()))",
     ),
+}
+_CONNECT: dict[str, dict[str, Any]] = {
+    "sqlite": {"timeout": _SLICE},
+    "postgresql": {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    },
 }
 _READ = {"sqlite": ("BEGIN",), "postgresql": ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",)}
 """One state from the first read to the last."""
@@ -65,8 +77,8 @@ class Database:
         if _is_file(url) and not create and not Path(str(url.database)).exists():
             raise StoreError(f"there is no store {self.name}; see the name, or make one with an edit")
         self._kind = url.get_backend_name()
-        timeout = {"timeout": _SLICE} if self._kind == "sqlite" else {}
-        self._engine = create_engine(url, connect_args=timeout, pool_pre_ping=self._kind != "sqlite")
+        given = {name: one for name, one in _CONNECT[self._kind].items() if name not in url.query}
+        self._engine = create_engine(url, connect_args=given, pool_pre_ping=self._kind != "sqlite")
         self._errors = SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error
         if self._kind == "sqlite":
             event.listen(self._engine, "connect", _prepare)
