@@ -135,7 +135,8 @@ def new_plug(where: str, model: Any, tokenizer: Any, method: str | None, preset:
     """A plug without edits, in a new store if that is what ``where`` names."""
     from ..attaching import attach
 
-    return attach(model, tokenizer, method, preset=preset, store=where if is_store(where) else None)
+    store = where if is_store(where) else None
+    return attach(model, tokenizer, method or "llp", preset=preset, store=store)
 
 
 def open_plug(where: str, model: Any, tokenizer: Any) -> Plug:
