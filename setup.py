@@ -28,6 +28,8 @@ EXTRAS = {
     "real": ["gguf>=0.19"],
     "serve": ["fastapi>=0.136", "uvicorn>=0.30", "prometheus-client>=0.20"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
+    # Edits in SQLite or PostgreSQL; see memplug.store.
+    "store": ["sqlalchemy>=2.1,<3", "alembic>=1.18,<2", "psycopg[binary]>=3.2,<4"],
     "notebook": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "matplotlib>=3.8"],
     "dev": [
         "ruff>=0.15",

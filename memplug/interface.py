@@ -119,7 +119,8 @@ class Method(Protocol):
         """Everything learned."""
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
-        """Take over a saved state; ``ValueError`` where it is not one.
+        """Take over a saved state in place of what is held; ``ValueError`` where it is not one. On any error
+        nothing has changed.
 
         What is in it may be anything: sizes, kinds, numbers and names are checked (see `checked`) before they
         are used, so that no later call stumbles over them.

@@ -11,6 +11,7 @@ HOME = Path(memplug.__file__).parent
 ROOMS = [
     *("__main__", "cli", "commands", "serving", "demo", "comparison", "evaluation", "attaching", "plugin"),
     *(
+        "store",
         "methods",
         "retrieval",
         "memory",
@@ -20,10 +21,8 @@ ROOMS = [
         "saving",
         "data",
         "world",
-        "ids",
-        "edits",
     ),
-    *("subjects", "text", "model", "pretrained"),
+    *("ids", "edits", "subjects", "text", "model", "pretrained"),
 ]
 """The highest first."""
 

@@ -215,3 +215,33 @@ def test_the_base_model_is_asked_beside_edits_in_the_weights(tokenizer):
         found = server.http.post("/explain", json={"prompt": BORN}).json()
         assert found["edits"] is None
         assert any("base model" in line for line in found["lines"])
+
+
+def test_a_store_tells_who_and_why_and_goes_back(tokenizer, tmp_path):
+    model = lexical("llama", len(tokenizer), max_position_embeddings=512)
+    with (
+        memplug.attach(model, tokenizer, "icl", store=tmp_path / "facts.db") as plug,
+        serving(plug) as server,
+    ):
+        with pytest.warns(UserWarning, match="not learned well"):
+            job = server.job(server.http.post("/edits", json={**BY_TAM, "why": "ticket 12"}))
+        assert (job["status"], job["why"]) == ("succeeded", "ticket 12")
+        assert server.http.delete("/edits/e1").json()["status"] == "succeeded"
+        first = server.http.get("/history", params={"limit": 2}).json()
+        assert [one["action"] for one in first["data"]] == ["attach", "edit"]
+        assert (first["has_more"], first["data"][1]["edits"]) == (True, ["e1"])
+        assert (first["data"][1]["who"], first["data"][1]["why"]) == ("edit", "ticket 12")
+        assert server.http.post("/rollback", json={"revision": 2}).json()["status"] == "succeeded"
+        assert list(plug.edits) == ["e1"]
+        refused = server.http.post("/rollback", json={"revision": 99})
+        assert refused.status_code == 404
+        assert "no revision 99" in refused.json()["error"]["message"]
+        last = server.http.get("/history", params={"after": 3}).json()
+        assert [one["action"] for one in last["data"]] == ["rollback to 2"]
+        plug.store.close()
+
+
+def test_without_a_store_there_is_no_history(plug):
+    with serving(plug) as server:
+        for answer in (server.http.get("/history"), server.http.post("/rollback", json={"revision": 1})):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_store")

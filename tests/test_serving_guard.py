@@ -19,7 +19,7 @@ from test_cli import refused
 from test_serving_answers import complete, figures
 
 import memplug
-from memplug.saving.plugs import peek
+from memplug.commands.shared import peek
 from memplug.serving.guard import Bucket
 from memplug.serving.logs import JSONLines
 from memplug.serving.settings import Keys, Settings, is_loopback
@@ -191,10 +191,11 @@ def test_a_missing_package_is_told_with_the_extra():
     assert "memplug serve needs uvicorn; install its extra with pip install 'memplug[serve]'" in done.stderr
 
 
-def test_the_command_serves_saves_and_ends(plug, tmp_path):
+@pytest.mark.parametrize("where", ["facts", "facts.db"])
+def test_the_command_serves_saves_and_ends(plug, tmp_path, where):
     lexical("llama", len(plug.tokenizer), max_position_embeddings=512).save_pretrained(tmp_path / "tiny")
     plug.tokenizer.save_pretrained(tmp_path / "tiny")
-    given = ["--model", tmp_path / "tiny", "--plug", tmp_path / "facts", "--method", "icl", "--port", 0]
+    given = ["--model", tmp_path / "tiny", "--plug", tmp_path / where, "--method", "icl", "--port", 0]
     command = [sys.executable, "-m", "memplug", "serve", *map(str, given)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         lines = []
@@ -208,7 +209,7 @@ def test_the_command_serves_saves_and_ends(plug, tmp_path):
         process.send_signal(signal.SIGINT)
         lines += process.stderr.readlines()
     assert process.returncode == 0
-    assert [edit.target for edit in peek(tmp_path / "facts")[1].values()] == ["Zarnow"]
+    assert [edit.target for edit in peek(str(tmp_path / where))[1].values()] == ["Zarnow"]
     assert "job" in [json.loads(line)["event"] for line in lines]
     assert "Zarnow" not in "".join(lines)
     assert "made with icl, not llp" in refused("serve", *given[:4], "--method", "llp")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import Device, Dtype, Model, explained, load_model
+from .shared import Device, Dtype, Model, explained, has_plug, keep, load_model, new_plug, open_plug, peek
 
 __all__ = ["serve"]
 
@@ -15,8 +15,11 @@ __all__ = ["serve"]
 def serve(
     model: Model = "smollm2",
     plug: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the saved plug; each change is saved into it. A new one is made there."),
+        str | None,
+        typer.Option(
+            help="Folder of the saved plug, or a store (FILE.db or a URL); each change is saved in it. A new "
+            "one is made there. Nothing is kept if left out."
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="Editing method, for a new plug; llp if left out.")
@@ -59,4 +62,15 @@ def serve(
             known, batch, queue=queue, max_tokens=max_tokens, max_prompt_tokens=max_prompt_tokens, rate=rate,
             log_text=log_text,
         )  # fmt: skip
-        run(lambda: load_model(model, device, dtype), plug, method, settings, read, host, port)
+        where = plug or ""
+        is_new = not where or not has_plug(where)
+        if not is_new and method not in (None, made := peek(where)[0]):
+            raise ValueError(f"{where} was made with {made}, not {method}; leave the method out")
+        loaded = load_model(model, device, dtype)
+        served = new_plug(where, *loaded, method, "default") if is_new else open_plug(where, *loaded)
+
+        def save() -> None:
+            if where:
+                keep(served, where)
+
+        run(served, save, settings, read, host, port)

@@ -22,6 +22,9 @@ from .schemas import (
     ExplainRequest,
     ExplanationOut,
     Job,
+    RevisionOut,
+    RevisionPage,
+    Rollback,
     Switch,
 )
 from .service import Service
@@ -54,7 +57,7 @@ def changes(service: Service) -> APIRouter:
         """Learn edits together, beside the requests that are served; they are in force when the job has
         succeeded. A second edit of a prompt replaces the first."""
         edits = await to_thread.run_sync(_checked, service, asked)
-        job = jobs.edit(edits, request.state.role).job
+        job = jobs.edit(edits, request.state.role, asked.why).job
         response.headers["Location"] = f"/jobs/{job.id}"
         return job
 
@@ -80,6 +83,27 @@ def changes(service: Service) -> APIRouter:
             )
         return job
 
+    @api.get("/history")
+    async def history(
+        after: Annotated[int, Query(ge=0, description="Begin behind this revision.")] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000, description="Revisions of a page.")] = 100,
+    ) -> RevisionPage:
+        """What was done to the edits, by whom and why, where they are kept in a store."""
+        _check_store(service)
+        left = [one for one in await to_thread.run_sync(plug.history) if one.number > after]
+        page = [RevisionOut(**one._asdict()) for one in left[:limit]]
+        return RevisionPage(data=page, has_more=limit < len(left))
+
+    @api.post("/rollback", responses={202: {"model": Job}})
+    async def rollback(asked: Rollback, request: Request, response: Response) -> Job:
+        """Go back to the edits of an earlier revision, which is a new revision."""
+        _check_store(service)
+        kept = [one.number for one in await to_thread.run_sync(plug.history) if one.kept]
+        if asked.revision not in kept:
+            message = f"there is no revision {asked.revision} to go back to; see /history"
+            raise ApiError(404, message, "revision_not_found", "revision")
+        return await _soon(jobs.rollback(asked.revision, request.state.role), response)
+
     @api.post("/explain")
     async def explain(asked: ExplainRequest) -> ExplanationOut:
         """Which edits take effect in a prompt, and what the method saw. Waits for an edit that is being
@@ -96,6 +120,12 @@ def changes(service: Service) -> APIRouter:
         return await to_thread.run_sync(explained, limiter=limiter)
 
     return api
+
+
+def _check_store(service: Service) -> None:
+    """Raises ApiError where the edits are not kept in a store."""
+    if service.plug.store is None:
+        raise ApiError(404, "the edits are not kept in a store; start with --plug FILE.db", "no_store")
 
 
 def _shown(edit: Edit, enabled: bool) -> EditOut:

@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..edits import Edit
 from ..plugin import Plug
 from ..saving.files import SaveError
+from ..store.errors import StoreError
 from ..text.chat import Prompt, canonical
 from ..text.printable import printable
 from .batching import QueueFull, Stopped
@@ -79,7 +81,7 @@ class Jobs:
         change = self._all.get(id)
         return change and change.job
 
-    def edit(self, edits: Sequence[Edit], who: str) -> Change:
+    def edit(self, edits: Sequence[Edit], who: str, why: str | None = None) -> Change:
         """Make these edits together.
 
         Raises:
@@ -93,7 +95,7 @@ class Jobs:
             job.replaced = [id for id in before if id not in self.plug.edits]
             job.unlearned = [str(edit.id) for edit in self.plug.unlearned(made)]
 
-        job = Job(id="", kind="edit", who=who, total=len(edits))
+        job = Job(id="", kind="edit", who=who, why=why, total=len(edits))
         return self._add(job, work, frozenset(canonical(edit.prompt) for edit in edits))
 
     def delete(self, id: str, who: str) -> Change:
@@ -110,6 +112,11 @@ class Jobs:
         change = self.plug.enable if on else self.plug.disable
         job = Job(id="", kind="enable" if on else "disable", who=who, total=1, edits=[id])
         return self._add(job, lambda _job: change(id))
+
+    def rollback(self, revision: int, who: str) -> Change:
+        """Go back to a revision of the store; raises as `edit`."""
+        job = Job(id="", kind="rollback", who=who, total=0)
+        return self._add(job, lambda _job: self.plug.rollback(revision))
 
     def stop(self) -> None:
         """Take no more, and come back when the running one has ended; those that wait are cancelled."""
@@ -157,12 +164,16 @@ class Jobs:
     def _error(self, change: Change) -> ErrorBody | None:
         """Makes a change; gives what went wrong."""
         try:
-            change.work(change.job)
+            store = self.plug.store
+            with store.by(change.job.who, change.job.why) if store is not None else nullcontext():
+                change.work(change.job)
             change.job.done = change.job.total
             self.save()
         except SaveError as error:
             message = f"the change is in force, but could not be saved: {error}"
             return ErrorBody(message=printable(message), type="server_error", code="not_saved")
+        except StoreError as error:  # nothing has changed
+            return ErrorBody(message=printable(error), type="server_error", code="not_saved")
         except ValueError as error:
             return ErrorBody(message=printable(error), code="edit_failed")
         except Exception as error:  # nothing has changed, and the next one is made

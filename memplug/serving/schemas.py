@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "Asked", "ChatRequest", "CompletionRequest", "EditOut", "EditPage", "EditsRequest", "ErrorBody",
-    "ErrorOut", "ExplainRequest", "ExplanationOut", "Job", "Prompted", "Status", "Switch",
+    "ErrorOut", "ExplainRequest", "ExplanationOut", "Job", "Prompted", "RevisionOut", "RevisionPage",
+    "Rollback", "Status", "Switch",
     "Turns",
 ]  # fmt: skip
 
@@ -100,11 +102,15 @@ class EditsRequest(_Strict):
     """Edits that are learned together; a single one may also stand without a list around it."""
 
     edits: list[EditIn] = Field(min_length=1, max_length=1000, description="All are made, or none is.")
+    why: str | None = Field(default=None, max_length=1000, description="For the history of a store.")
 
     @model_validator(mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
-        return {"edits": [given]} if isinstance(given, dict) and "edits" not in given else given
+        if not isinstance(given, dict) or "edits" in given:
+            return given
+        edit = {name: value for name, value in given.items() if name != "why"}
+        return {"edits": [edit], "why": given.get("why")}
 
 
 class EditOut(BaseModel):
@@ -124,6 +130,26 @@ class EditPage(BaseModel):
 
 class Switch(_Strict):
     enabled: bool = Field(description="Whether the edit is in force from now on.")
+
+
+class RevisionOut(BaseModel):
+    number: int = Field(description="From 1 on.")
+    time: datetime = Field(description="When it was stored, UTC.")
+    who: str | None = Field(description="Who made it.")
+    why: str | None = Field(description="For what reason.")
+    action: str = Field(description="What was done.")
+    edits: list[str] = Field(description="The edits that came, went or were switched.")
+    kept: bool = Field(description="Whether it can be gone back to.")
+
+
+class RevisionPage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[RevisionOut] = Field(description="Revisions, the first one first.")
+    has_more: bool = Field(description="Whether others follow; ask for those after the last number.")
+
+
+class Rollback(_Strict):
+    revision: int = Field(ge=1, description="The revision to go back to; it becomes a new one.")
 
 
 class ExplainRequest(_Strict):
@@ -156,9 +182,10 @@ class Job(BaseModel):
 
     id: str = Field(description="Where to ask: /jobs/ID.")
     object: Literal["job"] = "job"
-    kind: Literal["edit", "delete", "enable", "disable"] = Field(description="What it does.")
+    kind: Literal["edit", "delete", "enable", "disable", "rollback"] = Field(description="What it does.")
     status: Status = Field(default="queued", description="It is in force and saved when it has succeeded.")
     who: str = Field(description="The role whose key asked for it.")
+    why: str | None = Field(default=None, description="What they gave as the reason.")
     total: int = Field(description="Edits it is about.")
     done: int = Field(default=0, description="Edits it has dealt with; those of a job are made together.")
     edits: list[str] = Field(default=[], description="Their ids, once they have them.")

@@ -36,7 +36,7 @@ __all__ = ["LedgerMethod"]
 
 
 class LedgerMethod:
-    """Keeps edits in a ledger over originals weights.
+    """Keeps edits in a ledger over original weights.
 
     Args:
         host: the model.
@@ -253,5 +253,6 @@ class LedgerMethod:
             (id for entry in entries for id in entry.off),
             edits,
         )
-        self.ledger.hold(entries)
+        with self._drafting():
+            self.ledger.hold(entries)
         self._edits = dict(edits)
