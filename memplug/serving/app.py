@@ -54,6 +54,7 @@ def create_app(
     """
     settings, log = settings or Settings(), Log(bool(settings and settings.log_text))
     text = Text(plug.model, apart(plug.tokenizer))
+    text.encode("a")  # puts padding and truncation off, which no thread may do while another one encodes
     batcher, jobs = Batcher(plug, text, settings), Jobs(plug, save, log)
     service = Service(plug, text, settings, batcher, jobs, log, Metrics(plug, batcher, jobs))
 

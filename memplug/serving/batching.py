@@ -86,6 +86,7 @@ class Batcher:
         with self._moved:
             if self._stopping:
                 raise Stopped("the server is shutting down")
+            self._queue = [row for row in self._queue if not row.done]  # of clients that went away
             if len(self._queue) + len(rows) > self._settings.queue:
                 raise QueueFull(math.ceil(self._seconds * (1 + len(self._queue) / self._settings.batch)))
             self._queue += rows
