@@ -16,6 +16,7 @@ from benchmarks.postgres import binaries, running
 from benchmarks.store_writer import kill_a_writer
 from memplug import StoreError
 from memplug.store import opening
+from memplug.store.database import Database
 
 pytestmark = [
     pytest.mark.skipif(binaries() is None, reason="PostgreSQL is not installed"),
@@ -100,6 +101,15 @@ def test_no_edit_of_two_that_write_at_once_is_lost(attach):
     assert plugs[0].refresh() == plugs[1].refresh() == 11
     assert same(state(plugs[0]), state(plugs[1]))
     assert sorted(plugs[0].edits) == sorted(f"e{n + 1}" for n in range(10))
+
+
+def test_a_replica_that_is_not_told_looks(plug, attach, monkeypatch):
+    monkeypatch.setattr(Database, "notify", lambda self, connection: None)
+    other = attach()
+    other.store.follow(seconds=0.1)
+    plug.disable("e1")
+    wait(lambda: other.store.at == plug.store.at)
+    assert same(state(other), state(plug))
 
 
 def test_a_replica_is_told(plug, attach):

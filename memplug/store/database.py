@@ -72,11 +72,11 @@ class Database:
 
     def __init__(self, where: str | Path, create: bool = True) -> None:
         url = _url(where)
-        self.name = str(url.database) if _is_file(url) else url.render_as_string(hide_password=True)
+        self._kind, file = url.get_backend_name(), Path(str(url.database))
+        self.name = str(file) if self._kind == "sqlite" else url.render_as_string(hide_password=True)
         self.patience = 600.0
-        if _is_file(url) and not create and not Path(str(url.database)).exists():
+        if self._kind == "sqlite" and not create and not file.exists():
             raise StoreError(f"there is no store {self.name}; see the name, or make one with an edit")
-        self._kind = url.get_backend_name()
         given = {name: one for name, one in _CONNECT[self._kind].items() if name not in url.query}
         self._engine = create_engine(url, connect_args=given, pool_pre_ping=self._kind != "sqlite")
         self._errors = SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error
@@ -201,10 +201,6 @@ def _url(where: str | Path) -> URL:
             "sqlite:///facts.db) or a PostgreSQL database (postgresql+psycopg://user@host/name)"
         )
     return url
-
-
-def _is_file(url: URL) -> bool:
-    return url.get_backend_name() == "sqlite"
 
 
 def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
