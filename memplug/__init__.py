@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .model.architecture import UnsupportedModelError
     from .plugin import Plug
     from .saving.plugs import LoadError, SaveError
+    from .store.errors import StoreError
     from .text.chat import Message, PromptError
     from .text.templates import ChatTemplateError
     from .text.tokens import TokenizerError
@@ -31,6 +32,7 @@ __all__ = [
     "Probe",
     "PromptError",
     "SaveError",
+    "StoreError",
     "TokenizerError",
     "UnknownEditError",
     "UnsupportedModelError",
@@ -51,6 +53,7 @@ _HOMES = {
     **dict.fromkeys(("Message", "PromptError"), "text.chat"),
     "ChatTemplateError": "text.templates",
     "Plug": "plugin",
+    "StoreError": "store.errors",
     "TokenizerError": "text.tokens",
     "UnsupportedModelError": "model.architecture",
     "evaluate": "evaluation",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from .methods.editors import check_constants, read_editor, shipped_editor, unlik
 from .model.architecture import UnsupportedModelError, learning
 from .plugin import Plug, check_free
 from .saving import plugs as storage
+from .saving.manifest import Manifest
+from .store.opening import open_database
 from .text.printable import brief, printable
 from .text.tokens import TokenizerError
 
@@ -24,11 +27,12 @@ __all__ = ["attach", "load"]
 def attach(
     model: Any,
     tokenizer: Any,
-    method: str | Any = "llp",
+    method: str | Any | None = None,
     *,
     preset: str = "default",
     layers: str | None = None,
     editor: str | Path | None = None,
+    store: str | Path | None = None,
     **config: Any,
 ) -> Plug:
     """Give a loaded model an editable memory.
@@ -36,18 +40,29 @@ def attach(
     Args:
         model: a Hugging Face causal language model, on any device, in any dtype.
         tokenizer: its tokenizer.
-        method: a method's name, or a config object such as ``LLPConfig(threshold=0.8)``.
+        method: a method's name, or a config object such as ``LLPConfig(threshold=0.8)``; llp if left out.
         preset: ``"default"``, or ``"paper"`` for the published constants.
         layers: dotted name of the list of decoder layers, where it cannot be found by rule.
         editor: file of a fitted editor, for methods that learn to edit; its constants are the defaults, also
             of another `Plug.fit`. Left out, a model for which one ships (the embedded one, SmolLM2) gets it,
             unless constants of the networks or of fitting are given that are not that editor's.
+        store: a database that every change is in before its call returns: the path of an SQLite file, or a
+            URL (``sqlite:///facts.db``, ``postgresql+psycopg://user@host/name``). A new one is made. One that
+            holds edits gives the plug these, with the method and the constants that it was made with: they
+            need not be named, and others are refused. See `Plug.history`, `Plug.rollback`, `Plug.store`.
         **config: constants of the method by name.
 
     Raises:
         ValueError: no such method, preset or constant; a second plug on one model; a tokenizer that
-            does not fit (TokenizerError); a model that cannot be edited (UnsupportedModelError).
+            does not fit (TokenizerError); a model that cannot be edited (UnsupportedModelError); a store that
+            was made with another method or other constants.
+        StoreError: the store cannot be opened, read or written, or is from a newer memplug.
+        LoadError: it is damaged, or belongs to another base model (both fingerprints are named).
+        ImportError: the extra ``store`` is not installed.
     """
+    if store is not None:
+        return _stored(store, model, tokenizer, method, preset, layers, editor, config)
+    method = "llp" if method is None else method
     fitted = read_editor(Path(editor), model) if editor is not None else None
     if fitted:
         check_constants(fitted, config)
@@ -86,6 +101,13 @@ def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
     """
     check_free(model)
     saved = storage.read(Path(path), model)
+    plug = _restored(saved, str(path), model, tokenizer, paths)
+    plug.saves.add(Path(path), saved.version)
+    return plug
+
+
+def _restored(saved: storage.Saved, where: str, model: Any, tokenizer: Any, paths: dict[str, Any]) -> Plug:
+    """A plug with what was saved; ``where``, for messages."""
     said = saved.said
     try:
         kind = find_method(said.method).config
@@ -93,11 +115,11 @@ def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
         constants = from_json(kind, said.config) if said.format >= oldest else {}
     except (TypeError, ValueError) as error:
         raise storage.LoadError(
-            f"{path} does not fit this memplug ({printable(error)}); take a copy that is whole"
+            f"{where} does not fit this memplug ({printable(error)}); take a copy that is whole"
         ) from error
     if said.format < oldest:
         raise storage.LoadError(
-            f"{path} was saved by an earlier memplug (format {said.format}), and {said.method!r} is read "
+            f"{where} was saved by an earlier memplug (format {said.format}), and {said.method!r} is read "
             f"from format {oldest} on; make its edits again with a new plug"
         )
     names = getattr(kind, "paths", ())
@@ -105,7 +127,7 @@ def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
     if other:
         known = f"it has {', '.join(names)}" if names else "it has none"
         raise ValueError(f"{other[0]} is no path of {said.method!r}; {known}")
-    config = _opened(path, kind, constants, paths)
+    config = _opened(where, kind, constants, paths)
     try:
         plug = attach(model, tokenizer, config, layers=said.layers)
     except (UnsupportedModelError, TokenizerError, torch.OutOfMemoryError):  # not the save's fault
@@ -123,11 +145,77 @@ def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
     try:
         with learning():
             storage.fill(plug, saved)
-        plug.saves.add(Path(path), saved.version)
     except BaseException:
         plug.detach()
         raise
     return plug
+
+
+def _stored(
+    where: str | Path,
+    model: Any,
+    tokenizer: Any,
+    method: str | Any | None,
+    preset: str,
+    layers: str | None,
+    editor: str | Path | None,
+    config: dict[str, Any],
+) -> Plug:
+    """A plug that is kept in a store, a new one or one that is there; see `attach`."""
+    check_free(model)
+    database = open_database(where)
+    try:
+        from .store.store import Store, newest
+
+        base = storage.fingerprint(model)
+        saved, at = newest(database, base, model)
+        if saved is None:
+            plug = attach(model, tokenizer, method, preset=preset, layers=layers, editor=editor, **config)
+        else:
+            _check_asked(database.name, saved.said, method, preset, layers, editor, config)
+            paths = getattr(find_method(saved.said.method).config, "paths", ())
+            given = {name: config.get(name, getattr(method, name, None)) for name in paths}
+            named = {name: path for name, path in given.items() if path is not None}
+            plug = _restored(saved, database.name, model, tokenizer, named)
+        try:
+            plug.store = Store(plug, database, base, at)
+        except BaseException:
+            plug.detach()
+            raise
+    except BaseException:
+        database.close()
+        raise
+    return plug
+
+
+def _check_asked(
+    where: str,
+    said: Manifest,
+    method: str | Any | None,
+    preset: str,
+    layers: str | None,
+    editor: str | Path | None,
+    config: dict[str, Any],
+) -> None:
+    """What a user has named beside a store is what it was made with; what was left open fits anything.
+
+    Raises:
+        ValueError: it is not.
+    """
+    registered, chosen = choose(said.method if method is None else method, preset, config)
+    kept = json.loads(json.dumps(said.config)) | {"method": said.method, "layers": said.layers}
+    plain, paths = json.loads(json.dumps(asdict(chosen))), getattr(registered.config, "paths", ())
+    asked = {"method": registered.name, "layers": layers}
+    if registered.name == said.method:
+        asked |= unlike(chosen, registered.config()) | {name: plain[name] for name in config}
+    for name, value in asked.items():
+        if name not in paths and value not in (None, kept.get(name)):
+            raise ValueError(
+                f"{where} was made with {name}={brief(kept.get(name))}, not {brief(value)}; leave it out, or "
+                "name another store"
+            )
+    if editor is not None:
+        raise ValueError(f"{where} holds its editor; leave {editor} out, or name another store")
 
 
 def _opened(path: str | Path, kind: type[Any], constants: dict[str, Any], paths: dict[str, Any]) -> Any:

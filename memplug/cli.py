@@ -1,4 +1,4 @@
-"""The command line: edit, list, switch, delete and ask on a saved plug; fit editors; compare; the demo.
+"""The command line: edit, list, switch, delete, ask, on a saved plug or a store; serve; fit; compare; demo.
 
 Heavy imports are inside the commands, so that ``--help`` is quick.
 """
@@ -14,7 +14,22 @@ import typer
 
 from .commands.compare import compare, report
 from .commands.fit import fit
-from .commands.shared import Device, Dtype, Model, explained, load_model, quiet
+from .commands.history import history, rollback
+from .commands.serve import serve
+from .commands.shared import (
+    Device,
+    Dtype,
+    Folder,
+    Model,
+    explained,
+    has_plug,
+    keep,
+    load_model,
+    new_plug,
+    open_plug,
+    peek,
+    quiet,
+)
 from .text.printable import printable
 
 if TYPE_CHECKING:
@@ -30,26 +45,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[Path, typer.Argument(help="Folder of the saved plug.", show_default=False)]
 System = Annotated[str | None, typer.Option(help="Text of a system turn before the user's.")]
 Ids = Annotated[list[str], typer.Argument(help="Ids of edits, see `memplug list`.", show_default=False)]
 
 
 def _change(
-    folder: Path, ids: list[str], model: str, device: str, dtype: str, change: Callable[[Plug], None]
+    folder: str, ids: list[str], model: str, device: str, dtype: str, change: Callable[[Plug], None]
 ) -> None:
     """Load a plug, change these edits of it, save it, and show what it holds."""
     with explained():
-        from .saving.plugs import peek
-
         _, table = peek(folder)
         for id in ids:
             table[id]  # an unknown one is told before a model is loaded
-        from .attaching import load
-
-        plug = load(folder, *load_model(model, device, dtype))
+        plug = open_plug(folder, *load_model(model, device, dtype))
         change(plug)
-        plug.save(folder, overwrite=False)
+        keep(plug, folder)
         typer.echo(repr(plug.edits))
 
 
@@ -80,18 +90,15 @@ def edit(
     """Edit facts into a plug; a new one is made where FOLDER has none."""
     with explained():
         wanted = _wanted(prompt, target, subject, cases, limit, skip_bad, chat, system)
-        from .attaching import attach, load
-        from .saving.plugs import peek
-
-        is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        is_new = not has_plug(folder)
         if not is_new and method not in (None, made := peek(folder)[0]):
             raise ValueError(
                 f"{folder} was made with --method {made}, not {method}; leave it out, or name another folder"
             )
         loaded = load_model(model, device, dtype)
-        plug = attach(*loaded, method or "llp", preset=preset) if is_new else load(folder, *loaded)
+        plug = new_plug(folder, *loaded, method, preset) if is_new else open_plug(folder, *loaded)
         plug.edit(wanted)
-        plug.save(folder, overwrite=False)  # another command may have saved there meanwhile
+        keep(plug, folder)  # another command may have saved there meanwhile
         typer.echo(repr(plug.edits))
 
 
@@ -131,8 +138,6 @@ def _wanted(
 def list_(folder: Folder) -> None:
     """Show the edits of a saved plug; needs no model."""
     with explained():
-        from .saving.plugs import peek
-
         method, table = peek(folder)
         typer.echo(f"method {printable(method)}: {table!r}")
 
@@ -185,10 +190,9 @@ def ask(
     with explained():
         if chat is False and system is not None:
             raise ValueError("--system is a turn of a chat; leave out --plain, or --system")
-        from .attaching import load
         from .evaluation import answer
 
-        plug = load(folder, *load_model(model, device, dtype))
+        plug = open_plug(folder, *load_model(model, device, dtype))
         asked = _asked(plug.tokenizer, prompts, chat, system)
 
         def answers() -> list[str]:
@@ -251,4 +255,7 @@ def demo(
 
 app.command()(compare)
 app.command()(fit)
+app.command()(history)
+app.command()(rollback)
 app.command()(report)
+app.command()(serve)

@@ -119,7 +119,8 @@ class Method(Protocol):
         """Everything learned."""
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
-        """Take over a saved state; ``ValueError`` where it is not one.
+        """Take over a saved state in place of what is held; ``ValueError`` where it is not one. On any error
+        nothing has changed.
 
         What is in it may be anything: sizes, kinds, numbers and names are checked (see `checked`) before they
         are used, so that no later call stumbles over them.
@@ -132,6 +133,9 @@ class ChangesWeights(Protocol):
 
     def paused(self) -> AbstractContextManager[None]:
         """The original weights inside the ``with``, to the bit."""
+
+    def base(self) -> AbstractContextManager[None]:
+        """The original weights inside the ``with``, for this thread alone; no change is made meanwhile."""
 
     def release(self) -> None:
         """Put the original weights back, for good."""

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .edits import Case, Edit, EditTable, as_edits
 from .ids import listed, numbered
@@ -34,6 +34,10 @@ from .text.chat import Given, as_prompt, is_chat, question, show
 from .text.tokens import Text, apart
 from .text.vocabulary import media_ids
 
+if TYPE_CHECKING:
+    from .store.revisions import Revision
+    from .store.store import Store
+
 __all__ = ["Plug", "check_free", "plug_of"]
 
 _MARK = "_memplug_plug"
@@ -49,6 +53,7 @@ class Plug:
         name: the method's name.
         layers: dotted name of the decoder layers.
         saves: the saves that it was loaded from or made.
+        store: where each change is kept before the call returns; None where it was attached without one.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Plug:
         self._count = 0
         self._version = object()  # another one after each change, and in each plug
         self.saves = Saves()
+        self.store: Store | None = None
         self._paused = 0
         self._lock = threading.RLock()
         self._hooks: HookSet | None = None
@@ -109,12 +115,13 @@ class Plug:
 
         Raises:
             EditError: an edit that cannot be made; plug and model are as they were.
+            StoreError: it cannot be stored; plug and model are as they were. So of all changes.
             ChatTemplateError: messages, and the tokenizer has no chat template that takes them.
         """
         self._check_attached()
         single = isinstance(prompt, str | Edit | Case) or is_chat(prompt)
         asked = as_edits(prompt, target, subject)
-        with self._changing():
+        with self._changing("edit"):
             fresh, replaced = numbered(asked, self._edits, self._count)
             self.method.check(fresh)
             told = self.method.learn(fresh, [self._edits[id] for id in replaced], progress=progress)
@@ -124,13 +131,15 @@ class Plug:
                 self._off.difference(replaced),
                 self._count + len(fresh),
             )
-            failed = self._unlearned([edit for edit in fresh if edit.id not in (told or ())])
+            failed = self.unlearned([edit for edit in fresh if edit.id not in (told or ())])
         warn_unlearned([show(edit.prompt) for edit in failed], len(fresh), 2)
         if replaced:
             warnings.warn(f"replaced {listed(replaced)}: the same prompt was edited again", stacklevel=2)
         return fresh[0] if single else fresh
 
-    def _unlearned(self, edits: Sequence[Edit]) -> list[Edit]:
+    def unlearned(self, edits: Sequence[Edit]) -> list[Edit]:
+        """Those of these edits in force that the model, asked with their own prompts, does not answer with
+        their targets; none while it is paused."""
         return [] if self._paused else unlearned(self._host, edits)
 
     def take_editor(self, saved: SavedEditor) -> None:
@@ -145,6 +154,11 @@ class Plug:
             )
         with self._lock, uncast():
             self.method.load_editor(saved.tensors)
+
+    @property
+    def version(self) -> object:
+        """Stands for the edits as they are now: another object after each change of them."""
+        return self._version
 
     @property
     def count(self) -> int:
@@ -184,7 +198,7 @@ class Plug:
             raise ValueError(
                 f"{name}=True: deleting an edit of {self.name!r} removes it whole without that; leave it out"
             )
-        with self._changing():
+        with self._changing("delete"):
             chosen = self._chosen(edits)
             left = self.method.forget(chosen, progress=True, **how)
             gone = {str(edit.id) for edit in chosen}
@@ -194,34 +208,83 @@ class Plug:
 
     def disable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits off; ``enable`` brings them back as they were."""
-        with self._changing():
+        with self._changing("disable"):
             chosen = [edit for edit in self._chosen(edits) if edit.id not in self._off]
             self.method.switch(chosen, False, progress=True)
             self.take_over(self._edits, self._off.union(str(edit.id) for edit in chosen), self._count)
 
     def enable(self, *edits: str | Edit | Iterable[str | Edit]) -> None:
         """Switch edits on again."""
-        with self._changing():
+        with self._changing("enable"):
             chosen = [edit for edit in self._chosen(edits) if edit.id in self._off]
             self.method.switch(chosen, True, progress=True)
             self.take_over(self._edits, self._off.difference(str(edit.id) for edit in chosen), self._count)
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self, action: str | None = None) -> Iterator[None]:
         """One thread at a time, with gradients.
+
+        Args:
+            action: what the store's history calls it; None where it is not stored.
 
         Raises:
             RuntimeError: asked for inside a forward of the model, which would wait for itself.
         """
-        if self._tracker.gate.inside:
+        gate = self._tracker.gate
+        if gate.inside:
             raise RuntimeError("edits cannot be changed inside a forward of the model; do it before or after")
-        with self._lock, self._tracker.gate.whole(), learning():
-            self._check_attached()  # another thread may have detached meanwhile
-            yield
+        with self._lock:
+            if self.store is not None and action is not None:
+                self.refresh()  # by itself, since what is swapped in makes Ctrl-C wait for the end
+            with gate.whole(), learning(), ExitStack() as stack:
+                self._check_attached()  # another thread may have detached meanwhile
+                if self.store is not None and action is not None:
+                    stack.enter_context(self.store.change(action, gate.point))
+                yield
 
     def _chosen(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
         self._check_attached()
         return self.edits.named(given)
+
+    # ------------------------------------------------------------------ the store
+
+    def refresh(self) -> int:
+        """Take up what others have stored; gives back the number of the newest revision.
+
+        Raises:
+            ValueError: the plug has no store.
+            StoreError: it cannot be read.
+            LoadError: it is damaged, or holds edits of another model now.
+        """
+        with self._changing():
+            return self._stored().take_up()
+
+    def history(self) -> list[Revision]:
+        """Every state of the store, the first one first: when, who, why, what was done, which edits.
+
+        Raises:
+            ValueError, StoreError: as `refresh`.
+        """
+        return self._stored().history()
+
+    def rollback(self, revision: int) -> None:
+        """Go back to the state of an earlier revision, as it was stored, which is a new revision.
+
+        Ids go on from the last one all the same: in all of a history an id is one edit's.
+
+        Raises:
+            ValueError, StoreError, LoadError: as `refresh`; or there is no such revision, or it was pruned.
+        """
+        store = self._stored()
+        with self._changing(f"rollback to {revision}"):
+            count = self._count
+            store.bring(revision)
+            self._count = max(count, self._count)
+
+    def _stored(self) -> Store:
+        if self.store is None:
+            raise ValueError('this plug has no store; memplug.attach(..., store="facts.db") gives it one')
+        return self.store
 
     # ------------------------------------------------------------------ learning to edit
 
@@ -238,9 +301,9 @@ class Plug:
         self._check_attached()
         if not isinstance(self.method, Fits):
             raise ValueError(f"{self.name!r} needs no fitting; call edit(...) at once")
-        if self._edits:
-            raise ValueError(f"the plug holds {len(self._edits)} edits; delete them, or fit a fresh plug")
-        with self._changing():
+        with self._changing("fit"):
+            if self._edits:
+                raise ValueError(f"the plug holds {len(self._edits)} edits; delete them, or fit a fresh plug")
             return self.method.fit(list(cases), **options)
 
     def save_editor(self, path: str | Path, *, half: bool = False) -> None:
@@ -294,6 +357,21 @@ class Plug:
                     stack.enter_context(self.method.paused())
                 self._paused += 1
                 begun = True
+            yield
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside the ``with`` this thread's forwards are the base model's, to the bit; others' stay edited.
+
+        Where edits are in the weights, it waits for a change that another thread is making, and changes wait
+        for its end.
+        """
+        self._check_attached()
+        with ExitStack() as stack:
+            if isinstance(self.method, ChangesWeights):
+                stack.enter_context(self._lock)
+                stack.enter_context(self.method.base())
+            stack.enter_context(self._tracker.off())
             yield
 
     @contextmanager
@@ -378,6 +456,8 @@ class Plug:
             if getattr(self.model, _MARK, None) is self:
                 delattr(self.model, _MARK)
             self._hooks = None
+        if self.store is not None:
+            self.store.close()
 
     def merge(self) -> Any:
         """Make the edits part of the weights and detach: what is given back is an ordinary model.

@@ -111,8 +111,10 @@ def test_an_edit_from_attach_to_detach(family, method, tokenizer):
         assert torch.equal(logits(), base)
         plug.enable(edit.id)
         assert torch.equal(logits(), edited)
-        with plug.paused():
-            assert torch.equal(logits(), base)
+        for left in (plug.paused, plug.base):
+            with left():
+                assert torch.equal(logits(), base)
+            assert torch.equal(logits(), edited)
         plug.delete(edit)
         assert torch.equal(logits(), base)
         plug.edit(PROMPT, TARGET, SUBJECT)

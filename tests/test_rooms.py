@@ -9,9 +9,20 @@ import memplug
 
 HOME = Path(memplug.__file__).parent
 ROOMS = [
-    *("__main__", "cli", "commands", "demo", "comparison", "evaluation", "attaching", "plugin", "methods"),
-    *("retrieval", "memory", "weights", "interface", "configs", "saving", "data", "world", "ids", "edits"),
-    *("subjects", "text", "model", "pretrained"),
+    *("__main__", "cli", "commands", "serving", "demo", "comparison", "evaluation", "attaching", "plugin"),
+    *(
+        "store",
+        "methods",
+        "retrieval",
+        "memory",
+        "weights",
+        "interface",
+        "configs",
+        "saving",
+        "data",
+        "world",
+    ),
+    *("ids", "edits", "subjects", "text", "model", "pretrained"),
 ]
 """The highest first."""
 

@@ -54,6 +54,33 @@ def test_threads_see_one_state_each_and_leave_nothing(name, tokenizer):
     assert outcome.clean
 
 
+@pytest.mark.parametrize("name", ["llp-answer", "elder", "icl", "finetune", "lora"])
+def test_one_thread_asks_the_base_model_while_others_are_edited(name, tokenizer):
+    model, given = lexical("llama", len(tokenizer)), METHODS.get(name, {}) | QUICK[name]
+    inputs = tokenizer(TEXTS[0], return_tensors="pt")
+
+    def logits():
+        with torch.no_grad():
+            return model(**inputs).logits
+
+    base, found = logits(), []
+    with memplug.attach(model, tokenizer, method_of(name), **given) as plug:
+        plug.edit(FACTS[0], progress=False)
+        edited, later = logits(), threading.Thread(target=lambda: plug.edit(FACTS[1], progress=False))
+        other = threading.Thread(target=lambda: found.append(logits()))
+        assert not torch.equal(edited, base)
+        with plug.base():
+            other.start()
+            other.join()
+            later.start()
+            for _ in range(20):
+                assert torch.equal(logits(), base)
+        later.join()
+        assert torch.equal(found[0], edited)
+        assert len(plug.edits) == 2
+        assert not torch.equal(logits(), base)
+
+
 def test_an_editor_is_fitted_beside_forwards_of_the_base_model(tokenizer):
     model = lexical("llama", len(tokenizer))
     inputs = tokenizer(TEXTS[0], return_tensors="pt")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -91,6 +91,9 @@ class Toy:
     @contextmanager
     def paused(self) -> Iterator[None]:
         yield
+
+    def base(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def release(self) -> None:
         if self.config.leak:

@@ -6,13 +6,38 @@ import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..text.printable import printable
 
-__all__ = ["Device", "Dtype", "Model", "explained", "load_model", "quiet"]
+if TYPE_CHECKING:
+    from ..edits import EditTable
+    from ..plugin import Plug
+
+__all__ = [
+    "Device",
+    "Dtype",
+    "Folder",
+    "Model",
+    "explained",
+    "has_plug",
+    "keep",
+    "load_model",
+    "new_plug",
+    "open_plug",
+    "peek",
+    "quiet",
+]
+
+Folder = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of the saved plug; or a store: a file FILE.db, or the URL of a database.",
+        show_default=False,
+    ),
+]
 
 Model = Annotated[
     str,
@@ -81,6 +106,53 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     if dtype == "auto" and model.dtype == torch.float16 and torch.device(device).type == "cpu":
         model = model.float()  # float16 products are several times slower than float32 on a CPU
     return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+
+
+def is_store(where: str) -> bool:
+    """Whether this names a store, and not a folder."""
+    return "://" in where or (where.endswith(".db") and not Path(where).is_dir())
+
+
+def has_plug(where: str) -> bool:
+    """Whether something is there, be it a plug or not: False for a new or empty folder or store."""
+    if not is_store(where):
+        path = Path(where)
+        return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    from ..store.opening import is_empty
+
+    return not is_empty(where)
+
+
+def peek(where: str) -> tuple[str, EditTable]:
+    """The method and the edits of a saved plug or a store, without a model; raises LoadError, StoreError."""
+    from ..saving import plugs
+    from ..store import opening
+
+    return opening.peek(where) if is_store(where) else plugs.peek(Path(where))
+
+
+def new_plug(where: str, model: Any, tokenizer: Any, method: str | None, preset: str) -> Plug:
+    """A plug without edits, in a new store if that is what ``where`` names."""
+    from ..attaching import attach
+
+    store = where if is_store(where) else None
+    return attach(model, tokenizer, method or "llp", preset=preset, store=store)
+
+
+def open_plug(where: str, model: Any, tokenizer: Any) -> Plug:
+    """The plug of a folder or a store; raises LoadError, StoreError."""
+    from ..attaching import attach, load
+
+    if not is_store(where):
+        return load(where, model, tokenizer)
+    peek(where)  # one that is not there is not made
+    return attach(model, tokenizer, store=where)
+
+
+def keep(plug: Plug, where: str) -> None:
+    """Save what was changed; in a store it is already."""
+    if plug.store is None:
+        plug.save(where, overwrite=False)
 
 
 def _check_device(name: str) -> None:

@@ -108,6 +108,10 @@ class Gate:
         made, or with ``hold``."""
         return self._interrupts.watched(hold)
 
+    def point(self) -> None:
+        """Here, inside `whole`, Ctrl-C does no harm: one that has waited comes now, unless it is held."""
+        self._interrupts.point()
+
     def _begin(self, me: int) -> None:
         with self._moved:
             try:

@@ -145,4 +145,5 @@ class Held:
         check_keys(entries.values(), self.memory, coming)
         self.entries = entries
         self._owner = {key: entry.subject for entry in entries.values() for key in entry.keys}
-        self._next, self._stamp = coming, len(entries)
+        # Another one than any before: what a cache holds of the entries that were there is not theirs.
+        self._next, self._stamp = coming, max(self._stamp, len(entries)) + 1

@@ -28,9 +28,11 @@ __all__ = [
     "TENSORS",
     "Manifest",
     "edits_of",
+    "manifest_of",
     "parsed",
     "read_manifest",
     "sealed",
+    "tensor_file",
     "version_of",
 ]
 
@@ -83,6 +85,11 @@ def _seal(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
+def tensor_file(digest: str) -> str:
+    """The name of the tensor file with this SHA-256."""
+    return f"tensors-{digest[:16]}.safetensors"
+
+
 def edits_of(edits: EditTable) -> list[dict[str, Any]]:
     """The edits as plain values for JSON."""
     return [{**asdict(edit), "prompt": to_json(edit.prompt)} for edit in edits.values()]
@@ -113,20 +120,29 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         ) from None
     except OSError as error:
         raise LoadError(f"{path} cannot be read ({error.strerror}); see who may read it") from error
+    return manifest_of(data, path), hashlib.sha256(data).hexdigest()
+
+
+def manifest_of(data: bytes, where: object) -> Manifest:
+    """What the bytes of a manifest say; ``where`` they are from is for the message of an error.
+
+    Raises:
+        LoadError: it is damaged, or was written by a newer version.
+    """
     try:
         if len(data) > _MOST:
             raise ValueError(f"it has more than {_MOST} bytes")
         values = table(parsed(data), "it")
-        _check_format(path, values["format"])
+        _check_format(where, values["format"])
         under_seal = values["format"] >= _SEALED or "sha256" in values
         if under_seal and values.get("sha256") != _seal(values):
             raise ValueError("what it says is not what was saved: wrong SHA-256")
-        return _checked(values), hashlib.sha256(data).hexdigest()
+        return _checked(values)
     except LoadError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if type(error) is KeyError else str(error)
-        raise LoadError(f"{path} is damaged ({printable(reason)}); take a copy that is whole") from error
+        raise LoadError(f"{where} is damaged ({printable(reason)}); take a copy that is whole") from error
 
 
 def parsed(data: bytes | str) -> Any:
@@ -152,10 +168,10 @@ def parsed(data: bytes | str) -> Any:
     raise ValueError(f"lists stand in lists more than {_DEPTH} deep")
 
 
-def _check_format(path: Path, version: Any) -> None:
+def _check_format(where: object, version: Any) -> None:
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise LoadError(
-            f"{path} has format {brief(version)}, this memplug reads up to {FORMAT}; upgrade memplug"
+            f"{where} has format {brief(version)}, this memplug reads up to {FORMAT}; upgrade memplug"
         )
 
 

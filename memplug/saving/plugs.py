@@ -36,7 +36,17 @@ from .files import (
     saving,
     write_atomically,
 )
-from .manifest import FORMAT, MANIFEST, TENSORS, Manifest, edits_of, read_manifest, sealed, version_of
+from .manifest import (
+    FORMAT,
+    MANIFEST,
+    TENSORS,
+    Manifest,
+    edits_of,
+    read_manifest,
+    sealed,
+    tensor_file,
+    version_of,
+)
 
 if TYPE_CHECKING:
     from ..plugin import Plug
@@ -46,7 +56,9 @@ __all__ = [
     "LoadError",
     "SaveError",
     "Saved",
+    "check_base",
     "damage",
+    "described",
     "fill",
     "fingerprint",
     "peek",
@@ -111,17 +123,7 @@ def save(folder: Path, plug: Plug, allowed: Set[str] | None) -> None:
     tensors, meta = plug.method.state()
     with plug.alone():  # a method may have changed weights; the name is the base model's
         base = fingerprint(plug.model)
-    values = {
-        "format": FORMAT,
-        "method": plug.name,
-        "config": asdict(plug.method.config),
-        "layers": plug.layers,
-        "model": {"class": type(plug.model).__name__, "fingerprint": base},
-        "edits": edits_of(plug.edits),
-        "off": [id for id in plug.edits if not plug.edits.enabled(id)],
-        "count": plug.count,
-        "meta": meta,
-    }
+    values = described(plug, meta, base)
     with saving(folder), locked(folder):
         _check_turn(folder, allowed)
         file, digest = _write_tensors(folder, tensors)
@@ -137,6 +139,27 @@ def save(folder: Path, plug: Plug, allowed: Set[str] | None) -> None:
             raise
         _tidy(folder, file)
     plug.saves.add(folder, version)
+
+
+def described(plug: Plug, meta: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """What a manifest says of a plug, but for its tensors.
+
+    Args:
+        plug: the plug.
+        meta: of its method's state.
+        base: the base model's `fingerprint`.
+    """
+    return {
+        "format": FORMAT,
+        "method": plug.name,
+        "config": asdict(plug.method.config),
+        "layers": plug.layers,
+        "model": {"class": type(plug.model).__name__, "fingerprint": base},
+        "edits": edits_of(plug.edits),
+        "off": [id for id in plug.edits if not plug.edits.enabled(id)],
+        "count": plug.count,
+        "meta": meta,
+    }
 
 
 def _make(folder: Path) -> None:
@@ -192,7 +215,7 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[str, st
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         temporary.chmod(mode)
         digest, _ = digest_of(temporary)
-        name = f"tensors-{digest[:16]}.safetensors"
+        name = tensor_file(digest)
         move(temporary, folder / name)
     return name, digest
 
@@ -204,22 +227,28 @@ def read(folder: Path, model: Any) -> Saved:
         LoadError: see `memplug.load`.
     """
     said, version = read_manifest(folder)
-    ours, (kind, theirs) = fingerprint(model), said.model
-    if theirs != ours:
-        raise LoadError(
-            f"{folder} was saved on a {printable(kind)} with the fingerprint {printable(theirs)}; this "
-            f"model, a {type(model).__name__} in {getattr(model, 'dtype', '?')}, has {ours}. Load the same "
-            "base model in the same dtype"
-        )
+    check_base(said, model, fingerprint(model), folder)
     for _ in range(_TRIES):
         try:
             return Saved(said, version, _tensors(folder / said.file, said.sha256))
         except LoadError:
             # A save may have come between, and taken the file away.
             before, (said, version) = version, read_manifest(folder)
-            if version == before or said.model[1] != ours:
+            if version == before:
                 raise
+            check_base(said, model, fingerprint(model), folder)
     return Saved(said, version, _tensors(folder / said.file, said.sha256))
+
+
+def check_base(said: Manifest, model: Any, ours: str, where: object) -> None:
+    """Raises LoadError for a manifest of another base model than this one, whose fingerprint is ``ours``."""
+    kind, theirs = said.model
+    if theirs != ours:
+        raise LoadError(
+            f"{where} was saved on a {printable(kind)} with the fingerprint {printable(theirs)}; this "
+            f"model, a {type(model).__name__} in {getattr(model, 'dtype', '?')}, has {ours}. Load the same "
+            "base model in the same dtype"
+        )
 
 
 def peek(folder: Path) -> tuple[str, EditTable]:

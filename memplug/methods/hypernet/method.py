@@ -194,8 +194,9 @@ class WeightEditor(LedgerMethod):
         editor = {n.removeprefix("editor."): t for n, t in tensors.items() if n.startswith("editor.")}
         for name, mine in self.editor.state_dict().items():
             shaped(editor, name, tuple(mine.shape), mine.dtype)
-        self.load_editor(editor)
+        read = self._read(editor)
         super().restore(tensors, meta, edits)
+        self._take(read)
 
     def load_editor(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over networks and statistics.
@@ -203,13 +204,21 @@ class WeightEditor(LedgerMethod):
         Raises:
             ValueError: they were made for other modules or with other constants.
         """
+        self._take(self._read(tensors))
+
+    def _read(self, tensors: Mapping[str, Tensor]) -> Editor:
+        """An editor with these networks and statistics: the present one where it has them."""
+        held = self.editor.state_dict()
+        if held.keys() == tensors.keys() and all(torch.equal(t, tensors[n].to(t)) for n, t in held.items()):
+            return self.editor
+        fresh = self._fresh()
         try:
-            self.editor.load_state_dict(dict(tensors))
-            self._take(self.editor)
+            fresh.load_state_dict(dict(tensors))
         except RuntimeError as error:
             raise ValueError(
                 f"the editor's networks do not fit this {self.name!r} configuration: {str(error)[:200]}"
             ) from error
+        return fresh
 
 
 class FittedEditor(WeightEditor):

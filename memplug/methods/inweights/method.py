@@ -86,6 +86,12 @@ class LedgerMethod:
         """The original weights inside the ``with``."""
         return self.ledger.paused()
 
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """The original weights inside the ``with``, for this thread alone."""
+        with self.ledger.drafting(), self.ledger.paused():
+            yield
+
     def release(self) -> None:
         """Put the original weights back, for good."""
         self.ledger.release()
@@ -219,7 +225,7 @@ class LedgerMethod:
         text = self._host.text
         ids = text.encode(prompt)
         edited = text.decode(text.generate([ids], 12)[0])
-        with self.ledger.drafting(), self.ledger.paused(), self._host.tracker.off():
+        with self.base(), self._host.tracker.off():
             base = text.decode(text.generate([ids], 12)[0])
         same, asked = canonical(prompt), question(prompt)
         near = [
@@ -247,5 +253,6 @@ class LedgerMethod:
             (id for entry in entries for id in entry.off),
             edits,
         )
-        self.ledger.hold(entries)
+        with self._drafting():
+            self.ledger.hold(entries)
         self._edits = dict(edits)

@@ -196,6 +196,10 @@ class LoRA:
         """Nothing to do: no weight is ever changed."""
         return nullcontext()
 
+    def base(self) -> AbstractContextManager[None]:
+        """Nothing to do, for the same reason."""
+        return nullcontext()
+
     def release(self) -> None:
         """Nothing to put back."""
 

@@ -1,0 +1,168 @@
+"""``/edits``, ``/jobs`` and ``/explain``: what is edited, and why an edit is recalled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Query, Request, Response
+
+from ..edits import Edit, as_edits
+from ..interface import Explanation
+from ..text.chat import as_prompt, to_json
+from ..text.printable import printable
+from .errors import ApiError
+from .jobs import Change
+from .schemas import (
+    EditOut,
+    EditPage,
+    EditsRequest,
+    ErrorOut,
+    ExplainRequest,
+    ExplanationOut,
+    Job,
+    RevisionOut,
+    RevisionPage,
+    Rollback,
+    Switch,
+)
+from .service import Service
+
+__all__ = ["changes"]
+
+_PATIENCE = 10.0  # seconds for which a deletion or a switch is waited for before it is answered with its job
+_EXPLAINED = 2  # prompts explained at once; each waits for an edit that is being learned
+
+
+def changes(service: Service) -> APIRouter:
+    """The routes that look at edits and change them."""
+    api = APIRouter(tags=["edits"], responses={422: {"model": ErrorOut}})
+    plug, jobs, limiter = service.plug, service.jobs, CapacityLimiter(_EXPLAINED)
+
+    @api.get("/edits")
+    async def list_edits(
+        after: Annotated[str | None, Query(description="Begin behind the edit with this id.")] = None,
+        limit: Annotated[int, Query(ge=1, le=1000, description="Edits of a page.")] = 100,
+    ) -> EditPage:
+        """The edits, in the order in which they were made."""
+        table = plug.edits
+        ids = list(table)
+        begin = 0 if after is None else ids.index(str(table[after].id)) + 1
+        page = [_shown(table[id], table.enabled(id)) for id in ids[begin : begin + limit]]
+        return EditPage(data=page, total=len(ids), has_more=begin + limit < len(ids))
+
+    @api.post("/edits", status_code=202)
+    async def make_edits(asked: EditsRequest, request: Request, response: Response) -> Job:
+        """Learn edits together, beside the requests that are served; they are in force when the job has
+        succeeded. A second edit of a prompt replaces the first."""
+        edits = await to_thread.run_sync(_checked, service, asked)
+        job = jobs.edit(edits, request.state.role, asked.why).job
+        response.headers["Location"] = f"/jobs/{job.id}"
+        return job
+
+    @api.delete("/edits/{id}", responses={202: {"model": Job}})
+    async def delete_edit(id: str, request: Request, response: Response) -> Job:
+        """Delete an edit for good; 202 where other changes come first."""
+        plug.edits[id]
+        return await _soon(jobs.delete(id, request.state.role), response)
+
+    @api.patch("/edits/{id}", responses={202: {"model": Job}})
+    async def switch_edit(id: str, asked: Switch, request: Request, response: Response) -> Job:
+        """Switch an edit off, or on again; 202 where other changes come first."""
+        plug.edits[id]
+        return await _soon(jobs.switch(id, asked.enabled, request.state.role), response)
+
+    @api.get("/jobs/{id}")
+    async def get_job(id: str) -> Job:
+        """How far a change is, and what went wrong."""
+        job = jobs.get(id)
+        if job is None:
+            raise ApiError(
+                404, f"there is no job {id!r}; jobs that have long ended are forgotten", "not_found"
+            )
+        return job
+
+    @api.get("/history")
+    async def history(
+        after: Annotated[int, Query(ge=0, description="Begin behind this revision.")] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000, description="Revisions of a page.")] = 100,
+    ) -> RevisionPage:
+        """What was done to the edits, by whom and why, where they are kept in a store."""
+        _check_store(service)
+        left = [one for one in await to_thread.run_sync(plug.history) if one.number > after]
+        page = [RevisionOut(**one._asdict()) for one in left[:limit]]
+        return RevisionPage(data=page, has_more=limit < len(left))
+
+    @api.post("/rollback", responses={202: {"model": Job}})
+    async def rollback(asked: Rollback, request: Request, response: Response) -> Job:
+        """Go back to the edits of an earlier revision, which is a new revision."""
+        _check_store(service)
+        kept = [one.number for one in await to_thread.run_sync(plug.history) if one.kept]
+        if asked.revision not in kept:
+            message = f"there is no revision {asked.revision} to go back to; see /history"
+            raise ApiError(404, message, "revision_not_found", "revision")
+        return await _soon(jobs.rollback(asked.revision, request.state.role), response)
+
+    @api.post("/explain")
+    async def explain(asked: ExplainRequest) -> ExplanationOut:
+        """Which edits take effect in a prompt, and what the method saw. Waits for an edit that is being
+        learned."""
+
+        def explained() -> ExplanationOut:
+            found, table = plug.explain(asked.prompt), plug.edits
+            lines = [printable(line) for line in str(found).splitlines()]
+            if not isinstance(found, Explanation):
+                return ExplanationOut(edits=None, lines=lines)
+            shown = [_shown(e, str(e.id) in table and table.enabled(str(e.id))) for e in found.edits]
+            return ExplanationOut(edits=shown, lines=lines)
+
+        return await to_thread.run_sync(explained, limiter=limiter)
+
+    return api
+
+
+def _check_store(service: Service) -> None:
+    """Raises ApiError where the edits are not kept in a store."""
+    if service.plug.store is None:
+        raise ApiError(404, "the edits are not kept in a store; start with --plug FILE.db", "no_store")
+
+
+def _shown(edit: Edit, enabled: bool) -> EditOut:
+    return EditOut(
+        id=str(edit.id),
+        prompt=to_json(edit.prompt),
+        target=edit.target,
+        subject=edit.subject,
+        enabled=enabled,
+    )
+
+
+def _checked(service: Service, asked: EditsRequest) -> list[Edit]:
+    """The edits, with all that can be told before they are learned.
+
+    Raises:
+        EditError, TokenizerError, ChatTemplateError: one cannot be made.
+    """
+    edits = as_edits([Edit(as_prompt(one.prompt), one.target, one.subject) for one in asked.edits])
+    for edit in edits:
+        service.text.pair(edit.prompt, edit.target)
+    return edits
+
+
+async def _soon(change: Change, response: Response) -> Job:
+    """The job once it has ended, or as it is after a while.
+
+    Raises:
+        ApiError: it failed.
+    """
+    await asyncio.wait({asyncio.wrap_future(change.ended)}, timeout=_PATIENCE)
+    job, error = change.job, change.job.error
+    if error is not None:
+        raise ApiError(
+            422 if error.code == "edit_failed" else 500, error.message, error.code or "server_error"
+        )
+    if not change.ended.done():
+        response.status_code = 202
+        response.headers["Location"] = f"/jobs/{job.id}"
+    return job

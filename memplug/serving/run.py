@@ -1,0 +1,38 @@
+"""From a plug to a server that listens: the logs of the process, and its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from ..plugin import Plug
+from .app import create_app
+from .logs import JSONLines
+from .settings import Keys, Settings
+
+__all__ = ["run"]
+
+_GRACE = 60  # seconds that requests under way have at the end
+
+
+def run(plug: Plug, save: Callable[[], Any], settings: Settings, keys: Keys, host: str, port: int) -> None:
+    """Serve until the process is told to end, and detach; see `create_app`.
+
+    What other processes put into the plug's store is taken up meanwhile.
+    """
+    lines = logging.StreamHandler()
+    lines.setFormatter(JSONLines())
+    logging.basicConfig(handlers=[lines], level=logging.INFO, force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").disabled = not settings.log_text  # they quote the edits
+    app = create_app(plug, settings, keys, save)
+    if plug.store is not None:
+        plug.store.follow()
+    uvicorn.run(
+        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE,
+        server_header=False,
+    )  # fmt: skip
+    plug.detach()

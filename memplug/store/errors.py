@@ -1,0 +1,13 @@
+"""What is raised where a store fails."""
+
+from __future__ import annotations
+
+__all__ = ["StoreError"]
+
+
+class StoreError(ValueError):
+    """A store that cannot be opened, read or written; plug and model are as they were before the call.
+
+    Where the connection was lost while the database confirmed a change, it may be stored all the same: then
+    the plug takes it up with the next call.
+    """
