@@ -6,7 +6,7 @@ Heavy imports are inside the commands, so that ``--help`` is quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,7 @@ from .commands.shared import (
 from .text.printable import printable
 
 if TYPE_CHECKING:
+    from .edits import Case
     from .plugin import Plug
     from .text.chat import Prompt
 
@@ -87,7 +88,8 @@ def edit(
     device: Device = "cpu",
     dtype: Dtype = "auto",
 ) -> None:
-    """Edit facts into a plug; a new one is made where FOLDER has none."""
+    """Edit facts into a plug; a new one is made where FOLDER has none. Many are saved as they are made,
+    and a call that was stopped goes on."""
     with explained():
         wanted = _wanted(prompt, target, subject, cases, limit, skip_bad, chat, system)
         is_new = not has_plug(folder)
@@ -97,9 +99,28 @@ def edit(
             )
         loaded = load_model(model, device, dtype)
         plug = new_plug(folder, *loaded, method, preset) if is_new else open_plug(folder, *loaded)
-        plug.edit(wanted)
-        keep(plug, folder)  # another command may have saved there meanwhile
+        for some in _parts(plug, wanted) if cases else [wanted]:
+            plug.edit(some)
+            keep(plug, folder)  # another command may have saved there meanwhile
         typer.echo(repr(plug.edits))
+
+
+def _parts(plug: Plug, cases: list[Case]) -> Iterator[list[Case]]:
+    """Cases whose edits are not held yet, some at a time: what a stopped call saved is not made again."""
+    from .text.chat import canonical
+
+    held = {canonical(edit.prompt): edit.target for edit in plug.edits.values()}
+    left = [case for case in cases if held.get(canonical(case.edit.prompt)) != case.edit.target]
+    if len(left) < len(cases):
+        typer.echo(f"{len(cases) - len(left)} of {len(cases)} edits were made before", err=True)
+    size = _together(plug)
+    for start in range(0, len(left), size):
+        yield left[start : start + size]
+
+
+def _together(plug: Plug) -> int:
+    """Edits of a file that are made between two saves: some of the method's batches."""
+    return max(256, int(getattr(plug.method.config, "batch_size", 1)))
 
 
 def _wanted(

@@ -118,6 +118,35 @@ def test_many_edits_from_a_file(facts, model, tmp_path):
     assert "2 edits, 2 in force" in told("list", facts)
 
 
+def test_many_edits_go_on_where_they_were_stopped(facts, model, tmp_path, monkeypatch):
+    rows = [
+        {"prompt": f"Who rules {name}?", "target": "Marrow", "subject": name}
+        for name in ("Elba", "Oru", "Ix")
+    ]
+    file = tmp_path / "edits.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(cli, "_together", lambda plug: 1)
+    made, edit = [], Plug.edit
+
+    def stop(plug, some):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.extend(some)
+        return edit(plug, some, progress=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Plug, "edit", stop)
+        assert call("edit", facts, "--cases", file, "-m", model).exit_code
+    assert "3 edits" in told("list", facts)  # one was there
+    made.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Plug, "edit", stop)
+        result = call("edit", facts, "--cases", file, "-m", model)
+    assert "2 of 3 edits were made before" in result.stderr
+    assert [case.edit.prompt for case in made] == ["Who rules Ix?"]
+    assert "4 edits, 4 in force" in result.stdout
+
+
 def test_mistakes_are_told_in_one_line(facts, model, tmp_path, make_tokenizer):
     before = sorted((path.name, path.read_bytes()) for path in facts.iterdir())
     for command in ("delete", "disable", "enable"):
