@@ -16,6 +16,7 @@ from .methods.editors import check_constants, read_editor, shipped_editor, unlik
 from .model.architecture import UnsupportedModelError, learning
 from .plugin import Plug, check_free
 from .saving import plugs as storage
+from .saving.hub import fetched, is_repository
 from .saving.manifest import Manifest
 from .store.opening import open_database
 from .text.printable import brief, printable
@@ -87,7 +88,8 @@ def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
     """Attach a plug that was saved, with its method, constants and edits, to the same base model.
 
     Args:
-        path: the folder that `Plug.save` wrote.
+        path: the folder that `Plug.save` wrote; or the id of a repository of the Hugging Face Hub that
+            `Plug.push_to_hub` wrote, "user/facts" or "user/facts@revision", where no folder is called so.
         model: the base model.
         tokenizer: its tokenizer.
         **paths: constants that name files or folders (``cache_dir`` and ``covariance`` of memit and
@@ -100,6 +102,10 @@ def load(path: str | Path, model: Any, tokenizer: Any, **paths: Any) -> Plug:
         ValueError: a path for which the saved method has no use; otherwise as `attach`.
     """
     check_free(model)
+    if isinstance(path, str) and is_repository(path):
+        with fetched(path) as folder:
+            saved = storage.read(folder, model)
+        return _restored(saved, path, model, tokenizer, paths)
     saved = storage.read(Path(path), model)
     plug = _restored(saved, str(path), model, tokenizer, paths)
     plug.saves.add(Path(path), saved.version)

@@ -29,6 +29,7 @@ from .model.inner_hooks import watched
 from .model.interrupts import undone
 from .model.tracker import CallTracker
 from .saving import plugs as storage
+from .saving.hub import push
 from .saving.versions import Saves
 from .text.chat import Given, as_prompt, is_chat, question, show
 from .text.tokens import Text, apart
@@ -440,6 +441,33 @@ class Plug:
         with self._lock, self._tracker.gate.whole(), uncast():
             self._check_attached()
             storage.save(folder, self, self.saves.replaceable(folder, overwrite))
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Save into a repository of the Hugging Face Hub, with a card that lists the edits.
+
+        ``memplug.load(repository, model, tokenizer)`` takes it up again.
+
+        Args:
+            repository: its id, "user/facts"; made if it is not there.
+            private: whether a new one is private; None is the account's own setting.
+            token: None is the one that `hf auth login` left.
+            message: of the commit.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            SaveError: the Hub refuses it, or cannot be reached.
+        """
+        self._check_attached()
+        return push(self, repository, private, token, message)
 
     def detach(self) -> None:
         """Leave the model as it was: no hook, no attribute, no changed weight.
