@@ -38,6 +38,10 @@ def attach(
 ) -> Plug:
     """Give a loaded model an editable memory.
 
+    The model object stays the caller's. It gets hooks and one attribute (``_memplug_plug``), and the methods
+    that edit weights write them with the first edit; a KV cache that is used with it
+    gets an attribute beside. `Plug.detach` takes all back from the model.
+
     Args:
         model: a Hugging Face causal language model, on any device, in any dtype.
         tokenizer: its tokenizer.

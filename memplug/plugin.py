@@ -102,7 +102,8 @@ class Plug:
 
         A second edit of a prompt replaces the first, with a warning; a text and the same text as a single
         user turn are one prompt. Several edits of one subject are all kept. Edits that the model, asked with
-        their own prompts, does not answer with their targets are kept with a warning.
+        their own prompts, does not answer with their targets are kept with a warning, and kept as well where
+        warnings are errors.
 
         Args:
             prompt: the prompt (a text, or messages with roles and contents of which the last is the user's
@@ -132,8 +133,17 @@ class Plug:
                 self._off.difference(replaced),
                 self._count + len(fresh),
             )
-            failed = self.unlearned([edit for edit in fresh if edit.id not in (told or ())])
+            failed, trouble = list[Edit](), ""  # from here on the edits are in force, whatever happens
+            try:
+                failed = self.unlearned([edit for edit in fresh if edit.id not in (told or ())])
+            except RuntimeError as error:  # out of memory
+                trouble = str(error)
         warn_unlearned([show(edit.prompt) for edit in failed], len(fresh), 2)
+        if trouble:
+            warnings.warn(
+                f"the edits are made, but whether they were learned could not be asked: {trouble}",
+                stacklevel=2,
+            )
         if replaced:
             warnings.warn(f"replaced {listed(replaced)}: the same prompt was edited again", stacklevel=2)
         return fresh[0] if single else fresh
@@ -237,7 +247,7 @@ class Plug:
         with self._lock:
             if self.store is not None and action is not None:
                 self.refresh()  # by itself, since what is swapped in makes Ctrl-C wait for the end
-            with gate.whole(), learning(), ExitStack() as stack:
+            with gate.uninterrupted(), learning(), ExitStack() as stack:
                 self._check_attached()  # another thread may have detached meanwhile
                 if self.store is not None and action is not None:
                     stack.enter_context(self.store.change(action, gate.point))
@@ -347,7 +357,7 @@ class Plug:
         def end() -> None:
             nonlocal begun
             if begun:
-                with gate.whole(hold=True), turning():
+                with gate.uninterrupted(hold=True), turning():
                     self._paused -= 1
                     stack.close()
                     begun = False
@@ -412,7 +422,7 @@ class Plug:
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
         self._text.check_size(asked)
         self._text.check_length(self._text.encode(asked), asked)
-        with self._lock, self._tracker.gate.whole(), uncast():
+        with self._lock, self._tracker.gate.uninterrupted(), uncast():
             self._check_attached()
             return self.method.explain(asked)
 
@@ -438,7 +448,7 @@ class Plug:
                 written (disk full, no permission, ...). What was there before is as it was.
         """
         folder = Path(path)
-        with self._lock, self._tracker.gate.whole(), uncast():
+        with self._lock, self._tracker.gate.uninterrupted(), uncast():
             self._check_attached()
             storage.save(folder, self, self.saves.replaceable(folder, overwrite))
 

@@ -222,7 +222,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(facts, model, monkeypatch):
     assert isinstance(result.exception, RuntimeError)
 
 
-def test_help_needs_no_torch():
+def test_import_and_help_need_no_torch():
     code = (
         "import sys\n"
         "from memplug.__main__ import app\n"

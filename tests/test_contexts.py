@@ -7,7 +7,7 @@ import torch
 from families import TEXTS, build
 
 from memplug.retrieval import samples as contexts
-from memplug.retrieval.samples import sample_prefixes
+from memplug.retrieval.samples import sample_texts
 from memplug.text.tokens import Text
 
 
@@ -24,11 +24,11 @@ def text(make_tokenizer):
 
 
 def test_prefixes_are_different_and_drawn_from_the_start_of_a_text(text):
-    found = sample_prefixes(text, 4, 6, 5, 0)
+    found = sample_texts(text, 4, 6, 5, 0)
     assert 1 < len(found) == len(set(found)) <= 4
-    assert found == sample_prefixes(text, 4, 6, 5, 0) != sample_prefixes(text, 4, 6, 5, 1)
-    assert sample_prefixes(text, 2, 6, 5, 0) == found[:2]  # one more does not change the others
-    assert sample_prefixes(text, 0, 6, 5, 0) == []
+    assert found == sample_texts(text, 4, 6, 5, 0) != sample_texts(text, 4, 6, 5, 1)
+    assert sample_texts(text, 2, 6, 5, 0) == found[:2]  # one more does not change the others
+    assert sample_texts(text, 0, 6, 5, 0) == []
 
 
 def test_a_model_without_a_bos_starts_from_its_stop_token():
@@ -48,24 +48,24 @@ def test_a_model_without_a_bos_starts_from_its_stop_token():
             assert tokens == 3
             return [["a\n\nb"]] * len(starts)
 
-    assert sample_prefixes(Start(), 2, 3, 5, 0) == ["a b"]  # the same twice counts once
+    assert sample_texts(Start(), 2, 3, 5, 0) == ["a b"]  # the same twice counts once
     assert seen == [[7], [7]]
 
 
 def test_what_a_large_model_says_is_kept_for_it_alone(text, make_tokenizer, tmp_path, monkeypatch):
     """Sampling thousands of tokens takes a real model minutes; another model has another file."""
-    plain = sample_prefixes(text, 3, 6, 5, 0)
+    plain = sample_texts(text, 3, 6, 5, 0)
     monkeypatch.setenv("MEMPLUG_CACHE", str(tmp_path))
     monkeypatch.setattr(contexts, "is_large", lambda model: True)
-    assert sample_prefixes(text, 3, 6, 5, 0) == plain
+    assert sample_texts(text, 3, 6, 5, 0) == plain
     (file,) = (tmp_path / "samples").iterdir()
     other = Text(build("llama", seed=1, vocab_size=len(text.tokenizer)), text.tokenizer)
-    sample_prefixes(other, 3, 6, 5, 0)
+    sample_texts(other, 3, 6, 5, 0)
     assert len(list((tmp_path / "samples").iterdir())) == 2
     monkeypatch.setattr(Text, "generate", lambda *given, **more: pytest.fail("sampled again"))
-    assert sample_prefixes(text, 3, 6, 5, 0) == plain
+    assert sample_texts(text, 3, 6, 5, 0) == plain
     monkeypatch.undo()
     monkeypatch.setenv("MEMPLUG_CACHE", str(tmp_path))
     monkeypatch.setattr(contexts, "is_large", lambda model: True)
     file.write_text("[1")
-    assert sample_prefixes(text, 3, 6, 5, 0) == plain
+    assert sample_texts(text, 3, 6, 5, 0) == plain

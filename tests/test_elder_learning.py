@@ -135,7 +135,7 @@ def test_codes_stay_as_they_were_when_routers_move_on(model, tokenizer):
 def test_replay_takes_the_edits_that_share_the_most_experts(model, tokenizer, monkeypatch):
     batches, train = [], training.train
     monkeypatch.setattr(
-        "memplug.methods.elder.asked.train", lambda *given: batches.append(given[4]) or train(*given)
+        "memplug.methods.elder.method.train", lambda *given: batches.append(given[4]) or train(*given)
     )
     given = QUICK | {"replay": 1, "batch_size": 1, "steps": 1}
     with memplug.attach(model, tokenizer, "elder", **given) as plug:

@@ -95,7 +95,7 @@ def test_ctrl_c_waits_for_the_next_forward_and_behind_a_change_for_the_end():
     gate, done = Gate(), []
 
     def change(at):
-        with gate.whole():
+        with gate.uninterrupted():
             for name in ("a part", "a forward", "the change", "what follows"):
                 if name == at:
                     signal.raise_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ import memplug
 from memplug.edits import Case, Edit, Probe
 from memplug.methods.hiedit import HiEditConfig
 from memplug.methods.hypernet.features import Features
-from memplug.methods.hypernet.gate import Gate
+from memplug.methods.hypernet.module_selector import Gate
 from memplug.methods.hypernet.trajectory import Trajectory
 from memplug.weights.modules import LinearModule
 

@@ -20,7 +20,7 @@ from memplug.edits import Edit, EditError
 from memplug.interface import Host
 from memplug.methods.hypernet.config import FitConfig
 from memplug.methods.hypernet.features import capture, requests
-from memplug.methods.hypernet.layer_selection import layer_selection
+from memplug.methods.hypernet.grow_ranges import grow_ranges
 from memplug.methods.inweights.branch import side_branch
 from memplug.methods.inweights.rows import FORWARD_COSTS, alike
 from memplug.model.architecture import UnsupportedModelError, inspect_model
@@ -79,7 +79,7 @@ def test_edits_are_spread_over_as_many_modules_as_their_tokens_need(
     host = Host(
         model, Text(model, tokenizer), architecture := inspect_model(model), CallTracker(architecture, None)
     )
-    ranges = layer_selection(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 6 / 8)), capacity)
+    ranges = grow_ranges(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 6 / 8)), capacity)
     found = find_sites(model, architecture, ranges)
     whiches = ("gate", "up", "down")
     assert [[s.layer for s in found if f"{which}_proj" in s.name] for which in whiches] == layers
@@ -97,11 +97,11 @@ def test_edits_are_not_spread_over_layers_that_cannot_be_edited(
         model, Text(model, tokenizer), architecture := inspect_model(model), CallTracker(architecture, None)
     )
     found = find_sites(
-        model, architecture, layer_selection(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 5 / 8)), 10**6)
+        model, architecture, grow_ranges(host, (("gate", 2 / 8, 3 / 8), ("up", 4 / 8, 5 / 8)), 10**6)
     )
     assert [site.layer for site in found] == [1, 2, 3, 3, 4, 5]
     with pytest.raises(UnsupportedModelError, match="layer 6"):
-        layer_selection(host, (("up", 6 / 8, 7 / 8),), 10**6)
+        grow_ranges(host, (("up", 6 / 8, 7 / 8),), 10**6)
 
 
 def test_changes_beside_a_weight_stay_exact_under_autocast(make_host: Callable[..., Host]) -> None:

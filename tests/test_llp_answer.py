@@ -146,8 +146,8 @@ class Failure(Exception):
         "retrieval.room.calibrated",
         "methods.llp.learning.lessons_of",
         "methods.llp.learning.Learner._read",
-        "methods.llp.answering.teach",
-        "methods.llp.answering.warn_unlearned",
+        "methods.llp.method.teach",
+        "methods.llp.method.warn_unlearned",
     ],
 )
 @pytest.mark.parametrize("fresh", [True, False])

@@ -59,7 +59,7 @@ def test_the_paper_preset_is_the_published_procedure(base, tokenizer, steps):
         stop_loss=7.0 if steps == 200 else 0.05,
     )  # fmt: skip
     with memplug.attach(model, tokenizer, config) as plug, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memplug.methods.llp.method.warn_unlearned", lambda *_: None)
+        patch.setattr("memplug.methods.llp.published.warn_unlearned", lambda *_: None)
         plug.edit(BORN, TARGET, SUBJECT)
         architecture, prefixes = plug.method._host.architecture, plug.method._contexts()
         got = plug.method.entries[SUBJECT].values[("e1",)]

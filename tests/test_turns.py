@@ -109,7 +109,7 @@ def check(text, turns, *prompts):
         ids, span = text.asked_span(prompt, 0, len(prompt[-1].content))
         front = shown(text, ids[: span[0]]).rstrip(" ")
         assert front.endswith(shown(text, turns.opens))
-        assert tuple(ids[span[-1] + 1 :])[: len(turns.asks)] == turns.asks
+        assert tuple(ids[span[-1] + 1 :])[: len(turns.answers)] == turns.answers
 
 
 PROMPTS = [
@@ -124,7 +124,7 @@ def test_chatml(text):
     turns = turns_of(talking)
     assert turns is not None
     assert shown(talking, turns.opens).endswith("<|user|>\n")
-    assert shown(talking, turns.asks) == "</s>\n<|assistant|>\n"
+    assert shown(talking, turns.answers) == "</s>\n<|assistant|>\n"
     check(talking, turns, *PROMPTS)
 
 
@@ -135,7 +135,7 @@ def test_brackets(text):
     assert turns is not None
     assert "[INST]" in shown(talking, turns.opens)
     assert talking.bos_id not in turns.opens
-    assert "[/INST]" in shown(talking, turns.asks)
+    assert "[/INST]" in shown(talking, turns.answers)
     check(talking, turns, PROMPTS[0], PROMPTS[2])
 
 
@@ -179,5 +179,5 @@ def test_smollm2(smollm2):
     turns = turns_of(text)
     assert turns is not None
     assert shown(text, turns.opens).endswith("<|im_start|>user\n")
-    assert shown(text, turns.asks) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert shown(text, turns.answers) == "<|im_end|>\n<|im_start|>assistant\n"
     check(text, turns, *PROMPTS)

@@ -50,8 +50,9 @@ class AlphaEditConfig(LocateConfig):
 
 
 class AlphaEdit(LocateMethod):
-    """``change = R K'P (K_p K_p' P + K K' P + ridge I)^-1`` (equation 14) with P the projection onto the null
-    space of the keys' second moment and K_p the keys of all earlier edits, in push-through form.
+    """``change = R K'P (K_p K_p' P + K K' P + ridge I)^-1`` (equation 14 of its paper,
+    keys are columns) with P the projection onto the null space of the keys' second moment and K_p the keys of
+    all earlier edits, in push-through form.
     """
 
     name = "alphaedit"
@@ -60,7 +61,7 @@ class AlphaEdit(LocateMethod):
         super().__init__(*given)
         self._used: dict[str, Tensor] = {}
 
-    def _metric(self, site: LinearModule, moments: Tensor) -> Tensor:
+    def _inverse_metric(self, site: LinearModule, moments: Tensor) -> Tensor:
         config, exact = self.config, moments.double()
         values, vectors = torch.linalg.eigh(exact)
         values = values.clamp(min=0)

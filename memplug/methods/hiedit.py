@@ -14,7 +14,8 @@ __all__ = ["HiEdit", "HiEditConfig"]
 
 @dataclass(frozen=True)
 class HiEditConfig(FitConfig):
-    """HiEdit: hierarchical lifelong editing; both low-level styles by ``style`` and ``tokens``."""
+    """HiEdit: hierarchical lifelong editing; both low-level styles by ``style`` and ``tokens``. The
+    gate is `hypernet.module_selector`."""
 
     back_depth: int = 10
     n_selected: float = 0.5

@@ -72,7 +72,8 @@ class MEMITConfig(LocateConfig):
 
 
 class MEMIT(LocateMethod):
-    """``change = R K' (C + K K')^-1`` in each layer (equation 14), in push-through form.
+    """``change = R K' (C + K K')^-1`` in each layer (equation 14, as printed: keys are columns), in
+    push-through form.
 
     Published, each batch is solved as if it were the first: ``C`` holds the base model's keys alone. By the
     method's own derivation what has been stored belongs to it, which is the default here
@@ -85,7 +86,7 @@ class MEMIT(LocateMethod):
     def _ridge(self) -> float:
         return 0.0 if self.config.constraint == "equality" else 1.0
 
-    def _metric(self, site: LinearModule, moments: Tensor) -> Tensor:
+    def _inverse_metric(self, site: LinearModule, moments: Tensor) -> Tensor:
         config, exact = self.config, moments.double()
         exact = exact + config.floor * exact.diagonal().mean() * torch.eye(
             site.d_k, device=exact.device, dtype=torch.float32

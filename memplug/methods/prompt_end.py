@@ -97,7 +97,7 @@ class PromptEnd:
             if call is None:
                 return
             call.check()
-            if call.asks:
+            if call.is_prompt:
                 states = unflat(states.detach(), len(call.valid))
                 at = call.prompt_end().to(states.device)
                 rows = torch.arange(len(at), device=at.device)
@@ -114,9 +114,9 @@ class PromptEnd:
             UnsupportedModelError: more of a prompt comes, and decides otherwise than what the cache holds.
         """
         held = Decision.of(call, self)
-        if not call.asks and (held is None or held.version == self.version):
+        if not call.is_prompt and (held is None or held.version == self.version):
             return held  # None is a cache begun without us, and what follows an answer's token
-        if held is None or call.asks:
+        if held is None or call.is_prompt:
             read: tuple[Tensor, Tensor] = call.scratch
             length = call.past + call.prompt_width
             if held is None and call.cache is None and not call.past:
@@ -125,7 +125,7 @@ class PromptEnd:
             read, length = (held.query, held.end), held.length
         which, given = self._find(read[0])
         decision = Decision(self, self.version, read[0], read[1], which, given, length)
-        if call.past and call.asks:
+        if call.past and call.is_prompt:
             before = torch.full_like(decision.which, -1) if held is None else held.which
             if not self._goes_on(before, decision.which):
                 raise not_in_pieces(*self._refusal)

@@ -35,7 +35,7 @@ class Call:
         media: BoolTensor [B,T]; the new tokens that stand for an image, a video or a sound, or around one;
             None where the model takes none.
         tokens: those of the cache's columns and the new ones; None where some went into the cache unseen.
-        asks: whether the new tokens are a prompt's, or a further part of one, and not what is said to it.
+        is_prompt: whether the new tokens are a prompt's, or a further part of one, and no answer.
         prefills: whether it is known that they are (``generate`` reads a prompt in pieces).
         refused: why no edit can be looked for in its rows; empty where one can.
         met: layers in which a hook was met; see `inner_hooks`.
@@ -56,7 +56,7 @@ class Call:
     whole: bool = False
     media: Tensor | None = None
     tokens: Tokens | None = None
-    asks: bool = True
+    is_prompt: bool = True
     prefills: bool = False
     refused: str = ""
     met: set[nn.Module] = field(default_factory=set)

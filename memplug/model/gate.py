@@ -103,7 +103,7 @@ class Gate:
                         self._changing = None
                         self._moved.notify_all()
 
-    def whole(self, hold: bool = False) -> AbstractContextManager[None]:
+    def uninterrupted(self, hold: bool = False) -> AbstractContextManager[None]:
         """Inside the ``with`` Ctrl-C waits for the next forward; for the end once the last change is being
         made, or with ``hold``."""
         return self._interrupts.watched(hold)

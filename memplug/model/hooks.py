@@ -1,4 +1,7 @@
-"""The only place that registers hooks on a model: all or none, and always removed.
+"""Registers hooks on a model: all or none, and always removed.
+
+`HookSet` is a plug's own, from attach to detach. `OwnHooks` are one thread's, for a moment, while a method
+reads or learns; `probes` looks at a model before it has a plug.
 
 Knows nothing about editing. Hooks are given as (module, kind, function); everything is resolved
 before the first is registered, so a mistake leaves nothing behind.

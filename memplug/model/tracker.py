@@ -220,12 +220,12 @@ class CallTracker:
         valid = valid if media is None else valid & ~media
         reads = generating() if past else ""
         part = reads != "drafts" and (prompt is not None or not (length == 1 or judged or told))
-        asks = (past == 0 or reads == "prompt" or part) and not getattr(self._local, "again", False)
+        is_prompt = (past == 0 or reads == "prompt" or part) and not getattr(self._local, "again", False)
         new = Tokens(
             torch.full_like(real, -1, dtype=torch.long) if ids is None else ids,
             real,
             first,
-            (real.sum(1) if prompt is None else prompt) if asks else torch.zeros_like(start),
+            (real.sum(1) if prompt is None else prompt) if is_prompt else torch.zeros_like(start),
             state,
             usual and (given.get("input_ids") is not None or self._stands_for(ids, embeds)),
         )
@@ -236,12 +236,13 @@ class CallTracker:
                 known = None  # a caller has put some in by hand
             if known is not None and known.state is not state and known.plain and reads != "drafts":
                 known = self._fill(cache, known, state)
-            if asks and (known is None or known.state is not state):
+            if is_prompt and (known is None or known.state is not state):
                 refused = refused or _UNREAD
             so_far = known and known.more(new)
         return Call(
             valid, real, past, first, start, cache, held_by(cache), ids=ids, marks=tokens, prompt=prompt,
-            whole=whole, media=media, tokens=so_far, asks=asks, prefills=reads == "prompt", refused=refused,
+            whole=whole, media=media, tokens=so_far, is_prompt=is_prompt, prefills=reads == "prompt",
+            refused=refused,
         )  # fmt: skip
 
     def _fill(self, cache: Any, tokens: Tokens, state: object) -> Tokens:

@@ -28,7 +28,7 @@ from .neutral_texts import FRONTS, NAMES, SYSTEM, TALK
 from .passes import Line
 from .questions import Metric, metric, told
 from .relations import wordings
-from .samples import sample_prefixes
+from .samples import sample_texts
 
 __all__ = ["calibrate", "calibrated", "states_of"]
 
@@ -75,7 +75,7 @@ def calibrate(host: Host, config: RetrievalConfig, think: Sequence[int], relatio
     short neutral text, so that sentences and questions about things are among it.
     """
     layers = (*think, relation)
-    texts = sample_prefixes(host.text, _TEXTS, _LENGTH, config.sample_top_k * 40, config.seed)
+    texts = sample_texts(host.text, _TEXTS, _LENGTH, config.sample_top_k * 40, config.seed)
     rows = [host.text.encode(text) for text in texts]
     sample = _sample(host, tuple(think), [*rows, *map(host.text.encode, _neutral())])
     rank = min(host.architecture.width, config.rank)

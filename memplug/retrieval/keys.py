@@ -110,6 +110,7 @@ def outputs_of(host: Host, layers: Sequence[int], run: Callable[[], Any]) -> Ten
 
 def contrast(states: Tensor, others: Sequence[Tensor], config: RetrievalConfig) -> Tensor:
     """The key of a subject: its states' mean, moved away from the other subjects' keys where it must be.
+    So in the published procedure, on raw states, and by default, on calibrated ones.
 
     LLP's contrastive loss in each layer, -log(P / (P + N)), with P the mean over the subject's contexts
     and N the mean over other keys of exp(similarity / temperature); the similarity of spans is the one

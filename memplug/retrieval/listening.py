@@ -22,7 +22,7 @@ from ..model.context import Call
 from ..model.row_state import RowState, of_rows
 from .calibration import Calibration
 from .questions import Question, told
-from .reading import Asks, Kind, Reader, Reading, Speaking
+from .reading import Kind, Reader, Reading, Score, Speaking
 
 __all__ = ["Heard", "Listener", "RowHeard"]
 
@@ -204,8 +204,8 @@ class Listener:
                 if row.ids
                 else states[b][columns]
             )
-            asks = self._asks(row.reading.count - len(row.ids), known, asked, calibration, met)
-            reading, said = self.reader.read(row.reading, new_ids, here, asks)
+            score = self._score(row.reading.count - len(row.ids), known, asked, calibration, met)
+            reading, said = self.reader.read(row.reading, new_ids, here, score)
             line: list[tuple[Speaking, ...]] = [()] * real.shape[1]
             for column, speaking in zip(columns, said, strict=True):
                 line[column] = speaking
@@ -216,14 +216,14 @@ class Listener:
             rows.append(RowHeard(reading, tail.clone(), known[-kept:], asked[-kept:].clone()))
         return rows, spoken
 
-    def _asks(
+    def _score(
         self,
         base: int,
         ids: Sequence[int],
         states: Tensor,
         calibration: Calibration,
         met: dict[str, float] | None,
-    ) -> Asks:
+    ) -> Score:
         """What a row asks for. Its tokens are known from ``base`` on: `_SENTENCE` up to each that may end a
         question."""
 

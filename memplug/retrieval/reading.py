@@ -19,7 +19,7 @@ from typing import Literal
 
 from ..text.turns import Turns, starts_sentence
 
-__all__ = ["CLOSES", "Asks", "Kind", "Reader", "Reading", "Speaking"]
+__all__ = ["CLOSES", "Kind", "Reader", "Reading", "Score", "Speaking"]
 
 CLOSES = -2
 """Behind the last token of an answer: the edit speaks at that token, too, to end its word there."""
@@ -31,7 +31,7 @@ Kind = Literal["open", "aside", "due"]
 or that says in an answer what its user did not ask for; or the beginning of an answer to a question that
 asked for the edit. See `Calibration.limit`."""
 
-Asks = Callable[[str, int, int, int, int, bool, Kind], "float | None"]
+Score = Callable[[str, int, int, int, int, bool, Kind], "float | None"]
 """(edit, key, place, begin, at, chat, kind): how much the tokens ``begin`` to ``at`` of a row resemble what
 the edit is asked by; its key was seen to end at ``place``; ``chat`` in a user's turn. None where they ask for
 something else."""
@@ -110,14 +110,14 @@ class Reader:
     @property
     def reach(self) -> int:
         """Tokens between the end of a question and the place where it is answered."""
-        return len(self._turns.asks) if self._turns else 1
+        return len(self._turns.answers) if self._turns else 1
 
     def read(
         self,
         row: Reading,
         ids: Sequence[int],
         named: Mapping[int, Sequence[int]],
-        asks: Asks,
+        score: Score,
     ) -> tuple[Reading, list[tuple[Speaking, ...]]]:
         """The row after ``ids``, and what speaks at each of them.
 
@@ -125,15 +125,15 @@ class Reader:
             row: the row before.
             ids: its next real tokens.
             named: keys that end at the i-th of them.
-            asks: see `Asks`.
+            score: see `Score`.
         """
         spoken: list[tuple[Speaking, ...]] = []
         for i, token in enumerate(ids):
-            row = self._next(row, token, named.get(i, ()), asks)
+            row = self._next(row, token, named.get(i, ()), score)
             spoken.append(row.speaking)
         return row, spoken
 
-    def _next(self, row: Reading, token: int, keys: Sequence[int], asks: Asks) -> Reading:
+    def _next(self, row: Reading, token: int, keys: Sequence[int], score: Score) -> Reading:
         at = row.count
         before = "".join(map(self._piece, row.recent[-_RECENT:]))
         begin = row.begins[-1] if row.begins else 0
@@ -141,7 +141,7 @@ class Reader:
         if row.recent and starts_sentence(before, self._piece(token)):
             said, asking = (), before.rstrip().endswith("?")
             if asking and row.user and row.named:
-                asked = (*asked, *self._asking(row, begin, at - 1, asks, asked))
+                asked = (*asked, *self._asking(row, begin, at - 1, score, asked))
             if not asking:  # a question and what answers it belong together
                 begin = at
                 due = due if row.wanted else ()
@@ -154,18 +154,18 @@ class Reader:
         if turns and recent[-len(turns.opens) :] == turns.opens:
             begins = (*begins[:-1], at + 1)
             row = replace(row, user=True, asked=(), wanted=None, said=(), speaking=(), named={}, due=())
-        elif turns and row.user and recent[-len(turns.asks) :] == turns.asks:
-            back = len(turns.asks)
+        elif turns and row.user and recent[-len(turns.answers) :] == turns.answers:
+            back = len(turns.answers)
             found = row.asked
             if named and len(begins) > back:
                 ended = self._ended(recent[:-back])
-                more = self._asking(row, begins[-1 - back], at - back, asks, found, ended)
+                more = self._asking(row, begins[-1 - back], at - back, score, found, ended)
                 found = (*found, *more)
             begins = (*begins[:-1], at + 1)
             speaking, found = self._spoken(found, at), tuple(found)
             row = replace(row, user=False, asked=(), wanted=found, said=(), speaking=speaking, due=found)
         elif not row.user and named and not speaking:
-            here = self._asking(row, begin, at, asks, said, self._ended(recent))
+            here = self._asking(row, begin, at, score, said, self._ended(recent))
             row = replace(row, speaking=self._spoken(here, at)) if here else row
             if here and self._text(recent).endswith("?"):
                 row = replace(row, due=tuple(dict.fromkeys((*due, *here))))
@@ -176,7 +176,7 @@ class Reader:
         row: Reading,
         begin: int,
         at: int,
-        asks: Asks,
+        score: Score,
         without: Sequence[str],
         ended: bool = False,
     ) -> list[str]:
@@ -193,11 +193,11 @@ class Reader:
                 if edit not in scores and edit not in without:
                     aside = ended or (row.wanted is not None and edit not in row.wanted)
                     kind: Kind = "aside" if aside else "due" if edit in row.due else "open"
-                    score = asks(edit, key, place, begin, at, row.user, kind)
-                    if score is not None:
-                        mine[edit] = score
+                    value = score(edit, key, place, begin, at, row.user, kind)
+                    if value is not None:
+                        mine[edit] = value
             least = _CLOSE * max(mine.values(), default=0.0)
-            scores |= {edit: score for edit, score in mine.items() if score >= least}
+            scores |= {edit: value for edit, value in mine.items() if value >= least}
         return sorted(scores, key=lambda edit: -scores[edit])[: self._limit]
 
     def _ended(self, ids: Sequence[int]) -> bool:

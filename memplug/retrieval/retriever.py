@@ -87,7 +87,7 @@ class Retriever(Held):
     def asked(self, call: Call) -> list[list[tuple[str, ...]]]:
         """The edits in force that speak at each column of each row of a forward, best first.
 
-        The states of `Room.layers` are in ``context.states``. What a row has read may go on with an edit that
+        The states of `Room.layers` are in ``call.states``. What a row has read may go on with an edit that
         was switched off or deleted since; it is left out.
         """
         found = self.room.listen(call)

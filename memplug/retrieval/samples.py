@@ -16,7 +16,7 @@ from ..pretrained import cache, is_large
 from ..saving.plugs import fingerprint
 from ..text.tokens import Text, TopKSampler
 
-__all__ = ["ordinary_texts", "sample_prefixes"]
+__all__ = ["ordinary_texts", "sample_texts"]
 
 _PLAIN = (
     "The door stood open, and nobody was in the room.",
@@ -34,7 +34,7 @@ def _seed(*parts: object) -> int:
     return zlib.crc32("\x1f".join(map(str, parts)).encode())
 
 
-def sample_prefixes(text: Text, count: int, tokens: int, top_k: int, seed: int) -> list[str]:
+def sample_texts(text: Text, count: int, tokens: int, top_k: int, seed: int) -> list[str]:
     """``count`` pieces of running text of at most ``tokens`` tokens, sampled from the start of a text.
 
     Of a model that says nothing there (it stops at once, or at blanks), pieces of a few plain sentences. What
@@ -68,7 +68,7 @@ def sample_prefixes(text: Text, count: int, tokens: int, top_k: int, seed: int) 
 
 def ordinary_texts(text: Text, seed: int) -> list[str]:
     """Running text of the model's own, for what is usual in it: some 4,000 tokens."""
-    return sample_prefixes(text, 64, 64, 200, seed)
+    return sample_texts(text, 64, 64, 200, seed)
 
 
 def _file(text: Text, *asked: int) -> Path:

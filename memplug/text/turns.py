@@ -28,11 +28,11 @@ class Turns(NamedTuple):
 
     Attributes:
         opens: what stands right before the question of a user.
-        asks: what stands between the end of the question and the answer.
+        answers: what stands between the end of the question and the answer.
     """
 
     opens: tuple[int, ...]
-    asks: tuple[int, ...]
+    answers: tuple[int, ...]
 
 
 def starts_sentence(before: str, piece: str) -> bool:
@@ -64,8 +64,8 @@ def turns_of(text: Text) -> Turns | None:
     found = [*(a for a in asked if a), later]
     # A blank before the question is a token of its own before some questions only.
     fronts = [_without_blanks(text, front) for front, _ in found]
-    opens, asks = _common_end(fronts), _common_begin([end for _, end in found])
-    return Turns(opens, asks) if opens and asks else None
+    opens, answers = _common_end(fronts), _common_begin([end for _, end in found])
+    return Turns(opens, answers) if opens and answers else None
 
 
 def _asked(text: Text, messages: list[Message]) -> tuple[list[int], list[int]] | None:

@@ -7,19 +7,19 @@ One file, one word: `asked` experts where edits are asked for (default) · `meth
 """
 
 from ...interface import Host
-from .asked import AskedELDER
 from .config import ELDERConfig
 from .explain import Answered, Explanation
 from .known import Removed
 from .method import ELDER
+from .published import PublishedELDER
 
-__all__ = ["ELDER", "Answered", "AskedELDER", "ELDERConfig", "Explanation", "Removed", "open_elder"]
+__all__ = ["ELDER", "Answered", "ELDERConfig", "Explanation", "PublishedELDER", "Removed", "open_elder"]
 
 
-def open_elder(host: Host, config: ELDERConfig) -> ELDER | AskedELDER:
+def open_elder(host: Host, config: ELDERConfig) -> ELDER | PublishedELDER:
     """The method for a config: experts by the answer of what is asked, or by whole rows.
 
     Raises:
         ValueError, UnsupportedModelError: as the classes do.
     """
-    return (AskedELDER if config.scope == "answer" else ELDER)(host, config)
+    return (ELDER if config.scope == "answer" else PublishedELDER)(host, config)

@@ -1,45 +1,57 @@
-"""ELDER as published: mixtures of LoRAs with guided routing, for rows whose codes are near to some edit's."""
+"""ELDER over LLP's retrieval: an edit's experts are used by the answer alone, where the edit is asked for.
+
+An edit is routed by a query of its own, made of its subject's key and of the words that ask for it. Routers
+stay as they start, so that what it is routed to never changes.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...edits import Edit, EditTable
 from ...interface import Host, State
+from ...model.architecture import evaluating
+from ...model.attention import lowest_layer
 from ...model.hooks import Hook
 from ...model.row_state import check_holds
-from ...retrieval.lessons import Lesson
-from ...retrieval.passes import FromLayer, Line, run_whole
+from ...retrieval.lessons import Lesson, lessons_of
+from ...retrieval.passes import Chunk, FromLayer, Run, run_lines, run_whole
+from ...retrieval.retriever import Prepared
+from ...saving.checked import check_rest, names, shaped
 from ...text.chat import Prompt
-from ...text.printable import printable
-from ..llp.learning import batches
-from ..places import find_places, find_site
-from ..prompt_end import PromptEnd
-from .codes import Allocation, Near, blocked, draw, nearest
+from ..llp.learning import Learner, batches
+from ..places import find_places
+from ..retrieval_method import RetrievalMethod
+from .codes import distances
 from .config import ELDERConfig
-from .experts import Experts, Used, mixing
-from .explain import Explanation, uses_of
-from .known import Known, Record, Removed
+from .experts import Experts, Routing, Used, mixing
+from .explain import Answered, uses_of
+from .known import Removed
 from .training import Batch, train
 
 __all__ = ["ELDER"]
 
-_REFUSAL = "elder", 'scope="answer"'
+_GAIN = 4.0  # length of a query in units of sqrt(its width): the larger, the more two routers' logits differ
 
 
-class ELDER:
-    """Mixture of LoRAs with guided routing and deferral, over a base model whose weights never change.
+class _Learned(NamedTuple):
+    """The experts, and the query [q] of each edit."""
 
-    All edits share the LoRAs and routers: sum over edited linears (p, o) of N r (p + o) + N q + N learnable
-    parameters, however many edits there are (3,164,184 for six linears of 11008 to 4096 with q = 11008,
-    N = 4, r = 8). A row's query is the input of the linear below the first edited one, see `PromptEnd`.
+    experts: Experts
+    queries: dict[str, Tensor]
+
+
+class ELDER(RetrievalMethod):
+    """Mixture of LoRAs over a base model whose weights never change, used where an edit is asked for.
+
+    All edits share the LoRAs: `experts.parameter_count` has how many parameters there are, with however many
+    edits.
 
     Args:
         host: the model.
@@ -51,193 +63,176 @@ class ELDER:
     """
 
     def __init__(self, host: Host, config: ELDERConfig) -> None:
-        self.config = config = config.resolve(len(host.architecture.layers))
-        self._host = host
+        config = config.resolve(len(host.architecture.layers))
         check_holds(host.model, host.architecture)
         self._places = find_places(host.model, host.architecture, config.edit_layers or ())
-        site = find_site(host.model, host.architecture, config.first - 1, "input")
+        super().__init__(host, config, config.retrieval)
+        self._width = self.retriever.room.width + host.architecture.width
         self._upper = FromLayer(host.model, host.architecture, config.first)
-        self._width = site.width
-
-        def goes_on(before: Tensor, now: Tensor) -> bool:
-            return not bool(((before >= 0) | (now >= 0)).any())
-
-        self._ends = PromptEnd(host, site, self._find, goes_on, _REFUSAL)
-        self.known = Known(self._fresh())
-
-    @property
-    def active(self) -> bool:
-        """Whether any edit is in force."""
-        return bool(self.known.on())
+        # What stands before the answer is run once where layers keep keys and values, and nothing else.
+        attends = lowest_layer(host.model, host.architecture) <= config.first
+        self._run: Run = run_lines if attends else run_whole
+        self._learned = _Learned(self._fresh(), {})
+        self._routes: dict[str, Routing] = {}
 
     @property
     def experts(self) -> Experts:
         """All learnable parameters."""
-        return self.known.experts
+        return self._learned.experts
 
     def _fresh(self) -> Experts:
         c = self.config
-        return Experts(self._places, self._width, c.n_experts, c.top_k, c.rank, True, c.seed)
+        return Experts(self._places, self._width, c.n_experts, c.top_k, c.rank, False, c.seed)
 
     # ------------------------------------------------------------------ forwards
 
     def hooks(self) -> list[Hook]:
-        """Look at the query, decide before the first edited layer, add the experts' output."""
+        """Listen, decide before the first edited layer, add the experts' output."""
         tracker = self._host.tracker
 
         def decide(_m: nn.Module, _args: Any, _kwargs: Any) -> None:
             call = tracker.current
-            if call is None:
-                return
-            decision = self._ends.decide(call)
-            call.scratch = None
-            if decision is not None and decision.given:
-                columns = call.valid.shape[1]
-                rows = (decision.which >= 0).nonzero()[:, 0].repeat_interleave(columns)
-                at = rows * columns + torch.arange(columns).repeat(len(rows) // columns)
-                call.scratch = Used(at, *(one[rows.to(one.device)].transpose(0, 1) for one in decision.given))
+            if call is not None:
+                call.scratch = self._used(self.retriever.asked(call))
 
         before = Hook(self._host.architecture.layers[self.config.first], "before", decide)
-        return [self._ends.hook(), before, *mixing(self._host, self._places, lambda: self.experts)]
+        return [*self.retriever.room.hooks(), before, *mixing(self._host, self._places, lambda: self.experts)]
 
-    def _find(self, query: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Picks and weights [B,l,k] of rows in scope; see `prompt_end.Find`."""
-        near, out = self._near(query)
-        scope = (near.distance < self.config.epsilon) & ~out
-        which = torch.where(scope, near.place, -1).cpu()
-        given = [one.transpose(0, 1) for one in self.experts.route(query)] if bool(scope.any()) else []
-        return which, given
+    def _used(self, asked: Sequence[Sequence[tuple[str, ...]]]) -> Used | None:
+        """The experts in use at each token; of several edits, those of the one that is asked for most."""
+        spoken = [
+            (b * len(row) + t, ids[0]) for b, row in enumerate(asked) for t, ids in enumerate(row) if ids
+        ]
+        if not spoken:
+            return None
+        routes = [self._routed(id) for _, id in spoken]
+        picks, weights = (torch.cat(parts, dim=1) for parts in zip(*routes, strict=True))
+        return Used(torch.tensor([at for at, _ in spoken]), picks, weights)
 
-    def _near(self, query: Tensor) -> tuple[Near, Tensor]:
-        """The nearest edits in force to queries [B,q], and BoolTensor [B] of rows that are kept out."""
-        on = self.known.on()
-        out = blocked(query, list(self.known.blocks.values()), [record.query for record in on])
-        if not on:
-            none = torch.full((len(query),), -1, device=query.device)
-            return Near(none, none.fill_(1 << 40)), out
-        codes = torch.stack([record.picks for record in on], dim=1)
-        return nearest(self.experts.route(query).picks, codes, self.experts.n), out
+    def _routed(self, id: str) -> Routing:
+        """[l,1,k]: where an edit is routed."""
+        found = self._routes.get(id)
+        if found is None:
+            found = self._routes[id] = self.experts.route(self._learned.queries[id][None])
+        return found
 
     # ------------------------------------------------------------------ edits
 
-    @contextmanager
-    def _changing(self) -> Iterator[Known]:
-        """A copy of what is known, for changing; it takes its place if nothing goes wrong."""
-        now = self.known
-        with self._host.tracker.off():
-            known = Known(now.experts.copy(), dict(now.records), dict(now.blocks))
-            yield known
-        with self._host.tracker.gate.changing():
-            self.known = known
-            self._ends.version += 1
-
-    def check(self, edits: Sequence[Edit]) -> None:
-        """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
-        for edit in edits:
-            self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
-
     def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> None:
-        """Train the shared LoRAs and routers on ``edits``, a few at a time, in their order."""
-        with self._changing() as known:
-            for edit in replaced:
-                known.records.pop(str(edit.id))
-                known.blocks.pop(str(edit.id), None)
-            self._learn(known, edits, progress)
-
-    def _learn(self, known: Known, edits: Sequence[Edit], progress: bool) -> None:
-        c = self.config
-        for some, _, advance in batches(edits, c.batch_size, c.steps, progress):
-            given = self._allocate(known, some)
-            batch = self._batch(some, given)
-            picks = train(self._host, self._upper, known.experts, c, batch, advance).picks
-            for e, (edit, allocation) in enumerate(zip(some, given, strict=True)):
-                known.records[str(edit.id)] = Record(edit, allocation, batch.query[e], picks[:, e])
-
-    def _batch(self, edits: Sequence[Edit], given: Sequence[Allocation]) -> Batch:
-        """Each one's own prompt and answer, with the experts that it is given."""
-        lessons = []
-        for e, edit in enumerate(edits):
-            pair = self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
-            line = Line(tuple(pair.ids), pair.start - 1)
-            lessons.append((e, Lesson(line, range(0), range(0), True, isinstance(edit.prompt, str))))
-        lines = [lesson.line for _, lesson in lessons]
-        chunks = run_whole(self._host, self._upper, lines, [()] * len(lines), ())[0]
-        query = self._ends.read([self._host.text.encode(edit.prompt) for edit in edits])
-        still = self.config.router_lr == 0
-        return Batch(lessons, chunks, query, None if still else torch.tensor(list(given)).transpose(0, 1))
-
-    def _allocate(self, known: Known, edits: Sequence[Edit]) -> list[Allocation]:
-        """The experts of each edit; edits with the same subject and target are rephrasings of one fact."""
-        c, linears = self.config, len(self._places)
-        facts = {(r.edit.subject, r.edit.target): r.allocation for r in known.records.values()}
-        for edit in edits:
-            fact = edit.subject, edit.target
-            if fact not in facts:
-                key = f"{edit.subject}\x1f{edit.target}"
-                facts[fact] = draw(set(facts.values()), linears, c.n_experts, c.top_k, c.seed, key)
-        return [facts[edit.subject, edit.target] for edit in edits]
+        """Train the shared LoRAs on ``edits``, a few at a time, in their order."""
+        prepared = Prepared(self.retriever.drafts(edits, replaced))
+        gone = {str(edit.id) for edit in replaced}
+        kept = {id: query for id, query in self._learned.queries.items() if id not in gone}
+        learned = _Learned(self.experts.copy(), kept)
+        self._learn(learned, edits, prepared, progress)
+        self._put(prepared, learned)
 
     def forget(self, edits: Sequence[Edit], *, progress: bool, retrain: bool = False) -> tuple[Removed, ...]:
-        """Take the edits' codes out, so that nothing asks for them any more.
+        """Nothing asks for the edits any more; what was learned stays in the shared LoRAs.
 
-        What was learned stays in the shared LoRAs. It may still show where another edit covers the same
-        inputs; the result says which. ``retrain=True`` starts from fresh LoRAs and learns the kept edits
-        anew: the only true removal, at the price of learning them all.
+        ``retrain=True`` starts from fresh LoRAs and learns the kept edits anew: the only true removal, at the
+        price of learning them all.
         """
-        with self._changing() as known:
-            gone = [known.records.pop(str(edit.id)) for edit in edits]
-            known.blocks |= {str(record.edit.id): record.query for record in gone}
-            if retrain:
-                kept, known.records, known.experts = known.records, {}, self._fresh()
-                self._learn(known, [record.edit for record in kept.values()], progress)
-                for id, record in kept.items():
-                    known.switch(id, record.on)
-        return tuple(self._left(record) for record in gone)
+        gone = {str(edit.id) for edit in edits}
+        kept = {id: query for id, query in self._learned.queries.items() if id not in gone}
+        learned = _Learned(self.experts, kept)
+        if retrain:
+            left = [self.retriever.edit(id) for id in kept]
+            learned = _Learned(self._fresh(), {})
+            self._learn(learned, left, Prepared(self.retriever.drafts(left, ())), progress)
+        self._put(self.retriever.without(edits), learned)
+        return tuple(Removed(edit, None, None) for edit in edits)
 
-    def _left(self, gone: Record) -> Removed:
-        near, _ = self._near(gone.query[None])
-        distance = int(near.distance[0])
-        if distance >= self.config.epsilon:
-            return Removed(gone.edit, None, None)
-        return Removed(gone.edit, self.known.on()[int(near.place[0])].edit, distance)
+    def _learn(self, learned: _Learned, edits: Sequence[Edit], prepared: Prepared, progress: bool) -> None:
+        """Train ``learned`` on edits; ``prepared`` gets what they are recognised by."""
+        c, host, asking = self.config, self._host, prepared.asking
+        before: list[Edit] = []
+        with host.tracker.off(), evaluating(host.model):
+            memory, calibration = self.retriever.memory, self.retriever.room.calibrate()
+            learner = Learner(host, self._upper, c.retrieval, memory, calibration, self._run)
+            for some, bar, advance in batches(edits, c.batch_size, c.steps, progress):
+                part = [(prepared.drafts[str(edit.subject)], edit) for edit in some]
+                lessons, chunks = learner.read(part, prepared.keys, asking.questions, bar)
+                queries = {str(edit.id): self._query(edit, prepared) for edit in some}
+                batch = self._beside(learned, before, queries, lessons, chunks)
+                train(host, self._upper, learned.experts, c, batch, advance)
+                learned.queries.update(queries)
+                before += some
+            asking.forms.update({str(edit.id): self.retriever.room.answers_of(edit) for edit in edits})
 
-    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
-        """Take edits' codes out and keep their queries out of scope, or undo that."""
-        with self._changing() as known:
-            for edit in edits:
-                known.switch(str(edit.id), on)
+    def _beside(
+        self,
+        learned: _Learned,
+        before: Sequence[Edit],
+        queries: Mapping[str, Tensor],
+        lessons: Sequence[tuple[int, Lesson]],
+        chunks: Sequence[Chunk],
+    ) -> Batch:
+        """New edits with earlier ones, those that share the most experts with them, which are not to be lost.
+
+        Args:
+            before: edits of the same call, learned already.
+            queries: of new edits.
+        """
+        c, host = self.config, self._host
+        known = {str(edit.id): edit for edit in before}
+        ids = [id for id in learned.queries if id in known or id in self.retriever.on] if c.replay else []
+        new = torch.stack(list(queries.values()))
+        if not ids:
+            return Batch(lessons, chunks, new)
+        old = torch.stack([learned.queries[id] for id in ids])
+        mine, theirs = (learned.experts.route(some).picks for some in (new, old))
+        apart = distances(theirs, mine, learned.experts.n).sum(1)
+        most = apart.sort(stable=True).indices[: c.replay]
+        again = [
+            (len(queries) + n, lesson)
+            for n, i in enumerate(most.tolist())
+            for lesson in self._own(known.get(ids[i]) or self.retriever.edit(ids[i]))
+        ]
+        more = self._run(host, self._upper, [one.line for _, one in again], [()] * len(again), ())[0]
+        rest = [replace(chunk, lines=[len(lessons) + i for i in chunk.lines]) for chunk in more]
+        return Batch([*lessons, *again], [*chunks, *rest], torch.cat([new, old[most.to(old.device)]]))
+
+    def _own(self, edit: Edit) -> list[Lesson]:
+        """An edit's own prompt, in plain text and in chat."""
+        return lessons_of(self._host.text, self.config.retrieval, edit, None)[:2]
+
+    def _query(self, edit: Edit, prepared: Prepared) -> Tensor:
+        """[q] float32: the direction of the subject's key, and that of the words that ask."""
+        subject = str(edit.subject)
+        numbers = prepared.drafts[subject].keys
+        if numbers:
+            key = self.retriever.memory.get(numbers[0])
+        else:  # as it will be stored
+            key = F.normalize(prepared.keys[subject][0].float(), dim=-1).half()
+        asked = next(one for one in prepared.asking.questions[str(edit.id)] if one.asks)
+        whom = F.normalize(key.float().mean((0, 1)), dim=-1)
+        both = torch.cat([whom.cpu(), asked.vector.float().cpu()])
+        return (both * _GAIN * (self._width / 2) ** 0.5).to(self._host.text.device)
+
+    def _take(self, learned: _Learned | None) -> None:
+        self._learned, self._routes = learned or self._learned, {}
 
     # ------------------------------------------------------------------ looking, saving
 
-    @torch.no_grad()
-    def explain(self, prompt: Prompt) -> Explanation:
-        """Which edit's code is nearest, and what the prompt is routed to."""
-        with self._host.tracker.off():
-            query = self._ends.read([self._host.text.encode(prompt)])
-        on, limit = self.known.on(), self.config.epsilon
-        uses = uses_of(self._places, self.experts.route(query))
-        near, out = self._near(query)
-        if not on:
-            what = "no edit is in force"
-            return Explanation(prompt, (), f"deferred to the base model; {what}", (), math.nan, limit, uses)
-        edit, distance = on[int(near.place[0])].edit, int(near.distance[0])
-        edits: tuple[Edit, ...] = ()
-        if bool(out[0]):
-            reason = "deferred to the base model; most similar is an edit that was deleted or switched off"
-        elif distance < limit:
-            edits, reason = (edit,), f"in scope of edit {printable(edit.id)}: its code is near enough"
-        else:
-            reason = "deferred to the base model; no code is near enough"
-        return Explanation(prompt, edits, reason, (edit,), distance, limit, uses)
+    def explain(self, prompt: Prompt) -> Answered:
+        """Which edit is asked for, and its experts."""
+        found = self.retriever.explain(prompt)
+        uses = [uses_of(self._places, self._routed(str(edit.id))) for edit in found.edits[:1]]
+        return Answered(**vars(found), uses=uses[0] if uses else ())
 
-    def state(self) -> State:
-        """Parameters, codes and queries."""
-        tensors, meta = self.known.state()
-        return State(tensors, meta | {"config": asdict(self.config)})
+    def _state(self) -> State:
+        tensors, queries = dict(self.experts.named()), self._learned.queries
+        if queries:
+            tensors["queries"] = torch.stack([query.cpu() for query in queries.values()])
+        return State(tensors, {"queries": list(queries)})
 
-    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
-        """Take over what `state` gave; see `Method.restore`."""
-        known = Known.read(self._fresh(), tensors, meta, edits)
-        with self._host.tracker.gate.changing():
-            self.known = known
-            self._ends.version += 1
+    def _read(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> _Learned:
+        experts, ids = self._fresh(), names(meta["queries"], "the edits that have queries")
+        if sorted(ids) != sorted(edits):
+            raise ValueError("the queries are those of other edits, or an edit has none")
+        check_rest(tensors, (*experts.named(), *(["queries"] if ids else [])))
+        experts.read(tensors)
+        queries = shaped(tensors, "queries", (len(ids), self._width), torch.float32) if ids else ()
+        device = experts.gates.device
+        return _Learned(experts, {id: query.to(device) for id, query in zip(ids, queries, strict=True)})

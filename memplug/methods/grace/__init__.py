@@ -6,17 +6,17 @@ One file, one word: `asked` values where edits are asked for (default) · `metho
 """
 
 from ...interface import Host
-from .asked import AskedGRACE
 from .config import GRACEConfig
 from .method import GRACE
+from .published import PublishedGRACE
 
-__all__ = ["GRACE", "AskedGRACE", "GRACEConfig", "open_grace"]
+__all__ = ["GRACE", "GRACEConfig", "PublishedGRACE", "open_grace"]
 
 
-def open_grace(host: Host, config: GRACEConfig) -> GRACE | AskedGRACE:
+def open_grace(host: Host, config: GRACEConfig) -> GRACE | PublishedGRACE:
     """The method for a config: values where an edit is asked for, or within a radius of its key.
 
     Raises:
         ValueError, UnsupportedModelError: as the classes do.
     """
-    return (AskedGRACE if config.scope == "asked" else GRACE)(host, config)
+    return (GRACE if config.scope == "asked" else PublishedGRACE)(host, config)

@@ -24,7 +24,7 @@ class EditorConfig(WeightConfig):
     """As in `WeightConfig`; None: the published ones, grown by `capacity`."""
     capacity: int = 6144
     """Inputs of all modules together, at least, where `ranges` is None: about as many as there will be answer
-    tokens in all edits (published: 0, the ranges alone; see `layer_selection`)."""
+    tokens in all edits (published: 0, the ranges alone; see `grow_ranges`)."""
 
     # How a change is made.
     style: Literal["joint", "outer"] = "joint"
@@ -126,6 +126,8 @@ class EditorConfig(WeightConfig):
 @dataclass(frozen=True)
 class FitConfig(EditorConfig):
     """The networks, and how they are fitted.
+
+    Where an editor's file is taken up, one that ships included, its constants come before these defaults.
 
     Raises:
         ValueError: a constant out of its range.

@@ -18,8 +18,8 @@ from ...weights.entries import LowRankUpdate
 from ...weights.modules import LinearModule
 from ..inweights.branch import Factors, branch_hooks
 from .features import Features, Request, capture
-from .gate import Choice, Gate
 from .metric import InputCovariance, PastInputs
+from .module_selector import Choice, Gate
 from .nets import Change, EditNet
 
 __all__ = ["Editor", "StepSize", "Update"]

@@ -28,7 +28,7 @@ from .config import EditorConfig
 from .editor import Editor, Update
 from .features import Request, requests
 from .fit import FitError, FitReport, fit
-from .layer_selection import layer_selection
+from .grow_ranges import grow_ranges
 from .metric import PastInputs
 
 __all__ = ["FittedEditor", "UnfittedError", "WeightEditor"]
@@ -75,7 +75,7 @@ class WeightEditor(LedgerMethod):
         given = self.config.ranges
         if given is not None:
             return tuple(given)
-        return layer_selection(self._host, WeightConfig().ranges or (), self.config.capacity)
+        return grow_ranges(self._host, WeightConfig().ranges or (), self.config.capacity)
 
     def _needs(self) -> int:
         """As in `LedgerMethod`, with the second moments of earlier edits' inputs."""

@@ -20,8 +20,8 @@ from ...model.row_state import Tokens, hold
 from ...retrieval.config import RetrievalConfig
 from ...retrieval.keys import outputs_of
 from ...text.chat import Prompt
-from ..asked import AskedMethod
 from ..continuing import Continuing
+from ..retrieval_method import RetrievalMethod
 from .config import ICLConfig
 from .explain import Explanation
 from .front import Reader
@@ -34,7 +34,7 @@ __all__ = ["ICL"]
 _TOKENS = ("input_ids", "inputs_embeds")
 
 
-class ICL(AskedMethod):
+class ICL(RetrievalMethod):
     """Reads notes on the edits that a prompt asks for before it; the base model's weights never change.
 
     The notes come between a row's BOS and the rest of it. They are not part of the row: ids, logits,
@@ -103,7 +103,7 @@ class ICL(AskedMethod):
         read = call.tokens
         if read is not None and self._reader.by_mask and given.get("position_ids") is None:
             read = replace(read, first=torch.zeros_like(read.first))
-        if not call.asks:
+        if not call.is_prompt:
             return held and self._left(held, read)
         if text_config(self._host.model).num_hidden_layers < len(self._host.architecture.layers):
             return held  # a draft by the first layers alone (early exit), which the model itself will check

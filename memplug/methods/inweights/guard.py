@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ...edits import EditError
 from ...interface import Host
-from ...retrieval.samples import sample_prefixes
+from ...retrieval.samples import sample_texts
 from ...text.tokens import Pair
 from ...weights.ledger import Ledger
 from .config import WeightConfig
@@ -75,7 +75,7 @@ class Guard:
 
     def _chosen(self) -> list[Pair]:
         text, given = self._host.text, self._config.guard_texts
-        texts = given or sample_prefixes(text, 8, 24, 20, self._config.seed + 1)
+        texts = given or sample_texts(text, 8, 24, 20, self._config.seed + 1)
         rows = [text.encode(piece)[: text.max_length] for piece in texts]
         return [Pair(ids, 1) for ids in rows if len(ids) > 1]
 

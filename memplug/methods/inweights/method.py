@@ -133,7 +133,7 @@ class LedgerMethod:
         """Change the weights, ``config.batch_size`` edits at a time, each batch on what the last one left.
 
         Raises:
-            CollapseError: the guard refused a batch; none of the edits was made.
+            CollapseError: the guard refused a batch; the whole call is undone, batches before it included.
         """
         quiet = not progress or len(edits) < 2
         self._check_room()

@@ -5,17 +5,17 @@ Source: the LLP paper, "Layer-Level Prompting"; ``preset="paper"`` is the publis
 
 from ...interface import Host
 from ...retrieval.explanation import Explanation
-from .answering import AnsweringLLP
 from .config import LLPConfig
 from .method import LLP
+from .published import PublishedLLP
 
-__all__ = ["LLP", "AnsweringLLP", "Explanation", "LLPConfig", "open_llp"]
+__all__ = ["LLP", "Explanation", "LLPConfig", "PublishedLLP", "open_llp"]
 
 
-def open_llp(host: Host, config: LLPConfig) -> LLP:
+def open_llp(host: Host, config: LLPConfig) -> PublishedLLP:
     """The method for a config: values are seen by the answer alone, or by the whole row.
 
     Raises:
         ValueError, UnsupportedModelError: as the classes do.
     """
-    return (AnsweringLLP if config.scope == "answer" else LLP)(host, config)
+    return (LLP if config.scope == "answer" else PublishedLLP)(host, config)

@@ -1,47 +1,48 @@
-"""LLP, think-and-recall editing: a key per subject in the early layers, a soft prompt for the later ones."""
+"""LLP as it edits by default: a value speaks where its edit is asked for, and nowhere else.
+
+Keys are compared in a calibrated space. A learned metric of questions tells asking for the fact from talking
+about its subject. The value stands in front of the answer alone, so that what is read, what is said
+afterwards and everything else about the subject keep the base model's states.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ...edits import Edit, EditTable
+from ...edits import EditTable
 from ...interface import Host, State
-from ...model.attention import lowest_layer
+from ...model.architecture import evaluating
 from ...model.hooks import Hook
 from ...model.lru import Kept
 from ...model.prefix import KV, Prefix
-from ...model.recall import Recall
-from ...model.row_state import hold
 from ...retrieval.entries import Entry, pack, unpack
-from ...retrieval.explanation import Explanation, explain
-from ...retrieval.held import Held
-from ...retrieval.keys import contexts_of, contrast, subject_states
-from ...retrieval.samples import sample_prefixes
-from ...retrieval.think import Recalling, draft_of, match_rows, think_hooks
-from ...saving.checked import check_rest
+from ...retrieval.explain import explain_answer
+from ...retrieval.explanation import Explanation
+from ...retrieval.questions import Question
+from ...retrieval.reading import Speaking
+from ...retrieval.room import Asking, Room
+from ...saving.checked import check_rest, names
 from ...text.chat import Prompt
-from ...weights.modules import adapters
-from ..continuing import not_in_pieces
+from ...text.printable import brief
 from ..unlearned import warn_unlearned
 from .config import LLPConfig
-from .values import Learned, train_values
+from .learning import Learner, batches
+from .published import LEARNED, PublishedLLP
+from .teaching import Layout, Taught, teach
 
-__all__ = ["LEARNED", "LLP"]
+__all__ = ["LLP"]
 
-LEARNED = 1.0
-"""Nats a token; above, the answer is likelier not to come."""
-_PREFIXES_KEPT = 1024  # recalled entries whose keys and values per layer stay at hand
+_KEPT = 1024  # edits and positions whose keys and values stay on the model's device
+_PARTS = ("key.", "value.", "question.", "calibration.")  # of a saved state
 
 
-class LLP(Held):
-    """Layer-level prompting (LLP) over a base model whose weights never change.
+class LLP(PublishedLLP):
+    """Think, ask, recall: see the module.
 
     Args:
         host: the model.
@@ -53,191 +54,181 @@ class LLP(Held):
     """
 
     def __init__(self, host: Host, config: LLPConfig) -> None:
-        self.config = config.resolve(len(host.architecture.layers))
-        lowest = lowest_layer(host.model, host.architecture)
-        if config.recall_layer is None and (self.config.recall_layer or 0) < lowest < len(
-            host.architecture.layers
-        ):
-            # In a hybrid of several kinds of layers, above the last that has no attention.
-            self.config = replace(config, recall_layer=lowest).resolve(len(host.architecture.layers))
-        self._layers = self.config.think_layers or ()
-        self._host = host
-        self._recall = Recall(host.model, host.architecture, self.config.recall_layer or 0)
-        super().__init__(host, self.config, self._width())
-        self._prefixes: list[str] | None = None
-        self._kv: Kept[tuple[Any, ...], KV] = Kept(_PREFIXES_KEPT)
+        super().__init__(host, config)
+        self._room = Room(host, self.config, self.memory, self._edits_of, self.edit)
+        self._on: frozenset[str] = frozenset()
+        self._ready: Kept[tuple[str, int], KV] = Kept(_KEPT)
+        self._layout: Layout | None = None
 
     def _width(self) -> int:
-        """Of the states that are compared."""
-        return self._host.architecture.width
+        return min(self._host.architecture.width, self.config.rank)
+
+    def _in_force(self) -> frozenset[str]:
+        return frozenset(id for entry in self.entries.values() for id in entry.on)
 
     # ------------------------------------------------------------------ forwards
 
     def hooks(self) -> list[Hook]:
-        """Think, decide, recall."""
+        """Listen, then let speak."""
         tracker = self._host.tracker
 
         def current() -> Prefix | None:
             call = tracker.current
             return None if call is None else call.scratch
 
-        think = think_hooks(self._host.architecture, tracker, self._layers)
-        return [*think, *self._recall.hooks(self._decide, current)]
+        return [*self._room.hooks(), *self._recall.hooks(self._decide, current)]
 
     def _decide(self) -> Prefix | None:
         call = self._host.tracker.current
-        if call is None:
+        found = None if call is None else self._room.listen(call)
+        if call is None or found is None:
             return None
-        key, match = match_rows(self.memory, call, self._layers, self._stamp)
-        held = Recalling.of(call, self.memory)
-        if call.past and call.asks and bool((key != (-1 if held is None else held.key)).any()):
-            raise not_in_pieces("llp", 'scope="answer"')
-        first, start = (held.first, held.start) if held else (call.first, call.start)
-        if call.tokens is not None:  # a row may have been padding so far
-            first, start = call.tokens.first, call.tokens.real.int().argmax(1)
-        if held and held.version == self._stamp and torch.equal(held.key, key):
-            prefix = held.prefix
-        else:
-            prefix = self._prefix(key, first, start)
-        if call.cache is not None:
-            looking = self._host.tracker.gate.looking
-            draft = draft_of(self.memory, call, self._layers, looking)
-            hold(call.cache, Recalling(self.memory, self._stamp, key, match, first, start, prefix, draft))
-        call.scratch = prefix
-        return prefix
+        heard, spoken = found
+        call.scratch = self._spoken(spoken, call.start, heard.first)
+        return call.scratch
 
-    def _prefix(self, key: Tensor, first: Tensor, start: Tensor) -> Prefix | None:
+    def _spoken(
+        self, spoken: Sequence[Sequence[tuple[Speaking, ...]]], start: Tensor, first: Sequence[int]
+    ) -> Prefix | None:
+        """The prefix in which each row has its edits side by side, open where they speak.
+
+        Each stands in front of the token at which it began to speak. What a row has read may go on with an
+        edit that was switched off or deleted since.
+        """
         rows = [
-            self._kv_of(k, p) if k >= 0 else None for k, p in zip(key.tolist(), first.tolist(), strict=True)
+            list(dict.fromkeys((one.edit, one.since) for at in row for one in at if one.edit in self._on))
+            for row in spoken
         ]
-        return Prefix.stack(rows, start)
+        most = max(map(len, rows))
+        if not most:
+            return None
+        columns = len(spoken[0])
+        length = self.config.n_values
+        seen = torch.zeros(len(rows), columns, most * length, dtype=torch.bool)
+        for b, (edits, row) in enumerate(zip(rows, spoken, strict=True)):
+            for t, at in enumerate(row):
+                for one in at:
+                    if one.edit in self._on:
+                        begin = edits.index((one.edit, one.since)) * length
+                        seen[b, t, begin : begin + length] = True
+        named = [
+            [self._kv_of_edit(id, begins + since) for id, since in edits]
+            for edits, begins in zip(rows, first, strict=True)
+        ]
+        model = next(kv for row in named for kv in row)
+        kv: KV = []
+        for layer, pair in enumerate(model):
+            blank = [torch.zeros_like(tensor) for tensor in pair]
+            both = [
+                torch.cat(
+                    [
+                        torch.cat([*(kv[layer][w] for kv in row), *[blank[w]] * (most - len(row))], 2)
+                        for row in named
+                    ]
+                )
+                for w in (0, 1)
+            ]
+            kv.append((both[0], both[1]))
+        return Prefix(kv, seen, start)
 
-    def _kv_of(self, key: int, first: int) -> KV:
-        """Keys and values of an entry per layer; computed alone, so that its bits depend on nothing else."""
-        entry = self.entries[self._owner[key]]
+    def _kv_of_edit(self, id: str, at: int) -> KV:
+        """Its keys and values in front of a position id."""
 
-        @torch.no_grad()
-        def project() -> KV:
-            with self._host.tracker.off():
-                value = entry.values[entry.on][None].to(self._host.text.device)
-                return self._recall.project(value, torch.tensor([first]))
+        def read() -> KV:
+            entry = next(entry for entry in self.entries.values() if id in entry.edits)
+            device, dtype = self._host.text.device, self._host.model.dtype
+            with torch.no_grad():
+                kv = self._shape().kv(entry.values[(id,)][None].to(device), dtype)
+                return self._recall.turned(kv, torch.tensor([at]))
 
-        return self._kv.get((entry.stamp, first, adapters(self._host.model)), project)
+        return self._ready.get((id, at), read)
+
+    def _shape(self) -> Layout:
+        if self._layout is None:
+            blank = torch.zeros(1, self.config.n_values, self._host.architecture.width, dtype=torch.float32)
+            with torch.no_grad(), self._host.tracker.off():
+                self._layout = Layout.of(self._recall.project(blank, torch.zeros(1, dtype=torch.long)))
+        return self._layout
 
     # ------------------------------------------------------------------ edits
 
-    def check(self, edits: Sequence[Edit]) -> None:
-        """Raises TokenizerError for a target without tokens or a prompt longer than the context."""
-        for edit in edits:
-            self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
-
-    def learn(self, edits: Sequence[Edit], replaced: Sequence[Edit], *, progress: bool) -> Collection[str]:
-        """Train keys and values; several edits of one subject share both, as published."""
-        return self._apply(self._with(edits, replaced), progress)
-
-    def forget(self, edits: Sequence[Edit], *, progress: bool) -> None:
-        """Drop keys and values; where a subject keeps other edits, its value is trained anew from these."""
-        self._apply(self._without({edit.id for edit in edits}), progress)
-
-    def switch(self, edits: Sequence[Edit], on: bool, *, progress: bool) -> None:
-        """Switch edits; a subject with others in force gets the value of just these."""
-        self._apply(self._switched(edits, on), progress)
-
     def _apply(self, drafts: Mapping[str, Entry], progress: bool) -> Collection[str]:
-        """Train what the drafts lack, then put them in place: nothing is changed before all is computed.
-
-        Returns:
-            The ids of edits that it has warned of.
-        """
-        lacking = [draft for draft in drafts.values() if draft.on and draft.on not in draft.values]
-        learned = self._train(lacking, progress)
-        for draft, result in zip(lacking, learned, strict=True):
-            draft.values[draft.on] = result.value
-        fresh = [draft for draft in drafts.values() if draft.edits and not draft.keys]
-        keys = self._keys(fresh)
-        poor = [draft for draft, one in zip(lacking, learned, strict=True) if one.loss > LEARNED]
+        """Learn what the drafts lack, then put them in place; see `PublishedLLP._apply`."""
+        fresh = [
+            (draft, edit)
+            for draft in drafts.values()
+            for id, edit in draft.edits.items()
+            if (id,) not in draft.values
+        ]
+        keys: dict[str, list[Tensor]] = {}
+        taught: list[Taught] = []
+        questions: dict[str, tuple[Question, ...]] = {}
+        size, steps = self.config.batch_size, self.config.value_steps
+        with self._host.tracker.off(), evaluating(self._host.model):
+            for part, bar, advance in batches(fresh, size, steps, progress):
+                if self._room.calibration is None:
+                    bar.set_postfix_str("calibrating")
+                lessons, chunks = self._learner().read(part, keys, questions, bar)
+                edits = [edit for _, edit in part]
+                taught += teach(self._host, self._recall, self.config, edits, lessons, chunks, advance)
+        for (draft, edit), one in zip(fresh, taught, strict=True):
+            draft.values[(str(edit.id),)] = one.value
+        poor = [edit for (_, edit), one in zip(fresh, taught, strict=True) if one.loss > LEARNED]
         # A warning may be an error: nothing has changed yet.
-        warn_unlearned([draft.subject for draft in poor], len(lacking), 4)
+        warn_unlearned([edit.question for edit in poor], len(fresh), 4)
+        self._shape()  # found by a forward, which none of those that recall should have to run
+        closes = {str(edit.id) for (_, edit), one in zip(fresh, taught, strict=True) if one.closes}
+        forms = {str(edit.id): self._room.answers_of(edit, str(edit.id) in closes) for _, edit in fresh}
+        asking = Asking(questions, forms)
         with self._host.tracker.gate.changing():
             numbers = self._add(keys)
             for draft in drafts.values():
                 self._put(draft, draft.keys + numbers.get(draft.subject, ()))
-        return {id for draft in poor for id in draft.on}
+            held = {id for entry in self.entries.values() for id in entry.edits}
+            self._room.take(asking, keys, held)
+            self._room.closes = (self._room.closes | closes) & held
+            self._ready.clear()
+            self._on = self._in_force()
+        return {str(edit.id) for edit in poor}
 
-    def _train(self, drafts: Sequence[Entry], progress: bool) -> list[Learned]:
-        if not drafts:
-            return []
-        config = self.config
-        with (
-            self._host.tracker.off(),
-            tqdm(
-                total=len(drafts),
-                desc="learning",
-                unit="subject",
-                disable=not progress or len(drafts) < 2,
-                leave=False,
-            ) as bar,
-        ):
-            groups = [[draft.edits[id] for id in draft.on] for draft in drafts]
-            return train_values(self._host, self._recall, config, groups, self._contexts(), bar.update)
+    def _learner(self) -> Learner:
+        return Learner(self._host, self._recall, self.config, self.memory, self._room.calibrate())
 
-    def _contexts(self) -> list[str]:
-        """Sampled texts to stand before prompts; drawn once, so that they do not depend on the edits."""
-        if self._prefixes is None:
-            config = self.config
-            self._prefixes = sample_prefixes(
-                self._host.text, config.n_prefixes, config.prefix_tokens, config.sample_top_k, config.seed
-            )
-        return self._prefixes
-
-    def _keys(self, drafts: Sequence[Entry]) -> dict[str, list[Tensor]]:
-        if not drafts:
-            return {}
-        config = self.config
-        with self._host.tracker.off():
-            prefixes = self._contexts()
-            contexts = [contexts_of(next(iter(draft.edits.values())), prefixes) for draft in drafts]
-            states = subject_states(self._host, contexts, config)
-        stored = self.memory.ids()
-        if len(stored) > config.negatives:
-            stored = random.Random(config.seed + len(stored)).sample(stored, config.negatives)
-        others = [self.memory.get(number) for number in stored]
-        keys: dict[str, list[Tensor]] = {}
-        for draft, groups in zip(drafts, states, strict=True):
-            keys[draft.subject] = [contrast(group, others[-config.negatives :], config) for group in groups]
-            others += keys[draft.subject]
-        return keys
+    def _threshold(self) -> float | None:
+        made = self._room.calibration
+        return made.threshold if made else None
 
     # ------------------------------------------------------------------ looking, saving
 
     def explain(self, prompt: Prompt) -> Explanation:
-        """Per think layer the best-matching token, similarity and vote; what is recalled, and why."""
-        subjects = {}
-        for key, subject in self._owner.items():
-            entry = self.entries[subject]
-            if entry.on:
-                subjects[key] = subject, tuple(entry.edits[id] for id in entry.on)
-        return explain(self._host, self.memory, self.config, subjects, prompt)
+        """Which subjects were found, by which layers; how much is asked like their edits; what speaks."""
+        return explain_answer(self._host, self._room, self.entries, self._owner, prompt)
 
     def state(self) -> State:
-        """Keys, values, and which edit they belong to."""
+        """Keys, values, what asks for them, the calibration, and which edit they belong to."""
         tensors = {f"key.{name}": tensor for name, tensor in self.memory.state_dict().items()}
         values, entries = pack(self.entries.values())
         tensors |= values
-        return State(tensors, {"entries": entries, "next": self._next, "config": asdict(self.config)})
+        tensors |= self._room.tensors()
+        closes = sorted(self._room.closes)
+        meta = {"entries": entries, "next": self._next, "config": asdict(self.config), "closes": closes}
+        return State(tensors, meta)
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], edits: EditTable) -> None:
         """Take over what `state` gave; see `Method.restore`."""
-        check_rest(tensors, (name for name in tensors if name.startswith(("key.", "value."))))
-        entries = unpack(
-            tensors,
-            meta["entries"],
-            edits,
-            (self.config.n_values, self._host.architecture.width),
-            torch.float32,
-        )
-        if any(entry.on and not len(entry.values.get(entry.on, ())) for entry in entries.values()):
-            raise ValueError("the value of edits in force is missing")
+        check_rest(tensors, (name for name in tensors if name.startswith(_PARTS)))
+        entries = unpack(tensors, meta["entries"], edits, (self._shape().size,), torch.float16)
+        saved = self._room.read(tensors, edits)
+        closes = set(names(meta["closes"], "the edits that end a word"))
+        if not closes <= {str(id) for id in edits}:
+            raise ValueError("an edit that ends a word is not in the list of edits")
+        values = {ids for entry in entries.values() for ids in entry.values}
+        lacking = [id for id in edits if (id,) not in values]
+        if lacking:
+            raise ValueError(f"the value of edit {brief(lacking[0])} is missing")
         with self._host.tracker.gate.changing():
             self._take_over(tensors, entries, meta)
-            self._kv.clear()
+            self._room.take_over(saved, self.memory)
+            self._room.closes = closes
+            self._ready.clear()
+            self._on = self._in_force()

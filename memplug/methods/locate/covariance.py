@@ -27,7 +27,7 @@ from ...edits import EditError
 from ...interface import Host
 from ...model.architecture import evaluating
 from ...model.hooks import Hook, OwnHooks, run_through
-from ...retrieval.samples import sample_prefixes
+from ...retrieval.samples import sample_texts
 from ...saving.files import LoadError, saving, write_atomically
 from ...saving.manifest import FORMAT, parsed
 from ...saving.plugs import fingerprint
@@ -132,9 +132,7 @@ def second_moments(host: Host, sites: Sequence[LinearModule], texts: Sequence[st
 def _texts(host: Host, config: LocateConfig) -> list[str]:
     given = config.covariance
     if given is None:
-        return sample_prefixes(
-            host.text, config.covariance_texts, config.covariance_length, _TOP_K, config.seed
-        )
+        return sample_texts(host.text, config.covariance_texts, config.covariance_length, _TOP_K, config.seed)
     if isinstance(given, str):
         lines = _file(given).decode(errors="replace").splitlines()
         given = tuple(line for line in map(str.strip, lines) if line)

@@ -1,6 +1,6 @@
 """The flow of MEMIT and AlphaEdit: wanted states, then one closed-form solve for each layer.
 
-What the two do differently is the metric that a change is measured in: `LocateMethod._metric` and
+What the two do differently is the metric that a change is measured in: `LocateMethod._inverse_metric` and
 `LocateMethod._project`.
 
 Letters: E edits, D width, d_k a module's input width.
@@ -17,7 +17,7 @@ from torch import Tensor
 from ...edits import Edit
 from ...interface import Host
 from ...model.architecture import UnsupportedModelError, evaluating
-from ...retrieval.samples import sample_prefixes
+from ...retrieval.samples import sample_texts
 from ...weights.entries import Entry, LowRankUpdate
 from ...weights.modules import LinearModule
 from ..inweights.branch import branch_hooks
@@ -71,12 +71,12 @@ class LocateMethod(LedgerMethod):
 
     # ------------------------------------------------------------------ what the two methods differ in
 
-    def _metric(self, site: LinearModule, moments: Tensor) -> Tensor:
+    def _inverse_metric(self, site: LinearModule, moments: Tensor) -> Tensor:
         """float64 [d_k,d_k], the inverse of the metric before any edit, from the moments [d_k,d_k]."""
         raise NotImplementedError
 
     def _project(self, site: LinearModule, keys: Tensor) -> Tensor:
-        """The part [n,d_k] of keys that a change may be written along; float64, asked after `_metric`."""
+        """The part [n,d_k] of keys that a change may be written along; float64; after `_inverse_metric`."""
         return keys
 
     @property
@@ -123,7 +123,7 @@ class LocateMethod(LedgerMethod):
     def _part(
         self, site: LinearModule, moments: Tensor, keys: Tensor, left: Tensor, owner: Tensor
     ) -> LowRankUpdate:
-        inverse = self._inverse(site, moments)
+        inverse = self._inverse_with_earlier(site, moments)
         keys = self._project(site, keys)
         directions = keys @ inverse
         where = site.device
@@ -137,13 +137,13 @@ class LocateMethod(LedgerMethod):
         if self._moments is None:
             host, config = self._host, self.config
             with self.ledger.paused(), host.tracker.off(), evaluating(host.model):
-                self._prefixes = sample_prefixes(
+                self._prefixes = sample_texts(
                     host.text, config.n_prefixes, config.prefix_tokens, config.sample_top_k, config.seed
                 )
                 self._moments = moments_of(host, self.sites, config)
         return self._moments
 
-    def _inverse(self, site: LinearModule, moments: Tensor) -> Tensor:
+    def _inverse_with_earlier(self, site: LinearModule, moments: Tensor) -> Tensor:
         """float64 [d_k,d_k], the inverse of the metric with the keys of all edits that the ledger holds.
 
         Each entry's keys come in by ``(M + K'K)^-1 = M^-1 - D' (I + K D')^-1 D`` with ``D = K M^-1``, so
@@ -156,7 +156,7 @@ class LocateMethod(LedgerMethod):
             or len(seen) > len(held)
             or any(a is not b for a, b in zip(seen, held, strict=False))
         ):
-            seen, inverse = (), self._metric(site, moments)
+            seen, inverse = (), self._inverse_metric(site, moments)
         for parts in held[len(seen) :]:
             mine = [part.keys.to(inverse.device) for part in parts if part.site == site.name]
             keys = torch.cat(mine).double()

@@ -15,10 +15,10 @@ from ...interface import Host
 from ...model.architecture import UnsupportedModelError
 from ...weights.modules import Range, find_sites
 
-__all__ = ["layer_selection"]
+__all__ = ["grow_ranges"]
 
 
-def layer_selection(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, ...]:
+def grow_ranges(host: Host, ranges: Sequence[Range], capacity: int) -> tuple[Range, ...]:
     """``ranges``, grown by a layer on either side until their modules have ``capacity`` inputs together; if
     they are the whole depth before that, the linears that lead back to the model's width come to them. They
     end before a layer that has no such linears.

@@ -15,10 +15,10 @@ from ..retrieval.retriever import PARTS, Prepared, Retriever
 from ..saving.checked import check_rest
 from ..text.chat import Prompt
 
-__all__ = ["AskedMethod"]
+__all__ = ["RetrievalMethod"]
 
 
-class AskedMethod:
+class RetrievalMethod:
     """Finds edits by what is asked; what an edit does then is the subclass's own.
 
     Args:

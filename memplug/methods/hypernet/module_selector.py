@@ -1,4 +1,6 @@
-"""The gate: which modules an edit may change (HiEdit's high-level network).
+"""The gate: HiEdit's high-level network, which chooses the modules that an edit may change.
+
+It is trained straight through its choice.
 
 Letters: M modules, n rows, H hidden width, k modules chosen.
 """
