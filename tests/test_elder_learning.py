@@ -162,7 +162,7 @@ def test_an_edit_that_is_broken_off_in_a_later_batch_changes_nothing(plug, model
             raise KeyboardInterrupt
         return training.train(*args)
 
-    where = "asked" if plug.method.config.scope == "answer" else "method"
+    where = "method" if plug.method.config.scope == "answer" else "published"
     monkeypatch.setattr(f"memplug.methods.elder.{where}.train", fail)
     many = [TAM, *(Edit(f"Orlo {i} is", "Marrow", f"Orlo {i}") for i in range(4))]
     with pytest.raises(KeyboardInterrupt):
