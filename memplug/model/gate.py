@@ -89,7 +89,7 @@ class Gate:
     def changing(self) -> Iterator[None]:
         """Inside the ``with`` no forward runs on another thread. To be held for moments only.
 
-        From here on Ctrl-C waits for the end of what `whole` surrounds.
+        From here on Ctrl-C waits for the end of what `uninterrupted` surrounds.
         """
         me = threading.get_ident()
         with self._interrupts.watched():
@@ -109,7 +109,7 @@ class Gate:
         return self._interrupts.watched(hold)
 
     def point(self) -> None:
-        """Here, inside `whole`, Ctrl-C does no harm: one that has waited comes now, unless it is held."""
+        """Here, inside `uninterrupted`, Ctrl-C does no harm: one that has waited comes now, unless it is held."""
         self._interrupts.point()
 
     def _begin(self, me: int) -> None:
