@@ -1,4 +1,4 @@
-# make demo, make test: each does its own set-up on a machine with Python 3.11 or newer.
+# make demo, make test, make docs: each does its own set-up on a machine with Python 3.11 or newer.
 #
 #   PYTHON=python3.12   the interpreter to build .venv with
 #   PIP_FLAGS=...       passed to pip; on a Linux machine without a GPU
@@ -22,7 +22,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: demo test format lint clean
+.PHONY: demo test format lint docs clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP) $(REAL)
@@ -40,6 +40,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 $(STAMP): setup.py pyproject.toml constraints.txt
 	@"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || { \
 		echo "memplug needs Python 3.11 or newer, and '$(PYTHON)' is not that." >&2; \
@@ -56,5 +60,5 @@ $(REAL): $(STAMP)
 		echo "SmolLM2 could not be fetched: the embedded model is used instead, and tests of SmolLM2 are skipped." >&2
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

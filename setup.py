@@ -30,6 +30,8 @@ EXTRAS = {
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     # Edits in SQLite or PostgreSQL; see memplug.store.
     "store": ["sqlalchemy>=2.1,<3", "alembic>=1.18,<2", "psycopg[binary]>=3.2,<4"],
+    # `make docs`.
+    "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2", "latex2mathml>=3.78"],
     "notebook": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "matplotlib>=3.8"],
     "dev": [
         "ruff>=0.15",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,64 @@ def test_the_vote_rule_is_one_function(monkeypatch, tmp_path):
     monkeypatch.setattr(votes.count_votes, "__code__", made.count_votes.__code__)
     assert memory.search(text)[0].tolist() == [5]
     assert votes.enough_layers(3, 2) == 3  # whatever the others say, the last one may decide
+
+
+RUN = {"index.md": 1, "recipes.md": 10, "vllm.md": 1}
+"""Page -> how many of its Python blocks are run, one after the other."""
+NOT_RUN = {
+    "recipes.md": [
+        "needs a large model",
+        "needs a chat model",
+        "needs bitsandbytes and a GPU",
+        "needs a saved adapter (tests/test_ways_peft.py makes its own)",
+        "needs several GPUs",
+        "needs that server",
+    ]
+}
+"""Page -> why its other blocks are not, as their first lines say."""
+
+
+def test_every_page_is_run_or_shows_no_python():
+    shown = {path.name for path in DOCS.glob("*.md") if blocks(path.name)}
+    assert shown == RUN.keys() | {"adding_a_method.md", "changing_the_vote.md"}
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # editors that were hardly fitted say so
+@pytest.mark.parametrize("page", RUN)
+def test_a_page_runs(page, smollm2, tmp_path, monkeypatch):
+    needs = re.compile(r"# not run by the tests: (.*)\n")
+    run = [block for block in blocks(page) if not needs.match(block)]
+    assert len(run) == RUN[page]
+    assert [found[1] for block in blocks(page) if (found := needs.match(block))] == NOT_RUN.get(page, [])
+    for block in blocks(page):
+        compile(block, page, "exec")
+    if page == "recipes.md":
+        pytest.importorskip("sqlalchemy")
+    monkeypatch.chdir(tmp_path)
+    module_of("\n".join(run), page.removesuffix(".md"), tmp_path)
+
+
+def test_the_first_edit_is_readmes():
+    (block,) = blocks("index.md")
+    assert block in (DOCS.parent / "README.md").read_text()
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """Links and anchors among them; `make docs` does the same."""
+    for name in ("material", "mkdocstrings_handlers.python", "latex2mathml"):
+        pytest.importorskip(name, reason="the site needs the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
+    assert {"index.html", "api.html", "benchmarks/index.html", "CONTRIBUTING.html"} <= pages.keys()
+    assert "memplug.attach" in pages["api.html"]
+    assert "<math" in pages["methods.html"]
+    for text in pages.values():
+        assert not re.search(r"\\\(|\\\[|\$\$|^:::", text, re.MULTILINE), "a formula or reference was left"
+        assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="https?:', text), "something is fetched"
+    assert not any(
+        "\\" in formula for formula in re.findall("<math.*?</math>", pages["methods.html"], re.DOTALL)
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import TEXTS, build
+from transformers import AutoModelForCausalLM
 from weights_tiny import Opaque
 
 import memplug
@@ -98,7 +99,9 @@ def test_edit_switch_delete_pause_detach(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_side_mode_equals_the_written_weights(make_plug: Callable[..., Any], method: str) -> None:
+def test_side_mode_equals_the_written_weights(
+    make_plug: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
     merged, side = make_plug(method), make_plug(method, mode="side")
     base, untouched = _bits(side), _logits(side)
     for plug in (merged, side):
@@ -111,6 +114,9 @@ def test_side_mode_equals_the_written_weights(make_plug: Callable[..., Any], met
         assert torch.equal(_logits(side), untouched)
     edited = side.merge()
     assert not hasattr(edited, "_memplug_plug")
+    edited.save_pretrained(tmp_path)
+    ordinary = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert _same(dict(ordinary.named_parameters()), dict(edited.named_parameters()))
     assert not _same({name: p.detach() for name, p in edited.named_parameters()}, base)
 
 

@@ -144,7 +144,8 @@ class Scores:
 
         Args:
             answers: rows of one or more evaluations.
-            level, seed: of the `bootstrap` intervals, drawn over cases.
+            level: coverage of the `bootstrap` intervals, drawn over cases.
+            seed: of that drawing.
         """
         rows = tuple(answers)
         by_case: dict[tuple[str, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
