@@ -35,6 +35,7 @@ class Gate:
         self._changing: int | None = None
         self._depth = 0
         self._waiting = set[int]()
+        self._missed = set[int]()
         self._interrupts = Interrupts()
 
     def enter(self, frame: FrameType | None) -> int:
@@ -109,7 +110,7 @@ class Gate:
         return self._interrupts.watched(hold)
 
     def point(self) -> None:
-        """Here, inside `uninterrupted`, Ctrl-C does no harm: one that has waited comes now, unless it is held."""
+        """Here, inside `uninterrupted`, Ctrl-C does no harm: one that waits comes now, unless it is held."""
         self._interrupts.point()
 
     def _begin(self, me: int) -> None:
@@ -129,24 +130,38 @@ class Gate:
                     self._moved.notify_all()
 
     def _forget_lost(self, me: int) -> None:
-        """Forget what was broken off on other threads."""
-        frames = sys._current_frames()
+        """Forget what was broken off on other threads: what two looks in a row do not find on their stacks.
+
+        They run meanwhile, and a single look may miss a thread that runs (seen with Python 3.11).
+        """
+        frames, missed = sys._current_frames(), set[int]()
         for thread in self._inside.keys() - {me}:
-            self._forget(thread, frames.get(thread))
+            running = _stack(frames.get(thread))
+            missed |= {id(one) for one in self._inside[thread] if one is not None and id(one) not in running}
+        again = self._missed & missed
+        for thread in self._inside.keys() - {me} if again else ():
+            self._keep(thread, [one for one in self._inside[thread] if id(one) not in again])
+        self._missed = missed - again
 
     def _forget(self, thread: int, top: FrameType | None) -> int:
         """Forget forwards of a thread that are no longer on its call stack, which ends with ``top``."""
-        frames = self._inside.get(thread)
-        if frames is None:
-            return 0
-        running = set[int]()
-        while top is not None:
-            running.add(id(top))
-            top = top.f_back
-        kept = [frame for frame in frames if frame is None or id(frame) in running]
-        gone = len(frames) - len(kept)
+        frames, running = self._inside.get(thread, []), _stack(top)
+        return self._keep(thread, [frame for frame in frames if frame is None or id(frame) in running])
+
+    def _keep(self, thread: int, kept: list[FrameType | None]) -> int:
+        """Forget all forwards of a thread but these; gives back how many."""
+        gone = len(self._inside.get(thread, [])) - len(kept)
         if kept:
-            frames[:] = kept
+            self._inside[thread][:] = kept
         else:
-            del self._inside[thread]
+            self._inside.pop(thread, None)
         return gone
+
+
+def _stack(top: FrameType | None) -> set[int]:
+    """The ids of the frames of a call stack that ends with ``top``."""
+    found = set[int]()
+    while top is not None:
+        found.add(id(top))
+        top = top.f_back
+    return found
