@@ -72,7 +72,6 @@ class Plug:
         self._edits: dict[str, Edit] = {}
         self._off: frozenset[str] = frozenset()
         self._count = 0
-        self._version = object()  # another one after each change, and in each plug
         self.saves = Saves()
         self.store: Store | None = None
         self._paused = 0
@@ -86,7 +85,7 @@ class Plug:
     def _wanted(self) -> object:
         """What stands for the edits in force; None where there are none."""
         on = self._hooks is not None and not self._paused and self.method.active
-        return self._version if on else None
+        return self._tracker.gate.version if on else None
 
     # ------------------------------------------------------------------ editing
 
@@ -169,7 +168,7 @@ class Plug:
     @property
     def version(self) -> object:
         """Stands for the edits as they are now: another object after each change of them."""
-        return self._version
+        return self._tracker.gate.version
 
     @property
     def count(self) -> int:
@@ -179,7 +178,6 @@ class Plug:
     def take_over(self, edits: Mapping[str, Edit], off: Iterable[str], count: int) -> None:
         """Hold these edits, which the method has learned already."""
         self._edits, self._off, self._count = dict(edits), frozenset(off), count
-        self._version = object()
 
     @property
     def edits(self) -> EditTable:
@@ -247,7 +245,7 @@ class Plug:
         with self._lock:
             if self.store is not None and action is not None:
                 self.refresh()  # by itself, since what is swapped in makes Ctrl-C wait for the end
-            with gate.uninterrupted(), learning(), ExitStack() as stack:
+            with gate.uninterrupted(), gate.renewing(), learning(), ExitStack() as stack:
                 self._check_attached()  # another thread may have detached meanwhile
                 if self.store is not None and action is not None:
                     stack.enter_context(self.store.change(action, gate.point))

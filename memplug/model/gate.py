@@ -27,7 +27,11 @@ _LOOK = 0.05  # seconds after which a change that waits looks for forwards that 
 
 
 class Gate:
-    """Forwards inside, by thread, and the thread that changes something, if any."""
+    """Forwards inside, by thread, and the thread that changes something, if any.
+
+    Attributes:
+        version: stands for the edits in force; another one from the very change on that puts others in force.
+    """
 
     def __init__(self) -> None:
         self._moved = threading.Condition(threading.Lock())
@@ -35,8 +39,9 @@ class Gate:
         self._changing: int | None = None
         self._depth = 0
         self._waiting = set[int]()
-        self._missed = set[int]()
         self._interrupts = Interrupts()
+        self.version = object()
+        self._renewing = False
 
     def enter(self, frame: FrameType | None) -> int:
         """Come in, after a change that is being made or waits to be; at once inside another forward.
@@ -101,8 +106,19 @@ class Gate:
                 with self._moved:
                     self._depth -= 1
                     if not self._depth:
+                        if self._renewing:  # with the change: no forward sees the one without the other
+                            self.version = object()
                         self._changing = None
                         self._moved.notify_all()
+
+    @contextmanager
+    def renewing(self) -> Iterator[None]:
+        """Inside the ``with`` a change is one of the edits in force: from it on `version` is another one."""
+        before, self._renewing = self._renewing, True
+        try:
+            yield
+        finally:
+            self._renewing = before
 
     def uninterrupted(self, hold: bool = False) -> AbstractContextManager[None]:
         """Inside the ``with`` Ctrl-C waits for the next forward; for the end once the last change is being
@@ -130,38 +146,24 @@ class Gate:
                     self._moved.notify_all()
 
     def _forget_lost(self, me: int) -> None:
-        """Forget what was broken off on other threads: what two looks in a row do not find on their stacks.
-
-        They run meanwhile, and a single look may miss a thread that runs (seen with Python 3.11).
-        """
-        frames, missed = sys._current_frames(), set[int]()
+        """Forget what was broken off on other threads."""
+        frames = sys._current_frames()
         for thread in self._inside.keys() - {me}:
-            running = _stack(frames.get(thread))
-            missed |= {id(one) for one in self._inside[thread] if one is not None and id(one) not in running}
-        again = self._missed & missed
-        for thread in self._inside.keys() - {me} if again else ():
-            self._keep(thread, [one for one in self._inside[thread] if id(one) not in again])
-        self._missed = missed - again
+            self._forget(thread, frames.get(thread))
 
     def _forget(self, thread: int, top: FrameType | None) -> int:
         """Forget forwards of a thread that are no longer on its call stack, which ends with ``top``."""
-        frames, running = self._inside.get(thread, []), _stack(top)
-        return self._keep(thread, [frame for frame in frames if frame is None or id(frame) in running])
-
-    def _keep(self, thread: int, kept: list[FrameType | None]) -> int:
-        """Forget all forwards of a thread but these; gives back how many."""
-        gone = len(self._inside.get(thread, [])) - len(kept)
+        frames = self._inside.get(thread)
+        if frames is None:
+            return 0
+        running = set[int]()
+        while top is not None:
+            running.add(id(top))
+            top = top.f_back
+        kept = [frame for frame in frames if frame is None or id(frame) in running]
+        gone = len(frames) - len(kept)
         if kept:
-            self._inside[thread][:] = kept
+            frames[:] = kept
         else:
-            self._inside.pop(thread, None)
+            del self._inside[thread]
         return gone
-
-
-def _stack(top: FrameType | None) -> set[int]:
-    """The ids of the frames of a call stack that ends with ``top``."""
-    found = set[int]()
-    while top is not None:
-        found.add(id(top))
-        top = top.f_back
-    return found
