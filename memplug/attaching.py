@@ -45,7 +45,7 @@ def attach(
     Args:
         model: a Hugging Face causal language model, on any device, in any dtype.
         tokenizer: its tokenizer.
-        method: a method's name, or a config object such as ``LLPConfig(threshold=0.8)``; llp if left out.
+        method: a method's name, or a config object such as ``LLPConfig(value_steps=20)``; llp if left out.
         preset: ``"default"``, or ``"paper"`` for the published constants.
         layers: dotted name of the list of decoder layers, where it cannot be found by rule.
         editor: file of a fitted editor, for methods that learn to edit; its constants are the defaults, also

@@ -45,7 +45,7 @@ class Edit:
     The prompt is a text, or the messages of a chat: dicts with a role and a content, kept as a tuple of
     `Message`, of which the last is the user's question. Texts carry no leading or trailing space.
     ``subject`` is a piece of the question, whole words, and is kept as the question writes it, whichever
-    Unicode, apostrophe or letter case it is given in; ``None`` lets `find_subject` look for it. ``id`` is
+    Unicode, apostrophe or letter case it is given in; ``None`` lets it be found (`subjects.find`). ``id`` is
     given when the edit is learned.
 
     Raises:

@@ -103,7 +103,8 @@ def load(
 
 
 def cache() -> Path:
-    """The folder of converted models: ``$MEMPLUG_CACHE``, or ``memplug`` in the user's cache folder."""
+    """The folder of converted models, calibrations and samples: ``$MEMPLUG_CACHE``, or ``memplug`` in the
+    user's cache folder."""
     if own := os.environ.get("MEMPLUG_CACHE"):
         return Path(own).expanduser().absolute()
     shared = Path(os.environ.get("XDG_CACHE_HOME", ""))

@@ -51,7 +51,9 @@ def compare(
     fit_steps: Annotated[int | None, typer.Option(help="Steps of such a fitting.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A constant: METHOD.KEY=VALUE; METHOD may be a label. Repeatable."),
+        typer.Option(
+            "--set", help="A constant, as llp.value_steps=20; the method may be a label. Repeatable."
+        ),
     ] = None,
     drop: Annotated[
         str | None, typer.Option(help="Leave out odd edits: no-op,repeated,contradicting (counted anyway).")

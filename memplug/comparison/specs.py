@@ -136,7 +136,7 @@ def parse_constants(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
         left, equals, value = text.partition("=")
         method, dot, key = left.strip().rpartition(".")
         if not (equals and dot and method and key):
-            raise ValueError(f"{text!r} sets nothing; write METHOD.KEY=VALUE, such as llp.threshold=0.8")
+            raise ValueError(f"{text!r} sets nothing; write METHOD.KEY=VALUE, such as llp.value_steps=20")
         try:
             found.setdefault(method, {})[key] = json.loads(value)
         except json.JSONDecodeError:

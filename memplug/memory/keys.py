@@ -9,7 +9,8 @@ is the case S = 1, the subject's last token.
 
 where every position of the window is a token. A layer votes for its `top_k` most similar entries among
 those whose similarity exceeds their threshold; a row recalls the entry with the most votes if they reach
-the quorum. LLP: threshold 0.7, top_k 3, half of the layers.
+the quorum (`KeyMemory.search`; LLP as published: threshold 0.7, top_k 3, half of the layers). By default LLP
+asks for all entries that enough layers see end at one token (`KeyMemory.named`).
 
 The record is float16 keys. A scan proposes matches by the last token of a span: by products with every key,
 by sign codes, or by FAISS on a GPU. Every proposal is checked on the record before the top_k are taken, so

@@ -54,11 +54,12 @@ class RetrievalConfig:
     threshold: float = 0.7
     """A key whose cosine is above this gets a layer's vote (scope "row")."""
     top_k: int = 3
-    """Votes a layer has to give."""
+    """Votes a layer has to give (scope "row")."""
     quorum: float = 0.5
     """Share of the think layers that must vote for an edit before it is recalled."""
     order: Literal["similarity", "paper"] = "similarity"
-    """Ties in votes: by summed similarity, or (published code) by the earliest layer, then the oldest."""
+    """Ties in votes (scope "row"): by summed similarity, or (published code) by the earliest layer, then the
+    oldest."""
     sample_top_k: int = 5
     """A sampled text's next token is one of the k most probable (40 k for texts that calibrate)."""
     train_stop: bool = False

@@ -19,7 +19,7 @@ __all__ = ["Entry", "changed", "check_keys", "pack", "unpack"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A subject, which shares one key and one value among its edits.
+    """A subject and its edits, which share its keys; each has a value, or (as published) they share one.
 
     Attributes:
         subject: its name.

@@ -1,4 +1,4 @@
-"""Think: what the early layers say about each row, and the entry that the row recalls from then on.
+"""Think, as published: what the early layers say about a row, and the entry that it recalls from then on.
 
 Hooks on the think layers keep their outputs for one forward; the key memory turns them into at most one
 entry per row. The decision stays with the row's cache: rows that recall are not matched again.

@@ -112,4 +112,4 @@ PAPER: dict[str, Any] = {
     "order": "paper",
     "mean_key": False,
 }
-"""What the published procedure does differently (Llama-3.1-8B's norm penalty)."""
+"""What the published procedure does differently."""
