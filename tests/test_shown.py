@@ -24,6 +24,7 @@ from memplug.ids import listed
 from memplug.methods.elder import explain as elder
 from memplug.methods.icl import explain as icl
 from memplug.methods.inweights import explain as hypernet
+from memplug.methods.llp import explain as llp_explain
 from memplug.methods.lora import seen as lora
 from memplug.methods.prompt_end import Nearest
 from memplug.retrieval import explanation as llp
@@ -75,7 +76,7 @@ def explanations():
     one = llp.Candidate(str(edit.subject), (edit,), 2, 0.9, (vote,), None)
     for prompt in (text, chat):
         for best, other in ((one, None), (None, one), (one, one), (one, one._replace(votes=0))):
-            reason = llp._reason(best, other, 1, 0.5)
+            reason = llp_explain._reason(best, other, 1, 0.5)
             yield llp.Explanation(prompt, (EVIL,), 1, 0.5, best, other, reason)
         yield elder.Explanation(prompt, (edit,), "in scope", (edit,), 2.0, 4.0, ())
         yield elder.Answered(prompt, (EVIL,), 1, 0.5, one, None, "in scope")
