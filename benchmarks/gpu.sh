@@ -36,8 +36,9 @@ own=("$python" -m benchmarks.real.run --facts own --edits "${EDITS:-20}" --batch
 held=("$python" -m benchmarks.overhead --device "$device" --dtype "$full" --seconds 3
     --counts "${COUNTS:-1000,10000,100000,1000000}")
 step machine 20 "$python" -c "import json; from benchmarks.common import machine; print(json.dumps(machine()))"
-step tests 120 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/test_cuda.py tests/test_memory_scans.py
-step "own-$full" 150 "${own[@]}" --methods "${METHODS:-llp,elder,grace,icl,rledit,memit,finetune,lora}" --dtype "$full" \
+step tests 120 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/test_cuda.py \
+    tests/test_memory_scans.py tests/test_comparison.py tests/test_evaluation_probing.py
+step "own-$full" 150 "${own[@]}" --methods "${METHODS:-llp,elder,grace,icl,rledit,memit,finetune,lora,ultraedit,alphaedit}" --dtype "$full" \
     --out "$out/own-$full.json"
 step overhead 60 "${held[@]}" --model "$model" --out "$out/overhead.json"
 step large 120 "$python" -m benchmarks.large --shape "$shape" --methods "${LARGE:-llp,elder,ultraedit}" \

@@ -39,8 +39,8 @@ def attach(
     """Give a loaded model an editable memory.
 
     The model object stays the caller's. It gets hooks and one attribute (``_memplug_plug``), and the methods
-    that edit weights write them with the first edit; a KV cache that is used with it
-    gets an attribute beside. `Plug.detach` takes all back from the model.
+    that edit weights write them with the first edit; `Plug.detach` takes all of that back. The class of a KV
+    cache that is used with it is replaced by a subclass of the same name, which keeps what was decided.
 
     Args:
         model: a Hugging Face causal language model, on any device, in any dtype.

@@ -51,17 +51,22 @@ def test_a_plug_is_pushed_and_loaded(hub, model, tokenizer):
         assert len(plug.edits) == 2
 
 
-def test_what_cannot_be_had_or_written_is_told(hub, model, tokenizer, tmp_path):
+def test_what_cannot_be_had_or_written_is_told(hub, model, tokenizer, tmp_path, monkeypatch):
     with pytest.raises(LoadError, match=r"user/nothing is no folder here, and could not be had from the Hub"):
         memplug.load("user/nothing", model, tokenizer)
     hub["user/other"] = {"config.json": b"{}"}
     with pytest.raises(LoadError, match="is not a saved plug"):
         memplug.load("user/other", model, tokenizer)
     with pytest.raises(LoadError, match="nothing is not a saved plug"):
+        memplug.load("../nothing", model, tokenizer)
+    with pytest.raises(LoadError, match="nothing is not a saved plug"):
         memplug.load(tmp_path / "user" / "nothing", model, tokenizer)  # a path is a path
     with memplug.attach(model, tokenizer, "icl") as plug:
-        with pytest.raises(SaveError, match="could not be written"):
+        with pytest.raises(SaveError, match="not/a/name could not be written"):
             plug.push_to_hub("not/a/name", token="x")
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing answers
+        with pytest.raises(SaveError, match="user/facts could not be written"):
+            plug.push_to_hub("user/facts", token="x")
         plug.save(tmp_path / "user" / "facts")
     with memplug.load("user/facts", model, tokenizer) as plug:  # a folder that is there comes first
         assert plug.name == "icl"

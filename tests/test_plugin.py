@@ -13,6 +13,31 @@ from plug_facts import BORN, FOUNDED, TAUGHT, logits, text_of
 from test_contract import answers
 
 import memplug
+from memplug.plugin import Plug
+
+
+def test_the_version_changes_with_the_edits_in_force(plug, monkeypatch):
+    """A forward between the change and the plug's own table must not go on with a cache of the old edits."""
+    versions, take_over = [], Plug.take_over
+    monkeypatch.setattr(Plug, "take_over", lambda *given: versions.append(plug.version) or take_over(*given))
+    for change in (plug.disable, plug.enable, plug.delete):
+        before = plug.version
+        change("e1")
+        assert versions[-1] is not before
+        assert versions[-1] is plug.version
+    with plug.paused():
+        pass
+    assert plug.version is versions[-1]
+
+
+def test_an_edit_whose_asking_fails_is_kept_and_told(plug, monkeypatch):
+    def fail(_edits):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(plug, "unlearned", fail)
+    with pytest.warns(UserWarning, match="whether they were learned could not be asked: no room"):
+        edit = plug.edit(TAUGHT, "Marrow", "Ada Quill")
+    assert edit.id in plug.edits
 
 
 def test_edits_of_one_subject_share_an_entry(plug, tokenizer):

@@ -24,7 +24,7 @@ __all__ = ["card", "fetched", "is_repository", "push"]
 
 _FILES = [MANIFEST, "tensors-*.safetensors"]
 _SHOWN = 100  # edits that a card lists
-_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 def is_repository(name: str) -> bool:
@@ -32,8 +32,8 @@ def is_repository(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
-def card(plug: Plug) -> str:
-    """The repository's README.md: which model and method the plug is for, how it is loaded, and its edits."""
+def card(plug: Plug, repository: str) -> str:
+    """The README.md of a repository: what the plug is for, how it is loaded, and its edits."""
     base = str(getattr(plug.model.config, "_name_or_path", "") or "")
     named = f"base_model: {base}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else ""
     rows = [
@@ -47,7 +47,7 @@ def card(plug: Plug) -> str:
         f"# {len(plug.edits)} edits of {_cell(type(plug.model).__name__)} {_cell(base)}\n\n"
         f"Edited facts for a language model, made by the method `{plug.name}` of memplug. They are for the "
         "very weights and dtype that they were made on; another model is refused.\n\n"
-        '```python\nimport memplug\n\nplug = memplug.load("USER/NAME", model, tokenizer)\n```\n\n'
+        f'```python\nimport memplug\n\nplug = memplug.load("{repository}", model, tokenizer)\n```\n\n'
         "| prompt | answer from now on | subject | |\n| --- | --- | --- | --- |\n"
         + "\n".join(rows)
         + (f"\n\nand {more} more.\n" if more else "\n")
@@ -63,10 +63,12 @@ def push(plug: Plug, repository: str, private: bool | None, token: str | None, m
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    # What its HTTP library raises where nothing answers, whichever library that is.
+    unreachable: Any = next(one for one in HfHubHTTPError.__mro__ if one.__name__ == "HTTPError")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plug.save(folder)
-        (folder / "README.md").write_text(card(plug).replace("USER/NAME", repository), encoding="utf-8")
+        (folder / "README.md").write_text(card(plug, repository), encoding="utf-8")
         try:
             api = HfApi(token=token)
             api.create_repo(repository, private=private, exist_ok=True)
@@ -77,7 +79,7 @@ def push(plug: Plug, repository: str, private: bool | None, token: str | None, m
                 delete_patterns=_FILES[1],
                 commit_message=message or f"{len(plug.edits)} edits, {plug.name}",
             )
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except (unreachable, HFValidationError, OSError) as error:
             raise SaveError(f"{repository} could not be written ({_reason(error)})") from error
     return str(made.commit_url)
 
