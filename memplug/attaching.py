@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from .attached import check_free
 from .configs import SavedPath, from_json
 from .methods import choose, find_method
 from .methods.editors import check_constants, read_editor, shipped_editor, unlike
 from .model.architecture import UnsupportedModelError, learning
-from .plugin import Plug, check_free
+from .plugin import Plug
 from .saving import plugs as storage
 from .saving.hub import fetched, is_repository
 from .saving.manifest import Manifest

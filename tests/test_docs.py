@@ -137,7 +137,8 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
     assert {"index.html", "api.html", "benchmarks/index.html", "CONTRIBUTING.html"} <= pages.keys()
-    assert "memplug.attach" in pages["api.html"]
+    for name in ("attach", "Plug.edit", "Plug.rollback", "Plug.paused"):
+        assert f'id="memplug.{name}"' in pages["api.html"]
     assert "<math" in pages["methods.html"]
     for text in pages.values():
         assert not re.search(r"\\\(|\\\[|\$\$|^:::", text, re.MULTILINE), "a formula or reference was left"

@@ -10,19 +10,8 @@ import memplug
 HOME = Path(memplug.__file__).parent
 ROOMS = [
     *("__main__", "cli", "commands", "serving", "demo", "comparison", "evaluation", "attaching", "plugin"),
-    *(
-        "store",
-        "methods",
-        "retrieval",
-        "memory",
-        "weights",
-        "interface",
-        "configs",
-        "saving",
-        "data",
-        "world",
-    ),
-    *("ids", "edits", "subjects", "text", "model", "pretrained"),
+    *("attached", "store", "methods", "retrieval", "memory", "weights", "interface", "configs", "saving"),
+    *("data", "world", "ids", "edits", "subjects", "text", "model", "pretrained"),
 ]
 """The highest first."""
 

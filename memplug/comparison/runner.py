@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from ..attached import plug_of
 from ..data import Loaded
 from ..edits import Case
 from ..evaluation.encoding import longest
 from ..evaluation.general import General, open_general
 from ..evaluation.protocol import check_targets
 from ..model.architecture import input_device
-from ..plugin import plug_of
 from ..saving.plugs import fingerprint
 from ..text.chat import in_chat
 from ..text.tokens import Text

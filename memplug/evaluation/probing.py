@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..attached import plug_of
 from ..edits import Probe
 from ..model.architecture import evaluating
-from ..plugin import plug_of
 from ..text.chat import Given, Prompt, as_prompt
 from ..text.tokens import Batch, Text
 from .encoding import at_least_one, batches, encode_pairs, encode_prompts, pad_left
