@@ -1,6 +1,6 @@
 """Which rows of the public sets a model answers truly: ids only, for tables of facts that it has to unlearn.
 
-    python -m benchmarks.real.find DIR [--model smollm2] [--minutes 15] [--sets counterfact,zsre]
+    python -m benchmarks.real.find DIR [--model smollm2] [--minutes 15] [--sets counterfact,rome,zsre]
 
 CounterFact's statements are completed as plain text, where the continuation has to begin with the true
 answer. ZsRE's questions are put in chat, where the answer has to hold it. Rows come in the order of
@@ -24,7 +24,11 @@ from .judging import answers_at_once, contains
 __all__ = ["find", "main"]
 
 CHUNK = 512
-MOST = {"counterfact": {"table": 300, "tuning": 100}, "zsre": {"table": 200, "tuning": 60}}
+MOST = {
+    "counterfact": {"table": 300, "tuning": 100},
+    "rome": {"table": 200, "tuning": 60},
+    "zsre": {"table": 200, "tuning": 60},
+}
 
 
 def find(
@@ -34,7 +38,7 @@ def find(
     ask, judge, tokens = _ways(name)
     most = most or MOST[name]
     found: dict[str, Any] = {"table": [], "tuning": [], "looked_at": {"table": 0, "tuning": 0}}
-    rows = sets.read(folder, name)
+    rows = sets.read(folder, sets.FOLDERS.get(name, name))
     while (chunk := list(_open(islice(rows, CHUNK), found, most))) and time.monotonic() < until:
         texts = asker.texts([ask(row["prompt"]) for row in chunk], tokens)
         for row, text in zip(chunk, texts, strict=True):
@@ -48,7 +52,7 @@ def find(
 
 def _ways(name: str) -> tuple[Callable[[str], Turns], Callable[[str, Sequence[str]], bool], int]:
     """How rows of a set are asked and judged, and in how many tokens they are answered."""
-    return (plain, answers_at_once, 8) if name == "counterfact" else (chat, contains, 24)
+    return (chat, contains, 24) if name == "zsre" else (plain, answers_at_once, 8)
 
 
 def _open(

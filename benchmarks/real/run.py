@@ -4,8 +4,9 @@
     python -m benchmarks.real.run --facts known --data DIR --methods llp,llp:paper --edits 200 --out
     known.json
 
-Facts: ``own`` (well-known ones, written for this benchmark), ``known`` and ``zsre-known`` (rows of
-CounterFact and ZsRE that the model answers truly), ``counterfact`` and ``zsre`` (rows as they come). A
+Facts: ``own`` (well-known ones, written for this benchmark), ``known``, ``rome-known`` and ``zsre-known`` (rows of
+CounterFact, of ROME's part of it and of ZsRE that the model answers truly), ``counterfact``, ``rome`` and ``zsre``
+(rows as they come). A
 method that is in the file already, under the same settings, is not run again. What the measures mean is
 said in `measure`.
 """
@@ -46,7 +47,7 @@ from .unrelated import naming, unrelated
 
 __all__ = ["attempt", "choose", "main", "measured"]
 
-FACTS = ("own", "known", "zsre-known", "counterfact", "zsre")
+FACTS = ("own", "known", "rome-known", "zsre-known", "counterfact", "rome", "zsre")
 FIT_CASES = 200
 
 SINGLE = (
@@ -75,7 +76,7 @@ def choose(name: str, folder: Path | None, edits: int, seed: int, part: sets.Par
     elif folder is None:
         raise ValueError(f"--facts {name} are rows of public sets; give the folder they lie in with --data")
     else:
-        read = sets.counterfact if name in ("known", "counterfact") else sets.zsre
+        read = {"rome": sets.rome, "zsre": sets.zsre}.get(name.removesuffix("-known"), sets.counterfact)
         ids = sets.known(read.__name__, part) if "known" in name else None
         found = read(folder, part, ids)
     drawn = random.Random(seed).sample(found, min(edits, len(found)))

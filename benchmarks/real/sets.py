@@ -2,7 +2,8 @@
 
 Rows are divided by their subject, so that constants can be chosen on facts about subjects that no table
 names. Bring your own copy of the data, as JSON lines with id, subject, prompt, target_new, target_true,
-rephrases and locality: ``counterfact/edit.jsonl``, ``zsre/{edit,val,train}.jsonl``.
+rephrases and locality: ``counterfact/edit.jsonl``, ``counterfact_rome1000/edit.jsonl`` (ROME's first 1,000 records,
+with all of CounterFact's paraphrases and neighbours), ``zsre/{edit,val,train}.jsonl``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from typing import Any, Literal
 
 from .facts import Fact, Known
 
-__all__ = ["Part", "counterfact", "known", "order", "part", "read", "truths", "zsre"]
+__all__ = ["Part", "counterfact", "known", "order", "part", "read", "rome", "truths", "zsre"]
 
 Part = Literal["table", "tuning"]
 
 KNOWN = Path(__file__).parent / "known.json"
 """Ids of the rows that the model answers truly as they are asked; `find` writes it."""
+
+FOLDERS = {"rome": "counterfact_rome1000"}
+"""Folders of sets that are not called as the set is."""
 
 ODD = {"noop", "true_inside_target", "target_in_prompt", "conflict", "repeat"}
 """Flags of rows that no table uses."""
@@ -63,18 +67,21 @@ def truths(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([row["target_true"], *(row.get("target_true_all") or ())]))
 
 
-def counterfact(folder: Path, which: Part = "table", ids: Sequence[str] | None = None) -> list[Fact]:
+def counterfact(
+    folder: Path, which: Part = "table", ids: Sequence[str] | None = None, *, name: str = "counterfact"
+) -> list[Fact]:
     """CounterFact's rows: statements to be completed.
 
     Other facts of a subject are the other rows about it. Of rows with the same subject and relation, and of
     several rows of a subject in ``ids``, all are kept: they ask different things.
 
     Args:
-        folder: where ``counterfact/edit.jsonl`` lies.
+        folder: where the set's folder lies.
         which: rows for tables or for choosing constants.
         ids: only these rows.
+        name: of the set's folder.
     """
-    rows = [row for row in read(folder, "counterfact") if part(row["subject"]) == which]
+    rows = [row for row in read(folder, name) if part(row["subject"]) == which]
     about = defaultdict[str, list[dict[str, Any]]](list)
     for row in rows:
         about[row["subject"]].append(row)
@@ -84,6 +91,11 @@ def counterfact(folder: Path, which: Part = "table", ids: Sequence[str] | None =
         for row in rows
         if wanted is None or row["id"] in wanted
     ]
+
+
+def rome(folder: Path, which: Part = "table", ids: Sequence[str] | None = None) -> list[Fact]:
+    """The records that ROME's authors edited; arguments as for `counterfact`."""
+    return counterfact(folder, which, ids, name=FOLDERS["rome"])
 
 
 def zsre(folder: Path, which: Part = "table", ids: Sequence[str] | None = None) -> list[Fact]:
