@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memplug.retrieval.calibration import Calibration, Sample, chance_threshold, whitening
+from memplug.retrieval.calibration import Calibration, Sample, chance_thresholds, whitening
 from memplug.retrieval.questions import Metric, Question
 
 
@@ -72,7 +72,7 @@ def made(width=8, rank=5, layers=(1, 3, 4)):
     vectors = F.normalize(drawn(3, width, seed=5), dim=-1).half().float()
     neutral, labels = vectors.expand(2, 3, width), torch.tensor([0, 0, 1])
     spaces = (mean, root, first_mean, first_root)
-    return Calibration(layers, *spaces, 0.31, metric, (0.62, 0.71), 0.9, neutral, labels)
+    return Calibration(layers, *spaces, 0.31, 0.25, metric, (0.62, 0.71), 0.9, neutral, labels)
 
 
 def test_units_of_a_text_and_of_its_first_token():
@@ -106,7 +106,7 @@ def test_the_same_state_gives_the_same_bits_whatever_dtype_or_company():
 def test_what_is_saved_comes_back_to_the_bit():
     calibration = made()
     again = Calibration.of(calibration.tensors(), calibration.layers, 8, 5)
-    assert (again.threshold, again.relation, again.same) == (0.31, (0.62, 0.71), 0.9)
+    assert (again.threshold, again.several, again.relation, again.same) == (0.31, 0.25, (0.62, 0.71), 0.9)
     assert again.layers == (1, 3, 4)
     for name, tensor in calibration.tensors().items():
         assert torch.equal(tensor, again.tensors()[name]), name
@@ -158,12 +158,13 @@ def test_the_threshold_is_exceeded_at_the_rate_that_was_asked_for():
     words = ["".join(c for c in word if c.isalpha()) for word in words]
     units, sample = spoken(words, [i // 50 for i in range(600)])
     for quorum in (1, 2):
-        limit = chance_threshold(units, sample, quorum, 0.32, seed=0)  # 0.5 % of the tokens
+        one, several = chance_thresholds(units, sample, quorum, 0.32, seed=0)  # 0.5 % of the tokens, and 32
         cosines = torch.einsum("nik,ntk->nit", units, units).sort(0, descending=True).values[quorum - 1]
         word = torch.tensor([sorted(set(words)).index(w) for w in words])
         other = (word[:, None] != word) & (sample.text[:, None] != sample.text)
-        rate = float((cosines[other] > limit).float().mean())
-        assert rate == pytest.approx(0.005, rel=0.1)  # of all tokens; 400 of them were tried
+        for limit, rate in ((one, 0.005), (several, 0.32)):
+            share = float((cosines[other] > limit).float().mean())
+            assert share == pytest.approx(rate, rel=0.1)  # of all tokens; 400 of them were tried
 
 
 def test_a_known_order_gives_a_known_threshold():
@@ -174,29 +175,29 @@ def test_a_known_order_gives_a_known_threshold():
     pairs = [(0, 1), (0, 2), (1, 2)]
     cosines = [(angle[:, i] - angle[:, j]).cos() for i, j in pairs]
     most, both = max(float(c.max()) for c in cosines), max(float(c.min()) for c in cosines)
-    assert chance_threshold(units, sample, 1, 1e-9, seed=0) == pytest.approx(most, abs=1e-6)
-    assert chance_threshold(units, sample, 2, 1e-9, seed=0) == pytest.approx(both, abs=1e-6)
+    assert chance_thresholds(units, sample, 1, 1e-9, seed=0)[0] == pytest.approx(most, abs=1e-6)
+    assert chance_thresholds(units, sample, 2, 1e-9, seed=0)[0] == pytest.approx(both, abs=1e-6)
     least = min(float(c.min()) for c in cosines)
-    assert chance_threshold(units, sample, 2, 1e9, seed=0) == pytest.approx(least, abs=1e-6)
+    assert chance_thresholds(units, sample, 2, 1e9, seed=0)[0] == pytest.approx(least, abs=1e-6)
 
 
 def test_the_same_word_and_the_same_text_do_not_count():
     units = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [1.0, 0.0]]])
     sample = Sample(units, units, torch.tensor([0, 0, 1, 1]), ["alpha", "gamma", "delta", "alpha"])
     # alpha meets gamma in its own text, and alpha in the other: alpha-delta (0.6) and gamma-alpha (1) stay.
-    assert chance_threshold(units, sample, 1, 1e-9, seed=0) == 1.0
+    assert chance_thresholds(units, sample, 1, 1e-9, seed=0) == (1.0, 1.0)
     one = Sample(units, units, torch.tensor([0, 0, 1, 1]), ["alpha", "alpha", "delta", "alpha"])
-    assert chance_threshold(units, one, 1, 1e-9, seed=0) == pytest.approx(0.6, abs=1e-6)
+    assert chance_thresholds(units, one, 1, 1e-9, seed=0)[0] == pytest.approx(0.6, abs=1e-6)
     alone = Sample(units, units, torch.zeros(4, dtype=torch.long), ["alpha", "gamma", "delta", "alpha"])
-    assert chance_threshold(units, alone, 1, 1e-9, seed=0) == 0.5  # nothing to compare
+    assert chance_thresholds(units, alone, 1, 1e-9, seed=0) == (0.5, 0.5)  # nothing to compare
 
 
 def test_only_words_play_the_part_of_a_subject():
     units = torch.tensor([[[1.0, 0.0], [0.8, 0.6], [1.0, 0.0]]])
     sample = Sample(units, units, torch.tensor([0, 1, 2]), [".", "delta", ","])
-    assert chance_threshold(units, sample, 1, 1e-9, seed=0) == pytest.approx(0.8, abs=1e-6)
+    assert chance_thresholds(units, sample, 1, 1e-9, seed=0)[0] == pytest.approx(0.8, abs=1e-6)
     marks = Sample(units, units, torch.tensor([0, 1, 2]), [".", "12", ","])  # no word at all: all do
-    assert chance_threshold(units, marks, 1, 1e-9, seed=0) == 1.0
+    assert chance_thresholds(units, marks, 1, 1e-9, seed=0) == (1.0, 1.0)
 
 
 def test_each_kind_has_its_limit():

@@ -4,11 +4,10 @@
     python -m benchmarks.real.run --facts known --data DIR --methods llp,llp:paper --edits 200 --out
     known.json
 
-Facts: ``own`` (well-known ones, written for this benchmark), ``known``, ``rome-known`` and ``zsre-known`` (rows of
-CounterFact, of ROME's part of it and of ZsRE that the model answers truly), ``counterfact``, ``rome`` and ``zsre``
-(rows as they come). A
-method that is in the file already, under the same settings, is not run again. What the measures mean is
-said in `measure`.
+Facts: ``own`` (well-known ones, written for this benchmark), ``known``, ``rome-known`` and ``zsre-known``
+(rows of CounterFact, of ROME's part of it and of ZsRE that the model answers truly), ``counterfact``,
+``rome`` and ``zsre`` (rows as they come). A method that is in the file already, under the same settings, is
+not run again. What the measures mean is said in `measure`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Rows are divided by their subject, so that constants can be chosen on facts about subjects that no table
 names. Bring your own copy of the data, as JSON lines with id, subject, prompt, target_new, target_true,
-rephrases and locality: ``counterfact/edit.jsonl``, ``counterfact_rome1000/edit.jsonl`` (ROME's first 1,000 records,
+rephrases and locality: ``counterfact/edit.jsonl``, ``counterfact_rome1000/edit.jsonl`` (ROME's 1,000 records,
 with all of CounterFact's paraphrases and neighbours), ``zsre/{edit,val,train}.jsonl``.
 """
 

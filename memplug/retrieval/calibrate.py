@@ -20,7 +20,7 @@ from ..saving.files import load_tensors
 from ..saving.plugs import fingerprint
 from ..text.chat import in_chat
 from ..text.tokens import Text
-from .calibration import Calibration, Sample, chance_threshold, whitening
+from .calibration import Calibration, Sample, chance_thresholds, whitening
 from .config import RetrievalConfig
 from .keys import think_states
 from .lessons import other_lines
@@ -32,7 +32,7 @@ from .samples import sample_texts
 
 __all__ = ["calibrate", "calibrated", "states_of"]
 
-_FORMAT = 5  # of what is calibrated; another one is made anew
+_FORMAT = 6  # of what is calibrated; another one is made anew
 _TEXTS = 24  # texts that the model itself samples
 _LENGTH = 96  # their tokens
 _EVERY = 6  # of the neutral questions, so many are one that is among the text
@@ -86,11 +86,12 @@ def calibrate(host: Host, config: RetrievalConfig, think: Sequence[int], relatio
     )
     spaces = (mean, root, first_mean, first_root)
     blank = Metric(*(torch.zeros(0) for _ in range(4)))
-    made = Calibration(layers, *spaces, 0.0, blank, (0.0, 0.0), 1.0, torch.zeros(0), torch.zeros(0))
+    made = Calibration(layers, *spaces, 0.0, 0.0, blank, (0.0, 0.0), 1.0, torch.zeros(0), torch.zeros(0))
     units = torch.stack([made.apply(i, states[None])[0] for i, states in enumerate(sample.states)])
     quorum = quorum_of(config.quorum, len(think))
-    threshold = chance_threshold(units, sample, quorum, config.false_accepts, config.seed)
-    made = replace(made, threshold=min(max(threshold, 0.05), 0.95)).to(host.text.device)
+    least = chance_thresholds(units, sample, quorum, config.false_accepts, config.seed)
+    one, several = (min(max(limit, 0.05), 0.95) for limit in least)
+    made = replace(made, threshold=one, several=several).to(host.text.device)
     return _relations(host, made, relation, config.other_accepts)
 
 

@@ -24,7 +24,7 @@ from ..saving.checked import check_rest, shaped
 from .questions import Metric, Question, likeness
 from .reading import Kind
 
-__all__ = ["Calibration", "Sample", "chance_threshold", "whitening"]
+__all__ = ["Calibration", "Sample", "chance_thresholds", "whitening"]
 
 _SPACES = ("mean", "root", "first_mean", "first_root")
 _KEYS = 400  # tokens that play the part of a subject when a threshold is set
@@ -57,7 +57,8 @@ class Calibration:
         mean: [n,D] float32.
         root: [n,D,K] float32; ``(state - mean) @ root`` has unit variance in its large directions.
         first_mean, first_root: the same for the first token of a text.
-        threshold: cosine that a subject's token has to exceed in a layer, see `chance_threshold`.
+        threshold: cosine that a subject of one token has to exceed in a layer, see `chance_thresholds`.
+        several: cosine that each token of a subject of several has to exceed.
         metric: of questions, by their words' states in the last layer.
         relation: likeness that a question has to exceed to be taken for an edit's, see `questions.likeness`:
             in plain text, and in a user's turn.
@@ -74,6 +75,7 @@ class Calibration:
     first_mean: Tensor
     first_root: Tensor
     threshold: float
+    several: float
     metric: Metric
     relation: tuple[float, float]
     same: float
@@ -92,6 +94,10 @@ class Calibration:
             own = states[begins].float() - self.first_mean[index].to(device)
             out[begins] = own @ self.first_root[index].to(device)
         return F.normalize(out, dim=-1)
+
+    def least(self, key: Tensor) -> float:
+        """The cosine that each token of a subject has to exceed, given its key [R,S,K]."""
+        return self.threshold if key.shape[1] == 1 else self.several
 
     def limit(self, chat: bool, kind: Kind) -> float:
         """The likeness that what is said has to exceed, see `reading.Kind`."""
@@ -154,7 +160,7 @@ class Calibration:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in it but the layers, for saving."""
-        limits = [self.threshold, *self.relation, self.same]
+        limits = [self.threshold, self.several, *self.relation, self.same]
         return {
             **{name: getattr(self, name).cpu() for name in _SPACES},
             **self.metric.tensors("metric."),
@@ -177,7 +183,7 @@ class Calibration:
                 shaped(tensors, name, (n, width, kept), wide) for name in ("root", "first_root")
             )
             learned = Metric.of(tensors, "metric.", width)
-            limits = shaped(tensors, "limits", (4,), torch.float64).tolist()
+            limits = shaped(tensors, "limits", (5,), torch.float64).tolist()
             labels = shaped(tensors, "labels", (None,), torch.int64)
             neutral = shaped(tensors, "neutral", (None, len(labels), width), torch.float16).float()
             if (
@@ -192,9 +198,11 @@ class Calibration:
                 f"the saved calibration is damaged, or is for another model ({error}); this one has width "
                 f"{width} and {n} layers are compared"
             ) from error
-        threshold, plain, chat, same = limits
+        one, several, *asks, same = limits
         spaces = (mean, root, first_mean, first_root)
-        return Calibration(tuple(layers), *spaces, threshold, learned, (plain, chat), same, neutral, labels)
+        return Calibration(
+            tuple(layers), *spaces, one, several, learned, (asks[0], asks[1]), same, neutral, labels
+        )
 
 
 def whitening(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -214,18 +222,26 @@ def whitening(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return mean, (vectors[:, keep] * scale[keep]).float()
 
 
-def chance_threshold(units: Tensor, sample: Sample, quorum: int, rate: float, seed: int) -> float:
-    """The cosine that a token of another word exceeds in ``quorum`` layers in a share ``rate`` of prompts.
+def chance_thresholds(
+    units: Tensor, sample: Sample, quorum: int, rate: float, seed: int
+) -> tuple[float, float]:
+    """The cosines that are exceeded in ``quorum`` layers at a false-accept rate, by a subject's tokens.
 
-    Tokens of the sample play the part of a subject of one token; each is compared with every token of the
-    other texts that is not the same word. A prompt counts as 64 tokens.
+    Tokens of the sample play the part of a subject's token; each is compared with every token of the other
+    texts that is not the same word. A subject of one token is taken for another word in a share ``rate`` of
+    prompts, which count as 64 tokens; one of several is taken for a name that differs in one token with this
+    probability. (Its cosine is the smallest of several: it falls lower where it stands elsewhere, and what
+    differs in one token falls as low as any two words.)
 
     Args:
         units: [n,N,K] the sample's states as unit vectors.
         sample: the sample.
         quorum: layers that have to agree, at one token.
-        rate: the false-accept rate for one key and one prompt.
+        rate: the false-accept rate.
         seed: of the choice of tokens.
+
+    Returns:
+        What a subject of one token has to exceed, and each token of one of several.
     """
     named = [i for i, word in enumerate(sample.words) if len(word) > 3 and word.isalpha()]
     named = named or list(range(len(sample.words)))
@@ -239,6 +255,7 @@ def chance_threshold(units: Tensor, sample: Sample, quorum: int, rate: float, se
         reached.append(agreed(cosines, quorum)[(word != word[i]) & (text != text[i])])
     values = torch.cat(reached)
     if not len(values):
-        return 0.5
-    allowed = max(1, round(rate / _TOKENS * len(values)))
-    return float(values.topk(min(allowed, len(values))).values[-1])
+        return 0.5, 0.5
+    allowed = (max(1, min(round(share * len(values)), len(values))) for share in (rate / _TOKENS, rate))
+    one, several = (float(values.topk(count).values[-1]) for count in allowed)
+    return one, several

@@ -30,8 +30,9 @@ class RetrievalConfig:
     """Layer whose states say what is asked, below the recall layer. None: at 27 % of the depth (scope
     "answer")."""
     false_accepts: float = 1e-4
-    """Probability with which a prompt of 64 tokens is taken to name a subject that it does not name; the
-    threshold of calibrated keys follows from it (scope "answer")."""
+    """Probability with which a prompt of 64 tokens is taken to name a subject of one token that it does not
+    name, and a name for one that differs from it in one of several tokens; the thresholds of calibrated keys
+    follow from it (scope "answer")."""
     other_accepts: float = 0.02
     """Share of questions that are as like another one about the same kind of subject as one has to be to be
     taken for an edit's own (scope "answer")."""

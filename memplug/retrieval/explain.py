@@ -54,12 +54,15 @@ def explain_answer(
     best = []
     for key, entry in on.items():
         heat = span_similarity(states, valid[0], listener.memory.get(key)).cpu()
-        passing = heat > listener.memory.limit(key)
+        limit = listener.memory.limit(key)
+        passing = heat > limit
         votes, _ = count_votes(passing, quorum)
         at = (votes + heat.mean(0) / 4).argmax().expand(len(heat))  # the most votes, then the closest
         voted = passing.gather(1, at[:, None])[:, 0]
         edits = tuple(entry.edits[id] for id in entry.on)
-        best.append(seen(entry.subject, edits, calibration.layers[:-1], tokens, quorum, heat, at, voted))
+        best.append(
+            seen(entry.subject, edits, calibration.layers[:-1], tokens, quorum, heat, at, voted, limit)
+        )
     best.sort(key=lambda one: (-one.votes, -one.similarity))
     of: dict[str, tuple[Candidate, Edit]] = {}
     for one in best:  # an entry may have several keys: the one that is seen best
@@ -74,9 +77,8 @@ def explain_answer(
     other = next((one for one in best if recalled is None or one.subject != recalled.subject), None)
     reason = _reason(recalled, other, quorum, calibration, _asked(met, other or recalled))
     likeness, limits = _asked(met, recalled or other), calibration.relation
-    return Explanation(
-        prompt, tokens, quorum, calibration.threshold, recalled, other, reason, likeness, limits, beside
-    )
+    threshold = (recalled or best[0]).threshold
+    return Explanation(prompt, tokens, quorum, threshold, recalled, other, reason, likeness, limits, beside)
 
 
 def _asked(met: Mapping[str, float], candidate: Candidate | None) -> float | None:
@@ -103,5 +105,5 @@ def _reason(
         return f"nothing is recalled; {subject} is named, but its edits are not asked for{likeness}"
     return (
         f"nothing is recalled; the closest subject, {subject}, has {other.votes} votes of the "
-        f"{quorum} needed (similarity above {calibration.threshold:.2f})"
+        f"{quorum} needed (similarity above {other.threshold:.2f})"
     )

@@ -38,6 +38,7 @@ class Candidate(NamedTuple):
         similarity: its mean similarity over the layers.
         layers: each layer's view.
         heat: [R,T] similarity of the window of tokens that ends at each position; NaN where none fits.
+        threshold: the similarity a vote needs.
         enough: whether its votes reach the quorum.
     """
 
@@ -47,6 +48,7 @@ class Candidate(NamedTuple):
     similarity: float
     layers: tuple[LayerVote, ...]
     heat: Tensor
+    threshold: float
     enough: bool = False
 
 
@@ -56,7 +58,8 @@ class Explanation(base.Explanation):
 
     Attributes:
         prompt, tokens: the text and its T tokens.
-        quorum, threshold: votes needed, and the similarity a vote needs.
+        quorum, threshold: votes needed, and the similarity a vote needs for the subject that is recalled, or
+            for the next best.
         recalled: the subject that is recalled, or None.
         runner_up: the next best subject, or the best where none is recalled; None without edits.
         reason: one sentence on the decision.
@@ -117,6 +120,7 @@ def seen(
     heat: Tensor,
     at: Tensor,
     voted: Tensor,
+    threshold: float,
 ) -> Candidate:
     """A subject as the layers see it.
 
@@ -125,6 +129,7 @@ def seen(
         heat: [R,T], see `span_similarity`.
         at: LongTensor [R], where each layer sees it.
         voted: BoolTensor [R], which layers vote for it.
+        threshold: the similarity a vote needs.
     """
     seen_by = []
     for layer, similarity, t, vote in zip(layers, heat, at.tolist(), voted.tolist(), strict=True):
@@ -134,4 +139,4 @@ def seen(
     mean = sum(vote.similarity for vote in seen_by) / len(seen_by)
     votes, enough = count_votes(voted, quorum)
     heat = heat.masked_fill(heat <= -1.0, torch.nan)
-    return Candidate(subject, edits, int(votes), mean, tuple(seen_by), heat, bool(enough))
+    return Candidate(subject, edits, int(votes), mean, tuple(seen_by), heat, threshold, bool(enough))

@@ -47,8 +47,8 @@ class Held:
         self._next = 0
         self._stamp = 0
 
-    def _threshold(self) -> float | None:
-        """Cosine that new keys ask for; None is the memory's."""
+    def _threshold(self, key: Tensor) -> float | None:
+        """Cosine that a new key [R,S,K] asks for; None is the memory's."""
         return None
 
     @property
@@ -105,7 +105,7 @@ class Held:
             for subject, some in keys.items():
                 numbers[subject] = tuple(range(self._next, self._next + len(some)))
                 for key in some:
-                    self.memory.add(self._next, key, threshold=self._threshold())
+                    self.memory.add(self._next, key, threshold=self._threshold(key))
                     self._next += 1
         except BaseException:
             for number in range(first, self._next):

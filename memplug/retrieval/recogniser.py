@@ -152,7 +152,7 @@ class Recogniser:
             return False
         valid = torch.ones(span.shape[1], dtype=torch.bool)
         scores = span_similarity(F.normalize(span.float(), dim=-1), valid, F.normalize(key.float(), dim=-1))
-        passing = scores[:, -1] > self._calibration.threshold + _ROUNDING
+        passing = scores[:, -1] > self._calibration.least(key) + _ROUNDING
         return bool(count_votes(passing, self._memory.quorum)[1])
 
 

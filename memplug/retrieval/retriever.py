@@ -78,9 +78,9 @@ class Retriever(Held):
         self.on: frozenset[str] = frozenset()
         """Ids of the edits in force."""
 
-    def _threshold(self) -> float | None:
+    def _threshold(self, key: Tensor) -> float | None:
         made = self.room.calibration
-        return made.threshold if made else None
+        return made.least(key) if made else None
 
     # ------------------------------------------------------------------ forwards
 

@@ -52,7 +52,7 @@ def explain_votes(
     voted = torch.from_numpy(voting(Found(np.zeros_like(keys), keys, keys, passing.numpy()), memory.top_k))
     found = {
         key: seen(*subjects[key], config.think_layers or (), tokens, quorum, *parts)
-        for key, *parts in zip(keys.tolist(), heat, at, voted.T, strict=True)
+        for key, *parts in zip(keys.tolist(), heat, at, voted.T, limits.tolist(), strict=True)
     }
     recalled = found.get(int(winner[0]))
     ranked = sorted(found.values(), key=lambda one: (-one.votes, -one.similarity))

@@ -194,9 +194,9 @@ class LLP(PublishedLLP):
     def _learner(self) -> Learner:
         return Learner(self._host, self._recall, self.config, self.memory, self._room.calibrate())
 
-    def _threshold(self) -> float | None:
+    def _threshold(self, key: Tensor) -> float | None:
         made = self._room.calibration
-        return made.threshold if made else None
+        return made.least(key) if made else None
 
     # ------------------------------------------------------------------ looking, saving
 
