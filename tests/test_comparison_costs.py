@@ -62,7 +62,7 @@ def test_whether_something_was_recalled_in_the_timed_text_is_noted(loaded, monke
 
 def test_recalled_is_read_off_every_kind_of_explanation():
     edits = (CASES[0].edit,)
-    subject = llp.Candidate("Ada Quill", edits, 2, 0.9, (), torch.zeros(0))
+    subject = llp.Candidate("Ada Quill", edits, 2, 0.9, (), torch.zeros(0), 0.7)
     nothing, something = (llp.Explanation("p", (), 1, 0.8, found, None, "") for found in (None, subject))
     assert [recalled(nothing), recalled(something)] == [(), edits]
     answered = (elder.Answered(**vars(one), uses=()) for one in (nothing, something))

@@ -49,6 +49,7 @@ def calibration_of(first=None):
         own,
         root,
         0.9,
+        0.9,
         metric,
         (0.5, 0.5),
         1.0,

@@ -29,7 +29,7 @@ def asked_like(likeness):
     vector = likeness * neutral[0, next(i for i, one in enumerate(known) if one.relation == "capital")]
     none = torch.zeros(0)
     blank = Metric(none, none, none, none)
-    made = Calibration((1,), none, none, none, none, 0.5, blank, (0.3, 0.3), 0.5, neutral, numbers)
+    made = Calibration((1,), none, none, none, none, 0.5, 0.5, blank, (0.3, 0.3), 0.5, neutral, numbers)
     return (Question(vector, False),), made
 
 

@@ -73,7 +73,7 @@ def explanations():
     edit, text = evil_edit(), f"Who {EVIL}?"
     chat = (Message("system", EVIL), Message("user", text))
     vote = llp.LayerVote(0, EVIL, 0, 0.5, True)
-    one = llp.Candidate(str(edit.subject), (edit,), 2, 0.9, (vote,), None)
+    one = llp.Candidate(str(edit.subject), (edit,), 2, 0.9, (vote,), None, 0.7)
     for prompt in (text, chat):
         for best, other in ((one, None), (None, one), (one, one), (one, one._replace(votes=0))):
             reason = llp_explain._reason(best, other, 1, 0.5)
