@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from .edits import Edit, EditTable
 from .interface import ChangesWeights, Host
-from .methods import Registered
-from .model.architecture import inspect_model, learning, uncast
+from .methods import SEQ2SEQ, Registered
+from .model.architecture import UnsupportedModelError, inspect_model, learning, uncast
 from .model.hooks import HookSet
 from .model.inner_hooks import watched
 from .model.interrupts import undone
@@ -40,6 +40,8 @@ class Attached:
     ) -> None:
         check_free(model)
         architecture = inspect_model(model, layers)
+        if architecture.encoder is not None:
+            _check_seq2seq(model, registered.name, config)
         text = self._text = Text(model, apart(tokenizer))
         tracker = self._tracker = CallTracker(architecture, text.bos_id, media_ids(model.config))
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
@@ -224,6 +226,15 @@ class Attached:
         if self.store is None:
             raise ValueError('this plug has no store; memplug.attach(..., store="facts.db") gives it one')
         return self.store
+
+
+def _check_seq2seq(model: Any, name: str, config: Any) -> None:
+    """Raises UnsupportedModelError for a method that does not edit encoder-decoders."""
+    if name not in SEQ2SEQ and not (name in ("elder", "grace") and config.scope in ("radius", "row")):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is an encoder-decoder, and {name!r} looks for its edits in what a "
+            f"decoder reads; choose {', '.join(SEQ2SEQ)}, or elder or grace with preset='paper'"
+        )
 
 
 def check_free(model: Any) -> None:

@@ -61,9 +61,13 @@ def owner(model: nn.Module, name: str) -> tuple[str, nn.Module]:
 
 
 def probe(
-    decoder: nn.Module, layers: nn.ModuleList, signature: inspect.Signature, device: torch.device
+    decoder: nn.Module,
+    layers: nn.ModuleList,
+    signature: inspect.Signature,
+    device: torch.device,
+    source: Mapping[str, Any],
 ) -> Seen:
-    """Run the decoder on one row of three tokens, the first of which is padding."""
+    """Run the decoder on one row of three tokens, the first of which is padding, and what an encoder read."""
     given: dict[str, Any] = {}
     outputs: list[Any] = []
     ran = [False] * len(layers)
@@ -85,7 +89,9 @@ def probe(
     handles = [layer.register_forward_hook(_own(after(i))) for i, layer in enumerate(layers)]
     handles += [layer.register_forward_pre_hook(_own(before), with_kwargs=True) for layer in layers]
     try:
-        made = decoder(**taken(decoder, {"input_ids": ids, "attention_mask": mask, "use_cache": True}))
+        made = decoder(
+            **taken(decoder, {"input_ids": ids, "attention_mask": mask, "use_cache": True, **source})
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -120,7 +126,9 @@ class _Stop(Exception):
     """Ends a forward whose first layer has answered."""
 
 
-def sees_ahead(decoder: nn.Module, layer: nn.Module, device: torch.device, known: int) -> bool:
+def sees_ahead(
+    decoder: nn.Module, layer: nn.Module, device: torch.device, known: int, source: Mapping[str, Any]
+) -> bool:
     """Whether a token's state after ``layer`` depends on the token that comes after it.
 
     Args:
@@ -128,6 +136,7 @@ def sees_ahead(decoder: nn.Module, layer: nn.Module, device: torch.device, known
         layer: its first layer.
         device: where token ids belong.
         known: how many tokens there are.
+        source: what an encoder read.
     """
 
     def states(last: int) -> Tensor:
@@ -138,7 +147,7 @@ def sees_ahead(decoder: nn.Module, layer: nn.Module, device: torch.device, known
             raise _Stop
 
         ids = torch.tensor([[5 % known, 6 % known, last % known]], device=device)
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **source}
         handle = layer.register_forward_hook(_own(after))
         try:
             decoder(**taken(decoder, given))

@@ -158,11 +158,12 @@ class PublishedELDER:
         lessons = []
         for e, edit in enumerate(edits):
             pair = self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
-            line = Line(tuple(pair.ids), pair.start - 1)
+            line = Line(tuple(pair.ids), pair.start - 1, pair.source)
             lessons.append((e, Lesson(line, range(0), range(0), True, isinstance(edit.prompt, str))))
         lines = [lesson.line for _, lesson in lessons]
         chunks = run_whole(self._host, self._upper, lines, [()] * len(lines), ())[0]
-        query = self._ends.read([self._host.text.encode(edit.prompt) for edit in edits])
+        text = self._host.text
+        query = self._ends.read([text.row(text.encode(edit.prompt)) for edit in edits])
         still = self.config.router_lr == 0
         return Batch(lessons, chunks, query, None if still else torch.tensor(list(given)).transpose(0, 1))
 
@@ -212,8 +213,9 @@ class PublishedELDER:
     @torch.no_grad()
     def explain(self, prompt: Prompt) -> Explanation:
         """Which edit's code is nearest, and what the prompt is routed to."""
+        text = self._host.text
         with self._host.tracker.off():
-            query = self._ends.read([self._host.text.encode(prompt)])
+            query = self._ends.read([text.row(text.encode(prompt))])
         on, limit = self.known.on(), self.config.epsilon
         uses = uses_of(self._places, self.experts.route(query))
         near, out = self._near(query)

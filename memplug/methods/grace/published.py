@@ -183,7 +183,7 @@ class PublishedGRACE:
     def _keys(self, edits: Sequence[Edit]) -> Tensor:
         """Float32 [n,p] on the CPU."""
         pairs = [self._pair(edit) for edit in edits]
-        return self._ends.read([pair.ids[: pair.start] for pair in pairs]).cpu()
+        return self._ends.read([pair.prompt for pair in pairs]).cpu()
 
     def _pair(self, edit: Edit) -> Pair:
         return self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
@@ -195,8 +195,9 @@ class PublishedGRACE:
         if not self.active:
             reason = "deferred to the base model; no edit is in force"
             return Nearest(prompt, (), reason, (), math.nan, math.nan)
+        text = self._host.text
         with self._host.tracker.off():
-            (at,), (distance,) = self.book.nearest(self._ends.read([self._host.text.encode(prompt)]))
+            (at,), (distance,) = self.book.nearest(self._ends.read([text.row(text.encode(prompt))]))
         entry = self.book.entries[at]
         edits = tuple(self.records[id][1] for id in entry.members)
         if distance > entry.radius:
