@@ -40,13 +40,13 @@ class Seen:
 def taken(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments ``given`` that the module's forward names.
 
-    Where it takes any, ``use_cache`` as well, which some leave to their parts; and all of them by one that
-    names none, since it wraps another (peft's).
+    Where it takes any, ``use_cache`` and ``encoder_outputs`` as well, which some leave to their parts; and all
+    of them by one that names none, since it wraps another (peft's).
     """
     parameters = inspect.signature(type(module).forward).parameters
     names = set(parameters)
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        names |= {"use_cache"} if "input_ids" in names else set(given)
+        names |= {"use_cache", "encoder_outputs"} if "input_ids" in names else set(given)
     return {name: value for name, value in given.items() if name in names}
 
 
