@@ -44,10 +44,6 @@ CONSTANTS: dict[str, dict[str, Any]] = {
         "stop_loss": 0.05, "train_stop": True, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5,
     },
     "grace": {"layer": 2, "steps": 200, "stop_loss": 0.2, "train_stop": True},
-    "elder-row": {
-        "scope": "row", "n_layers": 2, "n_experts": 64, "top_k": 16, "rank": 8, "router_lr": 0.0, "lr": 0.01,
-        "epsilon": 2, "steps": 120, "stop_loss": 0.02, "train_stop": True,
-    },
     "grace-radius": {"scope": "radius", "steps": 200, "stop_loss": 0.2, "train_stop": True, "epsilon": 0.03},
     "lora": {"lr": 0.02, "epochs": 60},
     "icl": {},

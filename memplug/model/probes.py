@@ -40,8 +40,8 @@ class Seen:
 def taken(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments ``given`` that the module's forward names.
 
-    Where it takes any, ``use_cache`` and ``encoder_outputs`` as well, which some leave to their parts; and all
-    of them by one that names none, since it wraps another (peft's).
+    Where it takes any, ``use_cache`` and ``encoder_outputs`` as well, which some leave to their parts; and
+    all of them by one that names none, since it wraps another (peft's).
     """
     parameters = inspect.signature(type(module).forward).parameters
     names = set(parameters)

@@ -329,7 +329,7 @@ class Text:
         max_new_tokens = max(1, min(max_new_tokens, *map(self.room, prompts)))
         ids, mask = self.pad(prompts)
         out = self.model.generate(
-            ids,
+            input_ids=ids,
             attention_mask=mask,
             generation_config=self.plain_settings(max_new_tokens),
             logits_processor=LogitsProcessorList([choose] if choose else []),
