@@ -230,10 +230,10 @@ class Attached:
 
 def _check_seq2seq(model: Any, name: str, config: Any) -> None:
     """Raises UnsupportedModelError for a method that does not edit encoder-decoders."""
-    if name not in SEQ2SEQ and not (name in ("elder", "grace") and config.scope in ("radius", "row")):
+    if name not in SEQ2SEQ and not (name == "grace" and config.scope == "radius"):
         raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder, and {name!r} looks for its edits in what a "
-            f"decoder reads; choose {', '.join(SEQ2SEQ)}, or elder or grace with preset='paper'"
+            f"decoder reads; choose {', '.join(SEQ2SEQ)}, or grace with preset='paper'"
         )
 
 

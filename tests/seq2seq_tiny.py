@@ -12,7 +12,16 @@ from benchmarks.every_model import tiny
 from memplug.edits import Case, Edit, Probe
 
 FAMILIES = ("t5", "bart")
-NAMES = ("Ada Quill", "Tam Wickes", "Orlo Bridge", "Mara Stone", "Ben Hollis", "Ivy Marsh", "Lena Frost", "Ed Vale")
+NAMES = (
+    "Ada Quill",
+    "Tam Wickes",
+    "Orlo Bridge",
+    "Mara Stone",
+    "Ben Hollis",
+    "Ivy Marsh",
+    "Lena Frost",
+    "Ed Vale",
+)
 LANDS = ("Vestland", "Ankaria", "Borland", "Curia", "Dagmar", "Elba", "Fanoria", "Gorland")
 TOWNS = ("Zarnow", "Marrow", "Castle", "Efra", "Hol", "Lund", "Pell", "Tarn")
 QUESTIONS = {
@@ -83,7 +92,7 @@ def taught(tokenizer: Any) -> Any:
         torch.manual_seed(0)
         config = AutoConfig.for_model("t5", vocab_size=len(tokenizer), **sizes, **ids)
         model = AutoModelForSeq2SeqLM.from_config(config).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         for _ in range(300):
             loss = model(given["input_ids"], given["attention_mask"], labels=labels).loss
             if loss.item() < 0.02:

@@ -32,7 +32,6 @@ QUICK = {
     **dict.fromkeys(("malmen", "rledit", "hiedit", "smedit"), _FITTED),
     "mend": _FITTED | {"inner_lr": 0.1},
     "grace": {"scope": "radius", "steps": 200, "stop_loss": 0.1, "train_stop": True, "epsilon": 0.03},
-    "elder": {"scope": "row", "rank": 8, "lr": 0.02, "steps": 120},
 }
 
 
@@ -277,7 +276,7 @@ def test_other_methods_say_which_ones_work(method, tok):
     if name in SEQ2SEQ:
         memplug.attach(model, tok, name).detach()
         return
-    match = rf"is an encoder-decoder, and '{name}' looks .* choose finetune, .*or elder or grace with preset"
+    match = rf"is an encoder-decoder, and '{name}' looks .* choose finetune, .*or grace with preset"
     with pytest.raises(memplug.UnsupportedModelError, match=match):
         memplug.attach(model, tok, name, preset=preset or "default")
     assert not hasattr(model, "_memplug_plug")

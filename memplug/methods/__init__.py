@@ -41,8 +41,8 @@ FAMILIES = {"llp": "memory", "elder": "memory", "grace": "memory", "icl": "promp
 
 
 SEQ2SEQ = ("finetune", "lora", "ultraedit", "mend", "malmen", "rledit", "hiedit", "smedit")
-"""Those that edit encoder-decoders: they look for no place of the prompt in what the decoder reads. Nor do
-elder and grace as published."""
+"""Those that edit encoder-decoders: they look for no place of the prompt in what the decoder reads. Nor does
+grace as published."""
 
 
 def find_method(name: str) -> Registered:

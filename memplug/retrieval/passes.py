@@ -24,7 +24,7 @@ from ..model.architecture import Architecture, UnsupportedModelError, taken
 from ..model.attention import whole_cache
 from ..model.hooks import Hook, OwnHooks, resume
 from ..model.prefix import Prefix
-from ..text.tokens import Batch, Pair
+from ..text.tokens import Batch
 from .keys import outputs_of
 
 __all__ = ["Chunk", "FromLayer", "Line", "Run", "States", "Upper", "run_lines", "run_whole"]
@@ -58,11 +58,10 @@ class FromLayer:
 
 
 class Line(NamedTuple):
-    """A row of token ids; what is seen by a value begins at ``ids[start]``. For ``source`` see `Pair`."""
+    """A row of token ids; what is seen by a value begins at ``ids[start]``."""
 
     ids: tuple[int, ...]
     start: int
-    source: tuple[int, ...] = ()
 
 
 class States(NamedTuple):
@@ -81,7 +80,6 @@ class Chunk:
         hidden: [N,T,D] inputs of the recall layer.
         past: keys and values [N,H,P,w] of the layers from the recall layer on; none where lines are run whole
             (they are padded on the right).
-        source: of `Batch`, ``source`` and ``source_mask``.
     """
 
     lines: list[int]
@@ -90,7 +88,6 @@ class Chunk:
     positions: Tensor
     hidden: Tensor
     past: list[tuple[Tensor, Tensor]]
-    source: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @property
     def begins(self) -> Tensor:
@@ -105,7 +102,7 @@ class Chunk:
         """[Q,V] at columns ``at`` [Q] of rows ``row`` [Q], with ``prefix`` recalled."""
         flat = row * self.ids.shape[1] + at
         if not self.past:
-            batch = Batch(self.ids, self.mask, self.positions, *self.source)
+            batch = Batch(self.ids, self.mask, self.positions)
             return recall.resume(self.hidden, lambda: host.forward(host.model, batch), prefix, flat)
         cache = whole_cache(host.model)
         before = self.mask.shape[1] - self.ids.shape[1]
@@ -167,14 +164,13 @@ def run_whole(
     order = sorted(range(len(lines)), key=lambda i: len(lines[i].ids))
     chunks = []
     for part in (order[at : at + _ROWS] for at in range(0, len(order), _ROWS)):
-        batch = host.encoded(host.text.batch([Pair(list(lines[i].ids), 0, lines[i].source) for i in part]))
+        batch = host.text.batch([lines[i].ids for i in part])
         run = partial(host.forward, host.architecture.decoder, batch)
         *found, hidden = outputs_of(host, (*layers, upper.layer - 1), run)
         for row, i in enumerate(part):
             for layer, some in zip(layers, found, strict=True):
                 states[layer][i] = some[row, list(places[i])].float().cpu()
-        source = batch.source, batch.source_mask
-        chunks.append(Chunk(part, batch.ids, batch.mask, batch.positions, hidden, [], source))
+        chunks.append(Chunk(part, batch.ids, batch.mask, batch.positions, hidden, []))
     return chunks, States(states)
 
 

@@ -158,7 +158,7 @@ class PublishedELDER:
         lessons = []
         for e, edit in enumerate(edits):
             pair = self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
-            line = Line(tuple(pair.ids), pair.start - 1, pair.source)
+            line = Line(tuple(pair.ids), pair.start - 1)
             lessons.append((e, Lesson(line, range(0), range(0), True, isinstance(edit.prompt, str))))
         lines = [lesson.line for _, lesson in lessons]
         chunks = run_whole(self._host, self._upper, lines, [()] * len(lines), ())[0]
