@@ -176,7 +176,8 @@ class Attached:
         """Inside the ``with``, plain forwards over prompt and answer know where each prompt ends.
 
         Methods that decide at the end of the prompt need it where the model is handed the answer as well
-        (teacher forcing); unsaid, a row's last real token counts. ``generate`` needs nothing.
+        (teacher forcing); unsaid, a row's last real token counts. ``generate`` needs nothing, nor does an
+        encoder-decoder, whose prompt is the source.
 
         Args:
             lengths: tokens of each row's prompt, padding left out, a BOS included.

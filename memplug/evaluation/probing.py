@@ -71,7 +71,7 @@ def answer(
     Penalties, sampling and minimum lengths of the model's generation config are set aside.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or an encoder-decoder.
         tokenizer: the model's tokenizer; its padding settings are not used and not changed.
         prompts: texts without a blank at the end, or messages, which go through the chat template.
         batch_size: B, rows run at once.
@@ -116,7 +116,7 @@ def teacher_force(
     prompt are told where it is (`Plug.prompt_lengths`).
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or an encoder-decoder.
         tokenizer: the model's tokenizer; its padding settings are not used and not changed.
         probes: prompt (a text or messages) and target, without blanks at their ends.
         rivals: another target for each probe, scored at the probe's own positions.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .modes import evaluating, frozen, learning, uncast
-from .probes import Seen, owner, probe, sees_ahead, taken
+from .probes import Seen, owner, probe, read_source, sees_ahead, taken
 from .thread_forwards import Shadows
 
 __all__ = [
@@ -167,7 +167,7 @@ def inspect_model(model: nn.Module, path: str | None = None) -> Architecture:
     The model and its mode are left as they were.
 
     Raises:
-        UnsupportedModelError: no causal language model, or layers that hand on no state for each token.
+        UnsupportedModelError: no model that generates text, or layers that hand on no state for each token.
     """
     _check_kind(model)
     encoder = _encoder(model)
@@ -224,16 +224,6 @@ def inspect_model(model: nn.Module, path: str | None = None) -> Architecture:
         head=None if encoder is not None else _head(model, within),
         encoder=encoder,
     )
-
-
-def read_source(encoder: nn.Module | None, device: torch.device) -> dict[str, Tensor]:
-    """What a decoder is handed of a source of three tokens; nothing where there is no encoder."""
-    if encoder is None:
-        return {}
-    ids = torch.zeros(1, 3, dtype=torch.long, device=device)
-    mask = torch.ones_like(ids)
-    states = encoder(input_ids=ids, attention_mask=mask)[0]
-    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
 def _encoder(model: Any) -> nn.Module | None:

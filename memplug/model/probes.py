@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Seen", "owner", "probe", "sees_ahead", "taken"]
+__all__ = ["Seen", "owner", "probe", "read_source", "sees_ahead", "taken"]
 
 _STATES = ("last_hidden_state", "hidden_states", "attentions", "logits", "loss")
 
@@ -48,6 +48,16 @@ def taken(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         names |= {"use_cache", "encoder_outputs"} if "input_ids" in names else set(given)
     return {name: value for name, value in given.items() if name in names}
+
+
+def read_source(encoder: nn.Module | None, device: torch.device) -> dict[str, Tensor]:
+    """What a decoder is handed of a source of three tokens; nothing where there is no encoder."""
+    if encoder is None:
+        return {}
+    ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+    mask = torch.ones_like(ids)
+    states = encoder(input_ids=ids, attention_mask=mask)[0]
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
 def owner(model: nn.Module, name: str) -> tuple[str, nn.Module]:
