@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+from transformers.modeling_outputs import MoEModelOutput
 
 from ..edits import Case
 from ..model.architecture import evaluating
@@ -211,7 +212,7 @@ def _timed(model: Any, given: dict[str, Any], steps: int) -> tuple[float, float,
         cache, seen = output.past_key_values, mask
         for _ in range(steps):
             if "decoder_input_ids" in given:  # the source stays as it was read
-                read = (output.encoder_last_hidden_state,)
+                read = MoEModelOutput(last_hidden_state=output.encoder_last_hidden_state)
                 more = {"decoder_input_ids": made[-1], "encoder_outputs": read, "attention_mask": mask}
             else:
                 seen = torch.cat([seen, seen[:, :1]], dim=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from transformers.modeling_outputs import MoEModelOutput
 
 __all__ = ["Batch", "Pair"]
 
@@ -59,7 +60,9 @@ class Batch(NamedTuple):
         """What a model is called with, by name; `positions` are what it counts itself."""
         if self.source is None:
             return {"input_ids": self.ids, "attention_mask": self.mask}
-        source = {"encoder_outputs": (self.source,)} if self.encoded else {"input_ids": self.source}
+        # It has the fields that any model may look for: some also ask for their router's.
+        states: Any = MoEModelOutput(last_hidden_state=self.source)
+        source = {"encoder_outputs": states} if self.encoded else {"input_ids": self.source}
         return source | {
             "attention_mask": self.source_mask,
             "decoder_input_ids": self.ids,
