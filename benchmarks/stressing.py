@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from memplug.edits import Edit
+from memplug.text.tokens import Text
 
 __all__ = ["Asked", "Outcome", "Stress", "changes", "traces"]
 
@@ -103,6 +104,7 @@ class Stress:
     ) -> None:
         self.model, self.tokenizer, self._attach = model, tokenizer, attach
         self.facts, self.asked, self.made = list(facts), list(asked), list(made)
+        self._begins = Text(model, tokenizer).begins  # of an encoder-decoder
         self.trace, model = traces(model), copy.deepcopy(model)
         self.base = {one: self.answer(model, one) for one in self.asked}
         plug = attach(model, tokenizer)
@@ -125,9 +127,14 @@ class Stress:
         given, pad = self._inputs(one), self.tokenizer.pad_token_id
         if one.kind == "forward":
             with torch.no_grad():
-                return _bits(model(**given).logits[:, -1])
+                return _bits(model(**given, **self._said(given)).logits[:, -1])
         out = model.generate(**given, max_new_tokens=_NEW, do_sample=False, pad_token_id=pad)
-        return tuple(map(tuple, out[:, given["input_ids"].shape[1] :].tolist()))
+        return tuple(map(tuple, out[:, len(self._begins) or given["input_ids"].shape[1] :].tolist()))
+
+    def _said(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the decoder of an encoder-decoder reads first."""
+        rows = [self._begins] * len(given["input_ids"])
+        return {"decoder_input_ids": torch.tensor(rows)} if self._begins else {}
 
     def _inputs(self, one: Asked) -> dict[str, torch.Tensor]:
         out = self.tokenizer(list(one.texts), return_tensors="pt", padding=True)
@@ -135,7 +142,11 @@ class Stress:
 
     def _begun(self, model: Any, one: Asked) -> Iterator[_Row]:
         """The generation after each of its forwards."""
-        row = _Row(*self._inputs(one).values(), DynamicCache(config=model.config), ())
+        given, cache = self._inputs(one), DynamicCache(config=model.config)
+        row = _Row(*given.values(), cache, ())
+        if self._begins:
+            cache = EncoderDecoderCache(cache, DynamicCache(config=model.config))
+            row = _Row(self._said(given)["decoder_input_ids"], row.mask, cache, (), given)
         for _ in range(_NEW - 1):
             row = self._next(model, row)
             yield copy.deepcopy(row)
@@ -143,11 +154,13 @@ class Stress:
     @torch.no_grad()
     def _next(self, model: Any, row: _Row) -> _Row:
         positions = (row.mask.cumsum(1) - 1).clamp(min=0)[:, -row.ids.shape[1] :]
-        given = {"attention_mask": row.mask, "position_ids": positions, "past_key_values": row.cache}
-        token = model(row.ids, **given).logits[:, -1].argmax(-1)
+        given = {"input_ids": row.ids, "attention_mask": row.mask, "position_ids": positions}
+        if row.source is not None:
+            given = row.source | {"decoder_input_ids": row.ids}
+        token = model(**given, past_key_values=row.cache).logits[:, -1].argmax(-1)
         token[self._over(model, row)] = self.tokenizer.pad_token_id
         mask = torch.cat([row.mask, torch.ones_like(row.mask[:, :1])], 1)
-        return _Row(token[:, None], mask, row.cache, (*row.said, token))
+        return _Row(token[:, None], mask, row.cache, (*row.said, token), row.source)
 
     def _ended(self, model: Any, row: _Row) -> Hashable:
         while len(row.said) < _NEW and not bool(self._over(model, row).all()):
@@ -223,12 +236,13 @@ class Stress:
 
 
 class _Row(NamedTuple):
-    """A generation: ``ids`` are to be read next."""
+    """A generation: ``ids`` are to be read next; ``source`` is what an encoder reads."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     cache: Any
     said: tuple[torch.Tensor, ...]
+    source: dict[str, torch.Tensor] | None = None
 
 
 class _Clock:

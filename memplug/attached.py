@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from .edits import Edit, EditTable
 from .interface import ChangesWeights, Host
-from .methods import Registered
-from .model.architecture import inspect_model, learning, uncast
+from .methods import SEQ2SEQ, Registered
+from .model.architecture import UnsupportedModelError, inspect_model, learning, uncast
 from .model.hooks import HookSet
 from .model.inner_hooks import watched
 from .model.interrupts import undone
@@ -40,6 +40,8 @@ class Attached:
     ) -> None:
         check_free(model)
         architecture = inspect_model(model, layers)
+        if architecture.encoder is not None:
+            _check_seq2seq(model, registered.name, config)
         text = self._text = Text(model, apart(tokenizer))
         tracker = self._tracker = CallTracker(architecture, text.bos_id, media_ids(model.config))
         self.model, self.tokenizer, self.name = model, tokenizer, registered.name
@@ -174,7 +176,8 @@ class Attached:
         """Inside the ``with``, plain forwards over prompt and answer know where each prompt ends.
 
         Methods that decide at the end of the prompt need it where the model is handed the answer as well
-        (teacher forcing); unsaid, a row's last real token counts. ``generate`` needs nothing.
+        (teacher forcing); unsaid, a row's last real token counts. ``generate`` needs nothing, nor does an
+        encoder-decoder, whose prompt is the source.
 
         Args:
             lengths: tokens of each row's prompt, padding left out, a BOS included.
@@ -224,6 +227,15 @@ class Attached:
         if self.store is None:
             raise ValueError('this plug has no store; memplug.attach(..., store="facts.db") gives it one')
         return self.store
+
+
+def _check_seq2seq(model: Any, name: str, config: Any) -> None:
+    """Raises UnsupportedModelError for a method that does not edit encoder-decoders."""
+    if name not in SEQ2SEQ and not (name == "grace" and config.scope == "radius"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is an encoder-decoder, and {name!r} looks for its edits in what a "
+            f"decoder reads; choose {', '.join(SEQ2SEQ)}, or grace with preset='paper'"
+        )
 
 
 def check_free(model: Any) -> None:

@@ -44,7 +44,7 @@ def attach(
     cache that is used with it is replaced by a subclass of the same name, which keeps what was decided.
 
     Args:
-        model: a Hugging Face causal language model, on any device, in any dtype.
+        model: a Hugging Face causal language model or encoder-decoder, on any device, in any dtype.
         tokenizer: its tokenizer.
         method: a method's name, or a config object such as ``LLPConfig(value_steps=20)``; llp if left out.
         preset: ``"default"``, or ``"paper"`` for the published constants.

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .edits import Case, Edit, EditTable
@@ -40,8 +41,22 @@ class Host:
 
     def forward(self, module: Any, batch: Batch) -> Any:
         """Run the model or its decoder on right-padded rows counted from position 0, without a cache."""
-        given = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
+        batch = self.encoded(batch)
+        given = batch.given
+        if module is self.architecture.decoder or batch.source is None:
+            given = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
+        if module is self.architecture.decoder and batch.source is not None:
+            given |= {"encoder_hidden_states": batch.source, "encoder_attention_mask": batch.source_mask}
         return module(**taken(module, given | {"use_cache": False}))
+
+    @torch.no_grad()
+    def encoded(self, batch: Batch) -> Batch:
+        """The batch with what the encoder makes of its sources, so that several forwards read them once."""
+        encoder = self.architecture.encoder
+        if encoder is None or batch.source is None or batch.encoded:
+            return batch
+        states = encoder(input_ids=batch.source, attention_mask=batch.source_mask)[0]
+        return batch._replace(source=states)
 
 
 class State(NamedTuple):

@@ -17,8 +17,6 @@ from transformers import (
     GPT2Model,
     MambaConfig,
     MambaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import memplug
@@ -247,12 +245,6 @@ def test_models_without_a_head_are_refused(tokenizer):
     config = GPT2Config(vocab_size=400, n_positions=64, n_embd=32, n_layer=2, n_head=2)
     with pytest.raises(memplug.UnsupportedModelError, match="GPT2Model cannot generate.*language-model head"):
         memplug.attach(small(config, GPT2Model), tokenizer)
-
-
-def test_encoder_decoders_are_refused(tokenizer):
-    config = T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
-    with pytest.raises(memplug.UnsupportedModelError, match="encoder-decoder; memplug edits decoder-only"):
-        memplug.attach(small(config, T5ForConditionalGeneration), tokenizer)
 
 
 def test_state_space_models_are_refused(tokenizer):

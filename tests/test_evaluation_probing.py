@@ -157,7 +157,7 @@ def test_rivals_are_scored_after_the_targets_own_beginning(model, tokenizer):
     found = teacher_force(model, tokenizer, PROBES, rivals=rivals)
     for probe, rival, forced in zip(PROBES, rivals, found, strict=True):
         text = Text(model, tokenizer)
-        ids, start = text.pair(*probe)
+        ids, start, _ = text.pair(*probe)
         tail = ids[start:]
         other = text.pair(probe.prompt, rival)
         other = other.ids[other.start :]

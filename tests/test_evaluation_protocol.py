@@ -61,7 +61,7 @@ def _learn(model, tokenizer, answers, steps):
     """Train until the answers, closed by the end token, come greedily."""
     text = Text(model, tokenizer)
     pairs = [text.pair(prompt, target, stop=True) for prompt, target in answers.items()]
-    ids, mask, _ = text.batch([pair.ids for pair in pairs])
+    ids, mask = text.batch(pairs)[:2]
     labels = ids.masked_fill(mask == 0, -100)
     for row, pair in enumerate(pairs):
         labels[row, : pair.start] = -100

@@ -67,7 +67,7 @@ def test_it_is_adam_on_the_weights_within_a_bound(
     pairs = [text.pair(e.prompt, e.target) for e in EDITS[:2]]
     for _ in range(5):
         optimizer.zero_grad()
-        for ids, begin in pairs:
+        for ids, begin, _ in pairs:
             logp = plain(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
             nll = -sum(logp[t - 1, ids[t]] for t in range(begin, len(ids))) / (len(ids) - begin)
             (nll / 2).backward()

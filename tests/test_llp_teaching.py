@@ -48,7 +48,7 @@ def lesson(host, words, target=None):
         ids = host.text.encode(words)
         start = len(ids)
     else:
-        ids, start = host.text.pair(words, target, stop=CONFIG.train_stop)
+        ids, start, _ = host.text.pair(words, target, stop=CONFIG.train_stop)
     line = Line(tuple(ids), start - 1)
     return Lesson(line=line, subject=range(1, 2), words=range(start), asks=target is not None, plain=True)
 

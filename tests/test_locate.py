@@ -172,7 +172,7 @@ def test_wanted_states_answer_as_edited_and_do_not_see_each_other(
         torch.testing.assert_close(alone.state[0], found.state[index], rtol=1e-2, atol=1e-2)
         pairs = [host.text.pair(f"{front} {edit.prompt}".strip(), edit.target) for front in ("", "Tam")]
         literal = []
-        for ids, begin in pairs:
+        for ids, begin, _ in pairs:
             with torch.no_grad():
                 logp = plug.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
             literal.append(

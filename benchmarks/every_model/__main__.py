@@ -98,6 +98,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default="llp,llp-row,elder,grace,icl,ultraedit,finetune")
     parser.add_argument("--kinds", help="some kinds of model, by name; all by default")
     parser.add_argument("--seeing", action="store_true", help="also kinds that see images")
+    parser.add_argument("--encoding", action="store_true", help="encoder-decoders alone")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=150.0, help="for one kind of model")
     parser.add_argument("--out", type=Path, help="where the table goes; printed if left out")
@@ -107,7 +108,7 @@ def main(given: Sequence[str] | None = None) -> None:
     unknown = [method for method in methods if method not in CONSTANTS]
     if unknown:
         parser.error(f"no constants for {unknown[0]!r}; choose of {', '.join(CONSTANTS)}")
-    names = options.kinds.split(",") if options.kinds else tiny.names(options.seeing)
+    names = options.kinds.split(",") if options.kinds else tiny.names(options.seeing, options.encoding)
     rows = _kept(options.keep)
     for name, verdicts in sweep(names, methods, workers=options.workers, seconds=options.seconds):
         rows[name] = rows.get(name, {}) | verdicts

@@ -18,7 +18,7 @@ import memplug
 from memplug.edits import EditError
 from memplug.interface import ChangesWeights
 from memplug.model.architecture import UnsupportedModelError
-from memplug.text.tokens import TokenizerError
+from memplug.text.tokens import Text, TokenizerError
 
 __all__ = ["CONSTANTS", "TEXTS", "Verdict", "attempt"]
 
@@ -44,6 +44,8 @@ CONSTANTS: dict[str, dict[str, Any]] = {
         "stop_loss": 0.05, "train_stop": True, "n_others": 2, "n_mentions": 0, "other_accepts": 0.5,
     },
     "grace": {"layer": 2, "steps": 200, "stop_loss": 0.2, "train_stop": True},
+    "grace-radius": {"scope": "radius", "steps": 200, "stop_loss": 0.2, "train_stop": True, "epsilon": 0.03},
+    "lora": {"lr": 0.02, "epochs": 60},
     "icl": {},
     "ultraedit": {
         "statistics": "stream", "protect": 0.0, "guard_every": 0, "max_change": 1e3,
@@ -110,6 +112,7 @@ class _Look:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.begins = Text(model, tokenizer).begins  # of an encoder-decoder
         self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.logits = self.of(PROMPT, OTHER, SHORT)
         self.hooks = _hooks(model)  # some kinds exchange modules in their first forward
@@ -121,14 +124,16 @@ class _Look:
         self.uncached = self.answers(PROMPT, OTHER, SHORT, use_cache=False)
 
     def inputs(self, *texts: str) -> dict[str, torch.Tensor]:
-        """Left-padded ids and mask."""
-        out = self.tokenizer(list(texts), return_tensors="pt", padding=True)
+        """Left-padded ids and mask; right-padded for an encoder."""
+        side = "right" if self.begins else "left"
+        out = self.tokenizer(list(texts), return_tensors="pt", padding=True, padding_side=side)
         return {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"]}
 
     @torch.no_grad()
     def of(self, *texts: str) -> torch.Tensor:
         """Logits [B,T,V] of a plain forward."""
-        logits: torch.Tensor = self.model(**self.inputs(*texts)).logits
+        said = {"decoder_input_ids": torch.tensor([self.begins] * len(texts))} if self.begins else {}
+        logits: torch.Tensor = self.model(**self.inputs(*texts), **said).logits
         return logits
 
     def apart(self) -> float:
@@ -144,7 +149,7 @@ class _Look:
         out = self.model.generate(
             **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=pad, eos_token_id=end, **given
         )
-        rows = out[:, inputs["input_ids"].shape[1] :].tolist()
+        rows = out[:, len(self.begins) or inputs["input_ids"].shape[1] :].tolist()
         return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 

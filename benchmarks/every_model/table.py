@@ -44,7 +44,7 @@ def markdown(rows: Sequence[tuple[str, Mapping[str, Verdict]]], methods: Sequenc
     listed = [f"- {', '.join(names)} ({some}): {reason}" for (reason, some), names in reasons.items()]
     head = (
         f"Every causal language model of transformers {version('transformers')} (torch {version('torch')}) "
-        "and, where asked for, every model that sees, on text alone; tiny and random, one edit each: "
-        "`python -m benchmarks.every_model --seeing`."
+        "and, where asked for, every model that sees, on text alone, or every encoder-decoder; tiny and "
+        "random, one edit each: `python -m benchmarks.every_model --seeing` (`--encoding`)."
     )
     return "\n\n".join(filter(None, [head, summary, body, "\n".join(listed)])) + "\n"

@@ -16,11 +16,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
 __all__ = ["BuildError", "build", "names", "tokenizer"]
@@ -121,11 +123,14 @@ _OWN: dict[str, dict[str, Any]] = {
 """What follows from other fields in ways that their names do not say, and layers of each kind in hybrids."""
 
 
-def names(seeing: bool = False) -> list[str]:
-    """Every kind of model with a causal language model; with ``seeing`` also those that see images.
+def names(seeing: bool = False, encoding: bool = False) -> list[str]:
+    """Every kind of model with a causal language model; with ``seeing`` also those that see images; with
+    ``encoding`` encoder-decoders alone, as ``kind+encoder``.
 
     Encoders that can be told to be decoders are listed twice, as ``kind`` and ``kind+is_decoder``.
     """
+    if encoding:
+        return [f"{kind}+encoder" for kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES]
     kinds = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     if seeing:
         kinds += [kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if kind not in kinds]
@@ -172,13 +177,15 @@ def build(name: str, vocab_size: int, seed: int = 0, *, seeing: bool = False) ->
             inner = isinstance(value, dict) and isinstance(given.get(field), dict)
             given[field] = given[field] | value if inner else value
         del given["model_type"]
-        if told:
+        if told == "is_decoder":
             given[told] = True
+        elif told == "encoder":
+            given.setdefault("decoder_start_token_id", _IDS["pad_token_id"])  # T5's, not in its config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = AutoConfig.for_model(kind, **given)
-            maker = AutoModelForCausalLM if causal and not seeing else AutoModelForImageTextToText
-            model = maker.from_config(config)
+            maker: Any = AutoModelForCausalLM if causal and not seeing else AutoModelForImageTextToText
+            model = (AutoModelForSeq2SeqLM if told == "encoder" else maker).from_config(config)
             _draw(model)
     except Exception as error:
         raise BuildError(f"{type(error).__name__}: {str(error).splitlines()[0][:150]}") from error
@@ -198,7 +205,7 @@ def sizes(config: dict[str, Any], vocab_size: int) -> dict[str, Any]:
             given[name] = value
         elif name in _IDS:
             given[name] = _IDS[name]
-        elif name.endswith(("_token_id", "_token_index")):
+        elif name.endswith(("_token_id", "_token_index")) and not name.startswith("forced_"):
             given[name], later = (later, later - 1) if name.startswith(_LATER) else (2, later)
         elif name == "tie_word_embeddings":
             given[name] = False

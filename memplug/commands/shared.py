@@ -100,9 +100,11 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     near = difflib.get_close_matches(name.lower(), ["world", *pretrained.NAMES], n=1, cutoff=0.8)
     if near and not Path(name).exists():
         raise ValueError(f"there is no model folder {name!r}; did you mean {near[0]!r}?")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=types.get(dtype, "auto"))
+    both = getattr(AutoConfig.from_pretrained(name), "is_encoder_decoder", False)
+    maker = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
+    model = maker.from_pretrained(name, dtype=types.get(dtype, "auto"))
     if dtype == "auto" and model.dtype == torch.float16 and torch.device(device).type == "cpu":
         model = model.float()  # float16 products are several times slower than float32 on a CPU
     return model.to(device).eval(), AutoTokenizer.from_pretrained(name)

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+from transformers.modeling_outputs import MoEModelOutput
 
 from ..edits import Case
-from ..model.architecture import evaluating, input_device
+from ..model.architecture import evaluating
 from ..subjects.find import find_subject
 from ..text.chat import question
 from ..text.tokens import Text
@@ -169,7 +170,7 @@ def overhead(
     row = text.encode(texts[0])
     for more in islice(cycle(texts), 1, tokens):
         row += text.encode(more)[text.bos_id is not None :]
-    ids = torch.tensor([row[:tokens]], device=input_device(model))
+    given = text.batch([text.row(row[:tokens])]).given
     kept = {"bare": before, "edited": hooks_of(model)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in kept}
     memory: dict[str, tuple[int, int | None]] = {}
@@ -178,17 +179,17 @@ def overhead(
         while len(times["edited"]) <= turns or time.perf_counter() - begin < seconds:
             for name, hooks in kept.items():
                 with bare(model, hooks):
-                    forward, token, made = _timed(model, ids, steps)
+                    forward, token, made = _timed(model, given, steps)
                     times[name].append((forward, token))
                     if name not in memory:
-                        memory[name] = _memory(model, ids)
+                        memory[name] = _memory(model, given)
     read = tokenizer.decode([*row[:tokens], *made], skip_special_tokens=True)
     best = {name: tuple(map(min, zip(*its[1:], strict=True))) for name, its in times.items()}
     passes = [Pass(best[name][0], best[name][1], *memory[name]) for name in kept]
-    return Overhead(ids.shape[1], read, *passes)
+    return Overhead(len(row[:tokens]), read, *passes)
 
 
-def _memory(model: Any, ids: torch.Tensor) -> tuple[int, int | None]:
+def _memory(model: Any, given: dict[str, Any]) -> tuple[int, int | None]:
     """Bytes by which memory grows at most during forwards: of the process, and of the GPUs."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -196,26 +197,31 @@ def _memory(model: Any, ids: torch.Tensor) -> tuple[int, int | None]:
         trim(0)  # what was freed and kept at hand would be taken again unseen
     with Meter(every=0.001) as meter:
         for _ in range(3):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            model(**given, use_cache=False)
     return meter.host, meter.device
 
 
-def _timed(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float, list[int]]:
+def _timed(model: Any, given: dict[str, Any], steps: int) -> tuple[float, float, list[int]]:
     """Milliseconds of a plain forward, and of a token decoded with a cache; the tokens decoded."""
-    mask = torch.ones_like(ids)
-    forward = _milliseconds(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False), ids.device)
-    output = model(input_ids=ids, attention_mask=mask, use_cache=True)
+    mask, device = given["attention_mask"], given["attention_mask"].device
+    forward = _milliseconds(lambda: model(**given, use_cache=False), device)
+    output = model(**given, use_cache=True)
     made = [output.logits[:, -1:].argmax(-1)]
 
     def decode() -> None:
         cache, seen = output.past_key_values, mask
         for _ in range(steps):
-            seen = torch.cat([seen, seen[:, :1]], dim=1)
-            out = model(input_ids=made[-1], attention_mask=seen, past_key_values=cache, use_cache=True)
+            if "decoder_input_ids" in given:  # the source stays as it was read
+                read = MoEModelOutput(last_hidden_state=output.encoder_last_hidden_state)
+                more = {"decoder_input_ids": made[-1], "encoder_outputs": read, "attention_mask": mask}
+            else:
+                seen = torch.cat([seen, seen[:, :1]], dim=1)
+                more = {"input_ids": made[-1], "attention_mask": seen}
+            out = model(**more, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             made.append(out.logits[:, -1:].argmax(-1))
 
-    token = _milliseconds(decode, ids.device) / steps
+    token = _milliseconds(decode, device) / steps
     return forward, token, torch.cat(made, dim=1)[0].tolist()
 
 

@@ -75,7 +75,7 @@ def compare(
     would have given. Under ``accelerate launch`` or ``torchrun`` the runs are spread over the processes.
 
     Args:
-        model: a Hugging Face causal language model, without a plug.
+        model: a Hugging Face causal language model or encoder-decoder, without a plug.
         tokenizer: its tokenizer.
         cases: ``"world"`` (the made-up world of the embedded model), a source as for `load_cases`, what
             that gave, or cases.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..text.chat import Prompt, question, quoted, show
 from ..text.tokens import Pair, Text
 
-__all__ = ["at_least_one", "batches", "encode_pairs", "encode_prompts", "longest", "pad_left", "shorten"]
+__all__ = ["at_least_one", "batches", "encode_pairs", "encode_prompts", "longest", "shorten"]
 
 
 def encode_prompts(text: Text, prompts: Sequence[Prompt], room: int) -> list[list[int]]:
@@ -25,11 +23,12 @@ def encode_prompts(text: Text, prompts: Sequence[Prompt], room: int) -> list[lis
         if not question(prompt).strip():
             raise ValueError(f"prompt {index} is empty ({prompt!r}); give it some text or leave it out")
         rows.append(text.encode(prompt))
-        if len(rows[-1]) + room > text.max_length:
+        if text.room(rows[-1]) < room:
             raise ValueError(
                 f"the prompt {shorten(show(prompt))!r} has {len(rows[-1])} tokens, which leaves no room for "
                 f"{room} more in the model's context of {text.max_length}; shorten it or lower max_new_tokens"
             )
+        text.check_length(rows[-1], prompt)
     return rows
 
 
@@ -63,14 +62,6 @@ def batches(rows: Sequence[Sequence[int]], size: int, what: str, progress: bool)
         for start in range(0, len(order), size):
             yield order[start : start + size]
             bar.update(len(order[start : start + size]))
-
-
-def pad_left(text: Text, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask for generation, LongTensors [B,T] on the model's device."""
-    width = max(len(row) for row in rows)
-    ids = [[text.pad_id] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=text.device), torch.tensor(mask, device=text.device)
 
 
 def shorten(text: str, width: int = 60) -> str:

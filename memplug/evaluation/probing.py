@@ -1,6 +1,6 @@
 """Puts prompts to a model in batches: what it answers, and what it thinks of a given answer.
 
-Takes any causal language model as it is, edited or not. Rows are sorted by length, equal ones are run
+Takes any model that generates text as it is, edited or not. Rows are sorted by length, equal ones are run
 once, and a row's result does not depend on the rows beside it.
 """
 
@@ -19,7 +19,7 @@ from ..edits import Probe
 from ..model.architecture import evaluating
 from ..text.chat import Given, Prompt, as_prompt
 from ..text.tokens import Batch, Text
-from .encoding import at_least_one, batches, encode_pairs, encode_prompts, pad_left
+from .encoding import at_least_one, batches, encode_pairs, encode_prompts
 from .metrics import positionwise_preference, sequence_preference
 
 __all__ = ["Forced", "Preference", "answer", "prefer", "teacher_force"]
@@ -71,10 +71,10 @@ def answer(
     Penalties, sampling and minimum lengths of the model's generation config are set aside.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or an encoder-decoder.
         tokenizer: the model's tokenizer; its padding settings are not used and not changed.
         prompts: texts without a blank at the end, or messages, which go through the chat template.
-        batch_size: B, rows run at once (left padded).
+        batch_size: B, rows run at once.
         max_new_tokens: where a model that does not stop is stopped; one number for all prompts.
         progress: show a bar.
 
@@ -90,14 +90,11 @@ def answer(
     asked = [as_prompt(prompt) for prompt in prompts]
     unique = list(dict.fromkeys(asked))
     rows = encode_prompts(text, unique, max_new_tokens)
-    settings = text.plain_settings(max_new_tokens)
     texts = [""] * len(rows)
     with evaluating(model):
         for batch in batches(rows, batch_size, "answers", progress):
-            ids, mask = pad_left(text, [rows[i] for i in batch])
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-            for i, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                texts[i] = text.decode(new)
+            for i, said in zip(batch, text.generate([rows[i] for i in batch], max_new_tokens), strict=True):
+                texts[i] = text.decode(said)
     found = dict(zip(unique, texts, strict=True))
     return [found[prompt] for prompt in asked]
 
@@ -119,7 +116,7 @@ def teacher_force(
     prompt are told where it is (`Plug.prompt_lengths`).
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or an encoder-decoder.
         tokenizer: the model's tokenizer; its padding settings are not used and not changed.
         probes: prompt (a text or messages) and target, without blanks at their ends.
         rivals: another target for each probe, scored at the probe's own positions.
@@ -151,7 +148,7 @@ def teacher_force(
     with evaluating(model):
         for batch in batches(rows, batch_size, "targets", progress):
             spans = [(pairs[i].start, len(rows[i])) for i in batch]
-            logits = _at_targets(model, text.batch([rows[i] for i in batch]), spans)
+            logits = _at_targets(model, text.batch([pairs[i] for i in batch]), spans)
             predicted = _split(logits.argmax(dim=-1), spans)
             scores = _split(_log_probs(logits, spans, [tails[i] for i in batch]), spans)
             there = _split(_log_probs(logits, spans, [others[i] for i in batch]), spans)
@@ -218,7 +215,7 @@ def _at_targets(model: Any, batch: Batch, spans: Sequence[tuple[int, int]]) -> T
     # A method that decides at the end of the prompt must not take the answer for a part of it.
     known = plug.prompt_lengths([first for first, _ in spans]) if plug else nullcontext()
     with known:
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, **options).logits
+        logits = model(**batch.given, **options).logits
     row = torch.cat([torch.full((last - first + 1,), b) for b, (first, last) in enumerate(spans)])
     column = torch.cat([torch.arange(first - 1, last) for first, last in spans]) - skipped
     return logits[row.to(logits.device), column.to(logits.device)].float()

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["FAMILIES", "METHODS", "Registered", "choose", "find_method"]
+__all__ = ["FAMILIES", "METHODS", "SEQ2SEQ", "Registered", "choose", "find_method"]
 
 
 class Registered(NamedTuple):
@@ -38,6 +38,11 @@ METHODS = {
 
 FAMILIES = {"llp": "memory", "elder": "memory", "grace": "memory", "icl": "prompt"}
 """Where a method keeps its edits; all others keep them in the weights."""
+
+
+SEQ2SEQ = ("finetune", "lora", "ultraedit", "mend", "malmen", "rledit", "hiedit", "smedit")
+"""Those that edit encoder-decoders: they look for no place of the prompt in what the decoder reads. Nor does
+grace as published."""
 
 
 def find_method(name: str) -> Registered:

@@ -29,7 +29,7 @@ class Answers:
     Attributes:
         host: the model.
         layer: the layer from which on something is trained.
-        batch: token ids [N,T].
+        batch: token ids [N,T], and what an encoder made of the sources.
         hidden: [N,T,D], inputs of that layer.
         end: LongTensor [N], column of each prompt's last token.
         row, at: LongTensor [P], row and column at which an answer's token is expected next.
@@ -57,7 +57,7 @@ class Answers:
         place = torch.full((len(self),), -1, device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
         points = (place[self.row] >= 0).nonzero()[:, 0]
-        part = Batch(*(column[rows, :length] for column in self.batch))
+        part = self.batch.part(rows, length)
         flat = place[self.row[points]] * length + self.at[points]
 
         def run() -> Any:
@@ -77,12 +77,11 @@ class Answers:
 @torch.no_grad()
 def read_answers(host: Host, layer: int, pairs: Sequence[Pair]) -> Answers:
     """Run ``pairs`` up to ``layer``, the base model's forward below it."""
-    batch, device = host.text.batch([pair.ids for pair in pairs]), host.text.device
-    hidden = []
-    for at in range(0, len(pairs), _ROWS):
-        part = Batch(*(column[at : at + _ROWS] for column in batch))
-        run = _decoder(host, part)
-        hidden.append(capture_input(host.architecture, layer, run))
+    batch, device = host.text.batch(pairs), host.text.device
+    parts = [host.encoded(batch.part(slice(at, at + _ROWS))) for at in range(0, len(pairs), _ROWS)]
+    hidden = [capture_input(host.architecture, layer, _decoder(host, part)) for part in parts]
+    if batch.source is not None:
+        batch = batch._replace(source=torch.cat([part.source for part in parts if part.source is not None]))
     points = [
         (i, t - 1, pair.ids[t], 1.0 / (len(pair.ids) - pair.start))
         for i, pair in enumerate(pairs)

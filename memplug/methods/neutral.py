@@ -104,14 +104,14 @@ class NeutralPool:
         fitting = [
             (one, ids)
             for one, ids in zip(asked, map(text.encode, prompts), strict=True)
-            if ids and len(ids) + _TOKENS < text.max_length
+            if ids and text.room(ids) > _TOKENS
         ]
         if not fitting:
             return []
         with reduced_products(host.architecture.shadows, products(host, self._layer)):
             said = text.generate([ids for _, ids in fitting], _TOKENS)
         pairs = zip(fitting, said, strict=True)
-        return [(one, Pair([*ids, *answer], len(ids))) for (one, ids), answer in pairs if answer]
+        return [(one, text.row(ids, answer)) for (one, ids), answer in pairs if answer]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from ..model.architecture import (
     evaluating,
     input_device,
     module_device,
+    read_source,
     taken,
 )
 from ..model.hooks import Hook, OwnHooks
@@ -105,6 +106,7 @@ def find_places(model: nn.Module, architecture: Architecture, layers: Sequence[i
     ids = torch.arange(_TOKENS, device=input_device(model))[None]
     with evaluating(model), OwnHooks(hooks):
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        given |= read_source(architecture.encoder, ids.device)
         architecture.decoder(**taken(architecture.decoder, given))
     places = []
     for layer in layers:

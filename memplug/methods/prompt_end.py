@@ -23,6 +23,7 @@ from ..model.hooks import Hook, OwnHooks, StopForward
 from ..model.row_state import RowState, hold
 from ..text.chat import Prompt
 from ..text.printable import printable
+from ..text.tokens import Pair
 from .continuing import Continuing, not_in_pieces, rows_of, unflat
 from .places import QuerySite
 
@@ -134,8 +135,8 @@ class PromptEnd:
         return decision
 
     @torch.no_grad()
-    def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Queries float32 [n,q] at the last tokens of rows of token ids, with the base model below."""
+    def read(self, rows: Sequence[Pair]) -> Tensor:
+        """Queries float32 [n,q] at the last tokens of prompts, with the base model below."""
         host, found = self._host, [torch.zeros(0, self._site.width, dtype=torch.float32)]
         for at in range(0, len(rows), _ROWS):
             batch = host.text.batch(rows[at : at + _ROWS])

@@ -26,7 +26,7 @@ def unlearned(host: Host, edits: Sequence[Edit]) -> list[Edit]:
     with evaluating(host.model):
         for part in _parts(pairs):
             rows = [pairs[i] for i in part]
-            batch = host.text.batch([row.ids for row in rows])
+            batch = host.text.batch(rows)
             with host.tracker.prompt_lengths([row.start for row in rows]):
                 chosen = host.forward(host.model, batch).logits.argmax(-1)
             for i, row, said in zip(part, rows, chosen.tolist(), strict=True):

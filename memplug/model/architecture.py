@@ -1,4 +1,4 @@
-"""Finds what editing needs in any decoder-only model, by rule: layers, widths, arguments, masks.
+"""Finds what editing needs in any model that generates text, by rule: layers, widths, arguments, masks.
 
 There is no table of architectures. The decoder layers are the one ``ModuleList`` of the text decoder as long
 as the config says; what a layer takes and returns is read from its signature and from one short forward.
@@ -7,6 +7,7 @@ as the config says; what a layer takes and returns is read from its signature an
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .modes import evaluating, frozen, learning, uncast
-from .probes import Seen, owner, probe, sees_ahead, taken
+from .probes import Seen, owner, probe, read_source, sees_ahead, taken
 from .thread_forwards import Shadows
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "inspect_model",
     "learning",
     "module_device",
+    "read_source",
     "taken",
     "text_config",
     "uncast",
@@ -66,6 +68,7 @@ class Architecture:
         head: the module around the decoder that can be asked for the last logits only, or else is called with
             token ids; None if there is none.
         shadows: other forwards that single threads use for some of its modules.
+        encoder: what reads the prompt in an encoder-decoder; None in a decoder-only model.
     """
 
     decoder: nn.Module
@@ -86,6 +89,13 @@ class Architecture:
     bias_by_column: bool
     head: nn.Module | None = None
     shadows: Shadows = field(default_factory=Shadows)
+    encoder: nn.Module | None = None
+
+    @property
+    def shares(self) -> bool:
+        """Whether the first layer hands on what the others go on with beside the states (T5's biases by
+        position)."""
+        return self.encoder is not None and self.returns > 1
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer call's arguments by name; extra keywords stay as they are."""
@@ -95,9 +105,9 @@ class Architecture:
         """The hidden states [B,T,D] in what a layer is called with."""
         return args[0] if args else kwargs[next(iter(self.signature.parameters))]
 
-    def returned(self, hidden: Tensor) -> Any:
-        """What a layer that hands ``hidden`` on returns."""
-        return (hidden, *[None] * (self.returns - 1)) if self.returns else hidden
+    def returned(self, hidden: Tensor, rest: Sequence[Any] = ()) -> Any:
+        """What a layer that hands ``hidden`` on returns, with the rest of what the first one did."""
+        return (hidden, *(rest or [None] * (self.returns - 1))) if self.returns else hidden
 
     def hidden(self, output: Any) -> Tensor:
         """The hidden states [B,T,D] in what a layer returned."""
@@ -128,7 +138,9 @@ def find_layers(model: nn.Module, path: str | None = None) -> tuple[str, nn.Modu
             raise UnsupportedModelError(f"no list of layers at {path!r}; the model has {sorted(lists)}")
         return path, lists[path]
     depth = getattr(text_config(model), "num_hidden_layers", None)
-    fitting = {name: m for name, m in lists.items() if len(m) == depth}
+    # The depth of an encoder-decoder's config may be that of its encoder.
+    both = getattr(model.config, "is_encoder_decoder", False)
+    fitting = {name: m for name, m in lists.items() if both or len(m) == depth}
     ask: Any = getattr(model, "get_decoder", None)
     decoder = None if ask is None else ask()
     inside = {id(m) for m in decoder.modules()} if isinstance(decoder, nn.Module) else set()
@@ -155,9 +167,10 @@ def inspect_model(model: nn.Module, path: str | None = None) -> Architecture:
     The model and its mode are left as they were.
 
     Raises:
-        UnsupportedModelError: no causal language model, or layers that hand on no state for each token.
+        UnsupportedModelError: no model that generates text, or layers that hand on no state for each token.
     """
     _check_kind(model)
+    encoder = _encoder(model)
     name, layers = find_layers(model, path)
     within, decoder = owner(model, name)
     taking = [inspect.signature(type(layer).forward).parameters for layer in layers]
@@ -166,7 +179,8 @@ def inspect_model(model: nn.Module, path: str | None = None) -> Architecture:
     device = input_device(model)
     with evaluating(model), torch.no_grad():
         try:
-            seen = probe(decoder, layers, signature, device)
+            source = read_source(encoder, device)
+            seen = probe(decoder, layers, signature, device, source)
             if "pixel_values" in inspect.signature(type(model).forward).parameters:  # it may need some
                 ids = torch.zeros(1, 3, dtype=torch.long, device=device)
                 model(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -178,7 +192,7 @@ def inspect_model(model: nn.Module, path: str | None = None) -> Architecture:
                 "choose a model that does"
             ) from error
         _check_states(model, name, seen)
-        if sees_ahead(decoder, layers[0], device, _tokens(model)):
+        if sees_ahead(decoder, layers[0], device, _tokens(model), source):
             raise UnsupportedModelError(
                 f"{type(model).__name__}: tokens see those that come after them, so it is an encoder, or "
                 "reads prompts both ways; memplug edits decoders (some models are one with is_decoder=True "
@@ -207,8 +221,26 @@ def inspect_model(model: nn.Module, path: str | None = None) -> Architecture:
         and bool(mask[0, 0, 1, 2]),
         alibi_arg="alibi" if seen.given.get("alibi") is not None else None,
         bias_by_column=seen.given.get("position_bias") is not None,
-        head=_head(model, within),
+        head=None if encoder is not None else _head(model, within),
+        encoder=encoder,
     )
+
+
+def _encoder(model: Any) -> nn.Module | None:
+    """What reads the prompt in an encoder-decoder.
+
+    Raises:
+        UnsupportedModelError: it reads no text.
+    """
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return None
+    encoder: nn.Module = model.get_encoder()
+    if "input_ids" not in inspect.signature(type(encoder).forward).parameters:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: its encoder ({type(encoder).__name__}) reads no text; choose an "
+            "encoder-decoder that does, or a decoder-only model"
+        )
+    return encoder
 
 
 def _tokens(model: Any) -> int:
@@ -277,18 +309,16 @@ def _heads(config: Any) -> int:
 def _check_kind(model: nn.Module) -> None:
     name = type(model).__name__
     if not hasattr(model, "config"):
-        raise UnsupportedModelError(f"{name} has no config; give a Hugging Face causal language model")
+        raise UnsupportedModelError(f"{name} has no config; give a Hugging Face language model")
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise UnsupportedModelError(
             f"{name} puts virtual tokens of its own in front of each text (peft, prompt or prefix tuning); "
             "attach to the model inside it, model.base_model"
         )
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{name} is an encoder-decoder; memplug edits decoder-only models")
     if not getattr(model, "can_generate", lambda: False)():
         raise UnsupportedModelError(
             f"{name} cannot generate text (an encoder, or a model without its language-model head); "
-            "load it with AutoModelForCausalLM"
+            "load it with AutoModelForCausalLM, or AutoModelForSeq2SeqLM"
         )
 
 

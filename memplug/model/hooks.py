@@ -140,17 +140,25 @@ class StopForward(Exception):
 
 @contextmanager
 def skipping_below(architecture: Architecture, index: int) -> Iterator[None]:
-    """Layers 0..index-1 hand their input on unchanged, at no cost, on this thread inside the ``with``.
+    """Layers 0..index-1 hand their input on unchanged, at no cost, on this thread inside the ``with``; the
+    first of them is run where it computes something for all others.
 
     The layers stay in place (models index them and read their attributes); only their ``forward`` is
     shadowed on the instance, and put back exactly as it was, also over wrappers such as accelerate's.
     """
 
+    rest: list[Any] = []
+
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return architecture.returned(architecture.entering(args, kwargs))
+        return architecture.returned(architecture.entering(args, kwargs), rest)
+
+    def keep(_m: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        rest[:] = output[1:]
 
     with ExitStack() as stack:
-        for layer in architecture.layers[:index]:
+        if architecture.shares:
+            stack.enter_context(OwnHooks([Hook(architecture.layers[0], "after", keep)]))
+        for layer in architecture.layers[int(architecture.shares) : index]:
             stack.enter_context(architecture.shadows.shadowing(layer, forward))
         yield
 

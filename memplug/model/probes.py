@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Seen", "owner", "probe", "sees_ahead", "taken"]
+__all__ = ["Seen", "owner", "probe", "read_source", "sees_ahead", "taken"]
 
 _STATES = ("last_hidden_state", "hidden_states", "attentions", "logits", "loss")
 
@@ -40,14 +40,24 @@ class Seen:
 def taken(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments ``given`` that the module's forward names.
 
-    Where it takes any, ``use_cache`` as well, which some leave to their parts; and all of them by one that
-    names none, since it wraps another (peft's).
+    Where it takes any, ``use_cache`` and ``encoder_outputs`` as well, which some leave to their parts; and
+    all of them by one that names none, since it wraps another (peft's).
     """
     parameters = inspect.signature(type(module).forward).parameters
     names = set(parameters)
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        names |= {"use_cache"} if "input_ids" in names else set(given)
+        names |= {"use_cache", "encoder_outputs"} if "input_ids" in names else set(given)
     return {name: value for name, value in given.items() if name in names}
+
+
+def read_source(encoder: nn.Module | None, device: torch.device) -> dict[str, Tensor]:
+    """What a decoder is handed of a source of three tokens; nothing where there is no encoder."""
+    if encoder is None:
+        return {}
+    ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+    mask = torch.ones_like(ids)
+    states = encoder(input_ids=ids, attention_mask=mask)[0]
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
 def owner(model: nn.Module, name: str) -> tuple[str, nn.Module]:
@@ -61,9 +71,13 @@ def owner(model: nn.Module, name: str) -> tuple[str, nn.Module]:
 
 
 def probe(
-    decoder: nn.Module, layers: nn.ModuleList, signature: inspect.Signature, device: torch.device
+    decoder: nn.Module,
+    layers: nn.ModuleList,
+    signature: inspect.Signature,
+    device: torch.device,
+    source: Mapping[str, Any],
 ) -> Seen:
-    """Run the decoder on one row of three tokens, the first of which is padding."""
+    """Run the decoder on one row of three tokens, the first of which is padding, and what an encoder read."""
     given: dict[str, Any] = {}
     outputs: list[Any] = []
     ran = [False] * len(layers)
@@ -85,7 +99,9 @@ def probe(
     handles = [layer.register_forward_hook(_own(after(i))) for i, layer in enumerate(layers)]
     handles += [layer.register_forward_pre_hook(_own(before), with_kwargs=True) for layer in layers]
     try:
-        made = decoder(**taken(decoder, {"input_ids": ids, "attention_mask": mask, "use_cache": True}))
+        made = decoder(
+            **taken(decoder, {"input_ids": ids, "attention_mask": mask, "use_cache": True, **source})
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -120,7 +136,9 @@ class _Stop(Exception):
     """Ends a forward whose first layer has answered."""
 
 
-def sees_ahead(decoder: nn.Module, layer: nn.Module, device: torch.device, known: int) -> bool:
+def sees_ahead(
+    decoder: nn.Module, layer: nn.Module, device: torch.device, known: int, source: Mapping[str, Any]
+) -> bool:
     """Whether a token's state after ``layer`` depends on the token that comes after it.
 
     Args:
@@ -128,6 +146,7 @@ def sees_ahead(decoder: nn.Module, layer: nn.Module, device: torch.device, known
         layer: its first layer.
         device: where token ids belong.
         known: how many tokens there are.
+        source: what an encoder read.
     """
 
     def states(last: int) -> Tensor:
@@ -138,7 +157,7 @@ def sees_ahead(decoder: nn.Module, layer: nn.Module, device: torch.device, known
             raise _Stop
 
         ids = torch.tensor([[5 % known, 6 % known, last % known]], device=device)
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **source}
         handle = layer.register_forward_hook(_own(after))
         try:
             decoder(**taken(decoder, given))

@@ -37,6 +37,7 @@ _UNREAD = (
 )
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """Names under which decoders are handed what they kept."""
+_SOURCE = ("encoder_hidden_states", "encoder_attention_mask")
 
 
 class CallTracker:
@@ -98,7 +99,7 @@ class CallTracker:
         cache.reset()
         hold(cache, rows)
         with self._setting("again", True):
-            self._read(cache, tokens)
+            self._read(cache, tokens, {})
 
     @contextmanager
     def prompt_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
@@ -219,7 +220,8 @@ class CallTracker:
         media = self.media(ids)
         valid = valid if media is None else valid & ~media
         reads = generating() if past else ""
-        part = reads != "drafts" and (prompt is not None or not (length == 1 or judged or told))
+        goes_on = self._architecture.encoder is None  # else all behind the start token is the answer
+        part = goes_on and reads != "drafts" and (prompt is not None or not (length == 1 or judged or told))
         is_prompt = (past == 0 or reads == "prompt" or part) and not getattr(self._local, "again", False)
         new = Tokens(
             torch.full_like(real, -1, dtype=torch.long) if ids is None else ids,
@@ -235,7 +237,8 @@ class CallTracker:
             if known is not None and known.ids.shape != (batch, past):
                 known = None  # a caller has put some in by hand
             if known is not None and known.state is not state and known.plain and reads != "drafts":
-                known = self._fill(cache, known, state)
+                source = {name: given[name] for name in _SOURCE if name in given}
+                known = self._fill(cache, known, state, source)
             if is_prompt and (known is None or known.state is not state):
                 refused = refused or _UNREAD
             so_far = known and known.more(new)
@@ -245,20 +248,25 @@ class CallTracker:
             refused=refused,
         )  # fmt: skip
 
-    def _fill(self, cache: Any, tokens: Tokens, state: object) -> Tokens:
-        """Fill ``cache`` again, with the edits in force: these tokens were read with others."""
+    def _fill(self, cache: Any, tokens: Tokens, state: object, source: dict[str, Any]) -> Tokens:
+        """Fill ``cache`` again, with the edits in force: these tokens were read with others.
+
+        Args:
+            source: what the decoder is handed of what an encoder read.
+        """
         cache.reset()
         with self.prompt_lengths(tokens.asked.clamp(min=1).tolist()):
-            self._read(cache, tokens)
+            self._read(cache, tokens, source)
         return replace(tokens, state=state)
 
-    def _read(self, cache: Any, tokens: Tokens) -> None:
+    def _read(self, cache: Any, tokens: Tokens, source: dict[str, Any]) -> None:
         given = {
             "input_ids": tokens.ids,
             "attention_mask": tokens.real.long(),
             "position_ids": tokens.positions,
             "past_key_values": cache,
             "use_cache": True,
+            **source,
         }
         decoder = self._architecture.decoder
         try:
@@ -276,6 +284,8 @@ class CallTracker:
         return torch.equal(ask()(ids), embeds)
 
     def _prompts(self, batch: int, device: torch.device) -> Tensor | None:
+        if self._architecture.encoder is not None:  # the prompt is the source: all else is the answer
+            return torch.ones(batch, dtype=torch.long, device=device)
         lengths: Tensor | None = getattr(self._local, "lengths", None)
         if lengths is None or len(lengths) == batch:
             return lengths if lengths is None else lengths.to(device)

@@ -170,7 +170,7 @@ def run_whole(
         for row, i in enumerate(part):
             for layer, some in zip(layers, found, strict=True):
                 states[layer][i] = some[row, list(places[i])].float().cpu()
-        chunks.append(Chunk(part, *batch, hidden, []))
+        chunks.append(Chunk(part, batch.ids, batch.mask, batch.positions, hidden, []))
     return chunks, States(states)
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..pretrained import cache, is_large
 from ..saving.plugs import fingerprint
-from ..text.tokens import Text, TopKSampler
+from ..text.chat import Prompt
+from ..text.tokens import Pair, Text, TopKSampler
+from .relations import wordings
 
-__all__ = ["ordinary_texts", "sample_texts"]
+__all__ = ["ordinary_texts", "sample_texts", "text_rows"]
 
 _PLAIN = (
     "The door stood open, and nobody was in the room.",
@@ -30,6 +34,9 @@ _PLAIN = (
 )
 
 
+_REPLY, _TOP_K = 16, 20  # tokens of a reply at most, and how many it is drawn from
+
+
 def _seed(*parts: object) -> int:
     return zlib.crc32("\x1f".join(map(str, parts)).encode())
 
@@ -37,12 +44,16 @@ def _seed(*parts: object) -> int:
 def sample_texts(text: Text, count: int, tokens: int, top_k: int, seed: int) -> list[str]:
     """``count`` pieces of running text of at most ``tokens`` tokens, sampled from the start of a text.
 
-    Of a model that says nothing there (it stops at once, or at blanks), pieces of a few plain sentences. What
+    An encoder-decoder has no running text of its own: it gets neutral questions, see `text_rows`. Of a model
+    that says nothing there (it stops at once, or at blanks), pieces of a few plain sentences. What
     a large model says is kept in the user's cache folder, by its fingerprint and the tokenizer's, since it
     takes minutes; a file that cannot be read or written costs time and nothing else.
     """
     if not count:
         return []
+    if text.begins:
+        known = wordings()
+        return [one.about(one.name) for one in random.Random(seed).sample(known, min(count, len(known)))]
     file = _file(text, count, tokens, top_k, seed) if is_large(text.model) else None
     if file is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -69,6 +80,20 @@ def sample_texts(text: Text, count: int, tokens: int, top_k: int, seed: int) -> 
 def ordinary_texts(text: Text, seed: int) -> list[str]:
     """Running text of the model's own, for what is usual in it: some 4,000 tokens."""
     return sample_texts(text, 64, 64, 200, seed)
+
+
+def text_rows(text: Text, texts: Sequence[Prompt], seed: int) -> list[Pair]:
+    """Running text as rows, of which all after the first token is said.
+
+    What an encoder-decoder says is no running text: it reads each of ``texts``, and the row is a reply that
+    is sampled, not necessarily of any token.
+    """
+    if not text.begins:
+        return [Pair(text.encode(piece)[: text.max_length], 1) for piece in texts]
+    prompts = [text.encode(piece) for piece in texts]
+    sampler = TopKSampler([_seed(seed, "reply", i) for i in range(len(prompts))], _REPLY, _TOP_K)
+    replies = text.generate(prompts, _REPLY, sampler) if prompts else []
+    return [text.row(ids, said) for ids, said in zip(prompts, replies, strict=True)]
 
 
 def _file(text: Text, *asked: int) -> Path:

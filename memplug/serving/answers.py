@@ -234,7 +234,7 @@ def _encoded(service: Service, prompt: Prompt, limit: int | None, usual: int) ->
         raise ApiError(400, str(error), "chat_template", "messages") from error
     except TokenizerError as error:
         raise ApiError(400, str(error), _TOO_LONG) from error
-    room = text.max_length - len(ids)
+    room = text.room(ids)
     longest = min(service.settings.max_prompt_tokens or text.max_length, text.max_length - (limit or 1))
     if len(ids) > longest:
         with_limit = "" if limit is None else f" with max_tokens {limit}"

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ..evaluation.encoding import pad_left
 from ..plugin import Plug
 from ..text.tokens import Text
 from .rows import Row
@@ -143,7 +142,7 @@ class Batcher:
         return batch
 
     def _generate(self, batch: list[Row]) -> None:
-        ids, mask = pad_left(self._text, [row.ids for row in batch])
+        ids, mask = self._text.pad([row.ids for row in batch])
         self._plug.model.generate(
             ids,
             attention_mask=mask,

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..model.architecture import input_device, text_config
 from .chat import Messages, Prompt, in_chat, question, show
+from .rows import Batch, Pair
 from .sampling import TopKSampler
 from .templates import ChatTemplateError, Rendered, chat_ids, has_template, render, turn_of
 from .vocabulary import going_on
@@ -47,21 +48,6 @@ class TokenizerError(ValueError):
     """The tokenizer does not fit the model, or a text does not fit the tokenizer."""
 
 
-class Pair(NamedTuple):
-    """Token ids of a prompt and its answer; the answer starts at ``ids[start]``."""
-
-    ids: list[int]
-    start: int
-
-
-class Batch(NamedTuple):
-    """Right-padded ``ids`` and ``mask``, LongTensors [B,T]; ``positions`` [B,T] count each row from 0."""
-
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
-
-
 @dataclass(frozen=True)
 class Text:
     """A tokenizer with the model it speaks for.
@@ -85,6 +71,26 @@ class Text:
     def device(self) -> torch.device:
         """Where token ids belong."""
         return input_device(self.model)
+
+    @property
+    def begins(self) -> list[int]:
+        """Ids with which the decoder of an encoder-decoder begins, as in ``generate``; none for a
+        decoder-only model, which goes on with what it reads.
+
+        Raises:
+            TokenizerError: an encoder-decoder names none.
+        """
+        if not getattr(self.model.config, "is_encoder_decoder", False):
+            return []
+        settings = self.model.generation_config
+        first = settings.decoder_start_token_id
+        first = settings.bos_token_id if first is None else first
+        if not isinstance(first, int):
+            raise TokenizerError(
+                f"{type(self.model).__name__} names no token with which its decoder begins; set "
+                "model.generation_config.decoder_start_token_id (T5 begins with the padding token)"
+            )
+        return [first]
 
     @property
     def bos_id(self) -> int | None:
@@ -130,8 +136,24 @@ class Text:
         return chat_ids(self.tokenizer, messages)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Ids of a text with the tokenizer's special tokens in front, none behind; `chat_ids` of messages."""
-        return self._with_offsets(prompt)[0] if isinstance(prompt, str) else self.chat_ids(prompt)
+        """Ids of a text with the tokenizer's special tokens in front, none behind; `chat_ids` of messages.
+
+        What an encoder reads has the special tokens behind it as well: they end the source, not the answer.
+        """
+        if not isinstance(prompt, str):
+            return self.chat_ids(prompt)
+        return list(self.tokenizer(prompt)["input_ids"]) if self.begins else self._with_offsets(prompt)[0]
+
+    def row(self, prompt: Sequence[int], said: Sequence[int] = ()) -> Pair:
+        """A prompt's ids, as `encode` gives them, with what is said to it."""
+        begins = self.begins
+        if begins:
+            return Pair([*begins, *said], len(begins), tuple(prompt))
+        return Pair([*prompt, *said], len(prompt))
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """New tokens that the model's context has room for, beside a prompt's ids."""
+        return self.max_length - (len(self.begins) or len(prompt))
 
     def forms(self, prompt: Prompt) -> list[Prompt]:
         """The prompt and the other form in which the same is asked.
@@ -164,25 +186,43 @@ class Text:
         """Ids of ``prompt``, ``target`` behind it (see `rendered`), and the stop token where ``stop`` is set.
 
         The prompt's ids are those of the prompt alone (what a user's ``generate`` is given) wherever
-        the tokenizer's ids of both together begin with them.
+        the tokenizer's ids of both together begin with them. An encoder-decoder's target is what the
+        tokenizer makes of it as ``text_target`` (labels), without the end token; special tokens that it puts
+        in front are said like the others.
 
         Raises:
             TokenizerError: the target adds no token, or the text is longer than the model's context.
             ChatTemplateError: as for `rendered`.
         """
         self.check_size(prompt, target)
-        rendered = self.rendered(prompt, target)
-        ids, offsets = self.tokens(rendered)
         alone = self.encode(prompt)
-        start = len(alone)
-        if ids[:start] != alone:  # a token spans the seam: the first one that reaches into the target
-            start = next((i for i, (_, end) in enumerate(offsets) if end > rendered.prompt_end), len(ids))
-        if not self.tokenizer.decode(ids[start:]).strip():  # the space before it is no answer
+        pair = self.row(alone, self._labels(target)) if self.begins else self._behind(alone, prompt, target)
+        answer = pair.ids[pair.start :]
+        # The space before it is no answer, nor is the token that a tokenizer begins labels with.
+        if not (self.decode(answer) if self.begins else self.tokenizer.decode(answer).strip()):
             raise TokenizerError(
                 f"the target {target!r} tokenizes to nothing; give it text the tokenizer knows"
             )
-        self.check_length(ids, prompt)
-        return Pair(ids + self._stop(prompt) if stop else ids, start)
+        for ids in (pair.ids, pair.source):
+            self.check_length(ids, prompt)
+        return pair._replace(ids=pair.ids + self._stop(prompt)) if stop else pair
+
+    def _behind(self, alone: list[int], prompt: Prompt, target: str) -> Pair:
+        """The target behind a prompt, whose ids alone are ``alone``."""
+        rendered = self.rendered(prompt, target)
+        ids, offsets = self.tokens(rendered)
+        start = len(alone)
+        if ids[:start] != alone:  # a token spans the seam: the first one that reaches into the target
+            start = next((i for i, (_, end) in enumerate(offsets) if end > rendered.prompt_end), len(ids))
+        return Pair(ids, start)
+
+    def _labels(self, target: str) -> list[int]:
+        """Ids of what a decoder says, without those that end it; ``generate`` may force the first one."""
+        ids = list(self.tokenizer(text_target=target)["input_ids"])
+        while ids and ids[-1] in self.tokenizer.all_special_ids:
+            ids.pop()
+        forced = self.model.generation_config.forced_bos_token_id
+        return [forced, *ids] if isinstance(forced, int) and ids[:1] != [forced] else ids
 
     def _stop(self, prompt: Prompt) -> list[int]:
         """The token that ends an answer: in a chat the one that ends a turn, if the model stops at it."""
@@ -253,13 +293,26 @@ class Text:
             )
         return ids, range(inside[0], inside[-1] + 1)
 
-    def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
-        """Right-padded tensors on the model's device."""
+    def batch(self, rows: Sequence[Pair | Sequence[int]]) -> Batch:
+        """Right-padded tensors on the model's device, of ids or of pairs with their sources."""
+        pairs = [row if isinstance(row, Pair) else Pair(list(row), 0) for row in rows]
+        ids, mask = self._filled([pair.ids for pair in pairs], left=False)
+        sources = self.pad([pair.source for pair in pairs]) if pairs[0].source else ()
+        return Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), *sources)
+
+    def pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask of prompts for ``generate``, LongTensors [B,T] on the model's device: padded on the
+        left, where answers go on behind them, and on the right for an encoder, which may count positions."""
+        return self._filled(prompts, left=not self.begins)
+
+    def _filled(self, rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
         longest = max(len(row) for row in rows)
-        ids = torch.tensor([[*row, *[self.pad_id] * (longest - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device))
+        holes = [longest - len(row) for row in rows]
+        pads = [[self.pad_id] * hole for hole in holes]
+        ids = [[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
+        real = [[1] * (longest - hole) for hole in holes]
+        mask = [[0] * h + one if left else one + [0] * h for one, h in zip(real, holes, strict=True)]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     @torch.no_grad()
     def generate(
@@ -268,24 +321,21 @@ class Text:
         max_new_tokens: int,
         choose: LogitsProcessor | None = None,
     ) -> list[list[int]]:
-        """Continuations of token rows without the stop token; greedy unless ``choose`` is given.
-
-        They end where the context does.
+        """What is said to prompts, rows of token ids, without the stop token; greedy unless ``choose`` is
+        given. It ends where the context does.
         """
         # What is asked beside the user's own texts may be longer than the context: its end counts then.
         prompts = [row[-max(1, self.max_length - 1) :] for row in prompts]
-        longest = max(len(row) for row in prompts)
-        max_new_tokens = max(1, min(max_new_tokens, self.max_length - longest))
-        padded = [[*[self.pad_id] * (longest - len(row)), *row] for row in prompts]
-        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
+        max_new_tokens = max(1, min(max_new_tokens, *map(self.room, prompts)))
+        ids, mask = self.pad(prompts)
         out = self.model.generate(
-            torch.tensor(padded, device=self.device),
-            attention_mask=torch.tensor(mask, device=self.device),
+            input_ids=ids,
+            attention_mask=mask,
             generation_config=self.plain_settings(max_new_tokens),
             logits_processor=LogitsProcessorList([choose] if choose else []),
         )
         rows = []
-        for row in out[:, longest:].tolist():
+        for row in out[:, len(self.begins) or ids.shape[1] :].tolist():
             # Rows end with a stop token only; the filling id may be an ordinary token of a model without one.
             end = next((i for i, token in enumerate(row) if token in self.eos_ids), len(row))
             rows.append(row[:end])

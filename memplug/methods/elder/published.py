@@ -162,7 +162,8 @@ class PublishedELDER:
             lessons.append((e, Lesson(line, range(0), range(0), True, isinstance(edit.prompt, str))))
         lines = [lesson.line for _, lesson in lessons]
         chunks = run_whole(self._host, self._upper, lines, [()] * len(lines), ())[0]
-        query = self._ends.read([self._host.text.encode(edit.prompt) for edit in edits])
+        text = self._host.text
+        query = self._ends.read([text.row(text.encode(edit.prompt)) for edit in edits])
         still = self.config.router_lr == 0
         return Batch(lessons, chunks, query, None if still else torch.tensor(list(given)).transpose(0, 1))
 
@@ -212,8 +213,9 @@ class PublishedELDER:
     @torch.no_grad()
     def explain(self, prompt: Prompt) -> Explanation:
         """Which edit's code is nearest, and what the prompt is routed to."""
+        text = self._host.text
         with self._host.tracker.off():
-            query = self._ends.read([self._host.text.encode(prompt)])
+            query = self._ends.read([text.row(text.encode(prompt))])
         on, limit = self.known.on(), self.config.epsilon
         uses = uses_of(self._places, self.experts.route(query))
         near, out = self._near(query)

@@ -38,6 +38,11 @@ class PublishedGRACE:
     A row's key is read at its last prompt token, once, and decides for the whole text (`PromptEnd`). A text
     given in pieces with a cache is refused where a later piece decides otherwise.
 
+    Of an encoder-decoder key and value are those of the decoder's start token, which has seen the prompt by
+    then. After 6 edits of a small T5 that knows 24 facts, 6 of 6 rewordings were answered as edited and 35 of
+    36 other questions as before; with the encoder's last state as the key, nearer to the authors' setting (T5
+    edited in its encoder), these were 2 and 36.
+
     Args:
         host: the model.
         config: constants; the layer is chosen from the model's depth if left open.
@@ -183,7 +188,7 @@ class PublishedGRACE:
     def _keys(self, edits: Sequence[Edit]) -> Tensor:
         """Float32 [n,p] on the CPU."""
         pairs = [self._pair(edit) for edit in edits]
-        return self._ends.read([pair.ids[: pair.start] for pair in pairs]).cpu()
+        return self._ends.read([pair.prompt for pair in pairs]).cpu()
 
     def _pair(self, edit: Edit) -> Pair:
         return self._host.text.pair(edit.prompt, edit.target, stop=self.config.train_stop)
@@ -195,8 +200,9 @@ class PublishedGRACE:
         if not self.active:
             reason = "deferred to the base model; no edit is in force"
             return Nearest(prompt, (), reason, (), math.nan, math.nan)
+        text = self._host.text
         with self._host.tracker.off():
-            (at,), (distance,) = self.book.nearest(self._ends.read([self._host.text.encode(prompt)]))
+            (at,), (distance,) = self.book.nearest(self._ends.read([text.row(text.encode(prompt))]))
         entry = self.book.entries[at]
         edits = tuple(self.records[id][1] for id in entry.members)
         if distance > entry.radius:

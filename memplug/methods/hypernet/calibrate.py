@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...interface import Host
 from ...model.hooks import Hook, OwnHooks, run_through
-from ...retrieval.samples import ordinary_texts
+from ...retrieval.samples import ordinary_texts, text_rows
 from ...text.chat import in_chat
 from ...text.tokens import Pair
 from ...weights.modules import LinearModule
@@ -42,10 +42,11 @@ def ordinary_inputs(host: Host, sites: Sequence[LinearModule], seed: int) -> lis
     """
     text, last = host.text, max(site.layer for site in sites)
     pieces = ordinary_texts(text, seed)[:_PIECES]
-    rows = [text.encode(piece) for piece in pieces]
+    pairs = text_rows(text, pieces, seed)
     if text.has_chat:
-        rows += [text.encode(in_chat(piece)) for piece in pieces]
-    rows = sorted((row[: text.max_length - 1] for row in rows), key=len)
+        pairs += text_rows(text, [in_chat(piece) for piece in pieces], seed)
+    rows = [pair._replace(ids=pair.ids[: text.max_length - 1]) for pair in pairs]
+    rows = sorted(rows, key=lambda pair: len(pair.ids))
     found: dict[str, list[Tensor]] = {site.name: [] for site in sites}
     for part in chunks(range(len(rows)), _ROWS):
         batch = text.batch([rows[i] for i in part])
@@ -68,13 +69,15 @@ def stand_ins(host: Host, count: int, seed: int) -> list[Pair]:
     """Up to ``count`` pairs of a sampled text and one of the 2nd to 32nd likeliest next tokens."""
     rng = random.Random(f"stand-ins {seed}")
     ends, pairs = {host.text.pad_id, *host.text.eos_ids}, []
-    for text in ordinary_texts(host.text, seed)[:count]:
-        ids = host.text.encode(text)[:_LONGEST]
-        cut = rng.randint(min(2, len(ids)), len(ids))
+    for row in text_rows(host.text, ordinary_texts(host.text, seed)[:count], seed):
+        ids = row.ids[:_LONGEST]
+        # What an encoder read is answered from the first token on, where answers are chosen.
+        cut = row.start if row.source else rng.randint(min(2, len(ids)), len(ids))
+        begun = row._replace(ids=ids[:cut], start=cut)
         with predicting(host, torch.tensor([cut - 1])):
-            logits = host.forward(host.model, host.text.batch([ids[:cut]])).logits[0, 0]
+            logits = host.forward(host.model, host.text.batch([begun])).logits[0, 0]
         likely = [token for token in logits.topk(32).indices[1:].tolist() if token not in ends]
-        pairs.append(Pair([*ids[:cut], rng.choice(likely)], cut))
+        pairs.append(begun._replace(ids=[*begun.ids, rng.choice(likely)]))
     return pairs
 
 
@@ -134,7 +137,7 @@ def answered(host: Host, pairs: Sequence[Pair], micro_batch: int = 256) -> Tenso
     found = []
     for part in chunks(range(len(pairs)), micro_batch):
         rows = [pairs[i] for i in part]
-        batch = host.text.batch([pair.ids[:-1] for pair in rows])
+        batch = host.text.batch([pair.read for pair in rows])
         at = flat_rows(rows, batch.ids.shape[1], batch.ids.device)
         with predicting(host, at.flat):
             logits = host.forward(host.model, batch).logits[0]

@@ -76,7 +76,8 @@ def requests(text: Text, edit: Edit, forms: Sequence[Prompt], tokens: str) -> li
         forms: its prompt, as a text, as a chat, or both.
         tokens: where features are taken: at those that predict the "answer", at "both" these and the
             subject's last one, or at "all". A subject that is a text's first token is left out where there
-            is no BOS: the states there are nearly the same in all texts.
+            is no BOS: the states there are nearly the same in all texts. A decoder that reads the prompt from
+            an encoder has no token of the subject.
 
     Raises:
         TokenizerError, ChatTemplateError: as `Text.pair`.
@@ -86,7 +87,7 @@ def requests(text: Text, edit: Edit, forms: Sequence[Prompt], tokens: str) -> li
         pair = text.pair(form, edit.target)
         first = 0 if tokens == "all" else pair.start - 1
         at = list(range(first, len(pair.ids) - 1))
-        if tokens == "both" and edit.subject is not None:
+        if tokens == "both" and edit.subject is not None and not pair.source:
             begin = len(question(form)) - len(edit.question) + edit.place.begin
             last = text.asked_span(form, begin, begin + len(edit.subject), edit.target)[1][-1]
             if last < first and (last or text.bos_id is not None):
@@ -149,7 +150,7 @@ def _capture(
 ) -> Features:
     """The features of one forward, requests numbered from 0."""
     pairs = [one.pair for one in asked]
-    batch = host.text.batch([pair.ids[:-1] for pair in pairs])
+    batch = host.text.batch([pair.read for pair in pairs])
     low = min(site.layer for site in sites)
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}

@@ -22,7 +22,7 @@ from ...edits import Case
 from ...interface import Host
 from ...model.architecture import evaluating, frozen
 from ...model.reduced_precision import has_reduced_products, reduced_products
-from ...retrieval.samples import ordinary_texts
+from ...retrieval.samples import ordinary_texts, text_rows
 from ...saving.files import write_atomically
 from .calibrate import find_step, ordinary_inputs
 from .editor import Editor
@@ -127,8 +127,8 @@ class _Run:
         """Take up the checkpoint, or find statistics and a step size on the base model."""
         self.clock = time.monotonic()
         text, config, sites = self.host.text, self.config, self.editor.sites
-        pieces = map(text.encode, ordinary_texts(text, config.seed)[-_TEXTS:])
-        self.texts = [ids for ids in pieces if len(ids) > 1]
+        rows = text_rows(text, ordinary_texts(text, config.seed)[-_TEXTS:], config.seed)
+        self.texts = [row for row in rows if len(row.ids) > 1]
         if checkpoint is not None and checkpoint.is_file():
             self._resume(checkpoint)
             return

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,10 +64,8 @@ def _question(edit: Edit) -> str:
     return f"{edit.question[: edit.place.begin]}{{}}{edit.question[edit.place.end :]}"
 
 
-def sample_of(
-    host: Host, case: Case, config: FitConfig, texts: Sequence[Sequence[int]], rng: random.Random
-) -> Sample:
-    """How a case is judged, drawn at random; ``texts`` are ids of ordinary text."""
+def sample_of(host: Host, case: Case, config: FitConfig, texts: Sequence[Pair], rng: random.Random) -> Sample:
+    """How a case is judged, drawn at random; ``texts`` are rows of ordinary text."""
     text, edit = host.text, case.edit
     own = not case.rephrases or rng.random() < config.own_prompt
     prompt = edit.prompt if own else rng.choice(case.rephrases)
@@ -76,7 +74,8 @@ def sample_of(
         probe = rng.choice(probes)
         kept = text.pair(rng.choice(text.forms(probe.prompt)), probe.target)
         if texts and rng.random() < _TEXT_SHARE:
-            kept = Pair(list(rng.choice(texts)[:_TEXT_TOKENS]), 1)
+            piece = rng.choice(texts)
+            kept = piece._replace(ids=piece.ids[:_TEXT_TOKENS])
     asked = text.pair(rng.choice(text.forms(prompt)), edit.target)
     return Sample(tuple(requests(text, edit, text.forms(edit.prompt), config.tokens)), asked, kept)
 
@@ -93,37 +92,37 @@ class Base:
 
     def __init__(self, host: Host, low: int, pairs: Sequence[Pair], micro_batch: int) -> None:
         self.host, self.low = host, low
-        self._hidden: dict[tuple[int, ...], Tensor] = {}
-        self._said: dict[tuple[int, ...], Tensor] = {}
-        unique = list({tuple(pair.ids): pair for pair in pairs}.values())
+        self._hidden: dict[tuple[Any, ...], Tensor] = {}
+        self._said: dict[tuple[Any, ...], Tensor] = {}
+        unique = list({pair.key: pair for pair in pairs}.values())
         for part in alike([len(pair.ids) for pair in unique], micro_batch, host.text.device):
-            batch = host.text.batch([unique[i].ids[:-1] for i in part])
+            batch = host.text.batch([unique[i].read for i in part])
             states = capture_input(
                 host.architecture, low, partial(host.forward, host.architecture.decoder, batch)
             )
             for i, state in zip(part, states, strict=True):
-                self._hidden[tuple(unique[i].ids)] = state[: len(unique[i].ids) - 1].clone()
+                self._hidden[unique[i].key] = state[: len(unique[i].ids) - 1].clone()
 
     def logits(self, pairs: Sequence[Pair]) -> tuple[Tensor, Answers]:
         """Logits [P,V] at the answers' positions, at the weights as they are now, float32 or wider."""
-        return logits_of(self.host, self.low, pairs, [self._hidden[tuple(pair.ids)] for pair in pairs])
+        return logits_of(self.host, self.low, pairs, [self._hidden[pair.key] for pair in pairs])
 
     @torch.no_grad()
     def said(self, pairs: Sequence[Pair]) -> Tensor:
         """Log-probabilities [P,V] at the answers' positions, kept from the first time that they are asked."""
-        new = [pair for pair in pairs if (*pair.ids, pair.start) not in self._said]
+        new = [pair for pair in pairs if pair.key not in self._said]
         if new:
             logits, at = self.logits(new)
             for row, pair in enumerate(new):
-                self._said[(*pair.ids, pair.start)] = logits[at.row == row].log_softmax(-1)
-        return torch.cat([self._said[(*pair.ids, pair.start)] for pair in pairs])
+                self._said[pair.key] = logits[at.row == row].log_softmax(-1)
+        return torch.cat([self._said[pair.key] for pair in pairs])
 
 
 def logits_of(
     host: Host, low: int, pairs: Sequence[Pair], hidden: Sequence[Tensor]
 ) -> tuple[Tensor, Answers]:
     """Logits [P,V] at the answers' positions, from layer ``low`` on, whose inputs are ``hidden``."""
-    batch = host.text.batch([pair.ids[:-1] for pair in pairs])
+    batch = host.text.batch([pair.read for pair in pairs])
     states = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)
     at = flat_rows(pairs, batch.ids.shape[1], batch.ids.device)
     logits = resume(

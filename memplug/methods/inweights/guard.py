@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ...edits import EditError
 from ...interface import Host
-from ...retrieval.samples import sample_texts
+from ...retrieval.samples import sample_texts, text_rows
 from ...text.tokens import Pair
 from ...weights.ledger import Ledger
 from .config import WeightConfig
@@ -76,14 +76,13 @@ class Guard:
     def _chosen(self) -> list[Pair]:
         text, given = self._host.text, self._config.guard_texts
         texts = given or sample_texts(text, 8, 24, 20, self._config.seed + 1)
-        rows = [text.encode(piece)[: text.max_length] for piece in texts]
-        return [Pair(ids, 1) for ids in rows if len(ids) > 1]
+        return [pair for pair in text_rows(text, texts, self._config.seed + 1) if len(pair.ids) > 1]
 
 
 @torch.no_grad()
 def perplexity(host: Host, texts: Sequence[Pair]) -> float:
     """Of all tokens after the first, over all texts."""
-    batch = host.text.batch([pair.ids[:-1] for pair in texts])
+    batch = host.text.batch([pair.read for pair in texts])
     at = flat_rows(texts, batch.ids.shape[1], batch.ids.device)
     with predicting(host, at.flat):
         logits = host.forward(host.model, batch).logits[0]

@@ -34,7 +34,7 @@ class Answers(NamedTuple):
 def flat_rows(pairs: Sequence[Pair], width: int, device: torch.device) -> Answers:
     """The answer positions of right-padded rows of ``width`` columns, which lack each pair's last token."""
     row, flat, target, size = [], [], [], []
-    for r, (ids, start) in enumerate(pairs):
+    for r, (ids, start, _) in enumerate(pairs):
         for t in range(start, len(ids)):
             row.append(r)
             flat.append(r * width + t - 1)

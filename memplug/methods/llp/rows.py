@@ -112,7 +112,7 @@ def logits_of(
         place = torch.full((len(rows.subject),), -1, device=part.device)
         place[part] = torch.arange(len(part), device=part.device)
         point = (place[row] >= 0).nonzero()[:, 0]
-        batch = Batch(*(column[part, :longest] for column in rows.batch))
+        batch = rows.batch.part(part, longest)
         flat = place[row[point]] * longest + at[point]
 
         def run(batch: Batch = batch) -> object:

@@ -53,7 +53,7 @@ class Tail:
         """The rows with these numbers."""
         index = torch.tensor(some, device=self.hidden.device)
         if isinstance(self.batch, Batch):
-            batch: Batch | tuple[Chunk, Recall] = Batch(*(c[index.to(c.device)] for c in self.batch))
+            batch: Batch | tuple[Chunk, Recall] = self.batch.part(index)
         else:
             chunk, recall = self.batch
             past = [

@@ -223,7 +223,7 @@ class LoRA:
     def explain(self, prompt: Prompt) -> Explanation:
         """The next token with and without the adapter, and how much it adds to each linear."""
         text, shares = self._host.text, list[tuple[str, float]]()
-        batch = text.batch([text.encode(prompt)])
+        batch = text.batch([text.row(text.encode(prompt))])
 
         def sizes(index: int) -> Hook:
             hook, site = self.adapter.hook(index, lambda: self.active), self.adapter.sites[index]
