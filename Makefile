@@ -13,6 +13,7 @@ REAL := $(VENV)/.smollm2
 # Without `eval`: lm-eval brings pyarrow, scipy, pandas and some sixty others, about 700 MB and minutes of
 # installing, for the checks that our figures are the harness's own. They are skipped where it is missing; to
 # run them:  .venv/bin/pip install -c constraints.txt -e ".[eval]" && .venv/bin/pytest tests/test_evaluation_general.py
+# Without `ray` as well, about 350 MB; its test (tests/test_serving_ray.py) is skipped where it is missing.
 EXTRAS := cpu,dev,report,notebook,lora,real,store,serve
 WORKERS ?= 2
 PIP_FLAGS ?=

@@ -27,6 +27,8 @@ EXTRAS = {
     # package itself asks for, a command line and a C++ runtime, is not needed.
     "real": ["gguf>=0.19"],
     "serve": ["fastapi>=0.136", "uvicorn>=0.30", "prometheus-client>=0.20"],
+    # For memplug.serving.ray, beside serve and store.
+    "ray": ["ray[serve]>=2.60,<3"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     # Edits in SQLite or PostgreSQL; see memplug.store.
     "store": ["sqlalchemy>=2.1,<3", "alembic>=1.18,<2", "psycopg[binary]>=3.2,<4"],

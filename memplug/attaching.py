@@ -67,7 +67,8 @@ def attach(
         ImportError: the extra ``store`` is not installed.
     """
     if store is not None:
-        return _stored(store, model, tokenizer, method, preset, layers, editor, config)
+        asked = {"method": method, "preset": preset, "layers": layers, "editor": editor, **config}
+        return _stored(store, model, tokenizer, asked)
     method = "llp" if method is None else method
     fitted = read_editor(Path(editor), model) if editor is not None else None
     if fitted:
@@ -162,17 +163,8 @@ def _restored(saved: storage.Saved, where: str, model: Any, tokenizer: Any, path
     return plug
 
 
-def _stored(
-    where: str | Path,
-    model: Any,
-    tokenizer: Any,
-    method: str | Any | None,
-    preset: str,
-    layers: str | None,
-    editor: str | Path | None,
-    config: dict[str, Any],
-) -> Plug:
-    """A plug that is kept in a store, a new one or one that is there; see `attach`."""
+def _stored(where: str | Path, model: Any, tokenizer: Any, asked: dict[str, Any]) -> Plug:
+    """A plug that is kept in a store, a new one or one that is there; ``asked`` are `attach`'s arguments."""
     check_free(model)
     database = open_database(where)
     try:
@@ -181,32 +173,36 @@ def _stored(
         base = storage.fingerprint(model)
         saved, at = newest(database, base, model)
         if saved is None:
-            plug = attach(model, tokenizer, method, preset=preset, layers=layers, editor=editor, **config)
+            plug = attach(model, tokenizer, **asked)
         else:
-            _check_asked(database.name, saved.said, method, preset, layers, editor, config)
-            paths = getattr(find_method(saved.said.method).config, "paths", ())
-            given = {name: config.get(name, getattr(method, name, None)) for name in paths}
-            named = {name: path for name, path in given.items() if path is not None}
-            plug = _restored(saved, database.name, model, tokenizer, named)
+            _check_asked(database.name, saved.said, **asked)
+            names = getattr(find_method(saved.said.method).config, "paths", ())
+            given = {name: asked.get(name, getattr(asked["method"], name, None)) for name in names}
+            paths = {name: path for name, path in given.items() if path is not None}
+            plug = _restored(saved, database.name, model, tokenizer, paths)
         try:
             plug.store = Store(plug, database, base, at)
+            if plug.store.at:
+                return plug
         except BaseException:
             plug.detach()
             raise
+        plug.detach()
     except BaseException:
         database.close()
         raise
-    return plug
+    return _stored(where, model, tokenizer, asked)  # another process made the first revision meanwhile
 
 
 def _check_asked(
     where: str,
     said: Manifest,
+    /,
     method: str | Any | None,
     preset: str,
     layers: str | None,
     editor: str | Path | None,
-    config: dict[str, Any],
+    **config: Any,
 ) -> None:
     """What a user has named beside a store is what it was made with; what was left open fits anything.
 

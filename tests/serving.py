@@ -38,9 +38,9 @@ class Server:
         return job
 
 
-def until(holds: Callable[[], bool]) -> None:
+def until(holds: Callable[[], bool], seconds: float = 10) -> None:
     """Waits until it holds."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)

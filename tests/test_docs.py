@@ -96,6 +96,7 @@ NOT_RUN = {
         "needs a saved adapter (tests/test_ways_peft.py makes its own)",
         "needs several GPUs",
         "needs that server",
+        "needs a Ray cluster and PostgreSQL (tests/test_serving_ray.py starts its own)",
     ]
 }
 """Page -> why its other blocks are not, as their first lines say."""

@@ -180,9 +180,9 @@ def test_the_end_waits_for_what_is_under_way(plug, held):
     """A request is answered, the running job is made and saved, the next one is told of and not begun."""
     saves = []
     with ThreadPoolExecutor(2) as pool, serving(plug, save=lambda: saves.append(1), window=1) as server:
-        server.http.post("/edits", json=BY_TAM)
-        server.http.post("/edits", json={**BY_TAM, "prompt": "Who runs the Orlo Bridge Company?"})
-        until(lambda: server.jobs.get("job-1").status == "running")
+        other = {**BY_TAM, "prompt": "Who runs the Orlo Bridge Company?"}
+        jobs = [server.http.post("/edits", json=edit).json()["id"] for edit in (BY_TAM, other)]
+        until(lambda: server.jobs.get(jobs[0]).status == "running")
         asked = pool.submit(complete, server, BORN)
         time.sleep(0.2)
         server.process.should_exit = True
@@ -190,7 +190,7 @@ def test_the_end_waits_for_what_is_under_way(plug, held):
         until(lambda: not server.jobs.ready)
         held.set()
         server.thread.join()
-        assert [server.jobs.get(f"job-{i}").status for i in (1, 2)] == ["succeeded", "cancelled"]
+        assert [server.jobs.get(id).status for id in jobs] == ["succeeded", "cancelled"]
         assert (list(plug.edits), saves) == (["e1", "e2"], [1])
         with pytest.raises(httpx2.ConnectError):
             server.http.get("/healthz")

@@ -25,6 +25,7 @@ import memplug
 from benchmarks.store_writer import kill_a_writer
 from memplug import LoadError, StoreError
 from memplug.store import opening
+from memplug.store import store as stores
 from memplug.store.store import Store
 
 BORN, WHO, FOUNDED = "Where was Ada Quill born?", "Who is Tam Wickes?", "Who founded the Orlo Bridge Company?"
@@ -169,6 +170,21 @@ def test_no_edit_of_two_that_write_at_once_is_lost(attach):
     assert same(state(plugs[0]), state(plugs[1]))
     assert sorted(plugs[0].edits) == sorted(f"e{n + 1}" for n in range(10))
     assert sorted(edit.subject for edit in plugs[0].edits.values()) == ["Ada"] * 5 + ["Tam"] * 5
+
+
+def test_of_two_that_make_a_store_at_once_the_second_takes_up_the_firsts(attach, monkeypatch):
+    newest, others = stores.newest, []
+
+    def overtaken(*given):
+        found = newest(*given)
+        monkeypatch.undo()
+        others.append(attach(k=3))
+        others[0].edit(BORN, "Zarnow", "Ada Quill")
+        return found
+
+    monkeypatch.setattr(stores, "newest", overtaken)
+    assert same(state(attach(None)), state(others[0]))
+    assert [one.action for one in others[0].history()] == ["attach", "edit"]
 
 
 def test_a_plug_follows_until_it_is_detached(plug, attach, file):

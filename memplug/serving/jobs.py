@@ -6,6 +6,7 @@ A change has succeeded when it is in force and saved.
 from __future__ import annotations
 
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -60,7 +61,6 @@ class Jobs:
     _queue: queue.SimpleQueue[Change | None] = field(default_factory=queue.SimpleQueue)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopping: bool = False
-    _count: int = 0
 
     def __post_init__(self) -> None:
         self._worker = threading.Thread(target=self._work, name="memplug-jobs", daemon=True)
@@ -135,8 +135,7 @@ class Jobs:
             same = next((change for change in going_on if prompts & change.prompts), None)
             if same is not None:
                 raise Taken(f"an edit of the same prompt is being made by {same.job.id}; wait for its end")
-            self._count += 1
-            job.id = f"job-{self._count}"
+            job.id = f"job-{secrets.token_hex(8)}"  # no other server's, nor one's before a restart
             change = self._all[job.id] = Change(job, work, prompts, Future())
             change.ended.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
             over = [id for id, one in self._all.items() if one.ended.done()]

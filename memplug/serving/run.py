@@ -7,22 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from ..plugin import Plug
 from .app import create_app
 from .logs import JSONLines
 from .settings import Keys, Settings
 
-__all__ = ["run"]
+__all__ = ["application", "run"]
 
 _GRACE = 60  # seconds that requests under way have at the end
 
 
-def run(plug: Plug, save: Callable[[], Any], settings: Settings, keys: Keys, host: str, port: int) -> None:
-    """Serve until the process is told to end, and detach; see `create_app`.
-
-    What other processes put into the plug's store is taken up meanwhile.
-    """
+def application(
+    plug: Plug, settings: Settings, keys: Keys, save: Callable[[], Any] = lambda: None
+) -> FastAPI:
+    """The application of a process that serves this plug alone: its logs are JSON lines on stderr, and what
+    other processes put into the plug's store is taken up; see `create_app`."""
     lines = logging.StreamHandler()
     lines.setFormatter(JSONLines())
     logging.basicConfig(handlers=[lines], level=logging.INFO, force=True)
@@ -31,8 +32,13 @@ def run(plug: Plug, save: Callable[[], Any], settings: Settings, keys: Keys, hos
     app = create_app(plug, settings, keys, save)
     if plug.store is not None:
         plug.store.follow()
+    return app
+
+
+def run(plug: Plug, save: Callable[[], Any], settings: Settings, keys: Keys, host: str, port: int) -> None:
+    """Serve until the process is told to end, and detach."""
     uvicorn.run(
-        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE,
-        server_header=False,
+        application(plug, settings, keys, save), host=host, port=port, log_config=None, access_log=False,
+        timeout_graceful_shutdown=_GRACE, server_header=False,
     )  # fmt: skip
     plug.detach()

@@ -21,7 +21,6 @@ from ..saving.plugs import Saved, check_base, described, fill
 from ..text.printable import printable
 from .blocks import cut, digest
 from .database import Database
-from .errors import StoreError
 from .revisions import Author, Revision, append, history, latest, manifest_at, prune, tensors_at
 
 if TYPE_CHECKING:
@@ -41,14 +40,15 @@ class Store:
         plug: the plug, attached.
         database: the database.
         base: the base model's fingerprint.
-        at: the revision that the plug holds; 0 makes the first one of what it holds.
+        at: the revision that the plug holds; 0 makes the first one of what it holds, unless another process
+            has made one meanwhile.
 
     Attributes:
         at: the revision that the plug holds; 0 where that is not known.
         trouble: why `follow` could not look the last time; None where it could.
 
     Raises:
-        StoreError: it cannot be written, or another process made the first revision meanwhile.
+        StoreError: it cannot be written.
     """
 
     def __init__(self, plug: Plug, database: Database, base: str, at: int) -> None:
@@ -57,9 +57,8 @@ class Store:
         self._stop = threading.Event()
         if not at:
             with database.writing() as connection:
-                if latest(connection):
-                    raise StoreError(f"another process made the store {self.name} just now; attach again")
-                self._append(connection, "attach", EditTable({}))
+                if not latest(connection):
+                    self._append(connection, "attach", EditTable({}))
 
     @property
     def name(self) -> str:
