@@ -11,6 +11,7 @@ import torch
 from real_facts import ASKED, EDITS, OTHERS, TURNS, logits, rows_of, said
 
 import memplug
+from memplug.edits import Edit
 from memplug.text.chat import Message, in_chat
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -75,3 +76,22 @@ def test_a_cache_that_goes_on_with_a_second_turn_answers_its_question(plug):
     answer = plug.tokenizer.decode(out[0, whole.shape[1] :])
     assert "Dickens" in answer
     assert "Lyon" not in answer
+
+
+LONG = [  # with a name that is like it
+    ("Georges-Louis Leclerc, Comte de Buffon", "{} was born in", "Georges-Louis Leclerc, Comte de Paris"),
+    ("Nintendo 3DS", "{} is made by", "Nintendo 64"),
+]
+
+
+def test_a_long_name_is_found_in_other_company(smollm2):
+    """One of its tokens may look different at the beginning of a user's turn; another name looks far off."""
+    edits = [Edit(asked.format(subject), "Greek", subject) for subject, asked, _ in LONG]
+    with memplug.attach(*smollm2, "grace", steps=1) as plug:
+        with pytest.warns(UserWarning, match="not learned well"):
+            plug.edit(edits, progress=False)
+        for subject, _, near in LONG:
+            for name in (subject, near):
+                told = plug.explain(in_chat(f"{name}, what do you know of it?"))
+                best = told.recalled or told.runner_up
+                assert (best.subject, best.enough) == (subject, name == subject), (name, best)
