@@ -16,7 +16,15 @@ from .settings import Keys, Role, is_loopback
 
 __all__ = ["Bucket", "Guard"]
 
-_OPEN = {"/", "/docs", "/openapi.json", "/healthz", "/readyz"}  # nothing of the model or its edits is in them
+_OPEN = {
+    "/",
+    "/page.css",
+    "/page.js",
+    "/docs",
+    "/openapi.json",
+    "/healthz",
+    "/readyz",
+}  # nothing of the model or its edits is in them
 
 
 class Bucket:
@@ -103,7 +111,8 @@ class Guard:
             raise ApiError(403, "pages of other sites are not answered", "wrong_origin")
         if path in _OPEN:
             return None
-        given = headers.get("authorization", "").removeprefix("Bearer ") if self._keys else ""
+        scheme, _, given = headers.get("authorization", "").partition(" ") if self._keys else ("", "", "")
+        given = given.strip() if scheme.lower() == "bearer" else ""
         role = self._keys.role(given) if self._keys else "edit"
         if role is None:
             message = "give a key of this server: Authorization: Bearer KEY"
