@@ -69,7 +69,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Rows in the queue."""
-        return len(self._queue)
+        return sum(not row.done for row in list(self._queue))  # those of clients that went away do not
 
     @property
     def ready(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -105,9 +105,9 @@ class Guard:
         """
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
-        if not self._keys and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if not self._keys and not is_loopback(_address(f"//{host}").hostname or ""):
             raise ApiError(403, "a server without keys answers to localhost alone", "wrong_host")
-        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+        if "origin" in headers and _address(headers["origin"]).netloc != host:
             raise ApiError(403, "pages of other sites are not answered", "wrong_origin")
         if path in _OPEN:
             return None
@@ -136,3 +136,11 @@ class Guard:
         if route not in ("/healthz", "/readyz", "/metrics"):
             told = {"route": route, "method": method, "status": status, "seconds": round(seconds, 4)}
             self._service.log("request", request=id, **told, role=scope["state"]["role"])
+
+
+def _address(given: str) -> SplitResult:
+    """A URL's parts, all empty where it is none."""
+    try:
+        return urlsplit(given)
+    except ValueError:  # half an IPv6 address
+        return urlsplit("")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +33,11 @@ def run(plug: Plug, save: Callable[[], Any], settings: Settings, keys: Keys, hos
     app = create_app(plug, settings, keys, save)
     if plug.store is not None:
         plug.store.follow()
-    uvicorn.run(
-        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE,
-        server_header=False,
-    )  # fmt: skip
-    plug.detach()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uvicorn raises it once more when it has ended
+    try:
+        uvicorn.run(
+            app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE,
+            server_header=False,
+        )  # fmt: skip
+    finally:
+        plug.detach()
