@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import threading
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from chats import BORN, chatting
 from families import attach_llp, lexical
 from serving import serving
@@ -212,6 +214,25 @@ def test_widths_and_themes(page, theme, width):
         "[...document.querySelectorAll('input,textarea,select')].filter(e => !e.labels[0] && !e.ariaLabel)"
     )
     assert page.evaluate(f"{unnamed}.length") == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*not learned well")
+def test_a_preview_leaves_the_weights_to_the_bit(tokenizer, monkeypatch):
+    given = {"lr": 0.05, "bound": None, "stop_loss": 0.01, "keep": 0}
+    model = lexical("llama", len(tokenizer))
+    with memplug.attach(model, tokenizer, "finetune", **given) as plug, serving(plug) as server:
+        server.job(
+            server.http.post("/edits", json={"prompt": BORN, "target": "Zarnow", "subject": "Ada Quill"})
+        )
+        before = copy.deepcopy(model.state_dict())
+        job = server.job(server.http.post("/preview", json=BY_TAM))
+        assert job["answers"][0]["before"] != job["answers"][0]["after"]
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        monkeypatch.setattr(plug, "unlearned", lambda edits: 1 / 0)
+        job = server.job(server.http.post("/preview", json=BY_TAM))
+        assert (job["status"], job["error"]["message"]) == ("failed", "ZeroDivisionError on the server")
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert list(plug.edits) == ["e1"]
 
 
 def test_a_preview_is_seen_by_nobody_else(tokenizer, monkeypatch):
