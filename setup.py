@@ -43,6 +43,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "accelerate>=1.2",
         "openai>=2.0",
+        "playwright>=1.50",
     ],
 }
 
@@ -64,7 +65,7 @@ setup(
         "memplug.methods": ["fitted/*"],
         "memplug.world": ["model/*"],
         "memplug.comparison.report": ["page/*"],
-        "memplug.serving": ["page.html"],
+        "memplug.serving": ["page.*"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -5,6 +5,7 @@ Any number of threads may run the model, also while one changes the edits; see `
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -55,6 +56,7 @@ class Attached:
         self.saves = Saves()
         self.store: Store | None = None
         self._paused = 0
+        self._trying = False
         self._lock = threading.RLock()
         self._hooks: HookSet | None = None
         self._hooks = HookSet(
@@ -100,13 +102,35 @@ class Attached:
         if gate.inside:
             raise RuntimeError("edits cannot be changed inside a forward of the model; do it before or after")
         with self._lock:
-            if self.store is not None and action is not None:
+            store = None if action is None or self._trying else self.store
+            if store is not None:
                 self.refresh()  # by itself, since what is swapped in makes Ctrl-C wait for the end
             with gate.uninterrupted(), gate.renewing(), learning(), ExitStack() as stack:
                 self._check_attached()  # another thread may have detached meanwhile
-                if self.store is not None and action is not None:
-                    stack.enter_context(self.store.change(action, gate.point))
+                if store is not None:
+                    stack.enter_context(store.change(action or "", gate.point))
                 yield
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """What is edited inside the ``with`` is taken back at its end, and never stored.
+
+        Forwards of other threads wait until then, so that none of them sees it. A second state beside the
+        first would spare them the wait, but methods have one, and weights are there once.
+        """
+        with self._changing(), self._tracker.gate.changing():
+            before, count, state = self.edits, self._count, self.method.state()
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
+            meta = json.loads(json.dumps(state.meta))
+            self._trying = True
+            try:
+                yield
+            finally:
+                self._trying = False
+                self.method.restore(tensors, meta, before)
+                self.take_over(
+                    {id: before[id] for id in before}, [id for id in before if not before.enabled(id)], count
+                )
 
     def _chosen(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
         self._check_attached()

@@ -219,6 +219,8 @@ class Plug(Attached):
         asked = as_prompt(prompt)
         if not question(asked).strip():
             raise ValueError(f"the prompt is empty ({prompt!r}); give it some text")
+        if question(asked) != question(asked).encode(errors="ignore").decode():
+            raise ValueError(f"the prompt is no text ({prompt!r}: half a character); mend its encoding")
         self._text.check_size(asked)
         self._text.check_length(self._text.encode(asked), asked)
         with self._lock, self._tracker.gate.uninterrupted(), uncast():

@@ -142,7 +142,9 @@ def test_edits_that_cannot_be_made_are_refused(plug, given, message):
         assert answer.status_code == 422, answer.text
         assert message in answer.json()["error"]["message"]
         assert server.http.patch("/edits/e1", json={"enabled": "maybe"}).status_code == 422
-        assert server.http.post("/explain", json={"prompt": " "}).status_code == 422
+        for prompt in (" ", "\ud800"):
+            answer = server.http.post("/explain", content=json.dumps({"prompt": prompt}), headers=kind)
+            assert answer.status_code == 422, answer.text
         assert list(plug.edits) == ["e1"]
 
 

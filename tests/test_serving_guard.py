@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import openai
@@ -54,6 +56,14 @@ def test_two_roles_by_their_keys(server):
         assert answer.status_code == status
         if status != 200:
             assert answer.json()["error"]["type"] in ("permission_error", "authentication_error")
+    for form, status in (
+        ("bearer {}", 200),
+        ("Bearer  {}", 200),
+        ("{}", 401),
+        ("Basic {}", 401),
+        ("Bearer", 401),
+    ):
+        assert http.get("/edits", headers={"Authorization": form.format(EDIT)}).status_code == status, form
     assert http.get("/edits", headers=bearer("x")).headers["www-authenticate"] == "Bearer"
     asks = openai.OpenAI(base_url=str(server.openai.base_url), api_key=ASK, max_retries=0)
     assert asks.completions.create(model="tiny", prompt="Who", max_tokens=2).choices
@@ -61,7 +71,7 @@ def test_two_roles_by_their_keys(server):
         assert http.request(method, path, headers=bearer(ASK)).status_code == 403
     with pytest.raises(openai.AuthenticationError, match="give a key of this server"):
         openai.OpenAI(base_url=str(server.openai.base_url), api_key="wrong", max_retries=0).models.list()
-    for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz"):
+    for path in ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz"):
         assert http.get(path, headers={"Authorization": ""}).status_code == 200, path
     assert http.get("/metrics", headers={"Authorization": ""}).status_code == 401
 
@@ -79,6 +89,8 @@ def test_two_roles_by_their_keys(server):
         ("GET", "/edits?limit=x", {}, 422),
         ("GET", "/healthz", {"headers": {"origin": "https://elsewhere.example"}}, 403),
         ("GET", "/healthz", {"headers": {"host": "rebound.example"}}, 403),
+        ("GET", "/healthz", {"headers": {"host": "["}}, 403),
+        ("GET", "/healthz", {"headers": {"origin": "http://["}}, 403),
     ],
 )
 def test_every_error_is_one_of_the_api(plug, method, path, given, status):
@@ -89,6 +101,34 @@ def test_every_error_is_one_of_the_api(plug, method, path, given, status):
         assert error.keys() == {"message", "type", "param", "code"}
         assert error["message"]
         assert answer.headers["x-request-id"]
+
+
+def test_the_smallest_top_p_takes_the_likeliest_token(server):
+    given = {"max_tokens": 4, "model": "tiny", "prompt": "Who"}
+    said = [
+        server.http.post("/v1/completions", json=given | one).json()["choices"][0]["text"]
+        for one in ({"temperature": 0}, {"temperature": 1, "top_p": 5e-324})
+    ]
+    assert said[0] == said[1]
+
+
+def test_an_edit_is_deleted_once(plug, monkeypatch):
+    """Of two deletions that wait, the second one is told that there is no such edit any more."""
+    going_on, forget = threading.Event(), plug.method.forget
+
+    def waiting(*args, **given):
+        assert going_on.wait(10)
+        return forget(*args, **given)
+
+    with serving(plug) as server, ThreadPoolExecutor(2) as pool:
+        (id,) = server.job(server.http.post("/edits", json=FACT))["edits"]
+        monkeypatch.setattr(plug.method, "forget", waiting)
+        both = [pool.submit(server.http.delete, f"/edits/{id}") for _ in range(2)]
+        until(lambda: server.jobs.open == 2)
+        going_on.set()
+        answers = sorted((one.result() for one in both), key=lambda one: one.status_code)
+        assert [one.status_code for one in answers] == [200, 404]
+        assert answers[1].json()["error"]["code"] == "edit_not_found"
 
 
 def test_a_rate_is_kept_for_each_key(plug):
@@ -191,8 +231,8 @@ def test_a_missing_package_is_told_with_the_extra():
     assert "memplug serve needs uvicorn; install its extra with pip install 'memplug[serve]'" in done.stderr
 
 
-@pytest.mark.parametrize("where", ["facts", "facts.db"])
-def test_the_command_serves_saves_and_ends(plug, tmp_path, where):
+@pytest.mark.parametrize(("where", "end"), [("facts", signal.SIGINT), ("facts.db", signal.SIGTERM)])
+def test_the_command_serves_saves_and_ends(plug, tmp_path, where, end):
     lexical("llama", len(plug.tokenizer), max_position_embeddings=512).save_pretrained(tmp_path / "tiny")
     plug.tokenizer.save_pretrained(tmp_path / "tiny")
     given = ["--model", tmp_path / "tiny", "--plug", tmp_path / where, "--method", "icl", "--port", 0]
@@ -206,7 +246,7 @@ def test_the_command_serves_saves_and_ends(plug, tmp_path, where):
         assert httpx2.post(f"{url}/v1/completions", json=asked).json()["choices"]
         job = httpx2.post(f"{url}/edits", json=FACT).headers["location"]
         until(lambda: httpx2.get(f"{url}{job}").json()["status"] == "succeeded")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         lines += process.stderr.readlines()
     assert process.returncode == 0
     assert [edit.target for edit in peek(str(tmp_path / where))[1].values()] == ["Zarnow"]

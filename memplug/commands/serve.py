@@ -65,7 +65,7 @@ def serve(
         where = plug or ""
         is_new = not where or not has_plug(where)
         if not is_new and method not in (None, made := peek(where)[0]):
-            raise ValueError(f"{where} was made with {made}, not {method}; leave the method out")
+            raise ValueError(f"the plug was made with {made}, not {method}; leave the method out")
         loaded = load_model(model, device, dtype)
         served = new_plug(where, *loaded, method, "default") if is_new else open_plug(where, *loaded)
 

@@ -23,7 +23,7 @@ from .rows import Piece, Row, Sampling
 from .schemas import Asked, ChatRequest, CompletionRequest, ErrorOut
 from .service import Service
 
-__all__ = ["answers"]
+__all__ = ["answers", "encoded"]
 
 _COMPLETION = 16  # new tokens of a text completion that does not say how many, as in the OpenAI API
 _TOO_LONG = "context_length_exceeded"
@@ -194,7 +194,7 @@ async def _answered(
         raise ApiError(422, f"this asks for {count} answers; 1 to {most} can be asked for", "invalid_value")
     answer = _Answer(service, asked, prompts)
     answer.queue(
-        await run_in_threadpool(lambda: [_encoded(service, prompt, limit, usual) for prompt in prompts])
+        await run_in_threadpool(lambda: [encoded(service, prompt, limit, usual) for prompt in prompts])
     )
     if asked.stream:
         return _Stream(answer)
@@ -214,7 +214,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _encoded(service: Service, prompt: Prompt, limit: int | None, usual: int) -> tuple[list[int], int]:
+def encoded(service: Service, prompt: Prompt, limit: int | None, usual: int) -> tuple[list[int], int]:
     """A prompt's ids and how many tokens may follow them.
 
     Raises:

@@ -10,8 +10,10 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ..edits import Edit, as_edits
 from ..interface import Explanation
-from ..text.chat import as_prompt, to_json
+from ..retrieval.explanation import Explanation as Votes
+from ..text.chat import as_prompt, show, to_json
 from ..text.printable import printable
+from .answers import encoded
 from .errors import ApiError
 from .jobs import Change
 from .schemas import (
@@ -21,7 +23,10 @@ from .schemas import (
     ErrorOut,
     ExplainRequest,
     ExplanationOut,
+    Heat,
+    HeatRow,
     Job,
+    PreviewRequest,
     RevisionOut,
     RevisionPage,
     Rollback,
@@ -32,6 +37,8 @@ from .service import Service
 __all__ = ["changes"]
 
 _PATIENCE = 10.0  # seconds for which a deletion or a switch is waited for before it is answered with its job
+_STATUS = {"edit_failed": 422, "edit_not_found": 404}  # of a job's error; else it is the server's
+_PREVIEWED = 24  # tokens of an answer in a preview
 _EXPLAINED = 2  # prompts explained at once; each waits for an edit that is being learned
 
 
@@ -44,13 +51,16 @@ def changes(service: Service) -> APIRouter:
     async def list_edits(
         after: Annotated[str | None, Query(description="Begin behind the edit with this id.")] = None,
         limit: Annotated[int, Query(ge=1, le=1000, description="Edits of a page.")] = 100,
+        search: Annotated[str, Query(description="In an edit's id, prompt, answer or subject.")] = "",
     ) -> EditPage:
         """The edits, in the order in which they were made."""
         table = plug.edits
         ids = list(table)
         begin = 0 if after is None else ids.index(str(table[after].id)) + 1
-        page = [_shown(table[id], table.enabled(id)) for id in ids[begin : begin + limit]]
-        return EditPage(data=page, total=len(ids), has_more=begin + limit < len(ids))
+        found = [id for id in ids if _has(table[id], search)] if search else ids
+        left = [id for id in ids[begin:] if not search or _has(table[id], search)]
+        page = [_shown(table[id], table.enabled(id)) for id in left[:limit]]
+        return EditPage(data=page, total=len(found), has_more=limit < len(left))
 
     @api.post("/edits", status_code=202)
     async def make_edits(asked: EditsRequest, request: Request, response: Response) -> Job:
@@ -58,6 +68,21 @@ def changes(service: Service) -> APIRouter:
         succeeded. A second edit of a prompt replaces the first."""
         edits = await to_thread.run_sync(_checked, service, asked)
         job = jobs.edit(edits, request.state.role, asked.why).job
+        response.headers["Location"] = f"/jobs/{job.id}"
+        return job
+
+    @api.post("/preview", status_code=202)
+    async def preview(asked: PreviewRequest, request: Request, response: Response) -> Job:
+        """What edits would change: they are learned, asked and taken back, and no revision of a store holds
+        them. Other requests are answered after that, so that none sees them."""
+
+        def read() -> tuple[list[Edit], list[list[int]]]:
+            edits = _checked(service, asked)
+            prompts = [edit.prompt for edit in edits] + [as_prompt(one) for one in asked.prompts]
+            return edits, [encoded(service, prompt, _PREVIEWED, _PREVIEWED)[0] for prompt in prompts]
+
+        edits, ids = await to_thread.run_sync(read)
+        job = jobs.preview(edits, lambda: service.batcher.greedy(ids, _PREVIEWED), request.state.role).job
         response.headers["Location"] = f"/jobs/{job.id}"
         return job
 
@@ -115,7 +140,7 @@ def changes(service: Service) -> APIRouter:
             if not isinstance(found, Explanation):
                 return ExplanationOut(edits=None, lines=lines)
             shown = [_shown(e, str(e.id) in table and table.enabled(str(e.id))) for e in found.edits]
-            return ExplanationOut(edits=shown, lines=lines)
+            return ExplanationOut(edits=shown, lines=lines, heat=_heat(getattr(found, "found", found)))
 
         return await to_thread.run_sync(explained, limiter=limiter)
 
@@ -126,6 +151,30 @@ def _check_store(service: Service) -> None:
     """Raises ApiError where the edits are not kept in a store."""
     if service.plug.store is None:
         raise ApiError(404, "the edits are not kept in a store; start with --plug FILE.db", "no_store")
+
+
+def _has(edit: Edit, search: str) -> bool:
+    text = f"{edit.id}\n{show(edit.prompt)}\n{edit.target}\n{edit.subject or ''}"
+    return search.casefold() in text.casefold()
+
+
+def _heat(found: object) -> Heat | None:
+    """The votes by layer, where the method has any."""
+    best = (found.recalled or found.runner_up) if isinstance(found, Votes) else None
+    if not isinstance(found, Votes) or best is None:
+        return None
+    layers = [
+        HeatRow(
+            layer=vote.layer,
+            token=printable(vote.token),
+            voted=vote.voted,
+            similarity=vote.similarity,
+            heat=[None if value != value else round(value, 3) for value in heat],
+        )
+        for vote, heat in zip(best.layers, best.heat.tolist(), strict=True)
+    ]
+    tokens = [printable(token) for token in found.tokens]
+    return Heat(subject=best.subject, votes=best.votes, quorum=found.quorum, tokens=tokens, layers=layers)
 
 
 def _shown(edit: Edit, enabled: bool) -> EditOut:
@@ -159,9 +208,7 @@ async def _soon(change: Change, response: Response) -> Job:
     await asyncio.wait({asyncio.wrap_future(change.ended)}, timeout=_PATIENCE)
     job, error = change.job, change.job.error
     if error is not None:
-        raise ApiError(
-            422 if error.code == "edit_failed" else 500, error.message, error.code or "server_error"
-        )
+        raise ApiError(_STATUS.get(error.code or "", 500), error.message, error.code or "server_error")
     if not change.ended.done():
         response.status_code = 202
         response.headers["Location"] = f"/jobs/{job.id}"

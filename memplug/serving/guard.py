@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,7 +16,15 @@ from .settings import Keys, Role, is_loopback
 
 __all__ = ["Bucket", "Guard"]
 
-_OPEN = {"/", "/docs", "/openapi.json", "/healthz", "/readyz"}  # nothing of the model or its edits is in them
+_OPEN = {
+    "/",
+    "/page.css",
+    "/page.js",
+    "/docs",
+    "/openapi.json",
+    "/healthz",
+    "/readyz",
+}  # nothing of the model or its edits is in them
 
 
 class Bucket:
@@ -97,13 +105,14 @@ class Guard:
         """
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
-        if not self._keys and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if not self._keys and not is_loopback(_address(f"//{host}").hostname or ""):
             raise ApiError(403, "a server without keys answers to localhost alone", "wrong_host")
-        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+        if "origin" in headers and _address(headers["origin"]).netloc != host:
             raise ApiError(403, "pages of other sites are not answered", "wrong_origin")
         if path in _OPEN:
             return None
-        given = headers.get("authorization", "").removeprefix("Bearer ") if self._keys else ""
+        scheme, _, given = headers.get("authorization", "").partition(" ") if self._keys else ("", "", "")
+        given = given.strip() if scheme.lower() == "bearer" else ""
         role = self._keys.role(given) if self._keys else "edit"
         if role is None:
             message = "give a key of this server: Authorization: Bearer KEY"
@@ -127,3 +136,11 @@ class Guard:
         if route not in ("/healthz", "/readyz", "/metrics"):
             told = {"route": route, "method": method, "status": status, "seconds": round(seconds, 4)}
             self._service.log("request", request=id, **told, role=scope["state"]["role"])
+
+
+def _address(given: str) -> SplitResult:
+    """A URL's parts, all empty where it is none."""
+    try:
+        return urlsplit(given)
+    except ValueError:  # half an IPv6 address
+        return urlsplit("")

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..edits import Edit
+from ..edits import Edit, UnknownEditError
 from ..plugin import Plug
 from ..saving.files import SaveError
 from ..store.errors import StoreError
@@ -23,7 +23,7 @@ from ..text.chat import Prompt, canonical
 from ..text.printable import printable
 from .batching import QueueFull, Stopped
 from .logs import Log
-from .schemas import ErrorBody, Job, Status
+from .schemas import Answers, ErrorBody, Job, Status
 
 __all__ = ["Change", "Jobs", "Taken"]
 
@@ -98,6 +98,22 @@ class Jobs:
         job = Job(id="", kind="edit", who=who, why=why, total=len(edits))
         return self._add(job, work, frozenset(canonical(edit.prompt) for edit in edits))
 
+    def preview(self, edits: Sequence[Edit], ask: Callable[[], list[str]], who: str) -> Change:
+        """Tell what ``ask`` gives before these edits and with them, and take them back; raises as `edit`.
+
+        The requests that come meanwhile are answered afterwards, see `Attached.trying`.
+        """
+
+        def work(job: Job) -> None:
+            with self.plug.trying():
+                before = ask()
+                job.unlearned = [
+                    str(e.id) for e in self.plug.unlearned(self.plug.edit(edits, progress=False))
+                ]
+                job.answers = [Answers(before=b, after=a) for b, a in zip(before, ask(), strict=True)]
+
+        return self._add(Job(id="", kind="preview", who=who, total=len(edits)), work)
+
     def delete(self, id: str, who: str) -> Change:
         """Delete an edit; raises as `edit`."""
 
@@ -167,12 +183,15 @@ class Jobs:
             with store.by(change.job.who, change.job.why) if store is not None else nullcontext():
                 change.work(change.job)
             change.job.done = change.job.total
-            self.save()
+            if change.job.kind != "preview":
+                self.save()
         except SaveError as error:
             message = f"the change is in force, but could not be saved: {error}"
             return ErrorBody(message=printable(message), type="server_error", code="not_saved")
         except StoreError as error:  # nothing has changed
             return ErrorBody(message=printable(error), type="server_error", code="not_saved")
+        except UnknownEditError as error:  # another change has deleted it meanwhile
+            return ErrorBody(message=printable(error), code="edit_not_found")
         except ValueError as error:
             return ErrorBody(message=printable(error), code="edit_failed")
         except Exception as error:  # nothing has changed, and the next one is made

@@ -80,7 +80,7 @@ class Row:
         probabilities = (scores.float().cpu() / self.sampling.temperature).softmax(-1)
         ordered, ids = probabilities.sort(descending=True)
         # What lies behind the first tokens that reach top_p is left out; the first one never is.
-        ordered[ordered.cumsum(-1) - ordered >= self.sampling.top_p] = 0
+        ordered[1:][(ordered.cumsum(-1) - ordered)[1:] >= self.sampling.top_p] = 0
         return int(ids[torch.multinomial(ordered, 1, generator=self._draws)])
 
     def take(self, token: int) -> None:

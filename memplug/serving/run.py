@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +39,12 @@ def application(
 
 def run(plug: Plug, save: Callable[[], Any], settings: Settings, keys: Keys, host: str, port: int) -> None:
     """Serve until the process is told to end, and detach."""
-    uvicorn.run(
-        application(plug, settings, keys, save), host=host, port=port, log_config=None, access_log=False,
-        timeout_graceful_shutdown=_GRACE, server_header=False,
-    )  # fmt: skip
-    plug.detach()
+    app = application(plug, settings, keys, save)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uvicorn raises it once more when it has ended
+    try:
+        uvicorn.run(
+            app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE,
+            server_header=False,
+        )  # fmt: skip
+    finally:
+        plug.detach()

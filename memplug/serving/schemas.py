@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
-    "Asked", "ChatRequest", "CompletionRequest", "EditOut", "EditPage", "EditsRequest", "ErrorBody",
-    "ErrorOut", "ExplainRequest", "ExplanationOut", "Job", "Prompted", "RevisionOut", "RevisionPage",
-    "Rollback", "Status", "Switch",
-    "Turns",
+    "Answers", "Asked", "ChatRequest", "CompletionRequest", "EditOut", "EditPage", "EditsRequest",
+    "ErrorBody", "ErrorOut", "ExplainRequest", "ExplanationOut", "Heat", "HeatRow", "Job",
+    "PreviewRequest", "Prompted",
+    "RevisionOut", "RevisionPage", "Rollback", "Status", "Switch", "Turns",
 ]  # fmt: skip
 
 _NOTHING: dict[str, tuple[str, ...]] = {
@@ -109,8 +109,12 @@ class EditsRequest(_Strict):
     def _listed(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "edits" in given:
             return given
-        edit = {name: value for name, value in given.items() if name != "why"}
-        return {"edits": [edit], "why": given.get("why")}
+        own = {name: value for name, value in given.items() if name in cls.model_fields}
+        return {"edits": [{name: value for name, value in given.items() if name not in own}], **own}
+
+
+class PreviewRequest(EditsRequest):
+    prompts: list[Prompted] = Field(default=[], max_length=20, description="Asked before and after as well.")
 
 
 class EditOut(BaseModel):
@@ -156,11 +160,30 @@ class ExplainRequest(_Strict):
     prompt: Prompted
 
 
+class HeatRow(BaseModel):
+    layer: int
+    token: str = Field(description="Where the words end that are most like the subject.")
+    voted: bool
+    similarity: float
+    heat: list[float | None] = Field(description="Of the words that end at each token; null where none do.")
+
+
+class Heat(BaseModel):
+    """How the layers voted on the subject that is recalled, or on the one that came closest."""
+
+    subject: str
+    votes: int
+    quorum: int = Field(description="Votes needed.")
+    tokens: list[str] = Field(description="The prompt's.")
+    layers: list[HeatRow]
+
+
 class ExplanationOut(BaseModel):
     edits: list[EditOut] | None = Field(
         description="Those that take effect; null where they are in the weights, which act on every prompt."
     )
     lines: list[str] = Field(description="What the method saw, for a person.")
+    heat: Heat | None = Field(default=None, description="Votes by layer, of methods that vote.")
 
 
 class ErrorBody(BaseModel):
@@ -177,12 +200,19 @@ class ErrorOut(BaseModel):
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
+class Answers(BaseModel):
+    before: str = Field(description="Without the edits.")
+    after: str = Field(description="With them.")
+
+
 class Job(BaseModel):
     """A change of the edits."""
 
     id: str = Field(description="Where to ask: /jobs/ID.")
     object: Literal["job"] = "job"
-    kind: Literal["edit", "delete", "enable", "disable", "rollback"] = Field(description="What it does.")
+    kind: Literal["edit", "preview", "delete", "enable", "disable", "rollback"] = Field(
+        description="What it does."
+    )
     status: Status = Field(default="queued", description="It is in force and saved when it has succeeded.")
     who: str = Field(description="The role whose key asked for it.")
     why: str | None = Field(default=None, description="What they gave as the reason.")
@@ -191,6 +221,9 @@ class Job(BaseModel):
     edits: list[str] = Field(default=[], description="Their ids, once they have them.")
     replaced: list[str] = Field(default=[], description="Earlier edits of the same prompts, which are gone.")
     unlearned: list[str] = Field(default=[], description="Those that the model does not answer as edited.")
+    answers: list[Answers] = Field(
+        default=[], description="Of a preview: to the edits' own prompts, then to the others."
+    )
     note: str | None = Field(default=None, description="What is left of deleted edits, where anything is.")
     error: ErrorBody | None = Field(default=None, description="Why it failed.")
     created: float = Field(default_factory=time.time, description="Unix time, s.")
