@@ -9,6 +9,7 @@ syncs each change to the disk, and so does PostgreSQL with its defaults (on loop
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import statistics
@@ -25,7 +26,7 @@ import torch
 import memplug
 from benchmarks.common import RESULTS, table, write
 from benchmarks.postgres import binaries, running
-from benchmarks.store_writer import kill_a_writer
+from benchmarks.store_writer import Acknowledged, kill_a_writer
 from memplug.world import load
 
 Attach = Callable[[], memplug.Plug]
@@ -93,13 +94,28 @@ def _replica(attach: Attach, model: Any, last: int, pipe: int) -> None:
         os._exit(0)
 
 
-def kills(attach: Attach, count: int) -> dict[str, int]:
-    """Acknowledged changes of writers that are killed, and those that are not in the store afterwards."""
+def kills(
+    attach: Attach,
+    count: int,
+    kill: Callable[..., Acknowledged] = kill_a_writer,
+    longest: float = 1.0,
+    seconds: float = math.inf,
+) -> dict[str, int]:
+    """Acknowledged changes of writers that are killed, and those that are not in the store afterwards.
+
+    Args:
+        attach: gives a plug in the store.
+        count: of writers.
+        kill: edits and is killed.
+        longest: seconds from its first change to its death.
+        seconds: after which no more are begun.
+    """
     draw, held, acknowledged, lost = random.Random(0), {"e1": True}, 0, 0
     with attach() as plug:  # the first edit calibrates, which takes a while
         plug.edit(*fact(0))
-    for number in range(count):
-        told = kill_a_writer(attach, draw.random(), held)
+    killed, until = 0, time.monotonic() + seconds
+    while killed < count and time.monotonic() < until:
+        told = kill(attach, longest * draw.random(), held)
         with attach() as plug:
             with plug.store._database.writing():  # where it had sent a commit, that is done
                 pass
@@ -107,9 +123,10 @@ def kills(attach: Attach, count: int) -> dict[str, int]:
             edits = plug.edits
         acknowledged, lost = acknowledged + told.count, lost + len(told.lost(edits))
         held = {id: edits.enabled(id) for id in edits}
-        print(f"{number + 1} killed, {acknowledged} changes acknowledged, {lost} lost", end="\r", flush=True)
+        killed += 1
+        print(f"{killed} killed, {acknowledged} changes acknowledged, {lost} lost", end="\r", flush=True)
     print()
-    return {"killed": count, "acknowledged": acknowledged, "lost": lost}
+    return {"killed": killed, "acknowledged": acknowledged, "lost": lost}
 
 
 @contextmanager

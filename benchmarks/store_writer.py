@@ -1,4 +1,4 @@
-"""A process that edits into a store until it is killed, and says each change that was acknowledged.
+"""A process that edits into a store until it is killed, or serves clients who do, and what was acknowledged.
 
 It is forked, so that it begins at once.
 """
@@ -9,10 +9,15 @@ import itertools
 import os
 import random
 import signal
+import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
+
+import httpx2
 
 from memplug.edits import EditTable
 
@@ -31,7 +36,13 @@ def kill_a_writer(attach: Callable[[], Any], seconds: float, held: Mapping[str, 
     child = os.fork()
     if not child:
         os.close(reading)
-        _edit_forever(attach, writing)
+        say = lambda text: os.write(writing, text.encode() + b"\n")  # noqa: E731
+        try:
+            _edit_forever(_Plug(attach()), say)
+        except BaseException as error:
+            say(f"failed {error!r}")
+        finally:
+            os._exit(1)
     os.close(writing)
     with os.fdopen(reading, "rb", buffering=0) as pipe:
         said = pipe.read(1)  # its first change has begun
@@ -41,6 +52,43 @@ def kill_a_writer(attach: Callable[[], Any], seconds: float, held: Mapping[str, 
         while more := pipe.read(1 << 16):
             said += more
     return Acknowledged.of(said.decode().splitlines(), held)
+
+
+def kill_a_server(attach: Callable[[], Any], seconds: float, held: Mapping[str, bool]) -> Acknowledged:
+    """The same over HTTP, of a `memplug serve` that is killed; a change is acknowledged by its job."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    child = os.fork()
+    if not child:
+        _serve(attach, port)
+    lines: list[str] = []
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        plug = _OverHTTP(http)
+        while not plug.ready():
+            if os.waitpid(child, os.WNOHANG)[0]:
+                raise RuntimeError("the server did not start")
+            time.sleep(0.01)
+        killing = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+        killing.start()
+        with suppress(httpx2.TransportError):
+            _edit_forever(plug, lines.append)
+        killing.join()
+    os.waitpid(child, 0)
+    return Acknowledged.of(lines, held)
+
+
+def _serve(attach: Callable[[], Any], port: int) -> None:
+    """Never returns."""
+    try:
+        from memplug.serving.run import run
+        from memplug.serving.settings import Keys, Settings
+
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        run(attach(), lambda: None, Settings(rate=0), Keys(), "127.0.0.1", port)
+    finally:
+        os._exit(1)
 
 
 class Acknowledged(NamedTuple):
@@ -82,32 +130,87 @@ class Acknowledged(NamedTuple):
         return [id for id in wrong if id not in made[:1]]
 
 
-def _edit_forever(attach: Callable[[], Any], pipe: int) -> None:
-    def say(text: str) -> None:
-        os.write(pipe, text.encode() + b"\n")
+class _Editor(Protocol):
+    """Makes changes; each has been acknowledged when the call returns."""
 
-    try:
-        warnings.simplefilter("ignore")
-        plug = attach()
-        draw = random.Random(os.getpid())
-        for number in itertools.count():
-            some = draw.choice(list(plug.edits) or ["edit"])
-            if number % 5 == 0 or some == "edit":
-                say("begin edit")
-                name = draw.choice(NAMES)
-                say(f"on {plug.edit(f'Where was {name} in year {plug.count}?', 'Zarnow', name).id}")
-                continue
-            say(f"begin {some}")
-            if number % 5 == 4:
-                plug.delete(some)
-                say(f"gone {some}")
-            elif plug.edits.enabled(some):
-                plug.disable(some)
-                say(f"off {some}")
-            else:
-                plug.enable(some)
-                say(f"on {some}")
-    except BaseException as error:
-        say(f"failed {error!r}")
-    finally:
-        os._exit(1)
+    def held(self) -> dict[str, bool]: ...
+    def edit(self, prompt: str, target: str, subject: str) -> str: ...
+    def delete(self, id: str) -> None: ...
+    def switch(self, id: str, on: bool) -> None: ...
+
+
+class _Plug:
+    """Of a plug."""
+
+    def __init__(self, plug: Any) -> None:
+        self._plug = plug
+
+    def held(self) -> dict[str, bool]:
+        return {id: self._plug.edits.enabled(id) for id in self._plug.edits}
+
+    def edit(self, prompt: str, target: str, subject: str) -> str:
+        return str(self._plug.edit(prompt, target, subject).id)
+
+    def delete(self, id: str) -> None:
+        self._plug.delete(id)
+
+    def switch(self, id: str, on: bool) -> None:
+        (self._plug.enable if on else self._plug.disable)(id)
+
+
+class _OverHTTP:
+    """Of a server's plug."""
+
+    def __init__(self, http: httpx2.Client) -> None:
+        self._http = http
+
+    def ready(self) -> bool:
+        with suppress(httpx2.TransportError):
+            return self._http.get("/readyz").status_code == 200
+        return False
+
+    def held(self) -> dict[str, bool]:
+        page = self._http.get("/edits", params={"limit": 1000}).raise_for_status().json()
+        return {edit["id"]: edit["enabled"] for edit in page["data"]}
+
+    def edit(self, prompt: str, target: str, subject: str) -> str:
+        given = {"prompt": prompt, "target": target, "subject": subject}
+        return str(self._done(self._http.post("/edits", json=given))["edits"][0])
+
+    def delete(self, id: str) -> None:
+        self._done(self._http.delete(f"/edits/{id}"))
+
+    def switch(self, id: str, on: bool) -> None:
+        self._done(self._http.patch(f"/edits/{id}", json={"enabled": on}))
+
+    def _done(self, answer: Any) -> dict[str, Any]:
+        job = answer.raise_for_status().json()
+        while job["status"] in ("queued", "running"):
+            time.sleep(0.01)
+            job = self._http.get(f"/jobs/{job['id']}").raise_for_status().json()
+        if job["status"] != "succeeded":
+            raise RuntimeError(f"failed {job['error']}")
+        return dict(job)
+
+
+def _edit_forever(plug: _Editor, say: Callable[[str], Any]) -> None:
+    warnings.simplefilter("ignore")
+    draw, held = random.Random(), plug.held()
+    for number in itertools.count():
+        some = draw.choice(list(held) or ["edit"])
+        if number % 5 == 2 or some == "edit":
+            say("begin edit")
+            name = draw.choice(NAMES)
+            some = plug.edit(f"Where was {name} in year {draw.getrandbits(32)}?", "Zarnow", name)
+            held[some] = True
+            say(f"on {some}")
+            continue
+        say(f"begin {some}")
+        if number % 5 == 4:
+            plug.delete(some)
+            del held[some]
+            say(f"gone {some}")
+        else:
+            held[some] = not held[some]
+            plug.switch(some, held[some])
+            say(f"{'on' if held[some] else 'off'} {some}")
