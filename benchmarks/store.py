@@ -95,7 +95,11 @@ def _replica(attach: Attach, model: Any, last: int, pipe: int) -> None:
 
 
 def kills(
-    attach: Attach, count: int, kill: Callable[..., Acknowledged] = kill_a_writer, seconds: float = math.inf
+    attach: Attach,
+    count: int,
+    kill: Callable[..., Acknowledged] = kill_a_writer,
+    longest: float = 1.0,
+    seconds: float = math.inf,
 ) -> dict[str, int]:
     """Acknowledged changes of writers that are killed, and those that are not in the store afterwards.
 
@@ -103,6 +107,7 @@ def kills(
         attach: gives a plug in the store.
         count: of writers.
         kill: edits and is killed.
+        longest: seconds from its first change to its death.
         seconds: after which no more are begun.
     """
     draw, held, acknowledged, lost = random.Random(0), {"e1": True}, 0, 0
@@ -110,7 +115,7 @@ def kills(
         plug.edit(*fact(0))
     killed, until = 0, time.monotonic() + seconds
     while killed < count and time.monotonic() < until:
-        told = kill(attach, draw.random(), held)
+        told = kill(attach, longest * draw.random(), held)
         with attach() as plug:
             with plug.store._database.writing():  # where it had sent a commit, that is done
                 pass

@@ -186,6 +186,7 @@ class _OverHTTP:
     def _done(self, answer: Any) -> dict[str, Any]:
         job = answer.raise_for_status().json()
         while job["status"] in ("queued", "running"):
+            time.sleep(0.01)
             job = self._http.get(f"/jobs/{job['id']}").raise_for_status().json()
         if job["status"] != "succeeded":
             raise RuntimeError(f"failed {job['error']}")
@@ -197,7 +198,7 @@ def _edit_forever(plug: _Editor, say: Callable[[str], Any]) -> None:
     draw, held = random.Random(), plug.held()
     for number in itertools.count():
         some = draw.choice(list(held) or ["edit"])
-        if number % 5 == 0 or some == "edit":
+        if number % 5 == 2 or some == "edit":
             say("begin edit")
             name = draw.choice(NAMES)
             some = plug.edit(f"Where was {name} in year {draw.getrandbits(32)}?", "Zarnow", name)

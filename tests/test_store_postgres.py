@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import subprocess
-import threading
 import time
 
 import pytest
-from test_store import BORN, CHANGES, WHO, same, state, wait
+from serving import until
+from stores import (
+    CHANGES,
+    attaching,
+    interrupt_anywhere,
+    lose_the_answer,
+    nobody_sees,
+    same,
+    state,
+    two_facts,
+    write_at_once,
+)
 
 import memplug
 from benchmarks.postgres import binaries, running
@@ -49,24 +58,13 @@ def sql(server):
 
 @pytest.fixture
 def attach(model, tokenizer, server, sql):
-    """Attaches in-context editing to a copy of the model, in the server's database."""
-    made = []
-
-    def attach():
-        made.append(memplug.attach(copy.deepcopy(model), tokenizer, "icl", store=server.url, k=2))
-        return made[-1]
-
-    yield attach
-    for plug in made:
-        plug.detach()
+    with attaching(model, tokenizer, server.url) as attach:
+        yield attach
 
 
 @pytest.fixture
 def plug(attach):
-    plug = attach()
-    plug.edit(BORN, "Zarnow", "Ada Quill")
-    plug.edit(WHO, "Ada", "Tam Wickes")
-    return plug
+    return two_facts(attach())
 
 
 def test_servers_share_one_memory(plug, attach, server):
@@ -86,21 +84,11 @@ def test_servers_share_one_memory(plug, attach, server):
 
 
 def test_no_edit_of_two_that_write_at_once_is_lost(attach):
-    plugs = attach(), attach()
+    write_at_once(attach)
 
-    def edit(plug, name):
-        for number in range(5):
-            plug.edit(f"Where was {name} in year {number}?", "Zarnow", name)
 
-    given = zip(plugs, ("Ada", "Tam"), strict=True)
-    threads = [threading.Thread(target=edit, args=one) for one in given]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert plugs[0].refresh() == plugs[1].refresh() == 11
-    assert same(state(plugs[0]), state(plugs[1]))
-    assert sorted(plugs[0].edits) == sorted(f"e{n + 1}" for n in range(10))
+def test_what_is_being_written_is_seen_by_nobody(plug, attach, monkeypatch):
+    nobody_sees(plug, attach, monkeypatch)
 
 
 def test_a_replica_that_is_not_told_looks(plug, attach, monkeypatch):
@@ -108,18 +96,18 @@ def test_a_replica_that_is_not_told_looks(plug, attach, monkeypatch):
     other = attach()
     other.store.follow(seconds=0.1)
     plug.disable("e1")
-    wait(lambda: other.store.at == plug.store.at)
+    until(lambda: other.store.at == plug.store.at)
     assert same(state(other), state(plug))
 
 
 def test_a_replica_is_told(plug, attach):
     other = attach()
     other.store.follow(seconds=30)  # looking would take too long
-    wait(lambda: _listens(plug))
+    until(lambda: _listens(plug))
     for change in (lambda: plug.disable("e1"), lambda: plug.enable("e1")):
         change()
         begun = time.monotonic()
-        wait(lambda: other.store.at == plug.store.at)
+        until(lambda: other.store.at == plug.store.at)
         assert time.monotonic() - begun < 5
         assert same(state(other), state(plug))
 
@@ -170,20 +158,39 @@ def test_a_server_that_goes_away_and_comes_back(plug, attach, server):
             with pytest.raises(StoreError, match="could not be read"):
                 change(plug)
             assert same(state(plug), before)
-        wait(lambda: isinstance(other.store.trouble, StoreError))
+        until(lambda: isinstance(other.store.trouble, StoreError))
         assert same(state(other), before)
     finally:
         server.start()
     plug.delete("e1")
-    wait(lambda: other.store.at == 4 and other.store.trouble is None)
+    until(lambda: other.store.at == 4 and other.store.trouble is None)
     assert same(state(other), state(plug))
 
 
-def test_a_password_is_not_shown(server):
-    url = server.url.replace("memplug@", "memplug:secret@").replace("127.0.0.1:", "127.0.0.1:1")
-    with pytest.raises(StoreError, match="could not be read|port") as told:
-        opening.open_database(url)
-    assert "secret" not in str(told.value)
+def test_an_answer_that_is_lost_is_taken_up(plug, monkeypatch):
+    import psycopg
+
+    lose_the_answer(plug, monkeypatch, psycopg.OperationalError("the connection is lost"))
+
+
+@pytest.mark.parametrize("change", ["edit", "disable", "rollback"])
+def test_ctrl_c_at_any_line_leaves_the_state_before_or_after(attach, change):
+    interrupt_anywhere(attach, CHANGES[change])
+
+
+def test_a_revision_that_cannot_be_is_refused(plug):
+    for absent in (9, 0, -1, 1 << 70, "2"):
+        with pytest.raises(StoreError, match=f"revision {absent} of .* is not there; the newest is 3"):
+            plug.rollback(absent)
+    assert plug.store.prune(keep=1 << 70) == 0
+
+
+def test_who_only_looks_makes_nothing(server, sql):
+    assert opening.is_empty(server.url)
+    for look in (opening.peek, opening.read_history):
+        with pytest.raises(StoreError, match="there is no store postgresql"):
+            look(server.url)
+    assert sql("SELECT count(*) FROM pg_tables WHERE tablename LIKE 'memplug%'") == [(0,)]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from .errors import StoreError
+from .errors import NoStoreError, StoreError
 from .schema import is_current, upgrade
 
 __all__ = ["CHANNEL", "Database"]
@@ -29,7 +29,8 @@ CHANNEL = "memplug"
 
 _SLICE = 1.0  # seconds that a writer waits for its turn before it looks whether Ctrl-C came
 _TURN = {
-    "sqlite": ("BEGIN IMMEDIATE",),
+    # With a write-ahead log readers wait for nobody; it is the file's own once set, and reading sets nothing.
+    "sqlite": ("PRAGMA journal_mode=WAL", "BEGIN IMMEDIATE"),
     "postgresql": (
         f"SET LOCAL lock_timeout = {int(_SLICE * 1000)}",
         "SET LOCAL idle_in_transaction_session_timeout = 0",  # learning takes as long as it takes
@@ -50,6 +51,11 @@ _CONNECT: dict[str, dict[str, Any]] = {
 }
 _READ = {"sqlite": ("BEGIN",), "postgresql": ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",)}
 """One state from the first read to the last."""
+_EXAMPLES = (
+    "name an SQLite file (facts.db, sqlite:///facts.db) or a PostgreSQL database "
+    "(postgresql+psycopg://user@host/name; an @ in a password is written %40)"
+)
+_NONE = "there is no store {}; see the name, or make one with an edit"
 _BUSY = 5, 6  # SQLite's codes: busy, locked
 _NO_LOCK = "55P03"  # PostgreSQL's: lock_not_available
 
@@ -59,7 +65,7 @@ class Database:
 
     Args:
         where: the path of an SQLite file, or an SQLAlchemy URL of SQLite or PostgreSQL.
-        create: whether a file that is not there is made.
+        create: whether a store that is not there is made.
 
     Attributes:
         name: what it is called in messages; without a password.
@@ -67,28 +73,36 @@ class Database:
 
     Raises:
         StoreError: it is neither, cannot be opened, or was made by a newer memplug.
+        NoStoreError: it is not there, and not to be made; nothing was written.
         ImportError: its driver is not installed.
     """
 
     def __init__(self, where: str | Path, create: bool = True) -> None:
         url = _url(where)
-        self._kind, file = url.get_backend_name(), Path(str(url.database))
-        self.name = str(file) if self._kind == "sqlite" else url.render_as_string(hide_password=True)
+        self._kind, self._file = url.get_backend_name(), Path(str(url.database)).absolute()
+        self._opened: tuple[int, int] | None = None  # the file's device and number, once it is there
+        # Without the query, which may hold secrets.
+        self.name = str(url.database) if self._kind == "sqlite" else url.set(query={}).render_as_string()
         self.patience = 600.0
-        if self._kind == "sqlite" and not create and not file.exists():
-            raise StoreError(f"there is no store {self.name}; see the name, or make one with an edit")
+        if self._kind == "sqlite" and not create and not self._file.exists():
+            raise NoStoreError(_NONE.format(self.name))
         given = {name: one for name, one in _CONNECT[self._kind].items() if name not in url.query}
-        self._engine = create_engine(url, connect_args=given, pool_pre_ping=self._kind != "sqlite")
+        self._engine = create_engine(
+            url, connect_args=given, pool_pre_ping=self._kind != "sqlite", hide_parameters=True
+        )
         self._errors = SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error
         if self._kind == "sqlite":
             event.listen(self._engine, "connect", _prepare)
         try:
             with self.reading() as connection:
                 current = is_current(connection, self.name)
+            if current is None and not create:
+                raise NoStoreError(_NONE.format(self.name))
             if not current:
                 with self.writing() as connection:
                     upgrade(connection)
                     connection.commit()
+            self._opened = self._identity()
         except BaseException:
             self.close()
             raise
@@ -100,7 +114,7 @@ class Database:
         Raises:
             StoreError: the database fails, in it.
         """
-        with self._telling("read"), self._engine.connect() as connection:
+        with self._telling("read"), self._connect() as connection:
             for line in _READ[self._kind]:
                 connection.exec_driver_sql(line)
             yield connection
@@ -122,13 +136,29 @@ class Database:
             finally:
                 connection.close()
 
+    def _identity(self) -> tuple[int, int] | None:
+        if self._kind != "sqlite" or not self._file.exists():
+            return None
+        found = self._file.stat()
+        return found.st_dev, found.st_ino
+
+    def _connect(self) -> Connection:
+        """A connection to the very file that was opened: one that has no name any more keeps nothing.
+
+        Raises:
+            StoreError: the file is another one.
+        """
+        if self._opened not in (None, self._identity()):
+            raise StoreError(f"{self.name} was moved, deleted or replaced since it was opened; attach again")
+        return self._engine.connect()
+
     def _turn(self, point: Callable[[], Any]) -> Connection:
         until = time.monotonic() + self.patience
         while True:
             point()
             connection = None
             try:
-                connection = self._engine.connect()
+                connection = self._connect()
                 for line in _TURN[self._kind]:
                     connection.exec_driver_sql(line)
                 return connection
@@ -188,24 +218,32 @@ class Database:
 
 
 def _url(where: str | Path) -> URL:
+    """The URL of a file or a PostgreSQL database. A password stands where it is not shown.
+
+    Raises:
+        StoreError: it is neither; told without what could be a password.
+    """
     text = str(where)
+    shown = text if not {*"@?"} & {*text} else f"{text.partition('://')[0]}://..."
     try:
         url = make_url(text) if "://" in text else URL.create("sqlite", database=str(Path(text)))
-    except ArgumentError as error:
-        raise StoreError(f"{text.partition('@')[2] or text} is no URL of a database ({error})") from error
+    except (ArgumentError, ValueError):  # which may quote it
+        raise StoreError(f"{shown} is no URL of a database; {_EXAMPLES}") from None
     if url.get_backend_name() in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg") or not url.database:
-        raise StoreError(
-            f"edits are not kept in {url.render_as_string()}; name an SQLite file (facts.db, "
-            "sqlite:///facts.db) or a PostgreSQL database (postgresql+psycopg://user@host/name)"
-        )
+        known = url.database and "@" not in (url.host or "")
+        if secret := url.query.get("password"):
+            url = url.difference_update_query(["password"]).set(password=str(secret))
+    else:
+        known = url.drivername in ("sqlite", "sqlite+pysqlite") and url.database not in (None, "", ":memory:")
+        known = known and not (url.host or url.username or url.query)
+    if not known:
+        raise StoreError(f"edits are not kept in {shown}; {_EXAMPLES}")
     return url
 
 
 def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin as `_TURN` and `_READ` say
-    connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")  # what is committed outlives a power failure
 
 

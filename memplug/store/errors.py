@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["StoreError"]
+__all__ = ["NoStoreError", "StoreError"]
 
 
 class StoreError(ValueError):
@@ -11,3 +11,7 @@ class StoreError(ValueError):
     Where the connection was lost while the database confirmed a change, it may be stored all the same: then
     the plug takes it up with the next call.
     """
+
+
+class NoStoreError(StoreError):
+    """There is none under this name, and none was to be made."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..edits import EditTable
-from .errors import StoreError
+from .errors import NoStoreError, StoreError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -60,19 +60,20 @@ def read_history(where: str | Path) -> list[Revision]:
 
 
 def is_empty(where: str | Path) -> bool:
-    """Whether there is no revision, or no such file; raises StoreError where it cannot be read."""
-    if "://" not in str(where) and not Path(where).exists():
-        return True
-    with _reading(where, create=True) as (connection, _):
-        from .revisions import latest
+    """Whether there is no revision, or no store; raises StoreError where it cannot be read."""
+    try:
+        with _reading(where) as (connection, _):
+            from .revisions import latest
 
-        return not latest(connection)
+            return not latest(connection)
+    except NoStoreError:
+        return True
 
 
 @contextmanager
-def _reading(where: str | Path, create: bool = False) -> Iterator[tuple[Connection, str]]:
+def _reading(where: str | Path) -> Iterator[tuple[Connection, str]]:
     """A connection to a store, and what it is called."""
-    database = open_database(where, create)
+    database = open_database(where, create=False)
     try:
         with database.reading() as connection:
             yield connection, database.name

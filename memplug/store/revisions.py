@@ -64,16 +64,21 @@ def latest(connection: Connection) -> int:
 
 
 def history(connection: Connection) -> list[Revision]:
-    """All revisions, the first one first."""
+    """All revisions, the first one first.
+
+    Raises:
+        LoadError: one is damaged.
+    """
     r = REVISIONS.c
     asked = select(r.number, r.time, r.who, r.why, r.action, r.edits, r.manifest.is_not(None))
-    return [
-        Revision(
-            n, time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC), who, why, action, ids, bool(kept)
-        )
-        for n, time, who, why, action, edits, kept in connection.execute(asked.order_by(r.number))
-        for ids in [names(parsed(edits), "a revision's edits")]
-    ]
+    with _whole():
+        return [
+            Revision(
+                n, time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC), who, why, action, ids, bool(kept)
+            )
+            for n, time, who, why, action, edits, kept in connection.execute(asked.order_by(r.number))
+            for ids in [names(parsed(edits), "a revision's edits")]
+        ]
 
 
 def manifest_at(connection: Connection, number: int, where: str) -> Manifest:
@@ -167,7 +172,7 @@ def prune(connection: Connection, keep: int, where: str) -> int:
         How many revisions were let go of.
     """
     r = REVISIONS.c
-    old = update(REVISIONS).where(r.number <= latest(connection) - keep, r.manifest.is_not(None))
+    old = update(REVISIONS).where(r.number <= max(0, latest(connection) - keep), r.manifest.is_not(None))
     gone = connection.execute(old.values(manifest=None, tensors=None)).rowcount
     needed = set[str]()
     for number in connection.scalars(select(r.number).where(r.manifest.is_not(None))).all():
@@ -203,7 +208,8 @@ def _index(data: bytes) -> list[_Stored]:
 def _parts(connection: Connection, number: int, where: str) -> tuple[list[str], list[str]]:
     """The blocks of a revision's manifest, and those of its index."""
     asked = select(REVISIONS.c.manifest, REVISIONS.c.tensors).where(REVISIONS.c.number == number)
-    found = connection.execute(asked).first()
+    could_be = type(number) is int and 0 < number < 1 << 63  # what a database takes
+    found = connection.execute(asked).first() if could_be else None
     if found is None or found[0] is None:
         what = "was pruned" if found else f"is not there; the newest is {latest(connection)}"
         raise StoreError(f"revision {number} of {where} {what}; see plug.history()")

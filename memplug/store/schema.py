@@ -17,20 +17,21 @@ from .tables import VERSION
 __all__ = ["is_current", "upgrade"]
 
 
-def is_current(connection: Connection, where: str) -> bool:
-    """Whether the tables are as this memplug knows them.
+def is_current(connection: Connection, where: str) -> bool | None:
+    """Whether the tables are as this memplug knows them; None where there are none.
 
     Raises:
         StoreError: a newer memplug made them.
     """
     script = ScriptDirectory.from_config(_config())
-    held = MigrationContext.configure(connection, opts={"version_table": VERSION}).get_current_revision()
+    held = MigrationContext.configure(connection, opts={"version_table": VERSION}).get_current_heads()
     newest = script.get_current_head()
-    if held not in {None, *(one.revision for one in script.walk_revisions())}:
+    if len(held) > 1 or not {*held} <= {one.revision for one in script.walk_revisions()}:
+        made = brief(", ".join(held))
         raise StoreError(
-            f"{where} has the schema {brief(held)}, this memplug knows them up to {newest}; upgrade memplug"
+            f"{where} has the schema {made}, this memplug knows them up to {newest}; upgrade memplug"
         )
-    return held == newest
+    return held == (newest,) if held else None
 
 
 def upgrade(connection: Connection) -> None:

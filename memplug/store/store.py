@@ -54,7 +54,7 @@ class Store:
     def __init__(self, plug: Plug, database: Database, base: str, at: int) -> None:
         self._plug, self._database, self._base, self.at = plug, database, base, at
         self.trouble: Exception | None = None
-        self._stop = threading.Event()
+        self._stop, self._closed = threading.Event(), False
         if not at:
             with database.writing() as connection:
                 if not latest(connection):
@@ -80,8 +80,8 @@ class Store:
     def by(self, who: str | None = None, why: str | None = None) -> Iterator[None]:
         """Changes of this thread (or task) inside the ``with`` are made by ``who`` for the reason ``why``."""
         for value in (who, why):
-            if value is not None and (not isinstance(value, str) or "\0" in value):
-                raise ValueError(f"who and why are texts without NUL, got {value!r}")
+            if value is not None and not (isinstance(value, str) and _is_storable(value)):
+                raise ValueError(f"who and why are texts without NUL or half characters, got {value!r}")
         token = _AUTHOR.set(Author(who, why))
         try:
             yield
@@ -173,10 +173,15 @@ class Store:
         into every so many seconds. Where that fails (`trouble`) it is tried again.
 
         Args:
-            seconds: above 0.
+            seconds: above 0, up to 1e9.
+
+        Raises:
+            ValueError: they are not; or the plug was detached.
         """
-        if not seconds > 0:
-            raise ValueError(f"seconds is {seconds!r}; give a number above 0")
+        if not 0 < seconds <= 1e9:
+            raise ValueError(f"seconds is {seconds!r}; give a number above 0, up to 1e9")
+        if self._closed:
+            raise ValueError("this plug was detached; attach a new one")
         self._stop.set()
         self._stop = threading.Event()
         name = f"memplug follows {self.name}"
@@ -218,8 +223,13 @@ class Store:
 
     def close(self) -> None:
         """Stop following, and close the connections."""
+        self._closed = True
         self._stop.set()
         self._database.close()
+
+
+def _is_storable(value: str) -> bool:
+    return "\0" not in value and value == value.encode(errors="ignore").decode()
 
 
 def _off(edits: EditTable) -> Iterator[str]:
