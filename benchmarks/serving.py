@@ -135,8 +135,10 @@ def while_learning(client: httpx2.Client, edit: Edit, asking: Figures, prompts: 
 
 
 def prepared(folder: Path, counts: list[int], cases: list[Any]) -> None:
-    """Write the model, with an end token that nothing says (an answer that ends early would be less work), and
-    a plug for each number of edits."""
+    """Write the model, with an end token that nothing says (an answer that ends early is less work).
+
+    Beside it, plugs that hold so many edits.
+    """
     model, tokenizer = load_model("smollm2", "cpu", "auto")
     model.generation_config.eos_token_id = len(tokenizer) - 1
     for one in (model, tokenizer):
@@ -155,9 +157,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--edits", default="0,10,1000", help="0, 10 and more")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=24, help="of a server in a round, at once")
-    parser.add_argument("--single", type=int, default=8, help="of a server in a round, one after the other")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=8, help="of a server in a round, at once")
+    parser.add_argument("--single", type=int, default=3, help="of a server in a round, one after the other")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json", help="the file of results")
     args = parser.parse_args(argv)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
