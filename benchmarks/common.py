@@ -41,6 +41,7 @@ def write(path: Path, results: Any, **given: Any) -> None:
     """Store results with the machine and the settings; a rerun replaces them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    given.pop("out", None)  # a path of this machine
     path.write_text(
         json.dumps({"machine": machine(), "settings": given, "results": results}, indent=1) + "\n"
     )
