@@ -56,7 +56,7 @@ class Attached:
         self.saves = Saves()
         self.store: Store | None = None
         self._paused = 0
-        self._trying = False
+        self._trial: tuple[int, EditTable] | None = None
         self._lock = threading.RLock()
         self._hooks: HookSet | None = None
         self._hooks = HookSet(
@@ -81,7 +81,10 @@ class Attached:
 
     @property
     def edits(self) -> EditTable:
-        """The edits by id, in order, as they are now."""
+        """The edits by id, in order, as they are now; those that are only tried, for who tries them alone."""
+        trial = self._trial
+        if trial is not None and trial[0] != threading.get_ident():
+            return trial[1]
         return EditTable(self._edits, self._off)
 
     def take_over(self, edits: Mapping[str, Edit], off: Iterable[str], count: int) -> None:
@@ -102,7 +105,7 @@ class Attached:
         if gate.inside:
             raise RuntimeError("edits cannot be changed inside a forward of the model; do it before or after")
         with self._lock:
-            store = None if action is None or self._trying else self.store
+            store = None if action is None or self._trial else self.store
             if store is not None:
                 self.refresh()  # by itself, since what is swapped in makes Ctrl-C wait for the end
             with gate.uninterrupted(), gate.renewing(), learning(), ExitStack() as stack:
@@ -122,15 +125,16 @@ class Attached:
             before, count, state = self.edits, self._count, self.method.state()
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
             meta = json.loads(json.dumps(state.meta))
-            self._trying = True
+            self._trial = threading.get_ident(), before
             try:
                 yield
             finally:
-                self._trying = False
-                self.method.restore(tensors, meta, before)
-                self.take_over(
-                    {id: before[id] for id in before}, [id for id in before if not before.enabled(id)], count
-                )
+                try:
+                    self.method.restore(tensors, meta, before)
+                    off = [id for id in before if not before.enabled(id)]
+                    self.take_over({id: before[id] for id in before}, off, count)
+                finally:
+                    self._trial = None
 
     def _chosen(self, given: Iterable[str | Edit | Iterable[str | Edit]]) -> list[Edit]:
         self._check_attached()

@@ -17,6 +17,7 @@ from test_serving_answers import complete
 import memplug
 from memplug.saving.files import SaveError
 from memplug.serving import changes
+from memplug.store.errors import StoreError
 
 FOUNDED = "Who founded the Orlo Bridge Company?"
 BY_TAM = {"prompt": FOUNDED, "target": "Tam", "subject": "Orlo Bridge Company"}
@@ -241,6 +242,46 @@ def test_a_store_tells_who_and_why_and_goes_back(tokenizer, tmp_path):
         last = server.http.get("/history", params={"after": 3}).json()
         assert [one["action"] for one in last["data"]] == ["rollback to 2"]
         plug.store.close()
+
+
+def test_a_store_that_cannot_be_read_is_the_servers_fault(plug, monkeypatch):
+    def broken():
+        raise StoreError("it is gone")
+
+    monkeypatch.setattr(plug, "store", object())
+    monkeypatch.setattr(plug, "history", broken)
+    with serving(plug) as server:
+        for answer in (server.http.get("/history"), server.http.post("/rollback", json={"revision": 1})):
+            error = answer.json()["error"]
+            assert (answer.status_code, error["type"], error["code"]) == (503, "server_error", "store_failed")
+            assert "it is gone" in error["message"]
+
+
+@pytest.mark.filterwarnings("ignore:replaced e1")
+def test_edits_that_are_only_tried_are_in_no_list(plug, monkeypatch):
+    """Not while a preview is made, and after it neither; nor can they be deleted or counted."""
+    tried, going_on, unlearned = threading.Event(), threading.Event(), plug.unlearned
+
+    def waiting(edits):
+        tried.set()
+        assert going_on.wait(20)
+        return unlearned(edits)
+
+    monkeypatch.setattr(plug, "unlearned", waiting)
+    with serving(plug) as server:
+        asked = server.http.post(
+            "/preview", json={"edits": [BY_TAM, {**BY_TAM, "prompt": BORN, "subject": "Ada Quill"}]}
+        )
+        assert tried.wait(20)
+        before = [{"id": "e1", "prompt": BORN, "target": "Zarnow", "subject": "Ada Quill", "enabled": True}]
+        try:
+            assert server.http.get("/edits").json()["data"] == before
+            assert server.http.delete("/edits/e2").status_code == 404
+            assert "memplug_edits 1.0" in server.http.get("/metrics").text
+        finally:
+            going_on.set()
+        assert server.job(asked)["status"] == "succeeded"
+        assert server.http.get("/edits").json()["data"] == before
 
 
 def test_without_a_store_there_is_no_history(plug):

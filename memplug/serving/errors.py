@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ..edits import UnknownEditError
+from ..store.errors import StoreError
 from ..text.printable import printable
 from .batching import QueueFull, Stopped
 from .jobs import Taken
@@ -59,6 +60,8 @@ def body_of(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
         status, code = 503, "shutting_down"
     elif isinstance(error, UnknownEditError):
         status, code = 404, "edit_not_found"
+    elif isinstance(error, StoreError):
+        status, code = 503, "store_failed"
     elif isinstance(error, ValueError):
         status = 422
     else:
