@@ -114,6 +114,7 @@ class EditsRequest(_Strict):
 
 
 class PreviewRequest(EditsRequest):
+    edits: list[EditIn] = Field(min_length=1, max_length=10, description="All other requests wait for them.")
     prompts: list[Prompted] = Field(default=[], max_length=20, description="Asked before and after as well.")
 
 
