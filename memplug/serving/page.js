@@ -53,8 +53,9 @@ function why(found) {
     table.append(make("tr", {}, make("th", { scope: "col" }, "layer"), ...tokens.map(token => make("th", { scope: "col" }, token)),
       make("th", { scope: "col" }, "vote")));
     for (const { layer, heat, voted, token } of layers) {
-      const cells = heat.map((value, place) => {
+      const cells = heat.map(value => {
         const cell = make("td", {}, value === null ? "" : value.toFixed(2));
+        if (value > (made.most ?? 0)) Object.assign(made, { most: value, best: cell });
         const share = Math.max(0, Math.min(1, value ?? 0)) ** 2 * 70;
         cell.style.background = `color-mix(in srgb, var(--mark) ${share}%, transparent)`;
         return cell;
@@ -81,7 +82,11 @@ at("ask").onsubmit = async event => {
   tell("asked", "asking …");
   button.disabled = true;
   const explained = call("POST", "/explain", { prompt: sides.edited }).then(answer => answer.json())
-    .then(found => reason.append(why(found)), error => {
+    .then(found => {
+      const made = why(found), box = made.best?.closest(".scroll");
+      reason.append(made);
+      if (box) box.scrollLeft = made.best.offsetLeft - box.clientWidth / 2;  // what matched is in sight
+    }, error => {
       if (error.code !== "ask_only") throw error;
       reason.append(make("p", {}, "This key may ask, and not see why an edit was recalled."));
     });
