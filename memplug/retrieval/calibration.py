@@ -230,8 +230,8 @@ def chance_thresholds(
     Tokens of the sample play the part of a subject's token; each is compared with every token of the other
     texts that is not the same word. A subject of one token is taken for another word in a share ``rate`` of
     prompts, which count as 64 tokens; one of several is taken for a name that differs in one token with this
-    probability: its cosine is the smallest of its tokens', which is lower in other company, while a token that
-    differs is as far off as any two words.
+    probability: its cosine is the smallest of its tokens', which is lower in other company, while a token
+    that differs is as far off as any two words.
 
     Args:
         units: [n,N,K] the sample's states as unit vectors.
