@@ -1,148 +1,218 @@
-"""The server's speed: requests a second and latency, by edits in force, and while one is learned.
+"""Requests a second and latency of `memplug serve`, by edits in force, against `transformers serve`.
 
-    python -m benchmarks.serving --edits 0,10,100 --clients 8 --requests 48
+    python -m benchmarks.serving --edits 0,10,1000 --clients 8
 
-Clients ask the same completions of 16 tokens (no token ends them before), half of them prompts of the first
-ten edits. All settings take turns in one run: the bare model through the same server, and the plug with so
-many edits in force. They are learned in ``--steps`` steps, since it does not matter for speed what they say;
-the one that is learned beside requests has the method's own number.
+SmolLM2, bare for `transformers serve`, with llp for `memplug serve`. Every server is a process of its own
+with one thread for products, and is asked by the same client: completions of 16 tokens (no token ends them
+before), half of them prompts of the first ten edits. Servers take turns in one run: so many requests at once,
+then some one after the other. Ten edits are learned. The others have the values and questions of these ten,
+and keys in random directions: nothing recalls them, and all of them are searched.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
+import os
+import socket
 import statistics
-import threading
+import subprocess
+import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import torch
-import uvicorn
 
 import memplug
 from benchmarks.common import RESULTS, table, write
+from benchmarks.overhead import filled
 from memplug import world
 from memplug.commands.shared import load_model
-from memplug.serving.app import create_app
-from memplug.serving.settings import Settings
+from memplug.edits import Edit, EditTable
 
 __all__ = ["main"]
 
-TOKENS = 16
+TOKENS, LEARNED, KEYS = 16, 10, 3
+
+
+def multiplied(plug: memplug.Plug, cases: list[Any]) -> None:
+    """Give a plug that has learned the first of these cases the others as well: with values and questions of
+    those, and random keys."""
+    tensors, meta = plug.method.state()
+    entries, held = meta["entries"], len(plug.method.memory)
+    total = held + KEYS * (len(cases) - len(entries))
+    keys = filled(plug.method.memory, total, torch.Generator().manual_seed(0))
+    made = {**tensors, **{f"key.{name}": tensor for name, tensor in keys.items()}}
+    ids = iter(keys["id"].tolist()[held:])
+    edits, learned = dict(plug.edits), list(plug.edits)
+    for number, case in enumerate(cases[len(learned) :], start=len(learned)):
+        id, like = f"e{number + 1}", learned[number % len(learned)]
+        edits[id] = replace(case.edit, id=id)
+        value = next(entry["values"][0]["tensor"] for entry in entries if entry["edits"] == [like])
+        made[f"value.{number}.x"] = tensors[value].clone()
+        for name in ("vectors", "chat", "asks"):
+            made[f"question.{id}.{name}"] = tensors[f"question.{like}.{name}"].clone()
+        entries = [*entries, {
+            "subject": case.edit.subject, "edits": [id], "off": [], "keys": list(islice(ids, KEYS)),
+            "values": [{"edits": [id], "tensor": f"value.{number}.x"}],
+        }]  # fmt: skip
+    meta = {**meta, "entries": entries, "next": int(keys["id"][-1]) + 1}
+    plug.method.restore(made, meta, EditTable(edits))
+    plug.take_over(edits, (), len(edits))
 
 
 @contextmanager
-def served(plug: memplug.Plug) -> Iterator[httpx2.Client]:
-    """A client of a server in this process."""
-    app = create_app(plug, Settings("model", rate=0))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
-        yield client
-    server.should_exit = True
-    thread.join()
+def running(*command: object) -> Iterator[httpx2.Client]:
+    """A client of the server that this command starts, on a port of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line, nowhere = [*map(str, command), "--port", str(port)], subprocess.DEVNULL
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (
+        subprocess.Popen(line, env=environment, stdout=nowhere, stderr=nowhere) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client,
+    ):
+        try:
+            while process.poll() is None:
+                with suppress(httpx2.TransportError):
+                    client.get("/v1/models").raise_for_status()
+                    break
+                time.sleep(0.2)
+            yield client
+        finally:
+            process.terminate()
 
 
-def ask(client: httpx2.Client, prompt: str) -> tuple[float, int]:
-    """Seconds and new tokens of one request."""
+def ask(client: httpx2.Client, model: str, prompt: str) -> float:
+    """Seconds of one request."""
     begun = time.perf_counter()
-    given = {"model": "model", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
+    given = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
     answer = client.post("/v1/completions", json=given).raise_for_status().json()
-    return time.perf_counter() - begun, answer["usage"]["completion_tokens"]
+    if answer["usage"]["completion_tokens"] != TOKENS:
+        raise RuntimeError(f"an answer of other work: {answer}")
+    return time.perf_counter() - begun
 
 
 class Figures:
-    """Requests of one setting."""
+    """Requests of one server, ``clients`` at once."""
 
-    def __init__(self) -> None:
-        self.seconds, self.took, self.tokens = 0.0, list[float](), 0
+    def __init__(self, model: str, clients: int) -> None:
+        self.seconds, self.took, self._model, self._clients = 0.0, list[float](), model, clients
 
-    def measure(self, client: httpx2.Client, prompts: list[str], clients: int) -> None:
-        """Ask these prompts, so many at once."""
+    def measure(self, client: httpx2.Client, prompts: list[str]) -> None:
+        """Ask these prompts."""
         begun = time.perf_counter()
-        with ThreadPoolExecutor(clients) as pool:
-            found = list(pool.map(lambda prompt: ask(client, prompt), prompts))
+        with ThreadPoolExecutor(self._clients) as pool:
+            self.took += pool.map(lambda prompt: ask(client, self._model, prompt), prompts)
         self.seconds += time.perf_counter() - begun
-        self.took += [seconds for seconds, _ in found]
-        self.tokens += sum(tokens for _, tokens in found)
 
     def row(self) -> dict[str, float]:
-        """Requests and tokens a second; seconds of a request, half and 95 of 100 of which took no longer."""
+        """Requests a second; seconds of a request, half and 95 of 100 of which took no longer."""
         parts = statistics.quantiles(self.took, n=20, method="inclusive")
-        rates = {"requests/s": len(self.took) / self.seconds, "tokens/s": self.tokens / self.seconds}
-        return {name: round(x, 3) for name, x in {**rates, "p50": parts[9], "p95": parts[18]}.items()}
+        found = {"requests/s": len(self.took) / self.seconds, "p50": parts[9], "p95": parts[18]}
+        return {name: round(x, 3) for name, x in found.items()}
 
 
-def while_learning(
-    client: httpx2.Client, case: Any, prompts: list[str], clients: int
-) -> tuple[Figures, float]:
-    """Requests while an edit is learned, and the seconds that it took."""
-    figures, edit = Figures(), case.edit
+def while_learning(client: httpx2.Client, edit: Edit, asking: Figures, prompts: list[str]) -> float:
+    """Ask while an edit is learned; gives the seconds that it took."""
     given = {"prompt": edit.prompt, "target": edit.target, "subject": edit.subject}
     job = client.post("/edits", json=given).raise_for_status().headers["location"]
     while (state := client.get(job).json())["status"] in ("queued", "running"):
-        figures.measure(client, list(itertools.islice(itertools.cycle(prompts), clients)), clients)
-    return figures, state["finished"] - state["started"]
+        asking.measure(client, prompts)
+    if state["status"] != "succeeded":
+        raise RuntimeError(state["error"])
+    return state["finished"] - state["started"]
+
+
+def prepared(folder: Path, counts: list[int], cases: list[Any]) -> None:
+    """Write the model, with an end token that nothing says (an answer that ends early is less work).
+
+    Beside it, plugs that hold so many edits.
+    """
+    model, tokenizer = load_model("smollm2", "cpu", "auto")
+    model.generation_config.eos_token_id = len(tokenizer) - 1
+    for one in (model, tokenizer):
+        one.save_pretrained(folder / "model")
+    with memplug.attach(model, tokenizer) as plug:
+        for count in counts:
+            if count and not plug.edits:
+                plug.edit(cases[:LEARNED], progress=False)
+            if count > LEARNED:
+                multiplied(plug, cases[:count])
+            plug.save(folder / str(count))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="smollm2", help="as for `memplug serve`")
-    parser.add_argument("--method", default="llp")
-    parser.add_argument("--edits", default="0,10,100")
-    parser.add_argument("--steps", type=int, default=2, help="of the edits that are only counted (llp)")
+    parser.add_argument("--edits", default="0,10,1000", help="0, 10 and more")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=48, help="of a setting in a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=8, help="of a server in a round, at once")
+    parser.add_argument("--single", type=int, default=3, help="of a server in a round, one after the other")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json", help="the file of results")
     args = parser.parse_args(argv)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     counts = sorted(map(int, args.edits.split(",")))
-    cases = world.cases(counts[-1] + 11, seed=0)
-    edits = [case.edit for case in cases[: counts[-1]]]
-    asked = [case.edit.prompt for pair in zip(cases[:10], cases[-11:-1], strict=True) for case in pair]
-    prompts = list(itertools.islice(itertools.cycle(asked), args.requests))
-    bare = memplug.attach(*load_model(args.model, "cpu", "auto"), args.method)
-    bare.detach()
-    given = {"value_steps": args.steps} if args.method == "llp" else {}
-    plug = memplug.attach(*load_model(args.model, "cpu", "auto"), args.method, **given)
-    made = plug.edit(edits) if edits else []
-    for model in (bare.model, plug.model):  # an answer that ends early would be less work
-        model.generation_config.eos_token_id = len(plug.tokenizer) - 1
-    figures = {"bare": Figures(), **{f"{count} edits": Figures() for count in counts}}
-    with served(bare) as bare_client, served(plug) as client:
-        for client_ in (bare_client, client):
-            Figures().measure(client_, prompts[: args.clients], args.clients)
+    cases = world.cases(max(*counts, LEARNED) + LEARNED + 2, seed=0)
+    asked = [case.edit.prompt for pair in zip(cases, cases[-LEARNED - 2 : -2]) for case in pair]  # noqa: B905
+    several, single = (list(islice(cycle(asked), count)) for count in (args.requests, args.single))
+    with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
+        folder = Path(home)
+        prepared(folder, counts, cases)
+        model = str(folder / "model")
+        bare = [Path(sys.executable).with_name("transformers"), "serve", model]
+        edited = [sys.executable, "-m", "memplug", "serve", "--model", model, "--name", model, "--rate", 0]
+        commands = {
+            "transformers serve": bare,
+            "with --continuous-batching": [*bare, "--continuous-batching"],
+        }
+        commands |= {
+            f"memplug serve, {count} edits": [*edited, "--plug", folder / str(count)] for count in counts
+        }
+        servers = {name: stack.enter_context(running(*command)) for name, command in commands.items()}
+        figures = {name: (Figures(model, args.clients), Figures(model, 1)) for name in servers}
+        for client in servers.values():
+            Figures(model, args.clients).measure(client, several)
         for _ in range(args.rounds):
-            figures["bare"].measure(bare_client, prompts, args.clients)
-            for count in counts:
-                for change, some in ((plug.enable, made[:count]), (plug.disable, made[count:])):
-                    if some:
-                        change(some)
-                figures[f"{count} edits"].measure(client, prompts, args.clients)
-    plug.detach()
-    with memplug.attach(bare.model, bare.tokenizer, args.method) as whole, served(whole) as client:
-        name = "while one is learned"
-        figures[name], seconds = while_learning(client, cases[-1], prompts, args.clients)
-    rows = {name: one.row() for name, one in figures.items()}
-    results = {"rows": rows, "seconds to learn beside requests": round(seconds, 1)}
+            for name, client in servers.items():
+                for asking, prompts in zip(figures[name], (several, single), strict=True):
+                    asking.measure(client, prompts)
+        client, learning = servers[list(commands)[2]], "while it learns an edit"
+        figures[learning] = Figures(model, args.clients), Figures(model, 1)
+        given = zip(cases[-2:], figures[learning], (several[: args.clients], single[:1]), strict=True)
+        seconds = [while_learning(client, case.edit, asking, prompts) for case, asking, prompts in given]
+    rows = {name: [asking.row() for asking in both] for name, both in figures.items()}
+    results = {"rows": rows, "seconds to learn beside requests": [round(each, 1) for each in seconds]}
     write(args.out, results, **vars(args))
-    head = ["", *rows["bare"]]
-    cells = [[name, *(f"{value:.2f}" for value in row.values())] for name, row in rows.items()]
-    print(table(head, cells), f"\nlearned beside requests in {seconds:.0f} s")
+    base = rows["transformers serve"][0]["requests/s"]
+    head = [
+        "",
+        f"requests/s, {args.clients} clients",
+        "times",
+        "p50, s",
+        "p95, s",
+        "p50, s, one client",
+        "p95, s",
+    ]
+    cells = [
+        [name, f"{at_once['requests/s']:.2f}", f"{at_once['requests/s'] / base:.2f}"]
+        + [f"{row[part]:.2f}" for row in (at_once, alone) for part in ("p50", "p95")]
+        for name, (at_once, alone) in rows.items()
+    ]
+    print(table(head, cells), f"\nlearned beside requests in {seconds[0]:.0f} and {seconds[1]:.0f} s")
     return 0
 
 
