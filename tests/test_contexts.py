@@ -37,7 +37,7 @@ def test_a_model_without_a_bos_starts_from_its_stop_token():
     class Start:
         """Stands for a small model, of which nothing is kept, and whose continuations are known."""
 
-        bos_id, eos_ids, pad_id = None, [7], 0
+        bos_id, eos_ids, pad_id, begins = None, [7], 0, ()
         model = torch.nn.Linear(2, 2)
 
         def decode(self, ids):

@@ -84,14 +84,16 @@ LONG = [  # with a name that is like it
 ]
 
 
-def test_a_long_name_is_found_in_other_company(smollm2):
+def test_a_long_name_is_found_in_other_company(plug):
     """One of its tokens may look different at the beginning of a user's turn; another name looks far off."""
-    edits = [Edit(asked.format(subject), "Greek", subject) for subject, asked, _ in LONG]
-    with memplug.attach(*smollm2, "grace", steps=1) as plug:
-        with pytest.warns(UserWarning, match="not learned well"):
-            plug.edit(edits, progress=False)
-        for subject, _, near in LONG:
-            for name in (subject, near):
-                told = plug.explain(in_chat(f"{name}, what do you know of it?"))
-                best = told.recalled or told.runner_up
-                assert (best.subject, best.enough) == (subject, name == subject), (name, best)
+    if plug.name != "icl":
+        pytest.skip("all three find edits in one way, and this one learns at once")
+    made = plug.edit(
+        [Edit(asked.format(subject), "Greek", subject) for subject, asked, _ in LONG], progress=False
+    )
+    for subject, _, near in LONG:
+        for name in (subject, near):
+            told = plug.explain(in_chat(f"{name}, what do you know of it?")).found
+            best = told.recalled or told.runner_up
+            assert (best.subject, best.enough) == (subject, name == subject), (name, best)
+    plug.delete(made)
