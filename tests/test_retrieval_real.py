@@ -95,5 +95,5 @@ def test_a_long_name_is_found_in_other_company(plug):
         for name in (subject, near):
             told = plug.explain(in_chat(f"{name}, what do you know of it?")).found
             best = told.recalled or told.runner_up
-            assert (best.subject, best.enough) == (subject, name == subject), (name, best)
+            assert (best.subject == subject and best.enough) == (name == subject), (name, best)
     plug.delete(made)
