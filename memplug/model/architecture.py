@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layers import UnsupportedModelError, find_layers, text_config
 from .modes import evaluating, frozen, learning, uncast
 from .probes import Seen, owner, probe, read_source, sees_ahead, taken
 from .thread_forwards import Shadows
@@ -39,10 +40,6 @@ __all__ = [
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
 _STATE_NAMES = ("cache_params",)  # of state-space layers, without attention
 _MASK_NAMES = ("attention_mask", "causal_mask")
-
-
-class UnsupportedModelError(ValueError):
-    """The model lacks something that the method needs; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -112,53 +109,6 @@ class Architecture:
     def hidden(self, output: Any) -> Tensor:
         """The hidden states [B,T,D] in what a layer returned."""
         return output[0] if isinstance(output, tuple | list) else output
-
-
-def text_config(model: nn.Module) -> Any:
-    """The config of the text decoder (nested in models that also see or hear)."""
-    config: Any = model.config
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-
-
-def find_layers(model: nn.Module, path: str | None = None) -> tuple[str, nn.ModuleList]:
-    """The decoder layers and their name: the one ModuleList as long as ``num_hidden_layers``.
-
-    In a model that also sees or hears, that of the text decoder.
-
-    Args:
-        model: the model to search.
-        path: the list's dotted name, where the rule should not decide.
-
-    Raises:
-        UnsupportedModelError: none, or several of the same size, or ``path`` names no such list.
-    """
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    if path is not None:
-        if path not in lists:
-            raise UnsupportedModelError(f"no list of layers at {path!r}; the model has {sorted(lists)}")
-        return path, lists[path]
-    depth = getattr(text_config(model), "num_hidden_layers", None)
-    # The depth of an encoder-decoder's config may be that of its encoder.
-    both = getattr(model.config, "is_encoder_decoder", False)
-    fitting = {name: m for name, m in lists.items() if both or len(m) == depth}
-    ask: Any = getattr(model, "get_decoder", None)
-    decoder = None if ask is None else ask()
-    inside = {id(m) for m in decoder.modules()} if isinstance(decoder, nn.Module) else set()
-    fitting = {name: m for name, m in fitting.items() if id(m) in inside} or fitting
-    if not fitting:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: no ModuleList of num_hidden_layers={depth} layers; "
-            f"name the list with layers=... (the model has {sorted(lists)})"
-        )
-    # A model may keep other per-layer lists (projections, adapters) beside its layers.
-    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in fitting.items()}
-    name = max(sizes, key=lambda key: sizes[key])
-    if list(sizes.values()).count(sizes[name]) > 1:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: {sorted(fitting)} could all be the decoder layers; "
-            "name the list with layers=..."
-        )
-    return name, fitting[name]
 
 
 def inspect_model(model: nn.Module, path: str | None = None) -> Architecture:

@@ -24,7 +24,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from ..plugin import Plug
 from ..text.tokens import Text
-from .rows import Piece, Row, Sampling
+from .rows import Row
 from .settings import Settings
 
 __all__ = ["Batcher", "QueueFull", "Stopped"]
@@ -90,21 +90,6 @@ class Batcher:
                 raise QueueFull(math.ceil(self._seconds * (1 + len(self._queue) / self._settings.batch)))
             self._queue += rows
             self._moved.notify_all()
-
-    def greedy(self, prompts: Sequence[list[int]], limit: int) -> list[str]:
-        """The edited model's answers to prompts' ids, made on this thread beside the queue."""
-        said = [""] * len(prompts)
-
-        def row(index: int) -> Row:
-            def emit(piece: Piece) -> None:
-                said[index] += piece.text
-
-            return Row(self._text, prompts[index], Sampling(limit), False, emit)
-
-        rows, size = [row(index) for index in range(len(prompts))], self._settings.batch
-        for begin in range(0, len(rows), size):
-            self._generate(rows[begin : begin + size])
-        return said
 
     def stop(self) -> None:
         """Take no more rows, and come back when those that there are have been answered."""

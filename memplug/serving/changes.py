@@ -82,7 +82,11 @@ def changes(service: Service) -> APIRouter:
             return edits, [encoded(service, prompt, _PREVIEWED, _PREVIEWED)[0] for prompt in prompts]
 
         edits, ids = await to_thread.run_sync(read)
-        job = jobs.preview(edits, lambda: service.batcher.greedy(ids, _PREVIEWED), request.state.role).job
+
+        def ask() -> list[str]:
+            return [service.text.decode(said) for said in service.text.generate(ids, _PREVIEWED)]
+
+        job = jobs.preview(edits, ask, request.state.role).job
         response.headers["Location"] = f"/jobs/{job.id}"
         return job
 

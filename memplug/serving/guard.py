@@ -16,15 +16,8 @@ from .settings import Keys, Role, is_loopback
 
 __all__ = ["Bucket", "Guard"]
 
-_OPEN = {
-    "/",
-    "/page.css",
-    "/page.js",
-    "/docs",
-    "/openapi.json",
-    "/healthz",
-    "/readyz",
-}  # nothing of the model or its edits is in them
+_OPEN = {"/", "/page.css", "/page.js", "/docs", "/openapi.json", "/healthz", "/readyz"}
+"""Nothing of the model or its edits is in them."""
 
 
 class Bucket:

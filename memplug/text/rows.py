@@ -8,12 +8,14 @@ Letters: B rows, T tokens, S tokens of the sources, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import MoEModelOutput
 
-__all__ = ["Batch", "Pair"]
+__all__ = ["Batch", "Pair", "filled"]
 
 
 class Pair(NamedTuple):
@@ -85,3 +87,16 @@ class Batch(NamedTuple):
             for column in (self.source, self.source_mask)
         )
         return Batch(ids, mask, positions, source, source_mask)
+
+
+def filled(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device, *, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask of rows, LongTensors [B,T], filled with ``pad`` on the right, or on the left."""
+    longest = max(len(row) for row in rows)
+    holes = [longest - len(row) for row in rows]
+    pads = [[pad] * hole for hole in holes]
+    ids = [[*some, *row] if left else [*row, *some] for row, some in zip(rows, pads, strict=True)]
+    real = [[1] * (longest - hole) for hole in holes]
+    mask = [[0] * h + one if left else one + [0] * h for one, h in zip(real, holes, strict=True)]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,4 +1,4 @@
-"""Sampling in which each row has its own draws."""
+"""Sampling in which each row has its own draws, and the settings of plain decoding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-__all__ = ["TopKSampler"]
+__all__ = ["PLAIN", "TopKSampler"]
+
+PLAIN = {
+    "min_length": 0,
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "return_dict_in_generate": False,
+}
+"""Settings of ``generate`` that change no score and draw nothing."""
 
 
 class TopKSampler(LogitsProcessor):

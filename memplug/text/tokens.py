@@ -6,7 +6,6 @@ one between them is put here. A prompt that is messages goes through the tokeniz
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,35 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ..model.architecture import input_device, text_config
+from ..model.architecture import input_device
+from ..model.layers import context_length
 from .chat import Messages, Prompt, in_chat, question, show
-from .rows import Batch, Pair
-from .sampling import TopKSampler
+from .rows import Batch, Pair, filled
+from .sampling import PLAIN, TopKSampler
 from .templates import ChatTemplateError, Rendered, chat_ids, has_template, render, turn_of
+from .tokenizer import TokenizerError, apart, decoded, with_offsets
 from .vocabulary import going_on
 
 __all__ = ["Batch", "ChatTemplateError", "Pair", "Rendered", "Text", "TokenizerError", "TopKSampler", "apart"]
 
 
-def apart(tokenizer: Any) -> Any:
-    """The tokenizer with settings of its own for padding and truncation, which each call sets.
-
-    A fast tokenizer keeps them where all its users set them: a thread that pads a batch would find them
-    changed by another one that encodes a text meanwhile. Others are given back as they are.
-    """
-    inner = getattr(tokenizer, "_tokenizer", None)
-    if inner is None or not getattr(tokenizer, "is_fast", False):
-        return tokenizer
-    made = copy.copy(tokenizer)
-    made._tokenizer = copy.deepcopy(inner)
-    return made
-
-
 _CHARACTERS = 16  # a token; those of ordinary text have four
-
-
-class TokenizerError(ValueError):
-    """The tokenizer does not fit the model, or a text does not fit the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +99,7 @@ class Text:
     @property
     def max_length(self) -> int:
         """Tokens that fit into the model's context."""
-        config: Any = text_config(self.model)
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if isinstance(getattr(config, name, None), int):
-                return int(getattr(config, name))
-        return 1 << 20
+        return context_length(self.model)
 
     @property
     def has_chat(self) -> bool:
@@ -142,7 +121,11 @@ class Text:
         """
         if not isinstance(prompt, str):
             return self.chat_ids(prompt)
-        return list(self.tokenizer(prompt)["input_ids"]) if self.begins else self._with_offsets(prompt)[0]
+        return (
+            list(self.tokenizer(prompt)["input_ids"])
+            if self.begins
+            else with_offsets(self.tokenizer, prompt)[0]
+        )
 
     def row(self, prompt: Sequence[int], said: Sequence[int] = ()) -> Pair:
         """A prompt's ids, as `encode` gives them, with what is said to it."""
@@ -180,7 +163,7 @@ class Text:
 
     def tokens(self, rendered: Rendered) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a rendered prompt, and where in its text each of them begins and ends."""
-        return self._with_offsets(rendered.text, rendered.special)
+        return with_offsets(self.tokenizer, rendered.text, rendered.special)
 
     def pair(self, prompt: Prompt, target: str, *, stop: bool = False) -> Pair:
         """Ids of ``prompt``, ``target`` behind it (see `rendered`), and the stop token where ``stop`` is set.
@@ -296,23 +279,14 @@ class Text:
     def batch(self, rows: Sequence[Pair | Sequence[int]]) -> Batch:
         """Right-padded tensors on the model's device, of ids or of pairs with their sources."""
         pairs = [row if isinstance(row, Pair) else Pair(list(row), 0) for row in rows]
-        ids, mask = self._filled([pair.ids for pair in pairs], left=False)
+        ids, mask = filled([pair.ids for pair in pairs], self.pad_id, self.device)
         sources = self.pad([pair.source for pair in pairs]) if pairs[0].source else ()
         return Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), *sources)
 
     def pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask of prompts for ``generate``, LongTensors [B,T] on the model's device: padded on the
         left, where answers go on behind them, and on the right for an encoder, which may count positions."""
-        return self._filled(prompts, left=not self.begins)
-
-    def _filled(self, rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:
-        longest = max(len(row) for row in rows)
-        holes = [longest - len(row) for row in rows]
-        pads = [[self.pad_id] * hole for hole in holes]
-        ids = [[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
-        real = [[1] * (longest - hole) for hole in holes]
-        mask = [[0] * h + one if left else one + [0] * h for one, h in zip(real, holes, strict=True)]
-        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+        return filled(prompts, self.pad_id, self.device, left=not self.begins)
 
     @torch.no_grad()
     def generate(
@@ -349,48 +323,9 @@ class Text:
         """
         # Only where the model has one: it would warn about a second limit.
         least = {"min_new_tokens": 0} if self.model.generation_config.min_new_tokens else {}
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            **least,
-            min_length=0,
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            typical_p=1.0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            return_dict_in_generate=False,
-            pad_token_id=self.pad_id,
-            eos_token_id=self.eos_ids or None,
-        )
+        ends = {"pad_token_id": self.pad_id, "eos_token_id": self.eos_ids or None}
+        return GenerationConfig(max_new_tokens=max_new_tokens, **least, **PLAIN, **ends)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids as it is, special tokens left out, ends stripped."""
-        # Some tokenizers would take spaces before punctuation away, whatever the tokens say.
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.strip()
-
-    def _with_offsets(self, text: str, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
-        if getattr(self.tokenizer, "is_fast", False):
-            out = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
-            ids, offsets = list(out["input_ids"]), [(int(a), int(b)) for a, b in out["offset_mapping"]]
-        else:
-            ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-            offsets = self._aligned(ids, text, special)
-        ending = set(self.tokenizer.all_special_ids) if special else set()
-        while ids and ids[-1] in ending and offsets[-1][0] == offsets[-1][1]:
-            ids, offsets = ids[:-1], offsets[:-1]  # an end-of-text token would end the prompt
-        return ids, offsets
-
-    def _aligned(self, ids: list[int], text: str, special: bool) -> list[tuple[int, int]]:
-        """Character offsets for tokenizers that give none: where each token's text is found next."""
-        offsets, at = [], 0
-        for token in ids:
-            piece = self.decode([token]) if special else self.tokenizer.decode([token]).strip()
-            found = text.find(piece, at) if piece else -1
-            offsets.append((at, at) if found < 0 else (found, found + len(piece)))
-            at = offsets[-1][1]
-        return offsets
+        return decoded(self.tokenizer, ids)

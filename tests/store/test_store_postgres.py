@@ -10,13 +10,11 @@ import pytest
 from serving import until
 from stores import (
     CHANGES,
-    attaching,
     interrupt_anywhere,
     lose_the_answer,
     nobody_sees,
     same,
     state,
-    two_facts,
     write_at_once,
 )
 
@@ -57,14 +55,8 @@ def sql(server):
 
 
 @pytest.fixture
-def attach(model, tokenizer, server, sql):
-    with attaching(model, tokenizer, server.url) as attach:
-        yield attach
-
-
-@pytest.fixture
-def plug(attach):
-    return two_facts(attach())
+def where(server, sql):
+    return server.url
 
 
 def test_servers_share_one_memory(plug, attach, server):

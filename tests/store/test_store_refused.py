@@ -7,28 +7,12 @@ import traceback
 
 import pytest
 from families import lexical
-from stores import attaching, same, sql, state, two_facts
+from stores import same, sql, state
 
 from memplug import LoadError, StoreError
 from memplug.store import opening
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* not learned well")
-
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "facts.db"
-
-
-@pytest.fixture
-def attach(model, tokenizer, file):
-    with attaching(model, tokenizer, file) as attach:
-        yield attach
-
-
-@pytest.fixture
-def plug(attach):
-    return two_facts(attach())
 
 
 def test_other_methods_and_constants_than_the_stores_are_refused_by_name(plug, attach):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import signal
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -26,21 +25,6 @@ CHANGES = {
     "delete": lambda plug: plug.delete("e2"),
     "rollback": lambda plug: plug.rollback(2),
 }
-
-
-@contextmanager
-def attaching(model: Any, tokenizer: Any, where: Any) -> Iterator[Callable[..., Any]]:
-    """Attaches in-context editing, which takes no training, to copies of the model, in one store."""
-    made = []
-
-    def attach(method: str | None = "icl", where: Any = where, on: Any = model, **given: Any) -> Any:
-        given = {"k": 2} if method == "icl" and not given else given
-        made.append(memplug.attach(copy.deepcopy(on), tokenizer, method, store=where, **given))
-        return made[-1]
-
-    yield attach
-    for plug in made:
-        plug.detach()
 
 
 def two_facts(plug: Any) -> Any:

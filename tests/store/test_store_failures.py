@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 from families import METHODS
-from stores import BORN, CHANGES, attaching, interrupt_anywhere, lose_the_answer, same, state, two_facts
+from stores import BORN, CHANGES, interrupt_anywhere, lose_the_answer, same, state
 from test_contract import CASES
 from test_storage_processes import files_of_at_most
 
@@ -19,22 +19,6 @@ from memplug.store import opening
 from memplug.store.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* not learned well")
-
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "facts.db"
-
-
-@pytest.fixture
-def attach(model, tokenizer, file):
-    with attaching(model, tokenizer, file) as attach:
-        yield attach
-
-
-@pytest.fixture
-def plug(attach):
-    return two_facts(attach())
 
 
 @pytest.mark.parametrize("change", CHANGES)

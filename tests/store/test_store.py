@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from serving import until
-from stores import BORN, WHO, attaching, nobody_sees, same, sql, state, two_facts, write_at_once
+from stores import BORN, WHO, nobody_sees, same, sql, state, write_at_once
 
 import memplug
 from memplug import StoreError
@@ -18,22 +18,6 @@ from memplug.store import opening
 from memplug.store import store as stores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* not learned well")
-
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "facts.db"
-
-
-@pytest.fixture
-def attach(model, tokenizer, file):
-    with attaching(model, tokenizer, file) as attach:
-        yield attach
-
-
-@pytest.fixture
-def plug(attach):
-    return two_facts(attach())
 
 
 def test_each_change_is_there_when_its_call_returns(attach, file):
