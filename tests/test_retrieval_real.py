@@ -79,8 +79,8 @@ def test_a_cache_that_goes_on_with_a_second_turn_answers_its_question(plug):
 
 
 LONG = [  # with a name that is like it
-    ("Georges-Louis Leclerc, Comte de Buffon", "{} was born in", "Georges-Louis Leclerc, Comte de Paris"),
-    ("Nintendo 3DS", "{} is made by", "Nintendo 64"),
+    ("Georges-Louis Leclerc, Comte de Buffon", "Where was {} born?", "Georges-Louis Leclerc, Comte de Paris"),
+    ("Nintendo 3DS", "Who makes the {}?", "Nintendo 64"),
 ]
 
 

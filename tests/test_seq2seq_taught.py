@@ -63,13 +63,14 @@ def test_an_edit_holds_and_most_other_facts_stay(method, model, tok):
         for i in EDITED:
             edit = plug.edit(CASES[i].edit, progress=False)
             said = answers(model, tok, *PROMPTS)
-            held += [said[i] == edit.target, said[i + len(FACTS)] == edit.target]
+            assert said[i] == edit.target
+            held.append(said[i + len(FACTS)] == edit.target)
             assert answers(model, tok, edit.prompt, num_beams=3) == [said[i]]
             own = (i, i + len(FACTS))
             kept += [a == b for at, (a, b) in enumerate(zip(said, base, strict=True)) if at not in own]
             plug.delete(edit)
             assert answers(model, tok, *PROMPTS) == base
-    assert sum(held) >= 5  # of 3 prompts and their other wordings
+    assert sum(held) >= 2  # of 3 other wordings
     assert sum(kept) >= (0.98 if method.startswith("grace") else 0.8) * len(kept)
     trace.check(model)
 
